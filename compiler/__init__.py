@@ -1,0 +1,1 @@
+"""torch.export graph -> IR -> passes -> instruction stream and packed weights."""

@@ -1,0 +1,1 @@
+"""Kernels: each emits the instructions of one fused operator, lengths in registers."""

@@ -1,0 +1,266 @@
+"""The assembler that kernels write with: registers, loops, unit instructions, tokens."""
+
+from collections.abc import Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from alula.errors import InternalError, UserError
+from hw.spec import isa
+from hw.spec.config import Config
+from hw.spec.isa import Instruction, Op, Unit
+
+from . import tokens
+from .regions import Region
+
+FENCED = isa.ALL_UNITS & ~(1 << Unit.RD)
+"""RD may run ahead of a fence: only cache reads depend on stores, and those follow a fence or a token."""
+
+
+@dataclass(frozen=True)
+class Reg:
+    """A register, plus a constant: what SET and ADDI take."""
+
+    index: int
+    plus: int = 0
+
+    def __add__(self, constant: int) -> "Reg":
+        return Reg(self.index, self.plus + constant)
+
+
+Value = int | Reg
+
+
+@dataclass(frozen=True)
+class At:
+    """A vector operand: word (block in OB) `offset` of `region`, strides of an outer and a middle step."""
+
+    region: Region
+    out: Value = 0
+    mid: Value = 0
+    offset: Value = 0
+
+    def address(self) -> Value:
+        base = self.region.base if self.region.buffer == "OB" else self.region.word
+        return self.offset + base
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Row-scalar entries: first entry and the strides."""
+
+    region: Region
+    out: Value = 0
+    mid: Value = 0
+    offset: Value = 0
+
+    def address(self) -> Value:
+        return self.offset + self.region.base
+
+
+class Builder:
+    """Collects a program. Blocks between fences get their tokens when they are closed."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.program: list[Instruction] = []
+        self.block: list[tokens.Access] = []
+        self._registers: dict[str, int] = {}
+        self._versions = [0] * isa.REGISTERS
+        self._known: dict[tuple, tuple] = {}
+        self.comments: dict[int, str] = {}
+
+    # --- registers -------------------------------------------------------------------------------------
+
+    def argument(self, name: str, index: int) -> Reg:
+        self._registers[name] = index
+        return Reg(index)
+
+    def reg(self, name: str) -> Reg:
+        """The register of that name, taken on first use."""
+        if name not in self._registers:
+            free = [r for r in range(1, isa.REGISTERS) if r not in self._registers.values()]
+            if not free:
+                raise InternalError(f"no register is left for {name}")
+            self._registers[name] = free[0]
+        return Reg(self._registers[name])
+
+    def new_entry(self) -> None:
+        """Forget register names at the start of another entry point."""
+        self._registers, self._known = {}, {}
+
+    def emit(self, op: Op, a: int = 0, b: int = 0, c: int = 0, imm: int = 0) -> int:
+        self.program.append(Instruction(op, a, b, c, imm))
+        return len(self.program) - 1
+
+    def _write(self, target: Reg) -> int:
+        self._versions[target.index] += 1
+        return target.index
+
+    def set(self, target: Reg, value: Value) -> Reg:
+        """target = value (a constant, a register, or register + constant)."""
+        source = value if isinstance(value, Reg) else Reg(0, value)
+        if source != target:
+            self.emit(Op.ADDI, self._write(target), source.index, 0, source.plus)
+        return target
+
+    def _reg(self, value: Value, spare: str) -> int:
+        if isinstance(value, Reg) and value.plus == 0:
+            return value.index
+        return self.set(self.reg(spare), value).index
+
+    def alu(self, op: Op, target: Reg, left: Value, right: Value) -> Reg:
+        """target = left op right; constants pass through scratch registers."""
+        b, c = self._reg(left, "_left"), self._reg(right, "_right")
+        self.emit(op, self._write(target), b, c)
+        return target
+
+    def shift(self, target: Reg, source: Reg, amount: int) -> Reg:
+        """target = source << amount, or >> when negative."""
+        op = Op.SHLI if amount >= 0 else Op.SHRI
+        self.emit(op, self._write(target), self._reg(source, "_left"), 0, abs(amount))
+        return target
+
+    def scaled(self, name: str, source: Reg, factor: int) -> Reg:
+        """Register `name` = source * factor."""
+        target = self.reg(name)
+        if factor & (factor - 1) == 0:
+            return self.shift(target, source, factor.bit_length() - 1)
+        return self.alu(Op.MUL, target, source, factor)
+
+    def load_word(self, target: Reg, word_address: Reg) -> Reg:
+        """target = the aux word at a 4-byte address (LDS)."""
+        self.emit(Op.LDS, self._write(target), word_address.index, 0, word_address.plus)
+        return target
+
+    # --- control ---------------------------------------------------------------------------------------
+
+    def fence(self, units: int = FENCED) -> None:
+        """Wait for the units; ends a basic block."""
+        self.close()
+        self.emit(Op.FENCE, imm=units)
+
+    def close(self) -> None:
+        """Place and verify the tokens of the block."""
+        tokens.place(self.block)
+        tokens.verify(self.block)
+        for access in self.block:
+            old = self.program[access.pc]
+            self.program[access.pc] = Instruction(old.op, old.a, access.wait, access.signal, old.imm)
+        self.block = []
+
+    def label(self) -> int:
+        """A place to branch back to. Values of the descriptors are unknown there."""
+        self.fence_if_needed()
+        self._known = {}
+        return len(self.program)
+
+    def fence_if_needed(self) -> None:
+        if self.block:
+            self.fence()
+
+    @contextmanager
+    def loop(self, count: Reg):
+        """Repeat the body `count` times (0 skips it); fenced on both ends."""
+        self.fence_if_needed()
+        start = self.emit(Op.LOOP, b=count.index)
+        self._known = {}
+        self._versions = [v + 1 for v in self._versions]
+        yield
+        self.fence_if_needed()
+        self.program[start] = Instruction(Op.LOOP, 0, count.index, 0, self.emit(Op.ENDL))
+        self._known = {}
+
+    def branch(self, op: Op, left: Value, right: Value, target: int) -> None:
+        self.fence_if_needed()
+        self.emit(op, 0, self._reg(left, "_left"), self._reg(right, "_right"), target)
+
+    @contextmanager
+    def unless(self, op: Op, left: Value, right: Value):
+        """The body runs unless `left op right`."""
+        self.fence_if_needed()
+        b, c = self._reg(left, "_left"), self._reg(right, "_right")
+        at = self.emit(op, 0, b, c)
+        self._known = {}
+        yield
+        self.fence_if_needed()
+        self.program[at] = Instruction(op, 0, b, c, len(self.program))
+        self._known = {}
+        self._versions = [v + 1 for v in self._versions]
+
+    def halt(self, code: int = 0) -> None:
+        self.close()
+        self.emit(Op.HALT, imm=code)
+
+    # --- units -----------------------------------------------------------------------------------------
+
+    def _fields(self, unit: Unit, fields: dict[str, Value]) -> None:
+        for name, value in fields.items():
+            source = value if isinstance(value, Reg) else Reg(0, value)
+            state = (source.index, self._versions[source.index] if source.index else 0, source.plus)
+            if self._known.get((unit, name)) != state:
+                self._known[unit, name] = state
+                self.emit(Op.SET, isa.field_code(unit, name), source.index, 0, source.plus)
+
+    def issue(self, unit: Unit, fields: dict[str, Value], reads: Iterable[Region], writes: Iterable[Region]) -> None:
+        self._fields(unit, fields)
+        self.block.append(tokens.Access(self.emit(Op.ISSUE, unit), unit, tuple(reads), tuple(writes)))
+
+    def load(self, address: Value, region: Region, beats: Value, rows: Value = 1, stride: Value = 0,
+             offset: Value = 0, row_stride: Value = 0, source: Region | None = None) -> None:
+        """LD aux beats into PB at granule `offset` of the region."""
+        self.issue(Unit.LD, {"addr": address, "n_outer": rows, "n_inner": beats, "stride": stride,
+                             "dst": offset + region.base, "dst_stride": row_stride},
+                   (source,) if source else (), (region,))
+
+    def store(self, mode: isa.StMode, region: Region, target: Region, **fields: Value) -> None:
+        """ST from SB granules of the region; fields as in hw.spec.isa, src relative to the region."""
+        values = {"mode": mode, "addr": 0, "src": 0, "src_tok": 0, "src_head": 0, "pos": 0, "n_tok": 1, "n_head": 1,
+                  "n_gran": 1, "stride_tok": 0, "stride_head": 0, "stride_slot": 0, "stride_gran": 0} | fields
+        values["src"] = values["src"] + region.base
+        self.issue(Unit.ST, values, (region,), (target,))
+
+    def read(self, address: Value, beats: Value, rows: Value = 1, stride: Value = 0,
+             fmt: isa.StreamFormat = isa.StreamFormat.STREAM, source: Region | None = None) -> None:
+        """RD a channel stream into the matrix units' FIFOs."""
+        self.issue(Unit.RD, {"addr": address, "n_outer": rows, "n_inner": beats, "stride": stride, "fmt": fmt},
+                   (source,) if source else (), ())
+
+    def matmul(self, act: Region, out: Region, *, rows: Value, kb: Value, ob: Value, act_stride: Value,
+               out_stride: Value, mode: isa.MxMode = isa.MxMode.SPLIT_N, act_offset: Value = 0,
+               out_offset: Value = 0) -> None:
+        """MX over the stream's ob x kb blocks; strides in blocks (act) and granules (out)."""
+        self.issue(Unit.MX, {"act": act_offset + act.base, "act_stride": act_stride, "n_rows": rows, "kb": kb,
+                             "ob": ob, "dst": out_offset + out.base, "dst_stride": out_stride, "mode": mode},
+                   (act,), (out,))
+
+    def vu_pass(self, n: tuple[Value, Value, Value], length: Value, *, step: Value = 0, a: At | None = None,
+                p: At | None = None, v: At | None = None, d: At | None = None, r0: Rows | None = None,
+                r1: Rows | None = None, w: Rows | None = None, imm0: Value | None = None,
+                imm1: Value | None = None, ctl1: Value | None = None, **control) -> None:
+        """One vector pass over n = (outer, mid, words); control holds the names of CTL0 and CTL1."""
+        if d is not None and "dst" not in control:
+            control["dst"] = {"VB": isa.Dst.VB, "SB": isa.Dst.SB, "OB": isa.Dst.OB}[d.region.buffer]
+        shifts = {k: control.pop(k) for k in ("adj1", "adj2", "sh3") if k in control}
+        fields: dict[str, Value] = {
+            "ctl0": isa.pack_bits(isa.CTL0, control),
+            "ctl1": isa.pack_bits(isa.CTL1, shifts) if ctl1 is None else ctl1,
+            "n_outer": n[0], "n_mid": n[1], "n_words": n[2], "len0": length, "len_step": step}
+        if imm0 is not None:
+            fields["imm0"] = imm0
+        if imm1 is not None:
+            fields["imm1"] = imm1
+        for name, operand in (("a", a), ("p", p), ("v", v), ("d", d), ("r0", r0), ("r1", r1), ("w", w)):
+            if operand is not None:
+                fields |= {name: operand.address(), f"{name}_out": operand.out, f"{name}_mid": operand.mid}
+        self.issue(Unit.VU, fields, (o.region for o in (a, p, v) if o is not None),
+                   (d.region,) if d is not None else ())
+
+    # --- result ----------------------------------------------------------------------------------------
+
+    def words(self) -> list[int]:
+        """The encoded program; UserError when it does not fit the instruction memory."""
+        self.close()
+        if len(self.program) > self.config.imem_instructions:
+            raise UserError(f"the program has {len(self.program)} instructions, configuration {self.config.name} "
+                            f"holds {self.config.imem_instructions}: choose a larger configuration")
+        return [instruction.encode() for instruction in self.program]

@@ -1,0 +1,1 @@
+"""The accelerator in Amaranth, one block a file, and the Verilog writer."""

@@ -1,0 +1,82 @@
+"""The chip: control registers and core behind flat AXI ports."""
+
+from amaranth.hdl import *
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+
+from hw.control import AXI4Lite, Control
+from hw.core import Core
+from hw.interfaces import AXI4Read, AXI4Write
+from hw.spec.config import BEAT_BYTES, Config
+from hw.spec.isa import Unit
+
+BURST_INCR = 1
+SIZE_LOG2 = BEAT_BYTES.bit_length() - 1
+CONSTANTS = {"arsize": (3, SIZE_LOG2), "arburst": (2, BURST_INCR), "awsize": (3, SIZE_LOG2), "awburst": (2, BURST_INCR)}
+"""Memory port signals that never change: (bits, value)."""
+
+
+def _flat(prefix, signature):
+    """The members of an interface without members of its own, each a port of its own."""
+    return {prefix + name: member for name, member in signature.members.items()}
+
+
+class Accelerator(wiring.Component):
+    """The top module: clk, rst, `s_axi_control_*` (AXI4-Lite), `m00_axi_*` .. (AXI4 masters: the channels, then aux), irq, trace_*.
+
+    Contract: docs/machine.md; registers: `hw.spec.csr`. Every burst is INCR of whole beats without IDs; addresses are bytes.
+    Latency and throughput: `hw.spec.timing`, counted by `trace_cycle`.
+    Back-pressure: all handshakes are honoured; R and B are always ready.
+    Reset: `rst`, synchronous; the core is also reset by each START. Memories keep their contents.
+
+    Parameters: config; shared: the matrix unit is one Verilog module (False for the Amaranth simulator); primitive: DSP48E2
+    instances in place of their Amaranth model.
+    Members: as above; trace_<unit>_start, _done, _tag (of the entry that starts or runs), trace_cycle.
+    """
+
+    def __init__(self, config: Config, *, primitive=True, shared=True):
+        self.config, self.primitive, self.shared = config, primitive, shared
+        ports = _flat("s_axi_control_", AXI4Lite().flip())
+        for port in range(config.units + 1):
+            for signature in (AXI4Read(), AXI4Write()):
+                ports |= _flat(f"m{port:02d}_axi_", signature)
+            ports |= {f"m{port:02d}_axi_{name}": Out(bits) for name, (bits, _) in CONSTANTS.items()}
+        for unit in Unit:
+            name = unit.name.lower()
+            ports |= {f"trace_{name}_start": Out(1), f"trace_{name}_done": Out(1), f"trace_{name}_tag": Out(32)}
+        super().__init__(ports | {"trace_cycle": Out(64), "irq": Out(1)})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.domains.core = core_domain = ClockDomain(local=True)
+        m.submodules.control = control = Control(self.config)
+        core = Core(self.config, primitive=self.primitive, shared=self.shared)
+        m.submodules.core = DomainRenamer("core")(core)
+        m.d.comb += [
+            core_domain.clk.eq(ClockSignal()), core_domain.rst.eq(ResetSignal() | control.clear),
+            self.irq.eq(control.irq), self.trace_cycle.eq(control.cycle),
+        ]
+        for name, member in core.signature.members.items():
+            if name in control.signature.members:
+                source, target = (core, control) if member.flow is Out else (control, core)
+                m.d.comb += Value.cast(getattr(target, name)).eq(Value.cast(getattr(source, name)))
+        self._join(m, "s_axi_control_", control.axi, master=False)
+        for port in range(self.config.units + 1):
+            prefix = f"m{port:02d}_axi_"
+            self._join(m, prefix, core.reads[port], master=True)
+            self._join(m, prefix, core.writes[port], master=True)
+            m.d.comb += [getattr(self, prefix + name).eq(value) for name, (_, value) in CONSTANTS.items()]
+        for unit in Unit:
+            prefix = f"trace_{unit.name.lower()}_"
+            m.d.comb += [
+                getattr(self, prefix + "start").eq(core.starts[unit]), getattr(self, prefix + "done").eq(core.dones[unit]),
+                getattr(self, prefix + "tag").eq(core.tags[unit]),
+            ]
+        return m
+
+    def _join(self, m, prefix, interface, master):
+        """Connects an inner interface to the flat ports of its prefix."""
+        for name in interface.signature.members:
+            inner, outer = getattr(interface, name), getattr(self, prefix + name)
+            drives = self.signature.members[prefix + name].flow is Out
+            m.d.comb += outer.eq(inner) if drives else inner.eq(outer)

@@ -1,0 +1,139 @@
+"""A sparse DSP chain: sixteen packed multipliers in eight groups, cascaded, one 16-wide block row a cycle."""
+
+from amaranth.hdl import *
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+
+from hw.dsp_group import (
+    ACTS,
+    GROUP_LATENCY,
+    LANE_BITS,
+    MULTIPLIERS_PER_GROUP,
+    DSPGroup,
+    delay,
+    indices_layout,
+    weights_layout,
+)
+from hw.spec.config import MULTIPLIERS_PER_CHAIN
+
+N_GROUPS = MULTIPLIERS_PER_CHAIN // MULTIPLIERS_PER_GROUP
+MAX_PRODUCTS_PER_LANE = 8       # proven in tests/hw/test_chain_formal.py; 9 has a counterexample
+DENSE_BREAKS = 0b0001_0001      # groups 0 and 4
+
+STEP = data.StructLayout({
+    "acts": ACTS,                               # int8[2 tokens, 16]
+    "weights": weights_layout(MULTIPLIERS_PER_CHAIN),      # int8[2 rows, 16]
+    "indices": indices_layout(MULTIPLIERS_PER_CHAIN),      # uint4[16]
+    "sparse": 1,
+    "breaks": N_GROUPS,
+})
+LANES = data.StructLayout({"lo": signed(LANE_BITS + 1), "hi": signed(LANE_BITS + 1)})
+TAPS = data.ArrayLayout(LANES, N_GROUPS)
+SUMS = data.StructLayout({"sum0": signed(LANE_BITS + 2), "sum1": signed(LANE_BITS + 2)})
+
+
+def flow(shape):
+    """A stream which is never refused. Amaranth's ``always_ready`` has a constant member, which cannot be a port."""
+    return wiring.Signature({"payload": Out(shape), "valid": Out(1)})
+
+
+def chain_latency(cascade_groups=N_GROUPS):
+    """Cycles from a step on ``i`` to its taps on ``o``; the sums on ``o_sums`` follow one cycle later."""
+    return MULTIPLIERS_PER_GROUP * (cascade_groups - 1) + GROUP_LATENCY
+
+
+CHAIN_LATENCY = chain_latency()
+CHAIN_SUMS_LATENCY = CHAIN_LATENCY + 1
+
+
+def unpack_lanes(p):
+    """Overflow adjust: ``p == hi * 2**18 + lo`` with ``lo`` signed; a negative ``lo`` has borrowed one from ``hi``."""
+    lo = p[:LANE_BITS].as_signed()
+    hi = p[LANE_BITS:2 * LANE_BITS + 1].as_signed() + p[LANE_BITS - 1]
+    return {"lo": lo, "hi": hi}
+
+
+class SparseChain(wiring.Component):
+    """Eight running sums over sixteen packed multipliers, cut where ``breaks`` says.
+
+    Tap ``g`` is the sum over groups ``b .. g``, where ``b`` is the nearest group at or before ``g`` whose break bit is
+    set; bit 0 counts as set. Group ``g`` holds positions ``2g`` and ``2g + 1``. Dense: lane ``lo`` is
+    ``weights[0] . acts[0]``, lane ``hi`` ``weights[1] . acts[0]``. Sparse: ``lo`` is ``weights[0] . acts[0][indices]``,
+    ``hi`` ``weights[0] . acts[1][indices]``. A row of N non-zeros fills N / 2 groups and is read at the last of
+    them; N = 16, and dense rows, break at groups 0 and 4 (``DENSE_BREAKS``) and are read as ``sum0`` and ``sum1``.
+
+    Numeric contract: activations int8[-128, 127], weights int8[-127, 127]; at most 8 products (4 groups) without a
+    break. Taps and sums are then exact. The caller keeps the contract; nothing is checked or saturated here.
+
+    Latency: ``latency`` cycles (``CHAIN_LATENCY`` = 18) from ``i`` to ``o``, all taps of a step together;
+    ``sums_latency`` (one more) to ``o_sums``, where ``sum = taps[3] + taps[7]``. Throughput: one step a cycle.
+
+    Back-pressure: none; both ends are always ready (``flow``). A cycle without ``valid`` is a bubble and passes as one.
+
+    Reset: valid bits only. Payload without ``valid`` is arbitrary.
+
+    Parameters: ``cascade_groups``: groups in one unbroken cascade. 8 lets sums cross every boundary. With 4, group 4
+    always breaks; the skew, the deskew and ``latency`` (10) halve. ``primitive``: see :class:`hw.dsp48e2.DSP48E2`.
+
+    Members: ``i``: steps (``STEP``); ``o``: taps (``TAPS``); ``o_sums``: sums over the whole row (``SUMS``).
+    """
+
+    def __init__(self, *, cascade_groups=N_GROUPS, primitive=False):
+        if cascade_groups not in (4, 8):
+            raise ValueError(f"cascade_groups={cascade_groups}: a chain of {N_GROUPS} groups cascades 4 or 8 of them")
+        self.cascade_groups = cascade_groups
+        self.primitive = primitive
+        super().__init__({
+            "i": In(flow(STEP)),
+            "o": Out(flow(TAPS)),
+            "o_sums": Out(flow(SUMS)),
+        })
+
+    @property
+    def latency(self):
+        return chain_latency(self.cascade_groups)
+
+    @property
+    def sums_latency(self):
+        return self.latency + 1
+
+    def elaborate(self, platform):
+        m = Module()
+        previous = None
+        for number in range(N_GROUPS):
+            skew_cycles = MULTIPLIERS_PER_GROUP * (number % self.cascade_groups)
+            group = DSPGroup(first_position=MULTIPLIERS_PER_GROUP * number, skew_cycles=skew_cycles,
+                             primitive=self.primitive)
+            m.submodules[f"group_{number}"] = group
+            self._feed(m, group, number)
+            if skew_cycles == 0:
+                m.d.comb += group.break_.eq(1)
+            else:
+                m.d.comb += [group.break_.eq(self.i.payload.breaks[number]), group.pcin.eq(previous.pcout)]
+            previous = group
+
+            # Deskewed still packed: one bit fewer a tap than unpacked, and the adders see settled registers.
+            tap = delay(m, group.p[:2 * LANE_BITS + 1], self.latency - GROUP_LATENCY - skew_cycles, f"tap_{number}")
+            for lane, value in unpack_lanes(tap).items():
+                m.d.comb += self.o.payload[number][lane].eq(value)
+
+        sums, taps = self.o_sums.payload, self.o.payload
+        for row, lane in (("sum0", "lo"), ("sum1", "hi")):
+            total = Signal.like(sums[row], name=row, reset_less=True)
+            m.d.sync += total.eq(taps[N_GROUPS // 2 - 1][lane] + taps[N_GROUPS - 1][lane])
+            m.d.comb += sums[row].eq(total)
+
+        valid = Signal(self.sums_latency)
+        m.d.sync += valid.eq(Cat(self.i.valid, valid))
+        m.d.comb += [self.o.valid.eq(valid[-2]), self.o_sums.valid.eq(valid[-1])]
+        return m
+
+    def _feed(self, m, group, number):
+        """A group's own slice of the step; the activations go to every group."""
+        step = self.i.payload
+        m.d.comb += [group.acts.eq(step.acts), group.sparse.eq(step.sparse)]
+        for multiplier in range(MULTIPLIERS_PER_GROUP):
+            position = group.first_position + multiplier
+            m.d.comb += group.indices[multiplier].eq(step.indices[position])
+            for row, weights in enumerate(group.weights):
+                m.d.comb += weights[multiplier].eq(step.weights[row][position])

@@ -1,0 +1,143 @@
+"""Control registers: AXI4-Lite, start and done, status, counters, interrupt."""
+
+from amaranth.hdl import *
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+
+from hw.interfaces import ERROR_BITS
+from hw.spec.config import Config
+from hw.spec.csr import (COUNTER_BASE, COUNTERS, CTRL, CTRL_DONE, CTRL_IDLE, CTRL_READY, CTRL_START, GIER, IER, ISR,
+                         REGISTERS, counter_offset)
+from hw.spec.isa import ARGUMENT_REGISTERS, ISA_VERSION
+
+ADDRESS_BITS = 12
+READ_ONLY_BASE = 0x100
+ARGUMENTS = [name for name, offset in REGISTERS.items() if offset < READ_ONLY_BASE]
+SETTLE_CYCLES = 4
+"""Least cycles between the end of the program and done: registered counters catch up."""
+DRAIN_LIMIT_CYCLES = 1 << 16
+"""Longest wait for open bus transactions after the end."""
+INCREMENT_BITS = 16
+
+
+def AXI4Lite():
+    """A 32-bit AXI4-Lite slave's port, as its master sees it."""
+    return wiring.Signature({
+        "awaddr": Out(ADDRESS_BITS), "awvalid": Out(1), "awready": In(1),
+        "wdata": Out(32), "wstrb": Out(4), "wvalid": Out(1), "wready": In(1),
+        "bresp": In(2), "bvalid": In(1), "bready": Out(1),
+        "araddr": Out(ADDRESS_BITS), "arvalid": Out(1), "arready": In(1),
+        "rdata": In(32), "rresp": In(2), "rvalid": In(1), "rready": Out(1),
+    })
+
+
+class Control(wiring.Component):
+    """The host's view of the machine: `hw.spec.csr`.
+
+    Contract: START written while idle clears the core, the status and the counters (`clear`, in the cycle of the write); `run` is
+    high from the next cycle, cycle 0, to the one in which the program halts or the first error comes; open bus transactions
+    then finish, and done is set. START while running is ignored. The counter `cycles` is the number of cycles of `run`; `cycle` is the
+    current one's number. Done is cleared by reading CTRL; ISR bits 0 (done) and 1 (ready) are set at done if IER has them, and toggled by
+    writing 1.
+    Latency and throughput: a register access takes two cycles. Back-pressure: one access of each kind at a time.
+    Reset: idle, every register 0.
+
+    Parameters: config.
+    Members: axi; irq; clear, run, load (cycle 0), cycle; the argument registers (by name); halted, halt_code; error, error_code,
+    error_detail, error_pc; quiet: no bus transaction is open; counts: what each counter adds in this cycle (not `cycles`).
+    """
+
+    def __init__(self, config: Config):
+        self.config = config
+        super().__init__({
+            "axi": In(AXI4Lite()), "irq": Out(1), "clear": Out(1), "run": Out(1), "load": Out(1), "cycle": Out(64),
+            **{name: Out(32) for name in ARGUMENTS},
+            "halted": In(1), "halt_code": In(32),
+            "error": In(1), "error_code": In(ERROR_BITS), "error_detail": In(32), "error_pc": In(32),
+            "quiet": In(1),
+            "counts": In(data.StructLayout({name: INCREMENT_BITS for name in COUNTERS[1:]})),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        self.status, self.detail, self.status_pc = Signal(ERROR_BITS), Signal(32), Signal(32)
+        self.done, self.draining = Signal(), Signal()
+        self.enable, self.isr, self.ier = Signal(), Signal(2), Signal(2)
+        self.start = Signal()
+        self.counters = {"cycles": self.cycle} | {name: Signal(64, name=f"count_{name}") for name in COUNTERS[1:]}
+        m.d.comb += [self.irq.eq(self.enable & self.isr.any()), self.clear.eq(self.start & ~self.run & ~self.draining)]
+        self._writes(m)
+        self._reads(m)
+        self._phases(m)
+        for name in COUNTERS[1:]:
+            counter = self.counters[name]
+            m.d.sync += counter.eq(Mux(self.clear, 0, counter + self.counts[name]))
+        return m
+
+    def _phases(self, m):
+        waited = Signal(range(DRAIN_LIMIT_CYCLES + 1))
+        m.d.sync += self.load.eq(self.clear)
+        with m.If(self.run):
+            m.d.sync += self.cycle.eq(self.cycle + 1)
+            with m.If(self.error | self.halted):
+                m.d.sync += [self.run.eq(0), self.draining.eq(1), waited.eq(0)]
+            with m.If(self.error):
+                m.d.sync += [self.status.eq(self.error_code), self.detail.eq(self.error_detail), self.status_pc.eq(self.error_pc)]
+            with m.Elif(self.halted):
+                m.d.sync += [self.detail.eq(self.halt_code), self.status_pc.eq(self.error_pc)]
+        with m.Elif(self.draining):
+            m.d.sync += waited.eq(waited + 1)
+            with m.If((waited == DRAIN_LIMIT_CYCLES) | self.quiet & (waited >= SETTLE_CYCLES)):
+                m.d.sync += [self.draining.eq(0), self.done.eq(1), self.isr.eq(self.isr | self.ier)]
+        with m.Elif(self.clear):
+            m.d.sync += [self.run.eq(1), self.cycle.eq(0), self.status.eq(0), self.detail.eq(0), self.status_pc.eq(0)]
+            m.d.sync += self.done.eq(0)
+
+    def _writes(self, m):
+        axi, write = self.axi, Signal()
+        m.d.comb += [
+            write.eq(axi.awvalid & axi.wvalid & ~axi.bvalid), axi.awready.eq(write), axi.wready.eq(write),
+            self.start.eq(write & (axi.awaddr[2:] == CTRL >> 2) & axi.wstrb[0] & axi.wdata[0]),
+        ]
+        with m.If(write):
+            m.d.sync += axi.bvalid.eq(1)
+        with m.Elif(axi.bready):
+            m.d.sync += axi.bvalid.eq(0)
+        with m.If(write), m.Switch(axi.awaddr[2:]):
+            with m.Case(GIER >> 2), m.If(axi.wstrb[0]):
+                m.d.sync += self.enable.eq(axi.wdata[0])
+            with m.Case(IER >> 2), m.If(axi.wstrb[0]):
+                m.d.sync += self.ier.eq(axi.wdata[:2])
+            with m.Case(ISR >> 2), m.If(axi.wstrb[0]):
+                m.d.sync += self.isr.eq(self.isr ^ axi.wdata[:2])
+            for name in ARGUMENTS:
+                with m.Case(REGISTERS[name] >> 2):
+                    for byte in range(4):
+                        with m.If(axi.wstrb[byte]):
+                            m.d.sync += getattr(self, name).word_select(byte, 8).eq(axi.wdata.word_select(byte, 8))
+
+    def _reads(self, m):
+        axi, read = self.axi, Signal()
+        control = Mux(self.run | self.draining, CTRL_START, CTRL_IDLE) | Mux(self.done, CTRL_DONE | CTRL_READY, 0)
+        values = {
+            CTRL: control, GIER: self.enable, IER: self.ier, ISR: self.isr,
+            **{REGISTERS[name]: getattr(self, name) for name in ARGUMENTS},
+            REGISTERS["status"]: self.status, REGISTERS["status_detail"]: self.detail, REGISTERS["status_pc"]: self.status_pc,
+            REGISTERS["isa_version"]: ISA_VERSION, REGISTERS["config_digest"]: int(self.config.digest()[:8], 16),
+        }
+        for name, counter in self.counters.items():
+            values |= {counter_offset(name): counter[:32], counter_offset(name) + 4: counter[32:]}
+        m.d.comb += [read.eq(axi.arvalid & ~axi.rvalid), axi.arready.eq(read)]
+        with m.If(read):
+            m.d.sync += [axi.rvalid.eq(1), axi.rdata.eq(0)]
+            with m.Switch(axi.araddr[2:]):
+                for offset, value in values.items():
+                    with m.Case(offset >> 2):
+                        m.d.sync += axi.rdata.eq(value)
+            with m.If((axi.araddr[2:] == CTRL >> 2) & self.done):
+                m.d.sync += self.done.eq(0)
+        with m.Elif(axi.rready):
+            m.d.sync += axi.rvalid.eq(0)
+
+
+assert len(ARGUMENTS) == 6 + ARGUMENT_REGISTERS and COUNTER_BASE > max(REGISTERS.values())

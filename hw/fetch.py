@@ -1,0 +1,93 @@
+"""Program fetch and instruction memory."""
+
+from amaranth.hdl import *
+from amaranth.lib import data, memory, wiring
+from amaranth.lib.wiring import In, Out
+
+from hw.interfaces import AXI4Read, BEAT_BITS
+from hw.spec.config import BEAT_BYTES, Config
+from hw.spec.isa import INSTRUCTION_BYTES
+from hw.spec.timing import BURST_BEATS
+
+PER_BEAT = BEAT_BYTES // INSTRUCTION_BYTES
+_BOUNDARY_BEATS = 4096 // BEAT_BYTES
+
+
+def next_burst(address, remaining):
+    """`hw.spec.timing.burst_length` on signals: 1 .. BURST_BEATS."""
+    to_boundary = Const(_BOUNDARY_BEATS, 7) - address[:6]
+    limit = Mux(to_boundary[:7] < BURST_BEATS, to_boundary[:7], BURST_BEATS)
+    return Mux(remaining < limit, remaining, limit)[:5]
+
+
+class Fetch(wiring.Component):
+    """Loads the program from the auxiliary memory, then tells the sequencer to go; holds the instruction memory.
+
+    Contract: ceil(length / 8) beats from beat address `address` on, eight 64-bit instructions a beat, the first in the low bytes.
+    A length beyond the instruction memory raises `illegal` in cycle 0; a bus error raises `bus_error`.
+    Latency and throughput: first AR in cycle 1, then one a cycle; `go` in the cycle after the last beat, without fetch (skip, or
+    length 0) in cycle 1. The read port answers in the next cycle.
+    Back-pressure: arready is honoured, beats are always taken.
+    Reset: state only; the memory keeps its program.
+
+    Parameters: config.
+    Members: run; skip, address (beats), length (instructions); bus; active: beats on the bus are the program's; go;
+    illegal, bus_error; pc -> word, both of the read port.
+    """
+
+    def __init__(self, config: Config):
+        self.config = config
+        super().__init__({
+            "run": In(1), "skip": In(1), "address": In(32), "length": In(32),
+            "bus": Out(AXI4Read()), "active": Out(1), "go": Out(1), "illegal": Out(1), "bus_error": Out(1),
+            "pc": In(32), "word": Out(64),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        limit = self.config.imem_instructions
+        shape = data.ArrayLayout(64, PER_BEAT)
+        m.submodules.program = program = memory.Memory(shape=shape, depth=limit // PER_BEAT, init=[])
+        write, read = program.write_port(), program.read_port()
+        asked, expected, at = Signal(range(limit // PER_BEAT + 1)), Signal(range(limit // PER_BEAT + 1)), Signal(
+            range(limit // PER_BEAT))
+        address, lane = Signal(32), Signal(3)
+        burst = Signal(5)
+        beats = (self.length + PER_BEAT - 1) >> 3
+        taken = self.bus.rvalid & self.active
+        m.d.sync += lane.eq(self.pc)
+        m.d.comb += [
+            burst.eq(next_burst(address, asked)),
+            self.bus.araddr.eq(address << 6), self.bus.arlen.eq(burst - 1), self.bus.arvalid.eq(self.active & (asked != 0)),
+            self.bus.rready.eq(1),
+            write.en.eq(taken), write.addr.eq(at), Value.cast(write.data).eq(self.bus.rdata),
+            self.bus_error.eq(taken & self.bus.rresp[1]),
+            read.addr.eq(self.pc >> 3), self.word.eq(read.data[lane]),
+        ]
+        with m.FSM():
+            with m.State("BEGIN"), m.If(self.run):
+                m.d.sync += [address.eq(self.address), asked.eq(beats), expected.eq(beats)]
+                with m.If(self.length > limit):
+                    m.d.comb += self.illegal.eq(1)
+                    m.next = "END"
+                with m.Elif(self.skip | (self.length == 0)):
+                    m.next = "GO"
+                with m.Else():
+                    m.next = "LOAD"
+            with m.State("LOAD"):
+                m.d.comb += self.active.eq(1)
+                with m.If(self.bus.arvalid & self.bus.arready):
+                    m.d.sync += [address.eq(address + burst), asked.eq(asked - burst)]
+                with m.If(taken):
+                    m.d.sync += [at.eq(at + 1), expected.eq(expected - 1)]
+                    with m.If(expected == 1):
+                        m.next = "GO"
+            with m.State("GO"):
+                m.d.comb += self.go.eq(1)
+                m.next = "END"
+            with m.State("END"):
+                pass
+        return m
+
+
+assert BEAT_BITS == 64 * PER_BEAT

@@ -1,0 +1,200 @@
+"""MX and RD: the matrix units, what feeds them, and where their results go."""
+
+from amaranth.hdl import *
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+
+from hw.accumulator import ACC_BITS, delay_valid
+from hw.accumulator_buffer import AccumulatorBuffer
+from hw.dsp_group import delay
+from hw.interfaces import AXI4Read, BufferRead, BufferWrite, UnitPort
+from hw.matrix_control import DrainControl, StepControl
+from hw.matrix_unit import ACTS_LATENCY, MatrixUnit
+from hw.operand_buffer import OperandBuffer
+from hw.spec.config import BLOCK, Config
+from hw.spec.isa import Error, MxMode, StreamFormat, Unit
+from hw.spec.timing import MX_ACC_LATENCY, MX_DRAIN_LATENCY
+from hw.verilog_writer import as_module
+
+ROW_LATENCY = 2
+"""Cycles from a unit's drain to its row."""
+TREE_STAGES = MX_DRAIN_LATENCY - ROW_LATENCY - 1
+TREE_LEVELS_A_STAGE = 2
+"""Registers of the adder tree over units, and the adders between two of them."""
+
+
+class RowMerger(wiring.Component):
+    """The units' rows -> words: the chosen group of units side by side (SPLIT_N), or their sum in every granule (SPLIT_K).
+
+    Numeric contract: int32, wrapping. Latency: ``TREE_STAGES`` cycles. Throughput: a word a cycle. Back-pressure, reset: none.
+
+    Parameters: ``config``. Members: ``rows``: int32[units, 16]; ``group``, ``sum``: choice; ``o``: int32[lanes].
+    """
+
+    def __init__(self, config: Config):
+        self.config = config
+        most = 1 << TREE_STAGES * TREE_LEVELS_A_STAGE
+        if config.units > most:
+            raise ValueError(f"units = {config.units}: the adder tree over units adds up to {most}")
+        super().__init__({
+            "rows": In(data.ArrayLayout(BLOCK * ACC_BITS, config.units)),
+            "group": In(range(config.drain_cycles_a_row)), "sum": In(1),
+            "o": Out(data.ArrayLayout(signed(ACC_BITS), config.lanes)),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        config = self.config
+        rows = Cat(self.rows[unit] for unit in range(config.units))
+        word = delay(m, rows.word_select(self.group, ACC_BITS * config.lanes), TREE_STAGES, "word")
+        chosen = delay(m, self.sum, TREE_STAGES, "sum")
+        sums = [[self.rows[unit].word_select(lane, ACC_BITS) for lane in range(BLOCK)] for unit in range(config.units)]
+        for stage in range(TREE_STAGES):
+            for _ in range(TREE_LEVELS_A_STAGE):
+                if len(sums) > 1:
+                    half = len(sums) // 2
+                    sums = [[(a + b)[:ACC_BITS] for a, b in zip(x, y)] for x, y in zip(sums[:half], sums[half:])]
+            sums = [[delay(m, value, 1, f"sum_{stage}_{i}_{lane}") for lane, value in enumerate(row)]
+                    for i, row in enumerate(sums)]
+        m.d.comb += self.o.eq(Mux(chosen, Cat(*sums[0]).replicate(config.granules_per_word), word))
+        return m
+
+
+class Matrix(wiring.Component):
+    """The RD and MX units of the machine: every matrix unit, the operand buffer and the accumulator buffer.
+
+    Numeric contract: int8 x int8 (weights above -128), exact int32 sums, wrapping; modes as in `hw.spec.isa.MxMode`.
+
+    Latency and throughput: docs/machine.md, RD, matrix unit front and MX, with MX_ACC_LATENCY and MX_DRAIN_LATENCY.
+
+    Back-pressure: addresses wait for FIFO room and arready; R is always ready. Errors: RD reports BUS_READ, STREAM_HEADER
+    and ILLEGAL_DESCRIPTOR, MX ILLEGAL_DESCRIPTOR and BUFFER_RANGE, as sticky levels; nothing is done or newly asked for
+    afterwards. Reset: everything idle and empty; buffers keep their contents. Reset only while ``bus_idle``.
+
+    Parameters: ``config``; ``primitive``: see :class:`hw.dsp48e2.DSP48E2`; ``shared``: write the matrix unit once
+    (`hw.verilog_writer.as_module`; not for the Amaranth simulator).
+
+    Members: ``rd``, ``mx``: dispatch; ``stop``: send no new address and take no block (after an error anywhere);
+    ``bus_idle``; ``axi``: the units' channels; ``operands``: OB's write port, words of ``lanes`` int8; ``results``: AB's read port;
+    ``weight_stall``, ``drain_stall``: MX waits for weights, for a bank, in this cycle.
+    """
+
+    def __init__(self, config: Config, *, primitive=False, shared=False):
+        self.config = config
+        self.primitive = primitive
+        self.shared = shared
+        words = config.granules_per_word
+        super().__init__({
+            "rd": In(UnitPort(Unit.RD)), "mx": In(UnitPort(Unit.MX)), "stop": In(1), "bus_idle": Out(1),
+            "axi": Out(AXI4Read()).array(config.units),
+            "operands": In(BufferWrite(config.ob_blocks // words, config.lanes, 8)),
+            "results": In(BufferRead(config.ab_granules // words, config.lanes)),
+            "weight_stall": Out(1), "drain_stall": Out(1),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        unit = MatrixUnit(self.config, primitive=self.primitive)
+        # A drain reaches the units a cycle after the one it counts from.
+        if unit.step_latency != MX_ACC_LATENCY + 1 or ACTS_LATENCY != OperandBuffer.latency:
+            raise ValueError(f"MX_ACC_LATENCY = {MX_ACC_LATENCY}, but the matrix unit needs {unit.step_latency - 1} cycles")
+        units = [unit] + [MatrixUnit(self.config, primitive=self.primitive) for _ in range(1, self.config.units)]
+        if self.shared:
+            units = [as_module(each, "matrix_unit") for each in units]
+        for number, each in enumerate(units):
+            m.submodules[f"unit_{number}"] = each
+            wiring.connect(m, wiring.flipped(self.axi[number]), each.axi)
+        stop = Signal()
+        m.d.comb += [
+            stop.eq(self.stop | self.rd.error | self.mx.error),
+            self.bus_idle.eq(Cat(each.bus_idle for each in units).all()),
+        ]
+        self._rd(m, units, stop)
+        self._mx(m, units, stop)
+        return m
+
+    def _rd(self, m, units, stop):
+        busy, illegal, desc = Signal(), Signal(), self.rd.desc
+        header, bus = Signal(), Signal()
+        m.d.sync += [
+            header.eq(Cat(unit.header_error for unit in units).any()), bus.eq(Cat(unit.bus_error for unit in units).any()),
+        ]
+        with m.If(self.rd.start):
+            m.d.sync += [
+                busy.eq(1),
+                illegal.eq((desc.n_outer == 0) | (desc.n_inner == 0) | (desc.fmt > max(StreamFormat))),
+            ]
+        with m.If(self.rd.done):
+            m.d.sync += busy.eq(0)
+        for unit in units:
+            m.d.comb += [unit.rd_start.eq(self.rd.start), unit.rd_desc.eq(desc), unit.stop.eq(stop)]
+        m.d.comb += [
+            self.rd.error.eq(illegal | header | bus),
+            self.rd.done.eq(busy & ~self.rd.error & ~Cat(unit.active for unit in units).any()),
+            self.rd.error_code.eq(Mux(illegal, Error.ILLEGAL_DESCRIPTOR, Mux(bus, Error.BUS_READ, Mux(
+                header, Error.STREAM_HEADER, Error.NONE)))),
+        ]
+
+    def _mx(self, m, units, stop):
+        m.submodules.steps = steps = StepControl(self.config)
+        m.submodules.drain = drain = DrainControl(self.config)
+        m.submodules.operands = operands = OperandBuffer(self.config)
+        for control in (steps, drain):
+            m.d.comb += [control.start.eq(self.mx.start), control.desc.eq(self.mx.desc)]
+        m.d.comb += [
+            steps.stop.eq(stop), steps.full.eq(Cat(unit.full for unit in units).all()),
+            steps.step_drained.eq(drain.step_drained), drain.step_done.eq(steps.step_done),
+            operands.en.eq(steps.step_valid), operands.addr.eq(steps.act), operands.split.eq(steps.split),
+            self.weight_stall.eq(steps.weight_stall), self.drain_stall.eq(steps.drain_stall),
+        ]
+        wiring.connect(m, wiring.flipped(self.operands), operands.write)
+        for number, unit in enumerate(units):
+            m.d.comb += [
+                unit.take.eq(steps.take), unit.step.eq(steps.step), unit.step_valid.eq(steps.step_valid),
+                unit.acts.eq(operands.o[number]), unit.drain.eq(drain.drain), unit.drain_valid.eq(drain.drain_valid),
+            ]
+        self._results(m, units, drain)
+        illegal, out_of_range = self._checks(m, steps, drain)
+        m.d.comb += [
+            self.mx.error.eq(illegal | out_of_range),
+            self.mx.error_code.eq(Mux(illegal, Error.ILLEGAL_DESCRIPTOR, Mux(out_of_range, Error.BUFFER_RANGE, Error.NONE))),
+            self.mx.done.eq(delay_valid(m, drain.all_drained, MX_DRAIN_LATENCY, "done") & ~self.mx.error),
+        ]
+
+    def _results(self, m, units, drain):
+        """Rows to the accumulator buffer, whose write ends ``MX_DRAIN_LATENCY`` after the drain's cycle."""
+        m.submodules.merger = merger = RowMerger(self.config)
+        m.submodules.results = results = AccumulatorBuffer(self.config)
+        words, total = self.config.granules_per_word, ROW_LATENCY + TREE_STAGES
+        split_k = Signal()
+        m.d.comb += [
+            split_k.eq(self.mx.desc.mode == MxMode.SPLIT_K),
+            merger.group.eq(delay(m, drain.group, ROW_LATENCY, "group")), merger.sum.eq(split_k),
+        ]
+        for number, unit in enumerate(units):
+            m.d.comb += merger.rows[number].eq(unit.row)
+        dst = delay(m, drain.dst, total, "dst")
+        part = words.bit_length() - 1
+        enables = Mux(split_k, 1 << dst[:part], (1 << words) - 1)
+        m.d.comb += [
+            results.write.data.eq(merger.o), results.write.addr.eq(dst[part:]),
+            results.write.en.eq(Mux(delay_valid(m, drain.drain_valid & ~drain.range_error, total, "write"), enables, 0)),
+        ]
+        wiring.connect(m, wiring.flipped(self.results), results.read)
+
+    def _checks(self, m, steps, drain):
+        """Sticky errors. Operands and results that are not aligned to what their mode moves at once are illegal."""
+        config, desc = self.config, self.mx.desc
+        illegal, out_of_range = Signal(), Signal()
+        wrong = [getattr(desc, name) == 0 for name in ("n_rows", "kb", "ob")]
+        wrong += [desc.n_rows > config.acc_rows, desc.mode > max(MxMode)]
+        unaligned = lambda value, unit: value[:unit.bit_length() - 1] != 0
+        wrong.append((desc.mode == MxMode.SPLIT_K) & (
+            unaligned(desc.act, config.units) | unaligned(desc.act_stride, config.units)))
+        wrong.append((desc.mode == MxMode.SPLIT_N) & (
+            unaligned(desc.dst, config.granules_per_word) | unaligned(desc.dst_stride, config.granules_per_word)))
+        with m.If(self.mx.start):
+            m.d.sync += illegal.eq(Cat(*wrong).any())
+        with m.If(steps.range_error | drain.range_error):
+            m.d.sync += out_of_range.eq(1)
+        return illegal, out_of_range

@@ -1,0 +1,26 @@
+"""Cycle contract of every unit. docs/machine.md explains the protocol; the RTL's tests measure these numbers.
+
+All times are cycles of the run counter; cycle 0 is the first cycle after the start bit is accepted.
+"""
+
+SEQ_INTERVAL = 2
+"""Cycles from one sequencer instruction's execution to the next one's (branches included)."""
+SEQ_FIRST = 3
+"""First execution without fetch. With fetch: SEQ_AFTER_FETCH after the last program beat."""
+SEQ_AFTER_FETCH = 3
+LDS_RETURN = 1
+"""LDS completes this many cycles after its beat arrives; its address goes out in its first free cycle."""
+BURST_BEATS = 16
+ST_PIPE = 3
+"""Cycles from an item's issue to its AW/W handshake."""
+VU_LATENCY = 96
+"""A pass ends words + VU_LATENCY cycles after it starts (the depth covers the finaliser)."""
+MX_ACC_LATENCY = 17
+"""From a step's issue to the cycle its sum can be drained."""
+MX_DRAIN_LATENCY = 6
+"""From the last drain read to the end of the instruction."""
+
+
+def burst_length(address_beats: int, remaining: int) -> int:
+    """Beats of the next AXI burst: at most BURST_BEATS, never across a 4 KiB boundary (64 beats)."""
+    return min(BURST_BEATS, remaining, 64 - address_beats % 64)

@@ -1,0 +1,215 @@
+"""ST: the store buffer SB to the auxiliary memory and to the K and V caches in the channels."""
+
+from amaranth.hdl import *
+from amaranth.lib import data, memory, wiring
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import ceil_log2
+
+from hw.interfaces import AXI4Write, BEAT_BITS, BufferWrite, UnitPort
+from hw.spec.config import BEAT_BYTES, GRANULE_LANES, Config
+from hw.spec.isa import Error, StMode, Unit
+
+STRIDES = {
+    # mode: what a step of t, h, g adds to the beat address
+    StMode.LIN: ("stride_tok", "stride_head", 1),
+    StMode.K: (0, "stride_head", "stride_gran"),
+    StMode.V: (0, "stride_head", "stride_gran"),
+    StMode.SC: (0, "stride_head", 0),
+}
+
+
+def bytes_of(granule, lane_bytes):
+    """A beat whose byte groups are given by `lane_bytes`: a list of 64 lane numbers, the low byte of each."""
+    return Cat(granule.word_select(lane, 32)[:8] for lane in lane_bytes)
+
+
+class StoreUnit(wiring.Component):
+    """ST and the store buffer.
+
+    Contract: `hw.spec.isa.StMode`; addresses mod 2**32. A source beyond SB is BUFFER_RANGE in its issue cycle; an undefined
+    mode or a zero count ILLEGAL_DESCRIPTOR in s + 1; a bad response BUS_WRITE.
+    Latency and throughput: item beat k issues in s + 1 + k, its AW and W are presented ST_PIPE = 3 cycles later (read and
+    multiply, add and place, present); done in the cycle after the last B.
+    Back-pressure: AW and W are held until both are taken, and the whole pipe with them. With `run` low nothing new is presented.
+    Reset: idle; SB keeps its contents (0 at power-up).
+
+    Parameters: config.
+    Members: unit; run; buffer (the vector unit's write port); buses (write halves, the channels' first, then aux);
+    bus_idle: nothing is presented, no response awaited; channel_bytes, aux_bytes: enabled strobes accepted in this cycle.
+    """
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.words = config.sb_granules // config.granules_per_word
+        super().__init__({
+            "unit": In(UnitPort(Unit.ST)), "run": In(1),
+            "buffer": In(BufferWrite(self.words, config.lanes)),
+            "buses": Out(AXI4Write()).array(config.units + 1),
+            "bus_idle": Out(1), "channel_bytes": Out(7), "aux_bytes": Out(7),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        desc = self.unit.desc
+        port_bits = ceil_log2(self.config.units + 1)
+        stage = data.StructLayout({
+            "mode": 2, "source": 32, "partial": 32, "slot": 32, "key": 4, "i": 2, "port": port_bits})
+        issued, read, placed = Signal(stage), Signal(stage), Signal(stage)
+        issued_valid, read_valid, placed_valid = Signal(), Signal(), Signal()
+        busy, active, advance, illegal = Signal(), Signal(), Signal(), Signal()
+        self.out_valid, self.out_port = Signal(), Signal(port_bits)
+        self.address, self.data, self.strobes = Signal(32), Signal(BEAT_BITS), Signal(BEAT_BYTES)
+        self.size = Signal(7)
+        product = Signal(32)
+
+        counts = (desc.n_tok == 0) | (desc.n_head == 0) | (desc.n_gran == 0)
+        outside = issued_valid & (issued.source >= self.config.sb_granules)
+        m.d.comb += [
+            illegal.eq(busy & (counts | (desc.mode > max(StMode)))),
+            issued_valid.eq(active & ~illegal & self.run),
+        ]
+        self._walk(m, desc, issued, active, issued_valid & advance)
+        granule = self._memory(m, read, advance)
+        with m.If(advance):
+            cached = (read.mode == StMode.K) | (read.mode == StMode.V)
+            m.d.sync += [
+                read.eq(issued), read_valid.eq(issued_valid & ~outside),
+                placed.eq(read), placed_valid.eq(read_valid & self.run),
+                product.eq(Mux(cached, read.slot * desc.stride_slot, 0)),
+                self.out_valid.eq(placed_valid & self.run), self.out_port.eq(placed.port),
+                self.address.eq(placed.partial + product),
+            ]
+            self._place(m, placed, granule)
+        bad = self._bus(m, advance, busy, active | read_valid | placed_valid)
+        with m.If(self.unit.start):
+            m.d.sync += busy.eq(1)
+        with m.Elif(self.unit.done):
+            m.d.sync += busy.eq(0)
+        for condition, code in ((outside, Error.BUFFER_RANGE), (bad, Error.BUS_WRITE), (illegal, Error.ILLEGAL_DESCRIPTOR)):
+            with m.If(condition):
+                m.d.comb += [self.unit.error.eq(1), self.unit.error_code.eq(code)]
+        return m
+
+    def _walk(self, m, desc, issued, active, step):
+        """The items in order t, h, g, i, with running sums in place of products."""
+        i, g, h, t = Signal(2), Signal(32), Signal(32), Signal(32)
+        sums = {name: Signal(32, name=f"{name}") for name in (
+            "source_g", "source_h", "source_t", "beat_g", "beat_h", "beat_t")}
+        strides = [Signal(32, name=f"stride_{level}") for level in "thg"]
+        with m.Switch(desc.mode):
+            for mode, values in STRIDES.items():
+                with m.Case(mode):
+                    for signal, value in zip(strides, values):
+                        m.d.comb += signal.eq(desc[value] if isinstance(value, str) else value)
+        key, mode = Signal(32), desc.mode[:2]
+        unit_bits = self.config.units.bit_length() - 1
+        m.d.comb += [
+            key.eq(desc.pos + t),
+            issued.mode.eq(mode), issued.source.eq(sums["source_g"]), issued.i.eq(i), issued.key.eq(key[:4]),
+            issued.slot.eq(key >> 4 + unit_bits), issued.partial.eq(sums["beat_g"]),
+            issued.port.eq(key[4:4 + unit_bits]),
+        ]
+        with m.Switch(mode):
+            with m.Case(StMode.LIN):
+                m.d.comb += issued.port.eq(self.config.aux_port)
+            with m.Case(StMode.SC):
+                m.d.comb += [issued.port.eq(self.config.aux_port), issued.partial.eq(sums["beat_g"] + (key >> 4))]
+            with m.Case(StMode.K):
+                m.d.comb += issued.partial.eq(sums["beat_g"] + key[2:4])
+            with m.Case(StMode.V):
+                m.d.comb += issued.partial.eq(sums["beat_g"] + i)
+
+        def restart(levels, source, beat):
+            for level in levels:
+                m.d.sync += [sums[f"source_{level}"].eq(source), sums[f"beat_{level}"].eq(beat)]
+
+        with m.If(self.unit.start):
+            m.d.sync += [active.eq(1), i.eq(0), g.eq(0), h.eq(0), t.eq(0)]
+            restart("ght", desc.src, desc.addr)
+        with m.Elif(step):
+            with m.If((mode == StMode.V) & (i != 3)):
+                m.d.sync += i.eq(i + 1)
+            with m.Elif(g + 1 != desc.n_gran):
+                m.d.sync += [i.eq(0), g.eq(g + 1)]
+                restart("g", sums["source_g"] + 1, sums["beat_g"] + strides[2])
+            with m.Elif(h + 1 != desc.n_head):
+                m.d.sync += [i.eq(0), g.eq(0), h.eq(h + 1)]
+                restart("gh", sums["source_h"] + desc.src_head, sums["beat_h"] + strides[1])
+            with m.Elif(t + 1 != desc.n_tok):
+                m.d.sync += [i.eq(0), g.eq(0), h.eq(0), t.eq(t + 1)]
+                restart("ght", sums["source_t"] + desc.src_tok, sums["beat_t"] + strides[0])
+            with m.Else():
+                m.d.sync += active.eq(0)
+
+    def _memory(self, m, read, advance):
+        """SB; returns the granule of the item that was in `read` in the cycle before."""
+        per_word = self.config.granules_per_word
+        bits = per_word.bit_length() - 1
+        shape = data.ArrayLayout(BEAT_BITS, per_word)
+        m.submodules.sb = sb = memory.Memory(shape=shape, depth=self.words, init=[])
+        write, port = sb.write_port(), sb.read_port()
+        part = Signal(max(bits, 1))
+        m.d.comb += [
+            write.en.eq(self.buffer.en), write.addr.eq(self.buffer.addr),
+            Value.cast(write.data).eq(Value.cast(self.buffer.data)),
+            port.en.eq(advance), port.addr.eq(read.source >> bits),
+        ]
+        with m.If(advance):
+            m.d.sync += part.eq(read.source[:bits])
+        return port.data[part] if per_word > 1 else port.data[0]
+
+    def _place(self, m, item, granule):
+        """Data and strobes of the beat."""
+        group = item.key[:2]
+        sizes = {StMode.LIN: BEAT_BYTES, StMode.K: 16, StMode.V: 4, StMode.SC: 4}
+        with m.Switch(item.mode):
+            with m.Case(StMode.LIN):
+                m.d.sync += self.size.eq(sizes[StMode.LIN])
+                m.d.sync += [self.data.eq(granule), self.strobes.eq(-1)]
+            with m.Case(StMode.K):
+                m.d.sync += self.size.eq(sizes[StMode.K])
+                m.d.sync += [self.data.eq(bytes_of(granule, list(range(16)) * 4)),
+                             self.strobes.eq(Const(0xFFFF, 64) << (group << 4))]
+            with m.Case(StMode.V):
+                m.d.sync += self.size.eq(sizes[StMode.V])
+                quarter = granule.word_select(item.i, 128)
+                m.d.sync += [self.data.eq(bytes_of(quarter, [j for j in range(4) for _ in range(16)])),
+                             self.strobes.eq(Const(0x0001_0001_0001_0001, 64) << item.key)]
+            with m.Case(StMode.SC):
+                m.d.sync += self.size.eq(sizes[StMode.SC])
+                m.d.sync += [self.data.eq(granule[:32].replicate(GRANULE_LANES)),
+                             self.strobes.eq(Const(0xF, 64) << (item.key << 2))]
+
+    def _bus(self, m, advance, busy, more):
+        """Presents the beat, counts responses; returns whether a bad one has come."""
+        ports = len(self.buses)
+        aw_taken, w_taken, aw_ready, w_ready, w_accept = Signal(), Signal(), Signal(), Signal(), Signal()
+        outstanding = Signal(32)
+        responses = Signal(range(ports + 1))
+        for index, bus in enumerate(self.buses):
+            here = self.out_valid & (self.out_port == index)
+            m.d.comb += [
+                bus.awaddr.eq(self.address << 6), bus.awlen.eq(0), bus.awvalid.eq(here & ~aw_taken),
+                bus.wdata.eq(self.data), bus.wstrb.eq(self.strobes), bus.wlast.eq(1), bus.wvalid.eq(here & ~w_taken),
+                bus.bready.eq(1),
+            ]
+            with m.If(here):
+                m.d.comb += [aw_ready.eq(bus.awready), w_ready.eq(bus.wready)]
+        done = (aw_taken | aw_ready) & (w_taken | w_ready)
+        m.d.comb += [
+            advance.eq(~self.out_valid | done),
+            self.bus_idle.eq(~self.out_valid & (outstanding == 0)),
+            responses.eq(sum(bus.bvalid for bus in self.buses)),
+            w_accept.eq(self.out_valid & ~w_taken & w_ready),
+            self.unit.done.eq(busy & ~more & self.bus_idle & ~self.unit.error),
+        ]
+        with m.If(w_accept & (self.out_port == self.config.aux_port)):
+            m.d.comb += self.aux_bytes.eq(self.size)
+        with m.Elif(w_accept):
+            m.d.comb += self.channel_bytes.eq(self.size)
+        m.d.sync += outstanding.eq(outstanding + (self.out_valid & advance) - responses)
+        with m.If(advance):
+            m.d.sync += [aw_taken.eq(0), w_taken.eq(0)]
+        with m.Else():
+            m.d.sync += [aw_taken.eq(aw_taken | aw_ready), w_taken.eq(w_taken | w_ready)]
+        return Cat(bus.bvalid & bus.bresp[1] for bus in self.buses).any()

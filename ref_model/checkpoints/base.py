@@ -1,0 +1,57 @@
+"""What every kind of checkpoint offers: a configuration, and tensors by canonical name, read one at a time."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from alula.errors import UserError
+from ref_model.config import LlavaConfig
+
+from .names import EMBEDDING, HEAD, Shapes, state_shapes
+
+
+class Checkpoint(ABC):
+    """Weights of one model, read lazily so that a 7B model can be processed layer by layer.
+
+    `config`: the model; `shapes`: canonical name -> shape of everything `read` answers to; `origin`: what to call it in
+    messages.
+    """
+
+    def __init__(self, config: LlavaConfig, origin: str) -> None:
+        self.config = config
+        self.origin = origin
+        self.shapes: Shapes = state_shapes(config)
+
+    @abstractmethod
+    def _fetch(self, name: str) -> Tensor | None:
+        """The stored tensor of a canonical name, in any floating type; None if there is none."""
+
+    def read(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        """One tensor by canonical name, converted to `dtype` (None: as stored).
+
+        UserError if it is missing, not finite, or if its shape is not the configuration's.
+        """
+        stored_name = EMBEDDING if name == HEAD and self.config.text.tied_embeddings else name
+        tensor = self._fetch(stored_name)
+        if tensor is None:
+            raise UserError(f"{self.origin} has no tensor {stored_name}: give a complete {self.config.name} checkpoint")
+        if tuple(tensor.shape) != self.shapes[name]:
+            raise UserError(f"{self.origin}: {stored_name} has shape {list(tensor.shape)}, the configuration says "
+                            f"{list(self.shapes[name])}: use the configuration that came with these weights")
+        if not tensor.is_floating_point():
+            raise UserError(f"{self.origin}: {stored_name} holds {tensor.dtype} values, floating point is needed: "
+                            "give the checkpoint from before quantisation")
+        if not tensor.isfinite().all():
+            raise UserError(f"{self.origin}: {stored_name} holds infinities or NaN: download the checkpoint again")
+        return tensor if dtype is None else tensor.to(dtype)
+
+    def read_layer(self, prefix: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+        """All tensors whose canonical names start with `prefix`, for example `language_model.layers.3.`."""
+        return {name: self.read(name, dtype) for name in self.shapes if name.startswith(prefix)}
+
+    def state(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+        """Every tensor. A tied `lm_head.weight` is the same object as the embedding table."""
+        state = {name: self.read(name, dtype) for name in self.shapes if name != HEAD}
+        state[HEAD] = state[EMBEDDING] if self.config.text.tied_embeddings else self.read(HEAD, dtype)
+        return state

@@ -1,0 +1,190 @@
+"""Hugging Face `config.json` -> `LlavaConfig`, for LLaVA-1.5 and the Llama family, transformers 4.x and 5.x.
+
+Files omit what equals transformers' defaults, so the defaults here are those of `LlamaConfig` and `CLIPVisionConfig`.
+Anything that would change the arithmetic and is not implemented is refused, never ignored.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from alula.errors import UserError
+from ref_model.config import LlavaConfig, RopeScaling, TextConfig, VisionConfig
+
+TEXT_TYPES = ("llama", "mistral", "qwen2")
+FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
+    "llama": {
+        "hidden_size": 4096,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "intermediate_size": 11008,
+        "vocab_size": 32000,
+        "max_position_embeddings": 2048,
+    },
+    "mistral": {
+        "hidden_size": 4096,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "intermediate_size": 14336,
+        "vocab_size": 32000,
+        "max_position_embeddings": 131072,
+        "sliding_window": 4096,
+    },
+    "qwen2": {
+        "hidden_size": 4096,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "intermediate_size": 22016,
+        "vocab_size": 151936,
+        "max_position_embeddings": 32768,
+    },
+}
+CLIP_DEFAULTS: dict[str, Any] = {
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "image_size": 224,
+    "patch_size": 32,
+}
+LLAVA_VISION_DEFAULTS: dict[str, Any] = {
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "intermediate_size": 4096,
+    "image_size": 336,
+    "patch_size": 14,
+}
+
+
+def _number(values: Mapping[str, Any], key: str, kind: type = int) -> Any:
+    value = values.get(key)
+    accepted = (int, float) if kind is float else (int,)
+    if isinstance(value, bool) or not isinstance(value, accepted):
+        raise UserError(f"config.json: {key} is {value!r}, a number is needed: correct the file")
+    return kind(value)
+
+
+def _require(values: Mapping[str, Any], key: str, *supported: Any) -> None:
+    """Refuse a setting outside `supported`, whose first value is the default."""
+    value = values.get(key, supported[0])
+    if value not in supported:
+        choices = " or ".join(repr(choice) for choice in supported)
+        raise UserError(f"config.json: {key} is {value!r}, supported is {choices}: convert the model or choose another")
+
+
+def _rope(values: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
+    """(theta, scaling) from 4.x `rope_theta` + `rope_scaling` or 5.x `rope_parameters`."""
+    rope = dict(values.get("rope_scaling") or {}) | dict(values.get("rope_parameters") or {})
+    theta = _number({"rope_theta": rope.get("rope_theta", values.get("rope_theta", 10000.0))}, "rope_theta", float)
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind in ("default", None):
+        return theta, None
+    if kind == "llama3":
+        return theta, RopeScaling(
+            _number(rope, "factor", float),
+            _number(rope, "low_freq_factor", float),
+            _number(rope, "high_freq_factor", float),
+            _number(rope, "original_max_position_embeddings"),
+        )
+    raise UserError(f"config.json: rope_type is {kind!r}, supported are 'default' and 'llama3': choose another model")
+
+
+def _context(family: str, values: Mapping[str, Any]) -> int:
+    """Positions for which full attention is what the model computes: a sliding window shortens them."""
+    context = _number(values, "max_position_embeddings")
+    window = values.get("sliding_window")
+    windowed = values.get("use_sliding_window", False) if family == "qwen2" else family == "mistral"
+    return min(context, window) if windowed and window is not None else context
+
+
+def text_config(given: Mapping[str, Any], tied_default: bool = False) -> TextConfig:
+    """`TextConfig` of a Llama, Mistral or Qwen2 `config.json`, or of the `text_config` inside a LLaVA one."""
+    family = given.get("model_type", "llama")
+    if family not in TEXT_TYPES:
+        raise UserError(
+            f"config.json: language model type is {family!r}, supported are {', '.join(TEXT_TYPES)}: "
+            "choose another model"
+        )
+    values = FAMILY_DEFAULTS[family] | dict(given)
+    _require(values, "hidden_act", "silu")
+    _require(values, "mlp_bias", False)
+    _require(values, "attention_bias", False, *((True, None) if family == "qwen2" else ()))
+    hidden, heads = _number(values, "hidden_size"), _number(values, "num_attention_heads")
+    theta, scaling = _rope(values)
+    return TextConfig(
+        hidden=hidden,
+        layers=_number(values, "num_hidden_layers"),
+        heads=heads,
+        kv_heads=heads if values.get("num_key_value_heads") is None else _number(values, "num_key_value_heads"),
+        head_dim=hidden // max(heads, 1) if values.get("head_dim") is None else _number(values, "head_dim"),
+        ffn=_number(values, "intermediate_size"),
+        vocab=_number(values, "vocab_size"),
+        rope_theta=theta,
+        rms_eps=_number({"rms_norm_eps": 1e-6} | values, "rms_norm_eps", float),
+        context=_context(family, values),
+        tied_embeddings=bool(values.get("tie_word_embeddings", tied_default)),
+        qkv_bias=family == "qwen2",
+        rope_scaling=scaling,
+    )
+
+
+def _vision_config(top: Mapping[str, Any]) -> VisionConfig:
+    given = top.get("vision_config")
+    values = LLAVA_VISION_DEFAULTS if given is None else CLIP_DEFAULTS | dict(given)
+    _require(values, "model_type", "clip_vision_model")
+    _require(values, "num_channels", 3)
+    _require(top, "vision_feature_select_strategy", "default", "full")
+    layer = top.get("vision_feature_layer", -2)
+    return VisionConfig(
+        image_size=_number(values, "image_size"),
+        patch_size=_number(values, "patch_size"),
+        hidden=_number(values, "hidden_size"),
+        layers=_number(values, "num_hidden_layers"),
+        heads=_number(values, "num_attention_heads"),
+        ffn=_number(values, "intermediate_size"),
+        activation=values.get("hidden_act", "quick_gelu"),
+        ln_eps=_number({"layer_norm_eps": 1e-5} | values, "layer_norm_eps", float),
+        feature_layer=_number({"vision_feature_layer": layer}, "vision_feature_layer"),
+        drop_class=top.get("vision_feature_select_strategy", "default") == "default",
+    )
+
+
+def _llava_config(name: str, top: Mapping[str, Any]) -> LlavaConfig:
+    if "mm_vision_tower" in top:
+        raise UserError(
+            f"{name} is in the original LLaVA layout, which keeps its vision tower elsewhere: "
+            "use the llava-hf conversion of the model"
+        )
+    _require(top, "projector_hidden_act", "gelu")
+    index = top.get("image_token_index", top.get("image_token_id", 32000))
+    return LlavaConfig(
+        name=name,
+        text=text_config(top.get("text_config") or {}, bool(top.get("tie_word_embeddings", False))),
+        vision=_vision_config(top),
+        image_token_index=_number({"image_token_index": index}, "image_token_index"),
+        projector_bias=bool(top.get("multimodal_projector_bias", True)),
+    )
+
+
+def read_config(path: Path) -> LlavaConfig:
+    """The model that a `config.json` describes; UserError if it is missing, malformed or not supported."""
+    try:
+        top = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"no {path.name} in {path.parent}: give a Hugging Face model folder") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path} is not readable as JSON ({error}): download it again") from error
+    if not isinstance(top, dict):
+        raise UserError(f"{path} holds no JSON object: give a Hugging Face model folder")
+    if top.get("quantization_config"):
+        raise UserError(f"{path.parent} is already quantised: give the floating-point checkpoint")
+    name = path.resolve().parent.name
+    if top.get("model_type") == "llava" or "mm_vision_tower" in top:
+        return _llava_config(name, top)
+    if "model_type" not in top:
+        raise UserError(f"{path} has no model_type: give a Hugging Face model folder of LLaVA or a Llama-family model")
+    return LlavaConfig(name=name, text=text_config(top))

@@ -1,0 +1,151 @@
+"""The golden language model (with its cache) and vision tower."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from hw.spec import numerics as nm
+from ref_model.quantise import QuantModel, QuantTextLayer, QuantVisionLayer, fixed
+
+from .operators import (GATES, Array, attend, gated, linear, normalise, quantise_rows, rotate)
+
+
+@dataclass
+class LayerCache:
+    """k8, v8: int8[kv_heads, n, hd]; k_words, v_raw: int64[kv_heads, n]."""
+
+    k8: Array
+    k_words: Array
+    v8: Array
+    v_raw: Array
+
+    @classmethod
+    def empty(cls, kv_heads: int, head_dim: int) -> "LayerCache":
+        return cls(np.zeros((kv_heads, 0, head_dim), np.int8), np.zeros((kv_heads, 0), np.int64),
+                   np.zeros((kv_heads, 0, head_dim), np.int8), np.zeros((kv_heads, 0), np.int64))
+
+    def append(self, k: tuple[Array, Array], v: tuple[Array, Array]) -> None:
+        """k, v: (int8[n, kv_heads, hd], raw int64[n, kv_heads, 1])."""
+        def grow(old, new):
+            return np.concatenate([old, new.swapaxes(0, 1)], axis=1)
+
+        self.k8, self.k_words = grow(self.k8, k[0]), grow(self.k_words, nm.to_scale(k[1])[..., 0])
+        self.v8, self.v_raw = grow(self.v8, v[0]), grow(self.v_raw, v[1][..., 0])
+
+
+@dataclass
+class GoldenText:
+    """The decoder in integers. `layers` limits how many run (None: all); `first` is the first one."""
+
+    model: QuantModel
+    layers: int | None = None
+    first: int = 0
+    cache: list[LayerCache] = field(default_factory=list)
+
+    def __post_init__(self):
+        c = self.model.text.config
+        self.layers = c.layers - self.first if self.layers is None else self.layers
+        self.cache = [LayerCache.empty(c.kv_heads, c.head_dim) for _ in range(self.layers)]
+
+    def embed(self, ids: Sequence[int], features: Array | None = None) -> Array:
+        """Wide rows int64[n, d]; image-token places take `features` rows (int[n_visual, d] Q16) in order."""
+        ids = np.asarray(ids, dtype=np.int64)
+        places = ids == (-1 if self.model.config.image_token_index is None else self.model.config.image_token_index)
+        rows = self.model.text.embed[np.where(places, 0, ids)].astype(np.int64)
+        if features is not None:
+            rows[places] = features
+        return rows
+
+    def forward(self, rows: Array, positions: Sequence[int] | None = None) -> Array:
+        """Run wide rows int64[n, d] behind what is cached; returns the residual int64[n, d] after the layers."""
+        start = self.cache[0].k8.shape[1]
+        positions = range(start, start + len(rows)) if positions is None else positions
+        table = self.model.text.rope_table(positions)
+        for i, cache in enumerate(self.cache):
+            rows = self._layer(self.model.text.layers[self.first + i], rows, table, cache)
+        return rows
+
+    def logits(self, rows: Array) -> Array:
+        """int64[n, vocab] Q16 of residual rows."""
+        return linear(*quantise_rows(normalise(rows, self.model.text.norm)), self.model.text.head)
+
+    def generate(self, ids: Sequence[int], n_new: int, features: Array | None = None,
+                 eos_id: int | None = None) -> list[int]:
+        """Greedy continuation; ties go to the lowest id."""
+        tokens: list[int] = []
+        rows = self.embed(ids, features)
+        while len(tokens) < n_new:
+            tokens.append(int(self.logits(self.forward(rows)[-1:])[0].argmax()))
+            if tokens[-1] == eos_id:
+                break
+            rows = self.embed(tokens[-1:])
+        return tokens
+
+    def _layer(self, w: QuantTextLayer, x: Array, table: Array, cache: LayerCache) -> Array:
+        c = self.model.text.config
+        q8, raw = quantise_rows(normalise(x, w.input_norm))
+
+        def heads(projection, n):
+            return linear(q8, raw, projection).reshape(len(x), n, c.head_dim)
+
+        start = cache.k8.shape[1]
+        query = quantise_rows(rotate(heads(w.q, c.heads), table))
+        cache.append(quantise_rows(rotate(heads(w.k, c.kv_heads), table)), quantise_rows(heads(w.v, c.kv_heads)))
+        limit = start + 1 + np.arange(len(x))[:, None]
+        group = c.heads // c.kv_heads
+        outs = [attend(query[0][:, h], query[1][:, h], (cache.k8[h // group], cache.k_words[h // group]),
+                       (cache.v8[h // group], cache.v_raw[h // group]), limit) for h in range(c.heads)]
+        x = nm.sat32(x + linear(*quantise_rows(np.concatenate(outs, axis=1)), w.o))
+        q8, raw = quantise_rows(normalise(x, w.post_norm))
+        hidden = gated(linear(q8, raw, w.gate), linear(q8, raw, w.up))
+        return nm.sat32(x + linear(*quantise_rows(hidden), w.down))
+
+
+@dataclass
+class GoldenVision:
+    """The vision tower and projector in integers. `layers` limits how many tower layers run (None: all executed)."""
+
+    model: QuantModel
+    layers: int | None = None
+
+    def stem(self, patches: Array) -> Array:
+        """Wide tokens int64[n_positions, d] of patches float[n_patches, 3*p*p] (rounded to Q16 first)."""
+        v = self.model.vision
+        tokens = linear(*quantise_rows(fixed(patches)), v.patch)
+        tokens = np.concatenate([v.class_embedding[None], tokens])
+        return normalise(nm.sat32(tokens + v.position), v.pre_norm)
+
+    def tower(self, x: Array) -> Array:
+        """The executed layers."""
+        count = len(self.model.vision.layers) if self.layers is None else self.layers
+        for i in range(count):
+            x = self._layer(self.model.vision.layers[i], x)
+        return x
+
+    def project(self, x: Array) -> Array:
+        """Feature rows int64[n, d_text] of tower rows (class token already dropped)."""
+        v = self.model.vision
+        hidden = nm.gate(linear(*quantise_rows(x), v.projector1), nm.GELU_TABLE)
+        return linear(*quantise_rows(hidden), v.projector2)
+
+    def forward(self, patches: Array) -> Array:
+        """Visual tokens int64[n_features, d_text] Q16 of one image's patches."""
+        x = self.tower(self.stem(patches))
+        return self.project(x[1:] if self.model.vision.config.drop_class else x)
+
+    def _layer(self, w: QuantVisionLayer, x: Array) -> Array:
+        c = self.model.vision.config
+        q8, raw = quantise_rows(normalise(x, w.norm1))
+
+        def heads(projection):
+            return quantise_rows(linear(q8, raw, projection).reshape(len(x), c.heads, c.head_dim))
+
+        (q, q_raw), (k, k_raw), (v, v_raw) = heads(w.q), heads(w.k), heads(w.v)
+        limit = np.full((len(x), 1), len(x))
+        outs = [attend(q[:, h], q_raw[:, h], (k[:, h], nm.to_scale(k_raw[:, h, 0])), (v[:, h], v_raw[:, h, 0]), limit)
+                for h in range(c.heads)]
+        x = nm.sat32(x + linear(*quantise_rows(np.concatenate(outs, axis=1)), w.out))
+        q8, raw = quantise_rows(normalise(x, w.norm2))
+        hidden = nm.gate(linear(q8, raw, w.fc1), GATES[w.func])
+        return nm.sat32(x + linear(*quantise_rows(hidden), w.fc2))

@@ -1,0 +1,82 @@
+"""Integer operators on whole matrices. Wide values are int64 arrays that hold int32 Q15.16."""
+
+import numpy as np
+
+from hw.spec import numerics as nm
+from ref_model.quantise import QuantLinear, QuantNorm
+
+Array = np.ndarray
+EXACT_TERMS = 1024
+"""int8 products that float32 sums exactly (at most 1,040)."""
+GATED_SHIFT = 14
+VALUE_REFERENCE = nm.encode_scale(2.0**-21)
+GATES = {"silu": nm.SILU_TABLE, "gelu": nm.GELU_TABLE, "quick_gelu": nm.QGELU_TABLE}
+
+
+def matmul(a: Array, b: Array) -> Array:
+    """int64[n, m] = a @ b.T of int8[n, k] and int8[m, k]; float32 BLAS in exact pieces."""
+    total = np.zeros((a.shape[0], b.shape[0]), dtype=np.int64)
+    for k in range(0, a.shape[1], EXACT_TERMS):
+        piece = slice(k, k + EXACT_TERMS)
+        total += (a[:, piece].astype(np.float32) @ b[:, piece].astype(np.float32).T).astype(np.int64)
+    return total
+
+
+def absmax(x: Array) -> Array:
+    """Largest magnitude of each row, int64[n, 1], at most 2**31 - 1."""
+    return np.minimum(np.abs(x).max(axis=-1, keepdims=True), nm.INT32_MAX)
+
+
+def quantise_rows(x: Array) -> tuple[Array, Array]:
+    """(int8[..., k], raw absmax int64[..., 1]) of wide rows: 127 stands for the row's largest magnitude."""
+    raw = absmax(x)
+    return nm.to_int8(nm.mul_scale(x, nm.qrecip_scale(raw))).astype(np.int8), raw
+
+
+def linear(q: Array, raw: Array, w: QuantLinear) -> Array:
+    """Wide int64[n, out] of int8[n, in] with row maxima int64[n, 1], bias included."""
+    x = nm.mul_scale(nm.mul_scale(matmul(q, w.weight), w.words), nm.to_scale(raw), w.shift)
+    return x if w.bias is None else nm.sat32(x + w.bias)
+
+
+def normalise(x: Array, n: QuantNorm) -> Array:
+    """RMSNorm or LayerNorm of wide rows; wide result."""
+    if n.mean_word is not None:
+        shift = max(0, min(nm.MAX_SHIFT, nm.scale_exponent(n.mean_word)))
+        total = x.sum(axis=-1, keepdims=True)
+        x = nm.sat32(x - nm.sat32(nm.rshift_round(total * nm.scale_mantissa(n.mean_word), shift)))
+    shift = nm.square_shift(absmax(x))
+    squares = ((x >> shift) ** 2).sum(axis=-1, keepdims=True)
+    y = nm.mul_scale(nm.mul_scale(x, n.words), nm.rsqrt_scale(squares, shift, n.epsilon), n.adjust)
+    return y if n.bias is None else nm.sat32(y + n.bias)
+
+
+def rotate(x: Array, table: Array) -> Array:
+    """RoPE of wide int64[n, heads, head_dim] with table words int64[n, head_dim], pairs in neighbouring lanes."""
+    partner = x.reshape(*x.shape[:-1], -1, 2)[..., ::-1].reshape(x.shape)
+    return nm.rope(x, partner, table[:, None, :])
+
+
+def attend(q: Array, q_raw: Array, keys: tuple[Array, Array], values: tuple[Array, Array], limit: Array) -> Array:
+    """Attention of one head.
+
+    q: int8[n, hd], q_raw: int64[n, 1]; keys: int8[kv, hd] and scale words int64[kv]; values: int8[kv, hd]
+    and raw maxima int64[kv]; limit: int64[n, 1], keys each query may see. Wide Q20 int64[n, hd].
+    """
+    (k8, k_words), (v8, v_raw) = keys, values
+    scores = nm.mul_scale(nm.mul_scale(matmul(q, k8), k_words, 14), nm.to_scale(q_raw), 16)
+    seen = np.arange(len(k8)) < limit
+    top = np.where(seen, scores, nm.INT32_MIN).max(axis=1, keepdims=True)
+    p = np.where(seen, nm.exp2_prob(nm.sat32(scores - top)), 0)
+    inverse = nm.recip_scale(p.sum(axis=1, keepdims=True))
+    weighted = nm.multiply_shift(p, nm.mul_scale(v_raw, VALUE_REFERENCE, -15), 15)
+    high, low = nm.split_planes(nm.clip(weighted, 0, nm.PROB_MAX))
+    v = np.ascontiguousarray(v8.T)
+    o = nm.mul_scale(matmul(high.astype(np.int8), v), nm.encode_scale(16.0))
+    o = nm.sat32(nm.mul_scale(matmul(low.astype(np.int8), v), nm.encode_scale(1 / 16)) + o)
+    return nm.mul_scale(o, inverse, -22)
+
+
+def gated(gate: Array, up: Array) -> Array:
+    """silu(gate) * up in Q18."""
+    return nm.multiply_shift(up, nm.gate(gate, nm.SILU_TABLE), GATED_SHIFT)

@@ -1,0 +1,297 @@
+"""From a float checkpoint to the integers the machine works on: INT8 weights, scale words, fixed-point tables.
+
+Weights are rounded to nearest, symmetric, one scale an output channel. Constant factors that the integer
+operators need (docs/machine.md, "Operators as passes") are folded into channel scales here, once.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+import math
+
+import numpy as np
+import torch
+
+from hw.spec import numerics as nm
+from ref_model.checkpoints import Checkpoint
+from ref_model.config import LlavaConfig, TextConfig
+from ref_model.decoder import rope_tables
+
+Array = np.ndarray
+QUERY_FACTOR = nm.LOG2_E * 2**14 / 127**2
+"""Folded into q rows besides 1/sqrt(head_dim): scores come out in log2 units, K's 127**2 cancelled."""
+ATTENTION_OUT_FACTOR = 128 / 127 / 2**4
+"""Attention outputs are Q20 and 127/128 of the real ones; the output projection takes that back."""
+GATED_FRAC_BITS = 2
+"""Extra fraction bits of the gated product (Q18); the down projection takes them back."""
+VALUE_LOG2 = 5
+"""v rows are scaled by a power of two so that |v| stays below 2**5."""
+MAX_G = 40
+
+
+@dataclass(frozen=True)
+class QuantLinear:
+    """weight: int8[out, in]; words: int64[out] scale words; shift: G; bias: int64[out] Q16 or None."""
+
+    weight: Array
+    words: Array
+    shift: int
+    bias: Array | None = None
+
+
+@dataclass(frozen=True)
+class QuantNorm:
+    """words: int64[d]; adjust of the second multiplication; epsilon in raw squared units; bias int64[d] and
+    mean_word (scale word of 1/d) for a LayerNorm, None for an RMSNorm."""
+
+    words: Array
+    adjust: int
+    epsilon: int
+    bias: Array | None = None
+    mean_word: int | None = None
+
+    @property
+    def kind(self) -> str:
+        return "rms" if self.mean_word is None else "layer"
+
+
+@dataclass(frozen=True)
+class QuantTextLayer:
+    """One decoder layer; q and k rows are permuted so that RoPE pairs are neighbours."""
+
+    input_norm: QuantNorm
+    q: QuantLinear
+    k: QuantLinear
+    v: QuantLinear
+    o: QuantLinear
+    post_norm: QuantNorm
+    gate: QuantLinear
+    up: QuantLinear
+    down: QuantLinear
+
+
+@dataclass(frozen=True)
+class QuantVisionLayer:
+    norm1: QuantNorm
+    q: QuantLinear
+    k: QuantLinear
+    v: QuantLinear
+    out: QuantLinear
+    norm2: QuantNorm
+    fc1: QuantLinear
+    fc2: QuantLinear
+    func: str
+
+
+class Lazy(Sequence):
+    """A sequence whose items are made on demand; the last few are kept."""
+
+    def __init__(self, length: int, make: Callable[[int], object], keep: int = 2):
+        self._length, self._make = length, lru_cache(maxsize=keep)(make)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int):
+        if not 0 <= index < self._length:
+            raise IndexError(index)
+        return self._make(index)
+
+
+@dataclass(frozen=True)
+class QuantText:
+    """embed: int32[vocab, d] Q16; layers: sequence of QuantTextLayer."""
+
+    config: TextConfig
+    embed: Array
+    layers: Sequence[QuantTextLayer]
+    norm: QuantNorm
+    head: QuantLinear
+
+    def rope_table(self, positions: Sequence[int]) -> Array:
+        """Table words int64[n, head_dim] in paired lane order for explicit positions."""
+        return rope_words(self.config, positions)
+
+
+@dataclass(frozen=True)
+class QuantVision:
+    """class_embedding int64[d] and position int64[n_positions, d] in Q16."""
+
+    config: object
+    patch: QuantLinear
+    class_embedding: Array
+    position: Array
+    pre_norm: QuantNorm
+    layers: Sequence[QuantVisionLayer]
+    projector1: QuantLinear
+    projector2: QuantLinear
+
+
+@dataclass(frozen=True)
+class QuantModel:
+    config: LlavaConfig
+    vision: QuantVision | None
+    text: QuantText
+
+
+# --- tensors -------------------------------------------------------------------------------------------
+
+def encode_scales(values: Array) -> Array:
+    """`hw.spec.numerics.encode_scale` of every element of a float64 array: int64 words."""
+    fraction, exponent = np.frexp(np.abs(values.astype(np.float64)))
+    mantissa = np.rint(fraction * (1 << nm.MANTISSA_BITS)).astype(np.int64)
+    over = mantissa == 1 << nm.MANTISSA_BITS
+    mantissa, exponent = np.where(over, mantissa >> 1, mantissa), exponent + over
+    shift = nm.MANTISSA_BITS - exponent.astype(np.int64)
+    mantissa, shift = np.where(shift > 127, 0, mantissa), np.where((shift > 127) | (mantissa == 0), 0, shift)
+    return nm.pack_scale(mantissa, shift, (values < 0).astype(np.int64))
+
+
+def fixed(values, frac: int = nm.FRAC) -> Array:
+    """float array -> int64 with `frac` fraction bits, saturated to int32."""
+    scaled = np.floor(np.asarray(values, dtype=np.float64) * (1 << frac) + 0.5)
+    return np.clip(scaled, nm.INT32_MIN, nm.INT32_MAX).astype(np.int64)
+
+
+def linear(weight: Array, bias: Array | None = None, factor: float | Array = 1.0) -> QuantLinear:
+    """Quantise float[out, in] row by row; `factor` (scalar or [out]) multiplies the result, bias included."""
+    weight = weight.reshape(weight.shape[0], -1)
+    row_max = np.maximum(np.abs(weight).max(axis=1), 1e-30).astype(np.float32)
+    integers = np.rint(weight * (np.float32(nm.ACT_MAX) / row_max)[:, None]).astype(np.int8)
+    scales = row_max.astype(np.float64) / nm.ACT_MAX**2 * factor
+    shift = math.floor(math.log2(2**31 / (nm.ACT_MAX**2 * weight.shape[1] * scales.max())))
+    shift = max(0, min(MAX_G, shift))
+    wide_bias = None if bias is None else fixed(bias.astype(np.float64) * factor)
+    return QuantLinear(integers, encode_scales(scales * 2.0**shift), shift, wide_bias)
+
+
+def norm(weight: Array, epsilon: float, bias: Array | None = None) -> QuantNorm:
+    """RMSNorm, or LayerNorm where there is a bias."""
+    width = weight.shape[0]
+    half = math.floor(math.log2(math.sqrt(width)))
+    words = encode_scales(weight.astype(np.float64) * math.sqrt(width) / 2**half)
+    raw_epsilon = min(2**32 - 1, round(epsilon * width * 2 ** (2 * nm.FRAC)))
+    if bias is None:
+        return QuantNorm(words, -(nm.FRAC + half), raw_epsilon)
+    return QuantNorm(words, -(nm.FRAC + half), raw_epsilon, fixed(bias), nm.encode_scale(1 / width))
+
+
+def paired_rows(heads: int, head_dim: int) -> Array:
+    """Row order that puts rotation pair (i, i + head_dim/2) at rows 2i, 2i+1 of every head."""
+    order = np.arange(head_dim).reshape(2, head_dim // 2).T.reshape(-1)
+    return (np.arange(heads)[:, None] * head_dim + order).reshape(-1)
+
+
+def rope_words(config: TextConfig, positions: Sequence[int]) -> Array:
+    """int64[n, head_dim] table words: lane 2i carries (cos, -sin), lane 2i+1 (cos, +sin) of angle i."""
+    cos, sin = rope_tables(config, torch.as_tensor(list(positions), dtype=torch.int64))
+    half = config.head_dim // 2
+    one = 1 << nm.ROPE_FRAC
+    c = np.rint(cos.numpy()[:, :half].astype(np.float64) * one).astype(np.int64)
+    s = np.rint(sin.numpy()[:, :half].astype(np.float64) * one).astype(np.int64)
+    words = np.stack([(c & 0xFFFF) | (-s & 0xFFFF) << 16, (c & 0xFFFF) | (s & 0xFFFF) << 16], axis=-1)
+    return words.reshape(len(c), config.head_dim)
+
+
+def value_factor(weight: Array, gain: Array, bias: Array | None = None) -> float:
+    """Power of two that brings the largest expected |v| (8 deviations for inputs of unit variance) below 2**5."""
+    deviation = np.sqrt(((weight.astype(np.float64) * gain) ** 2).sum(axis=1))
+    largest = float((8 * deviation + (0 if bias is None else np.abs(bias))).max())
+    return 2.0 ** (VALUE_LOG2 - math.ceil(math.log2(max(largest, 1e-9))))
+
+
+# --- models --------------------------------------------------------------------------------------------
+
+class _Reader:
+    def __init__(self, checkpoint: Checkpoint, prefix: str):
+        self.checkpoint, self.prefix = checkpoint, prefix
+
+    def __call__(self, name: str) -> Array:
+        return self.checkpoint.read(self.prefix + name, torch.float32).numpy()
+
+    def optional(self, name: str) -> Array | None:
+        return self(name) if self.prefix + name in self.checkpoint.shapes else None
+
+
+def text_layer(checkpoint: Checkpoint, index: int) -> QuantTextLayer:
+    """Quantise decoder layer `index`."""
+    read, c = _Reader(checkpoint, f"language_model.layers.{index}."), checkpoint.config.text
+    gain = read("input_layernorm.weight")
+    q_rows, k_rows = paired_rows(c.heads, c.head_dim), paired_rows(c.kv_heads, c.head_dim)
+
+    def attention(name, rows, factor):
+        weight, bias = read(f"self_attn.{name}_proj.weight"), read.optional(f"self_attn.{name}_proj.bias")
+        return linear(weight[rows], None if bias is None else bias[rows], factor)
+
+    v_factor = value_factor(read("self_attn.v_proj.weight"), gain, read.optional("self_attn.v_proj.bias"))
+    return QuantTextLayer(
+        input_norm=norm(gain, c.rms_eps),
+        q=attention("q", q_rows, QUERY_FACTOR / math.sqrt(c.head_dim)),
+        k=attention("k", k_rows, 1.0),
+        v=attention("v", np.arange(c.kv_width), v_factor),
+        o=linear(read("self_attn.o_proj.weight"), None, ATTENTION_OUT_FACTOR / v_factor),
+        post_norm=norm(read("post_attention_layernorm.weight"), c.rms_eps),
+        gate=linear(read("mlp.gate_proj.weight")),
+        up=linear(read("mlp.up_proj.weight")),
+        down=linear(read("mlp.down_proj.weight"), None, 2.0**-GATED_FRAC_BITS),
+    )
+
+
+def vision_layer(checkpoint: Checkpoint, index: int) -> QuantVisionLayer:
+    """Quantise vision layer `index`."""
+    read, c = _Reader(checkpoint, f"vision_tower.encoder.layers.{index}."), checkpoint.config.vision
+
+    def projection(name, factor=1.0):
+        return linear(read(f"self_attn.{name}_proj.weight"), read(f"self_attn.{name}_proj.bias"), factor)
+
+    gain = read("layer_norm1.weight")
+    v_bias = read("self_attn.v_proj.bias") + read("self_attn.v_proj.weight") @ read("layer_norm1.bias")
+    v_factor = value_factor(read("self_attn.v_proj.weight"), gain, v_bias)
+    return QuantVisionLayer(
+        norm1=norm(gain, c.ln_eps, read("layer_norm1.bias")),
+        q=projection("q", QUERY_FACTOR / math.sqrt(c.head_dim)),
+        k=projection("k"),
+        v=projection("v", v_factor),
+        out=_output(read("self_attn.out_proj.weight"), read("self_attn.out_proj.bias"), v_factor),
+        norm2=norm(read("layer_norm2.weight"), c.ln_eps, read("layer_norm2.bias")),
+        fc1=linear(read("mlp.fc1.weight"), read("mlp.fc1.bias")),
+        fc2=linear(read("mlp.fc2.weight"), read("mlp.fc2.bias")),
+        func=c.activation,
+    )
+
+
+def _output(weight: Array, bias: Array, v_factor: float) -> QuantLinear:
+    """Attention's output projection: the factor undoes the value scaling and leaves the bias alone."""
+    quantised = linear(weight, None, ATTENTION_OUT_FACTOR / v_factor)
+    return QuantLinear(quantised.weight, quantised.words, quantised.shift, fixed(bias))
+
+
+def _vision(checkpoint: Checkpoint) -> QuantVision | None:
+    c = checkpoint.config.vision
+    if c is None:
+        return None
+    read, projector = _Reader(checkpoint, "vision_tower."), _Reader(checkpoint, "multi_modal_projector.")
+    return QuantVision(
+        config=c,
+        patch=linear(read("embeddings.patch_embedding.weight")),
+        class_embedding=fixed(read("embeddings.class_embedding")),
+        position=fixed(read("embeddings.position_embedding.weight")),
+        pre_norm=norm(read("pre_layrnorm.weight"), c.ln_eps, read("pre_layrnorm.bias")),
+        layers=Lazy(c.num_executed_vision_layers, lambda i: vision_layer(checkpoint, i), keep=64),
+        projector1=linear(projector("linear_1.weight"), projector.optional("linear_1.bias")),
+        projector2=linear(projector("linear_2.weight"), projector.optional("linear_2.bias")),
+    )
+
+
+def quantise(checkpoint: Checkpoint, keep_layers: int = 64, with_vision: bool = True) -> QuantModel:
+    """The integer model of a checkpoint. Layers are quantised on first use, `keep_layers` of them stay in memory."""
+    c = checkpoint.config
+    read = _Reader(checkpoint, "")
+    text = QuantText(
+        config=c.text,
+        embed=fixed(read("language_model.embed_tokens.weight")).astype(np.int32),
+        layers=Lazy(c.text.layers, lambda i: text_layer(checkpoint, i), keep=keep_layers),
+        norm=norm(read("language_model.norm.weight"), c.text.rms_eps),
+        head=linear(read("lm_head.weight")),
+    )
+    return QuantModel(c, _vision(checkpoint) if with_vision else None, text)

@@ -1,0 +1,1 @@
+"""Simulators of one encoded program: functional, cycle-exact and RTL."""

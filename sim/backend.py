@@ -1,0 +1,91 @@
+"""What every executor of a program offers: memory and an invocation in, status, counters and events out."""
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from hw.spec.config import Config
+from hw.spec.isa import Error, Unit
+from sim.memory_image import MemoryImage
+
+SEQUENCER = 5
+"""`Result.detail` when the sequencer failed, where a unit's number stands otherwise."""
+KEEP_PROGRAM = 1
+"""Flag: the program is in instruction memory already, the fetch is skipped."""
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """One start of the machine: the contents of its argument registers."""
+
+    program_addr: int
+    """Aux beat (64 bytes) address of the program."""
+    program_length: int
+    """Instructions."""
+    entry: int = 0
+    args: tuple[int, ...] = ()
+    """Initial r1, r2, ..., at most 15."""
+    watchdog: int = 0
+    """Cycles without a retired instruction before WATCHDOG; 0: never."""
+    instruction_limit: int = 0
+    """0: none."""
+    flags: int = 0
+
+
+@dataclass(frozen=True, order=True)
+class Event:
+    """One unit instruction: tag is the pc of its ISSUE; start and end are cycles of the run counter."""
+
+    start: int
+    unit: Unit
+    tag: int
+    end: int
+
+
+@dataclass
+class Result:
+    """What a run leaves besides memory."""
+
+    status: Error
+    detail: int
+    pc: int
+    cycles: int | None
+    """None from the functional backend."""
+    counters: dict[str, int] = field(default_factory=dict)
+    trace: list[Event] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return self.status == Error.NONE
+
+
+class Backend(Protocol):
+    """An executor. `run` changes `memory` in place (a timing-only cycle run does not)."""
+
+    name: str
+
+    def run(self, config: Config, memory: MemoryImage, invocation: Invocation) -> Result: ...
+
+
+class MachineError(Exception):
+    """The machine stops with this status; detail is the unit (or HALT code), pc the instruction at fault."""
+
+    def __init__(self, status: Error, detail: int = SEQUENCER, pc: int = 0):
+        super().__init__(f"{status.name} in unit {detail} at pc {pc}")
+        self.status, self.detail, self.pc = status, detail, pc
+
+
+def backend(name: str, **options) -> Backend:
+    """The backend called `functional`, `cycle` or `rtl`, with that backend's options."""
+    if name == "functional":
+        from sim.functional import FunctionalBackend
+
+        return FunctionalBackend(**options)
+    if name == "cycle":
+        from sim.cycle import CycleBackend
+
+        return CycleBackend(**options)
+    if name == "rtl":
+        from sim.rtl.backend import RtlBackend
+
+        return RtlBackend(**options)
+    raise ValueError(f"unknown backend {name!r}; choose functional, cycle or rtl")

@@ -1,0 +1,270 @@
+"""The cycle simulator: when each instruction starts and ends, by events and recurrences, exact to docs/machine.md.
+
+It executes instructions, not clock ticks. Data is moved only `with_data`; without it LDS reads what the memory
+image holds, so a program must not load scalars that it stored itself.
+"""
+
+import heapq
+from collections import deque
+
+from hw.spec.config import BEAT_BYTES, Config
+from hw.spec.csr import COUNTERS
+from hw.spec.isa import SEMAPHORE_MAX, Error, Op, StMode, Unit
+from hw.spec.memory import MemoryModel
+from hw.spec.timing import (
+    LDS_RETURN,
+    SEQ_AFTER_FETCH,
+    SEQ_FIRST,
+    SEQ_INTERVAL,
+    ST_PIPE,
+    VU_LATENCY,
+)
+from sim.backend import KEEP_PROGRAM, Event, Invocation, MachineError, Result
+from sim.cycle_streams import Streams
+from sim.functional import Executor, fetch_beats
+from sim.functional_checks import check
+from sim.functional_matrix import bursts
+from sim.functional_sequencer import Issued, Sequencer
+from sim.memory_image import MemoryImage
+
+FETCH_FIRST_AR = 1
+"""The program fetch presents its burst j at cycle FETCH_FIRST_AR + j, like an LD that starts at cycle 0."""
+_STORE_BYTES = {StMode.LIN: BEAT_BYTES, StMode.K: 16, StMode.V: 16, StMode.SC: 4}
+
+
+class AuxReads:
+    """The auxiliary port's read channel."""
+
+    def __init__(self, config: Config, model: MemoryModel):
+        self.port, self.model = config.aux_port, model
+        self.requests, self.last, self.beats = 0, -1, 0
+
+    def read(self, t: int, n_beats: int) -> int:
+        """Cycle of the last beat of a burst whose address is accepted at t."""
+        first = max(t + self.model.latency(self.port, self.requests), self.last + 1)
+        self.requests += 1
+        self.beats += n_beats
+        self.last = first + n_beats - 1
+        return self.last
+
+
+class CycleMachine:
+    """One run: the sequencer, five queues, and the times at which something may happen."""
+
+    def __init__(self, config: Config, memory: MemoryImage, call: Invocation, model: MemoryModel, with_data: bool):
+        self.config, self.memory, self.call, self.model = config, memory, call, model
+        self.sequencer = Sequencer(config, memory, call)
+        self.executor = Executor(config, memory) if with_data else None
+        self.aux, self.streams = AuxReads(config, model), Streams(config, model)
+        self.queues: list[deque[Issued]] = [deque() for _ in Unit]
+        self.running: list[tuple[Issued, int] | None] = [None for _ in Unit]
+        self.idle_from = [0] * len(Unit)
+        self.semaphores = [[0] * len(Unit) for _ in Unit]
+        self.counters = dict.fromkeys(COUNTERS, 0)
+        self.trace: list[Event] = []
+        self.wakes: list[int] = []
+        self.ends: list[tuple[int, int]] = []
+        self.undetermined: set[Unit] = set()
+        """Running RD and MX whose ends depend on instructions that have not started."""
+        self.ready = 0
+        """Earliest cycle of the sequencer's next instruction."""
+        self.lds_done: int | None = None
+        self.retired = 0
+        """Cycle of the latest instruction, for the watchdog."""
+        self.now = 0
+        self.halted: int | None = None
+
+    def run(self) -> None:
+        self.ready = self._fetch()
+        self._scalars()
+        while self.halted is None:
+            if not self.wakes:
+                self.now = self.retired + self.call.watchdog
+                raise self.sequencer.fail(Error.WATCHDOG)
+            self.now = heapq.heappop(self.wakes)
+            while self.wakes and self.wakes[0] == self.now:
+                heapq.heappop(self.wakes)
+            self._cycle(self.now)
+
+    def _fetch(self) -> int:
+        beats = fetch_beats(self.call)
+        if self.call.flags & KEEP_PROGRAM or not beats:
+            return SEQ_FIRST
+        lengths = bursts({"addr": self.call.program_addr, "n_outer": 1, "n_inner": beats, "stride": 0})
+        return max(self.aux.read(FETCH_FIRST_AR + j, n) for j, n in enumerate(lengths)) + SEQ_AFTER_FETCH
+
+    def _cycle(self, t: int) -> None:
+        """Everything that happens at t; the sequencer sees the state before the starts of t."""
+        while self.ends and self.ends[0][0] < t:
+            e, unit = heapq.heappop(self.ends)
+            self._end(Unit(unit), e)
+        if self.ready <= t:
+            self._sequence(t)
+        for unit in Unit:
+            if self.queues[unit] and self.running[unit] is None:
+                self._start(unit, t)
+
+    # --- sequencer ---------------------------------------------------------------------------------------
+
+    def _scalars(self) -> None:
+        """Executes scalar instructions up to the next ISSUE, FENCE, LDS or HALT, due at `ready`."""
+        n = self.sequencer.run_scalars()
+        if n:
+            self.retired = self.ready + (n - 1) * SEQ_INTERVAL
+            self.ready += n * SEQ_INTERVAL
+        heapq.heappush(self.wakes, self.ready)
+
+    def _sequence(self, t: int) -> None:
+        s = self.sequencer
+        op, a, b, c, imm = s.current()
+        watchdog = self.call.watchdog
+        if watchdog and t - self.retired > watchdog:
+            self.now = self.retired + watchdog
+            raise s.fail(Error.WATCHDOG)
+        if op == Op.ISSUE:
+            if len(self.queues[a]) >= self.config.queue_depth:
+                return
+            entry = s.issue(a, b, c)
+            entry.visible = t + 1
+            self.queues[a].append(entry)
+            heapq.heappush(self.wakes, t + 1)
+            self._retire(t, "stall_queue")
+        elif op == Op.LDS:
+            self._load_scalar(t, a, b, imm)
+        elif self._idle(imm if op == Op.FENCE else ~0):
+            self._fence(t, op, imm)
+
+    def _load_scalar(self, t: int, a: int, b: int, imm: int) -> None:
+        if self.lds_done is None:
+            if self._idle(1 << Unit.LD):
+                self.lds_done = self.aux.read(t, 1) + LDS_RETURN
+                heapq.heappush(self.wakes, self.lds_done)
+        elif t >= self.lds_done:
+            self.lds_done = None
+            self.sequencer.load(self.memory, self.config.aux_port, a, b, imm)
+            self._retire(t, "stall_lds")
+
+    def _fence(self, t: int, op: int, imm: int) -> None:
+        if op == Op.FENCE:
+            self.sequencer.retire()
+            self._retire(t, "stall_fence")
+            return
+        self.counters["stall_fence"] += t - self.ready
+        self.sequencer.executed += 1
+        self.halted = t
+        if imm:
+            raise MachineError(Error.HALT_CODE, imm, self.sequencer.pc)
+
+    def _retire(self, t: int, stall: str) -> None:
+        self.counters[stall] += t - self.ready
+        self.retired = t
+        self.ready = t + SEQ_INTERVAL
+        self._scalars()
+
+    def _idle(self, mask: int) -> bool:
+        return not any(mask >> u & 1 and (self.running[u] or self.queues[u]) for u in Unit)
+
+    # --- units -------------------------------------------------------------------------------------------
+
+    def _start(self, unit: Unit, t: int) -> None:
+        entry = self.queues[unit][0]
+        if entry.visible > t:
+            return
+        producers = [p for p in Unit if entry.wait >> p & 1]
+        if any(not self.semaphores[p][unit] for p in producers):
+            return
+        for p in producers:
+            self.semaphores[p][unit] -= 1
+        self.queues[unit].popleft()
+        self.counters[f"wait_{unit.name.lower()}"] += t - max(entry.visible, self.idle_from[unit])
+        check(self.config, entry)
+        if self.executor:
+            self.executor.begin(entry)
+        self.running[unit] = entry, t
+        heapq.heappush(self.wakes, t + 1)
+        _TIMES[unit](self, t, entry.fields)
+
+    def _ends_at(self, unit: Unit, e: int) -> None:
+        """The unit's running instruction ends at e."""
+        entry, s = self.running[unit]
+        self.trace.append(Event(s, unit, entry.pc, e))
+        self.counters[f"busy_{unit.name.lower()}"] += e - s
+        heapq.heappush(self.ends, (e, int(unit)))
+        heapq.heappush(self.wakes, e + 1)
+
+    def _end(self, unit: Unit, e: int) -> None:
+        entry, _ = self.running[unit]
+        if self.executor and unit != Unit.RD:
+            self.executor.finish(entry)
+        self.running[unit] = None
+        self.idle_from[unit] = e + 1
+        for consumer in Unit:
+            if entry.signal >> consumer & 1:
+                self.semaphores[unit][consumer] += 1
+                if self.semaphores[unit][consumer] > SEMAPHORE_MAX:
+                    raise MachineError(Error.SEMAPHORE, unit, entry.pc)
+
+    def _load(self, t: int, f: dict[str, int]) -> None:
+        last = max(self.aux.read(t + 1 + j, n) for j, n in enumerate(bursts(f)))
+        self._ends_at(Unit.LD, last + 1)
+
+    def _store(self, t: int, f: dict[str, int]) -> None:
+        beats = f["n_tok"] * f["n_head"] * f["n_gran"] * (4 if f["mode"] == StMode.V else 1)
+        to = "write_bytes_channels" if f["mode"] in (StMode.K, StMode.V) else "write_bytes_aux"
+        self.counters[to] += beats * (16 if f["mode"] == StMode.V else _STORE_BYTES[StMode(f["mode"])])
+        last = t + 1 + (beats - 1) + ST_PIPE
+        self._ends_at(Unit.ST, last + self.model.write_latency + 1)
+
+    def _read(self, t: int, f: dict[str, int]) -> None:
+        self.counters["read_beats_channels"] += f["n_outer"] * f["n_inner"] * self.config.units
+        self.streams.start_read(t, f)
+        self._streams_moved(Unit.RD)
+
+    def _multiply(self, t: int, f: dict[str, int]) -> None:
+        self.streams.start_multiply(t, f)
+        self._streams_moved(Unit.MX)
+
+    def _vector(self, t: int, f: dict[str, int]) -> None:
+        self._ends_at(Unit.VU, t + f["n_outer"] * f["n_mid"] * f["n_words"] + VU_LATENCY)
+
+    def _streams_moved(self, started: Unit) -> None:
+        """Readers and matrix units have advanced: either's end may be known now."""
+        self.undetermined |= {started}
+        for unit, end in ((Unit.RD, self.streams.read_end), (Unit.MX, self.streams.multiply_end)):
+            if unit in self.undetermined and (e := end()) is not None:
+                self.undetermined -= {unit}
+                self._ends_at(unit, e)
+
+
+_TIMES = {
+    Unit.LD: CycleMachine._load, Unit.ST: CycleMachine._store, Unit.RD: CycleMachine._read,
+    Unit.MX: CycleMachine._multiply, Unit.VU: CycleMachine._vector,
+}  # fmt: skip
+
+
+class CycleBackend:
+    """Cycles exact to the RTL. with_data: move data too, so that memory ends as after a functional run."""
+
+    name = "cycle"
+
+    def __init__(self, model: MemoryModel | None = None, with_data: bool = False):
+        self.model, self.with_data = model, with_data
+
+    def run(self, config: Config, memory: MemoryImage, invocation: Invocation) -> Result:
+        model = self.model or MemoryModel(config.read_latency, config.write_latency)
+        try:
+            machine = CycleMachine(config, memory, invocation, model, self.with_data)
+        except MachineError as error:
+            return Result(error.status, error.detail, error.pc, 0)
+        status, detail, pc = Error.NONE, 0, 0
+        try:
+            machine.run()
+            pc = machine.sequencer.pc
+        except MachineError as error:
+            status, detail, pc = error.status, error.detail, error.pc
+        cycles = (machine.now if machine.halted is None else machine.halted) + 1
+        counters = machine.counters | machine.streams.counters()
+        counters |= {
+            "cycles": cycles, "instructions": machine.sequencer.executed, "read_beats_aux": machine.aux.beats,
+        }  # fmt: skip
+        return Result(status, detail, pc, cycles, counters, sorted(machine.trace))

@@ -1,0 +1,65 @@
+"""What a unit refuses when it starts a descriptor: zero counts, undefined enumerations, addresses beyond a buffer."""
+
+import numpy as np
+
+from hw.spec.config import Config
+from hw.spec.isa import CTL0, CTL1, Dst, Error, MxMode, StMode, StreamFormat, Unit, unpack_bits
+from sim.backend import MachineError
+from sim.functional_sequencer import Issued
+
+MASK = 0xFFFFFFFF
+_COUNTS = {
+    Unit.LD: ("n_outer", "n_inner"),
+    Unit.ST: ("n_tok", "n_head", "n_gran"),
+    Unit.RD: ("n_outer", "n_inner"),
+    Unit.MX: ("n_rows", "kb", "ob"),
+    Unit.VU: ("n_outer", "n_mid", "n_words"),
+}
+_MODES = {Unit.ST: ("mode", StMode), Unit.RD: ("fmt", StreamFormat), Unit.MX: ("mode", MxMode)}
+
+
+def check(config: Config, entry: Issued) -> None:
+    """Raises the MachineError with which the unit would refuse this descriptor."""
+    unit, f = entry.unit, entry.fields
+    bad = any(f[name] == 0 for name in _COUNTS[unit])
+    if unit in _MODES:
+        name, kind = _MODES[unit]
+        bad = bad or f[name] not in kind._value2member_map_
+    if unit == Unit.MX:
+        bad = bad or f["n_rows"] > config.acc_rows
+        if f["mode"] == MxMode.SPLIT_K:
+            bad = bad or f["act"] % config.units != 0 or f["act_stride"] % config.units != 0
+    elif unit == Unit.VU:
+        bad = bad or _bad_control(config, f)
+    if bad:
+        raise MachineError(Error.ILLEGAL_DESCRIPTOR, unit, entry.pc)
+
+
+def control(f: dict[str, int]) -> dict:
+    """The unpacked control words of a vector descriptor."""
+    return unpack_bits(CTL0, f["ctl0"]) | unpack_bits(CTL1, f["ctl1"])
+
+
+def _bad_control(config: Config, f: dict[str, int]) -> bool:
+    ctl = control(f)
+    undefined = any(
+        kind is not int and ctl[name] not in kind._value2member_map_ for name, _, kind in CTL0
+    )
+    into_blocks = ctl["dst"] in (Dst.OB, Dst.OBH, Dst.OBL)
+    return undefined or (into_blocks and any(f[d] % config.granules_per_word for d in ("d", "d_out", "d_mid")))
+
+
+def limit(entry: Issued, indices: np.ndarray, size: int) -> np.ndarray:
+    """The indices, all of which must be below a buffer's size."""
+    if indices.size and int(indices.max()) >= size:
+        raise MachineError(Error.BUFFER_RANGE, entry.unit, entry.pc)
+    return indices
+
+
+def spread(base: int, *dimensions: tuple[int, int]) -> np.ndarray:
+    """base + sum of index*stride over (count, stride) dimensions, modulo 2**32: int64[counts]."""
+    out = np.asarray(base, np.int64)
+    for count, stride in dimensions:
+        signed = stride - (1 << 32) if stride >> 31 else stride
+        out = out[..., None] + np.arange(count, dtype=np.int64) * signed
+    return out & MASK

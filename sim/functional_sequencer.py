@@ -1,0 +1,156 @@
+"""The sequencer's meaning: registers, branches, loops and shadow descriptors, without time.
+
+The driver (functional or cycle) decides when ISSUE, FENCE, LDS and HALT may execute.
+"""
+
+from dataclasses import dataclass
+
+from hw.spec.config import BEAT_BYTES, Config
+from hw.spec.isa import FIELDS, INSTRUCTION_BYTES, LOOP_DEPTH, REGISTERS, Error, Instruction, Op, Unit
+from sim.backend import Invocation, MachineError
+from sim.memory_image import MemoryImage, OutOfRange
+
+MASK = 0xFFFFFFFF
+ENDING = frozenset((Op.ISSUE, Op.FENCE, Op.LDS, Op.HALT))
+"""Instructions whose execution depends on other units; every other one is scalar."""
+
+
+@dataclass(slots=True)
+class Issued:
+    """A queue entry: fields as the unit's FIELDS name them; wait and signal are masks over units."""
+
+    unit: int
+    pc: int
+    fields: dict[str, int]
+    wait: int
+    signal: int
+    visible: int = 0
+    """First cycle in which the unit may see it as its head (cycle simulator)."""
+
+
+class Sequencer:
+    """Architectural state. `run_scalars` executes up to the next instruction that concerns the units."""
+
+    def __init__(self, config: Config, memory: MemoryImage, invocation: Invocation):
+        args = invocation.args
+        self.registers = [0, *(a & MASK for a in args)] + [0] * (REGISTERS - 1 - len(args))
+        self.pc = invocation.entry
+        self.loops: list[list[int]] = []
+        self.shadow = [dict.fromkeys(FIELDS[unit], 0) for unit in Unit]
+        self.names = [FIELDS[unit] for unit in Unit]
+        self.executed = 0
+        self.limit = invocation.instruction_limit
+        self.program = _load(config, memory, invocation)
+
+    def fail(self, status: Error) -> MachineError:
+        return MachineError(status, pc=self.pc)
+
+    def current(self) -> tuple[int, int, int, int, int]:
+        """(op, a, b, c, imm) of the instruction at pc."""
+        if self.limit and self.executed >= self.limit:
+            raise self.fail(Error.INSTRUCTION_LIMIT)
+        if not 0 <= self.pc < len(self.program):
+            raise self.fail(Error.PC_RANGE)
+        instruction = self.program[self.pc]
+        if instruction is None:
+            raise self.fail(Error.ILLEGAL_INSTRUCTION)
+        return instruction
+
+    def scalar(self, op: int, a: int, b: int, c: int, imm: int) -> None:
+        """Executes one scalar instruction."""
+        r, following = self.registers, self.pc + 1
+        if op == Op.SET:
+            unit = a >> 5
+            self.shadow[unit][self.names[unit][a & 31]] = (r[b] + imm) & MASK
+        elif op in _ARITHMETIC:
+            if a:
+                r[a] = _ARITHMETIC[op](r[b], r[c], imm) & MASK
+        elif op in _BRANCHES:
+            if _BRANCHES[op](r[b], r[c]):
+                following = imm
+        elif op == Op.LOOP:
+            if not r[b]:
+                following = imm + 1
+            elif len(self.loops) == LOOP_DEPTH:
+                raise self.fail(Error.LOOP_STACK)
+            else:
+                self.loops.append([following, r[b]])
+        else:
+            following = self._end_loop(following)
+        self.pc = following
+        self.executed += 1
+
+    def _end_loop(self, following: int) -> int:
+        if not self.loops:
+            raise self.fail(Error.LOOP_STACK)
+        top = self.loops[-1]
+        top[1] -= 1
+        if top[1]:
+            return top[0]
+        self.loops.pop()
+        return following
+
+    def run_scalars(self, budget: int = 1 << 62) -> int:
+        """Executes scalar instructions until one of ENDING is next (or the budget ends); returns how many."""
+        before = self.executed
+        while self.executed - before < budget:
+            instruction = self.current()
+            if instruction[0] in ENDING:
+                break
+            self.scalar(*instruction)
+        return self.executed - before
+
+    def retire(self) -> None:
+        self.pc += 1
+        self.executed += 1
+
+    def issue(self, a: int, wait: int, signal: int) -> Issued:
+        """The queue entry of the ISSUE at pc, which retires."""
+        entry = Issued(a, self.pc, dict(self.shadow[a]), wait, signal)
+        self.retire()
+        return entry
+
+    def load(self, memory: MemoryImage, port: int, a: int, b: int, imm: int) -> None:
+        """Executes an LDS."""
+        address = (self.registers[b] + imm & MASK) * 4
+        try:
+            # The bus reads the whole beat.
+            beat = memory.read(port, address // BEAT_BYTES * BEAT_BYTES, BEAT_BYTES)
+        except OutOfRange:
+            raise self.fail(Error.BUS_READ) from None
+        if a:
+            self.registers[a] = int.from_bytes(beat[address % BEAT_BYTES :][:4].tobytes(), "little")
+        self.retire()
+
+
+_ARITHMETIC = {
+    Op.ADDI: lambda b, c, imm: b + imm, Op.ADD: lambda b, c, imm: b + c, Op.SUB: lambda b, c, imm: b - c,
+    Op.MUL: lambda b, c, imm: b * c, Op.SHLI: lambda b, c, imm: b << (imm & 31),
+    Op.SHRI: lambda b, c, imm: b >> (imm & 31), Op.MIN: lambda b, c, imm: min(b, c),
+    Op.MAX: lambda b, c, imm: max(b, c),
+}  # fmt: skip
+_BRANCHES = {
+    Op.BEQ: lambda b, c: b == c, Op.BNE: lambda b, c: b != c,
+    Op.BLTU: lambda b, c: b < c, Op.BGEU: lambda b, c: b >= c,
+}  # fmt: skip
+
+
+def _load(config: Config, memory: MemoryImage, invocation: Invocation) -> list[tuple | None]:
+    """The program's decoded instructions, None where one is illegal."""
+    if invocation.program_length > config.imem_instructions:
+        raise MachineError(Error.PC_RANGE, pc=config.imem_instructions)
+    n_bytes = -(-invocation.program_length * INSTRUCTION_BYTES // BEAT_BYTES) * BEAT_BYTES
+    try:
+        raw = memory.read(config.aux_port, invocation.program_addr * BEAT_BYTES, n_bytes)
+    except OutOfRange:
+        raise MachineError(Error.BUS_READ) from None
+    words = raw[: invocation.program_length * INSTRUCTION_BYTES].copy().view("<u8").tolist()
+    return [_decoded(word) for word in words]
+
+
+def _decoded(word: int) -> tuple[int, int, int, int, int] | None:
+    try:
+        i = Instruction.decode(word)
+    except ValueError:
+        return None
+    return int(i.op), i.a, i.b, i.c, i.imm
