@@ -37,7 +37,7 @@ class Control(wiring.Component):
     Contract: START written while idle clears the core, the status and the counters (`clear`, in the cycle of the write); `run` is
     high from the next cycle, cycle 0, to the one in which the program halts or the first error comes; open bus transactions
     then finish, and done is set. START while running is ignored. The counter `cycles` is the number of cycles of `run`; `cycle` is the
-    current one's number. Done is cleared by reading CTRL; ISR bits 0 (done) and 1 (ready) are set at done if IER has them, and toggled by
+    current one's number. An error that comes between a good end and done counts, too. Done is cleared by reading CTRL; ISR bits 0 (done) and 1 (ready) are set at done if IER has them, and toggled by
     writing 1.
     Latency and throughput: a register access takes two cycles. Back-pressure: one access of each kind at a time.
     Reset: idle, every register 0.
@@ -87,6 +87,9 @@ class Control(wiring.Component):
                 m.d.sync += [self.detail.eq(self.halt_code), self.status_pc.eq(self.error_pc)]
         with m.Elif(self.draining):
             m.d.sync += waited.eq(waited + 1)
+            # A beat that nobody waited for (RD runs ahead) may still fail.
+            with m.If(self.error & (self.status == 0)):
+                m.d.sync += [self.status.eq(self.error_code), self.detail.eq(self.error_detail), self.status_pc.eq(self.error_pc)]
             with m.If((waited == DRAIN_LIMIT_CYCLES) | self.quiet & (waited >= SETTLE_CYCLES)):
                 m.d.sync += [self.draining.eq(0), self.done.eq(1), self.isr.eq(self.isr | self.ier)]
         with m.Elif(self.clear):

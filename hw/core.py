@@ -97,14 +97,18 @@ class Core(wiring.Component):
         m.submodules.load = load = LoadUnit(config)
         m.submodules.store = store = StoreUnit(config)
         m.submodules.matrix = matrix = Matrix(config, primitive=self.primitive, shared=self.shared)
-        m.submodules.vector = vector = VectorUnit(config)
+        m.submodules.vector = vector = VectorUnit(config, hierarchical=self.shared)
         m.submodules.aux = aux = AuxRead()
         for unit, block in ((Unit.LD, load.unit), (Unit.ST, store.unit), (Unit.RD, matrix.rd), (Unit.MX, matrix.mx),
                             (Unit.VU, vector.unit)):
             wiring.connect(m, getattr(dispatcher, unit.name.lower()), block)
-        for user, buffer in ((vector.pb, load.buffer), (vector.sb, store.buffer), (vector.ab, matrix.results),
-                             (vector.ob, matrix.operands)):
+        for user, buffer in ((vector.pb, load.buffer), (vector.sb, store.buffer), (vector.ab, matrix.results)):
             wiring.connect(m, user, buffer)
+        m.d.comb += [
+            # The vector unit counts blocks, and writes whole words of them.
+            matrix.operands.en.eq(vector.ob.en), matrix.operands.data.eq(vector.ob.data),
+            matrix.operands.addr.eq(vector.ob.addr >> config.granules_per_word.bit_length() - 1),
+        ]
         for master, port in ((fetch.bus, aux.fetch), (sequencer.bus, aux.lds), (load.bus, aux.ld)):
             wiring.connect(m, master, port)
         wiring.connect(m, aux.bus, wiring.flipped(self.reads[config.aux_port]))

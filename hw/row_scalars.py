@@ -52,7 +52,8 @@ class RowScalars(wiring.Component):
         size, fin, raw = (registered(m, value, f"{name}_{part}") for value, part in
                           ((size, "size"), (entry.fin, "fin"), (entry.raw, "raw")))
         top = (size << (31 - length)[:5])[31 - MANTISSA_BITS:31]
-        exponent = Mux(length == 0, 0, MANTISSA_BITS - length)[:8]
+        exponent = Signal(signed(8), name=f"{name}_exponent")
+        m.d.comb += exponent.eq(Mux(length == 0, 0, MANTISSA_BITS - length))
         value = Signal(32, name=f"{name}_value")
         with m.Switch(getattr(self, f"{name}_kind")):
             with m.Case(Row.SCALE):

@@ -54,7 +54,8 @@ class StoreUnit(wiring.Component):
         port_bits = ceil_log2(self.config.units + 1)
         stage = data.StructLayout({
             "mode": 2, "source": 32, "partial": 32, "slot": 32, "key": 4, "i": 2, "port": port_bits})
-        issued, read, placed = Signal(stage), Signal(stage), Signal(stage)
+        read, placed = Signal(stage), Signal(stage)
+        issued = {name: Signal(field.shape, name=f"issued_{name}") for name, field in stage}
         issued_valid, read_valid, placed_valid = Signal(), Signal(), Signal()
         busy, active, advance, illegal = Signal(), Signal(), Signal(), Signal()
         self.out_valid, self.out_port = Signal(), Signal(port_bits)
@@ -63,7 +64,7 @@ class StoreUnit(wiring.Component):
         product = Signal(32)
 
         counts = (desc.n_tok == 0) | (desc.n_head == 0) | (desc.n_gran == 0)
-        outside = issued_valid & (issued.source >= self.config.sb_granules)
+        outside = issued_valid & (issued["source"] >= self.config.sb_granules)
         m.d.comb += [
             illegal.eq(busy & (counts | (desc.mode > max(StMode)))),
             issued_valid.eq(active & ~illegal & self.run),
@@ -73,7 +74,7 @@ class StoreUnit(wiring.Component):
         with m.If(advance):
             cached = (read.mode == StMode.K) | (read.mode == StMode.V)
             m.d.sync += [
-                read.eq(issued), read_valid.eq(issued_valid & ~outside),
+                *[read[name].eq(value) for name, value in issued.items()], read_valid.eq(issued_valid & ~outside),
                 placed.eq(read), placed_valid.eq(read_valid & self.run),
                 product.eq(Mux(cached, read.slot * desc.stride_slot, 0)),
                 self.out_valid.eq(placed_valid & self.run), self.out_port.eq(placed.port),
@@ -103,21 +104,21 @@ class StoreUnit(wiring.Component):
                         m.d.comb += signal.eq(desc[value] if isinstance(value, str) else value)
         key, mode = Signal(32), desc.mode[:2]
         unit_bits = self.config.units.bit_length() - 1
-        m.d.comb += [
-            key.eq(desc.pos + t),
-            issued.mode.eq(mode), issued.source.eq(sums["source_g"]), issued.i.eq(i), issued.key.eq(key[:4]),
-            issued.slot.eq(key >> 4 + unit_bits), issued.partial.eq(sums["beat_g"]),
-            issued.port.eq(key[4:4 + unit_bits]),
-        ]
+        partial, port = issued["partial"], issued["port"]
+        m.d.comb += [key.eq(desc.pos + t), partial.eq(sums["beat_g"]), port.eq(key[4:4 + unit_bits])]
         with m.Switch(mode):
             with m.Case(StMode.LIN):
-                m.d.comb += issued.port.eq(self.config.aux_port)
+                m.d.comb += port.eq(self.config.aux_port)
             with m.Case(StMode.SC):
-                m.d.comb += [issued.port.eq(self.config.aux_port), issued.partial.eq(sums["beat_g"] + (key >> 4))]
+                m.d.comb += [port.eq(self.config.aux_port), partial.eq(sums["beat_g"] + (key >> 4))]
             with m.Case(StMode.K):
-                m.d.comb += issued.partial.eq(sums["beat_g"] + key[2:4])
+                m.d.comb += partial.eq(sums["beat_g"] + key[2:4])
             with m.Case(StMode.V):
-                m.d.comb += issued.partial.eq(sums["beat_g"] + i)
+                m.d.comb += partial.eq(sums["beat_g"] + i)
+        m.d.comb += [
+            issued["mode"].eq(mode), issued["source"].eq(sums["source_g"]), issued["slot"].eq(key >> 4 + unit_bits),
+            issued["key"].eq(key[:4]), issued["i"].eq(i),
+        ]
 
         def restart(levels, source, beat):
             for level in levels:

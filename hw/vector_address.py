@@ -5,7 +5,7 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.interfaces import ERROR_BITS, descriptor_layout
-from hw.spec.config import GRANULE_LANES, Config
+from hw.spec.config import Config
 from hw.spec.isa import CTL0, Add, Dst, Error, Fin, Mul1, Mul2, Mul3, Reduce, Src, Unit
 from hw.vector_arith import registered
 from hw.vector_lane import CONTROL
@@ -93,7 +93,10 @@ class VectorAddress(wiring.Component):
             to_operand_buffer = self.ctl.dst >= Dst.OB
             step = Mux(to_operand_buffer, self.config.granules_per_word, 1)
         base = Mux(self.mid_end, outer, Mux(self.row_end, mid, current))
-        step = Mux(self.mid_end, self.desc[f"{name}_out"], Mux(self.row_end, self.desc[f"{name}_mid"], step))
+        mid_step = self.desc[f"{name}_mid"]
+        if name == "w":
+            mid_step = Mux(self.ctl.level, 0, mid_step)
+        step = Mux(self.mid_end, self.desc[f"{name}_out"], Mux(self.row_end, mid_step, step))
         following = _sum(base, step)
         with m.If(self.active):
             m.d.sync += current.eq(following)

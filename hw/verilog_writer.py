@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
+from contextlib import contextmanager
 from pathlib import Path
 
 from amaranth.back import rtlil
@@ -51,6 +52,39 @@ def rtlil_to_verilog(text: str) -> str:
         source.write_text(text.replace("attribute \\top 1\n", ""))
         run_yosys([f"read_rtlil {source}", *_PASSES, f"write_verilog {target}"])
         return _without_banner(target.read_text())
+
+
+_MEMORY = re.compile(r"^ +reg (?:\[\d+:0\] )?(\S+) +\[(\d+):0\];\n(?! +initial begin)", flags=re.M)
+
+
+def _with_zeroed_memories(verilog: str) -> str:
+    """Memories without contents read 0 in simulation. A loop: listing the words of a large buffer is too much text."""
+
+    def zeroed(declaration: re.Match) -> str:
+        name, last = declaration[1], int(declaration[2])
+        index = f"zeroed_{re.sub(r'[^0-9A-Za-z_]', '_', name)}_{declaration.start()}"
+        return (
+            f"{declaration[0]}`ifndef SYNTHESIS\n  integer {index};\n"
+            f"  initial for ({index} = 0; {index} <= {last}; {index} = {index} + 1) {name} [{index}] = 0;\n`endif\n"
+        )
+
+    return _MEMORY.sub(zeroed, verilog)
+
+
+@contextmanager
+def _zeros_left_out():
+    """Makes Amaranth write no initial contents for memories of zeros, which it would spell out bit by bit."""
+    emit_memory = rtlil.ModuleEmitter.emit_memory
+
+    def emit_unless_zero(self, cell_idx, cell):
+        if any(cell.init):
+            emit_memory(self, cell_idx, cell)
+
+    rtlil.ModuleEmitter.emit_memory = emit_unless_zero
+    try:
+        yield
+    finally:
+        rtlil.ModuleEmitter.emit_memory = emit_memory
 
 
 def _without_banner(verilog: str) -> str:
@@ -133,7 +167,9 @@ def _convert_one(component: wiring.Component, name: str, ports=None) -> str:
 
     Amaranth names inner modules `name.a.b`, so those of separately converted blocks cannot collide.
     """
-    return rtlil_to_verilog(rtlil.convert(component, name=name, ports=ports, emit_src=False))
+    with _zeros_left_out():
+        text = rtlil.convert(component, name=name, ports=ports, emit_src=False)
+    return _with_zeroed_memories(rtlil_to_verilog(text))
 
 
 def convert(component: wiring.Component, name: str, ports=None) -> str:

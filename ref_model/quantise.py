@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from hw.spec import numerics as nm
+from ref_model.calibrate import Maxima, smoothing
 from ref_model.checkpoints import Checkpoint
 from ref_model.config import LlavaConfig, TextConfig
 from ref_model.decoder import rope_tables
@@ -213,27 +214,36 @@ class _Reader:
         return self(name) if self.prefix + name in self.checkpoint.shapes else None
 
 
-def text_layer(checkpoint: Checkpoint, index: int) -> QuantTextLayer:
-    """Quantise decoder layer `index`."""
-    read, c = _Reader(checkpoint, f"language_model.layers.{index}."), checkpoint.config.text
-    gain = read("input_layernorm.weight")
-    q_rows, k_rows = paired_rows(c.heads, c.head_dim), paired_rows(c.kv_heads, c.head_dim)
+def text_layer(checkpoint: Checkpoint, index: int, maxima: Maxima | None = None) -> QuantTextLayer:
+    """Quantise decoder layer `index`, smoothed where calibration `maxima` are given."""
+    prefix = f"language_model.layers.{index}."
+    read, c = _Reader(checkpoint, prefix), checkpoint.config.text
+    qkv = {p: read(f"self_attn.{p}_proj.weight") for p in "qkv"}
+    gate, up, down = (read(f"mlp.{p}_proj.weight") for p in ("gate", "up", "down"))
+    gain, post_gain = read("input_layernorm.weight"), read("post_attention_layernorm.weight")
+    if maxima is not None:
+        s = smoothing(maxima[prefix + "self_attn.q_proj"], list(qkv.values()))
+        gain, qkv = gain / s, {p: w * s for p, w in qkv.items()}
+        s = smoothing(maxima[prefix + "mlp.down_proj"], [down])
+        up, down = up / s[:, None], down * s
+        s = smoothing(maxima[prefix + "mlp.gate_proj"], [gate, up])
+        post_gain, gate, up = post_gain / s, gate * s, up * s
+    rows = {"q": paired_rows(c.heads, c.head_dim), "k": paired_rows(c.kv_heads, c.head_dim),
+            "v": np.arange(c.kv_width)}
+    v_factor = value_factor(qkv["v"], gain, read.optional("self_attn.v_proj.bias"))
+    factors = {"q": QUERY_FACTOR / math.sqrt(c.head_dim), "k": 1.0, "v": v_factor}
 
-    def attention(name, rows, factor):
-        weight, bias = read(f"self_attn.{name}_proj.weight"), read.optional(f"self_attn.{name}_proj.bias")
-        return linear(weight[rows], None if bias is None else bias[rows], factor)
+    def attention(p: str) -> QuantLinear:
+        bias = read.optional(f"self_attn.{p}_proj.bias")
+        return linear(qkv[p][rows[p]], None if bias is None else bias[rows[p]], factors[p])
 
-    v_factor = value_factor(read("self_attn.v_proj.weight"), gain, read.optional("self_attn.v_proj.bias"))
     return QuantTextLayer(
         input_norm=norm(gain, c.rms_eps),
-        q=attention("q", q_rows, QUERY_FACTOR / math.sqrt(c.head_dim)),
-        k=attention("k", k_rows, 1.0),
-        v=attention("v", np.arange(c.kv_width), v_factor),
+        q=attention("q"), k=attention("k"), v=attention("v"),
         o=linear(read("self_attn.o_proj.weight"), None, ATTENTION_OUT_FACTOR / v_factor),
-        post_norm=norm(read("post_attention_layernorm.weight"), c.rms_eps),
-        gate=linear(read("mlp.gate_proj.weight")),
-        up=linear(read("mlp.up_proj.weight")),
-        down=linear(read("mlp.down_proj.weight"), None, 2.0**-GATED_FRAC_BITS),
+        post_norm=norm(post_gain, c.rms_eps),
+        gate=linear(gate), up=linear(up),
+        down=linear(down, None, 2.0**-GATED_FRAC_BITS),
     )
 
 
@@ -283,14 +293,19 @@ def _vision(checkpoint: Checkpoint) -> QuantVision | None:
     )
 
 
-def quantise(checkpoint: Checkpoint, keep_layers: int = 64, with_vision: bool = True) -> QuantModel:
-    """The integer model of a checkpoint. Layers are quantised on first use, `keep_layers` of them stay in memory."""
+def quantise(checkpoint: Checkpoint, keep_layers: int = 64, with_vision: bool = True,
+             maxima: Maxima | None = None) -> QuantModel:
+    """The integer model of a checkpoint.
+
+    Layers are quantised on first use, `keep_layers` of them stay in memory. `maxima` (from
+    `ref_model.calibrate.activation_maxima`) turns on smoothing.
+    """
     c = checkpoint.config
     read = _Reader(checkpoint, "")
     text = QuantText(
         config=c.text,
         embed=fixed(read("language_model.embed_tokens.weight")).astype(np.int32),
-        layers=Lazy(c.text.layers, lambda i: text_layer(checkpoint, i), keep=keep_layers),
+        layers=Lazy(c.text.layers, lambda i: text_layer(checkpoint, i, maxima), keep=keep_layers),
         norm=norm(read("language_model.norm.weight"), c.text.rms_eps),
         head=linear(read("lm_head.weight")),
     )

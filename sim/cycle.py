@@ -29,7 +29,7 @@ from sim.memory_image import MemoryImage
 
 FETCH_FIRST_AR = 1
 """The program fetch presents its burst j at cycle FETCH_FIRST_AR + j, like an LD that starts at cycle 0."""
-_STORE_BYTES = {StMode.LIN: BEAT_BYTES, StMode.K: 16, StMode.V: 16, StMode.SC: 4}
+_ITEM_BYTES = {StMode.LIN: BEAT_BYTES, StMode.K: 16, StMode.V: 16, StMode.SC: 4}
 
 
 class AuxReads:
@@ -209,9 +209,10 @@ class CycleMachine:
         self._ends_at(Unit.LD, last + 1)
 
     def _store(self, t: int, f: dict[str, int]) -> None:
-        beats = f["n_tok"] * f["n_head"] * f["n_gran"] * (4 if f["mode"] == StMode.V else 1)
+        items = f["n_tok"] * f["n_head"] * f["n_gran"]
+        beats = items * (4 if f["mode"] == StMode.V else 1)
         to = "write_bytes_channels" if f["mode"] in (StMode.K, StMode.V) else "write_bytes_aux"
-        self.counters[to] += beats * (16 if f["mode"] == StMode.V else _STORE_BYTES[StMode(f["mode"])])
+        self.counters[to] += items * _ITEM_BYTES[StMode(f["mode"])]
         last = t + 1 + (beats - 1) + ST_PIPE
         self._ends_at(Unit.ST, last + self.model.write_latency + 1)
 

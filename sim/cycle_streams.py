@@ -16,10 +16,12 @@ from hw.spec.memory import MemoryModel
 from hw.spec.timing import BURST_BEATS, MX_ACC_LATENCY, MX_DRAIN_LATENCY
 
 # Columns of a channel's state. Times are cycles, positions are beats since the start of the run.
-(AR_LAST, ASKED, ARRIVED_LAST, POPPED, POP_LAST, FULL_BLOCKS, FULL_FROM, FILL, REQUEST, ROW, COLUMN, READING) = range(12)
+(AR_LAST, ASKED, ARRIVED_LAST, POPPED, POP_LAST, FULL_BLOCKS, FULL_FROM, FILL, REQUEST, ROW, COLUMN,
+ READING) = range(12)  # fmt: skip
 # Words of the shared state: the reader's descriptor, the matrix instruction, takes and stalls.
-(RD_START, RD_ADDR, RD_OUTER, RD_INNER, RD_STRIDE, RD_HEADER, TAKEN, TAKE_LAST, MX_ACTIVE, MX_NEXT, MX_BLOCKS, MX_KB,
- MX_COST, MX_READY, MX_DRAIN, DEND_1, DEND_2, WEIGHT_STALL, DRAIN_STALL, FIFO, LATENCY, JITTER, SEED) = range(23)  # fmt: skip
+(RD_START, RD_ADDR, RD_OUTER, RD_INNER, RD_STRIDE, RD_HEADER, TAKEN, TAKE_LAST, MX_ACTIVE, MX_NEXT, MX_BLOCKS,
+ MX_KB, MX_COST, MX_READY, MX_DRAIN, DEND_1, DEND_2, WEIGHT_STALL, DRAIN_STALL, FIFO,
+ LATENCY, JITTER, SEED) = range(23)  # fmt: skip
 _M32 = 0xFFFFFFFF
 
 
@@ -106,7 +108,7 @@ def _take(g, channels):
     g[WEIGHT_STALL] += max(0, full - ready)
     if k == 0 and step >= 2:
         free = g[DEND_2] + 1
-        g[DRAIN_STALL] += max(0, free - ready)
+        g[DRAIN_STALL] += max(0, free - t)
         t = max(t, free)
     g[TAKE_LAST] = t
     g[TAKEN] += 1

@@ -47,10 +47,10 @@ class Sequencer:
 
     def current(self) -> tuple[int, int, int, int, int]:
         """(op, a, b, c, imm) of the instruction at pc."""
-        if self.limit and self.executed >= self.limit:
-            raise self.fail(Error.INSTRUCTION_LIMIT)
         if not 0 <= self.pc < len(self.program):
             raise self.fail(Error.PC_RANGE)
+        if self.limit and self.executed >= self.limit:
+            raise self.fail(Error.INSTRUCTION_LIMIT)
         instruction = self.program[self.pc]
         if instruction is None:
             raise self.fail(Error.ILLEGAL_INSTRUCTION)
@@ -138,12 +138,12 @@ _BRANCHES = {
 def _load(config: Config, memory: MemoryImage, invocation: Invocation) -> list[tuple | None]:
     """The program's decoded instructions, None where one is illegal."""
     if invocation.program_length > config.imem_instructions:
-        raise MachineError(Error.PC_RANGE, pc=config.imem_instructions)
+        raise MachineError(Error.ILLEGAL_INSTRUCTION, pc=invocation.entry)
     n_bytes = -(-invocation.program_length * INSTRUCTION_BYTES // BEAT_BYTES) * BEAT_BYTES
     try:
         raw = memory.read(config.aux_port, invocation.program_addr * BEAT_BYTES, n_bytes)
     except OutOfRange:
-        raise MachineError(Error.BUS_READ) from None
+        raise MachineError(Error.BUS_READ, pc=invocation.entry) from None
     words = raw[: invocation.program_length * INSTRUCTION_BYTES].copy().view("<u8").tolist()
     return [_decoded(word) for word in words]
 

@@ -26,6 +26,8 @@ class Reg:
     def __add__(self, constant: int) -> "Reg":
         return Reg(self.index, self.plus + constant)
 
+    __radd__ = __add__
+
 
 Value = int | Reg
 
@@ -83,6 +85,11 @@ class Builder:
                 raise InternalError(f"no register is left for {name}")
             self._registers[name] = free[0]
         return Reg(self._registers[name])
+
+    def free(self, *names: str) -> None:
+        """Give registers back; the names may be unused."""
+        for name in names:
+            self._registers.pop(name, None)
 
     def new_entry(self) -> None:
         """Forget register names at the start of another entry point."""

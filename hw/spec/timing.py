@@ -13,7 +13,7 @@ LDS_RETURN = 1
 BURST_BEATS = 16
 ST_PIPE = 3
 """Cycles from an item's issue to its AW/W handshake."""
-VU_LATENCY = 96
+VU_LATENCY = 67
 """A pass ends words + VU_LATENCY cycles after it starts (the depth covers the finaliser)."""
 MX_ACC_LATENCY = 17
 """From a step's issue to the cycle its sum can be drained."""

@@ -65,7 +65,7 @@ def contribution(kind, x, r0_raw):
     if kind == Reduce.ABSMAX:
         return nm.clip(abs(x), 0, nm.INT32_MAX)
     if kind == Reduce.SUMSQ:
-        small = x >> nm.square_shift(nm.clip(r0_raw, 0, nm.INT32_MAX))
+        small = nm.clip(x >> nm.square_shift(nm.clip(r0_raw, 0, nm.INT32_MAX)), -(1 << 15), (1 << 15) - 1)
         return small * small
     return x
 

@@ -1,0 +1,140 @@
+"""A backend that is several: the same start of the machine on every executor, compared byte for byte and cycle for cycle."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from alula.errors import InternalError
+from alula.expected import Piece
+from hw.spec.config import Config
+from sim.backend import Event, Invocation, Result, backend
+from sim.memory_image import MemoryImage
+
+BACKENDS = ("functional", "cycle", "rtl")
+RTL_CYCLES = 10**8
+RTL_CYCLE_MARGIN = 100_000
+"""RTL cycles allowed beyond twice the simulated ones before the run counts as hung."""
+
+
+def executors(last: str) -> tuple[str, ...]:
+    """The executors up to and including `last`."""
+    return BACKENDS[: BACKENDS.index(last) + 1]
+
+
+@dataclass
+class Outcome:
+    """How the executors agreed on one run. Cycles are None where an executor did not run."""
+
+    name: str = ""
+    compared_bytes: int = 0
+    differing: dict[str, int] = field(default_factory=dict)
+    """Executor -> bytes that differ from the golden model's."""
+    stray_bytes: int = 0
+    """Bytes of touched pages in which RTL and functional memories differ."""
+    first_difference: str | None = None
+    cycles_simulated: int | None = None
+    cycles_rtl: int | None = None
+    events: int = 0
+    events_differing: int = 0
+    counters_differing: list[str] = field(default_factory=list)
+    trace: list[Event] = field(default_factory=list)
+
+    @property
+    def bit_exact(self) -> bool:
+        return self.compared_bytes > 0 and not any(self.differing.values()) and not self.stray_bytes
+
+    @property
+    def cycle_exact(self) -> bool | None:
+        """None when one of the two was not run."""
+        if self.cycles_simulated is None or self.cycles_rtl is None:
+            return None
+        return self.cycles_simulated == self.cycles_rtl and not self.events_differing
+
+    def as_json(self) -> dict:
+        return {
+            "name": self.name, "compared_bytes": self.compared_bytes, "bit_exact": self.bit_exact,
+            "cycle_exact": self.cycle_exact, "cycles_simulated": self.cycles_simulated, "cycles_rtl": self.cycles_rtl,
+            "trace_events": self.events, "trace_events_differing": self.events_differing,
+            "differing_bytes": self.differing, "stray_bytes": self.stray_bytes,
+            "first_difference": self.first_difference, "counters_differing": self.counters_differing,
+        }  # fmt: skip
+
+
+class CrossBackend:
+    """Runs every executor from the same memory and keeps what they left.
+
+    The first executor's memory goes on; the result is the cycle simulator's where it ran, else the last executor's.
+    `check` compares the latest run's memories with the golden model's bytes and returns its outcome.
+    """
+
+    def __init__(self, names: Sequence[str], note: Callable[[str], None] = lambda _: None):
+        self.names, self.note, self.name = tuple(names), note, names[0]
+        self.results: dict[str, Result] = {}
+        self.memories: dict[str, MemoryImage] = {}
+        self.touched: list[tuple[int, int, int]] = []
+        self.invocation: Invocation | None = None
+        self.wall_seconds = dict.fromkeys(names, 0.0)
+
+    def run(self, config: Config, memory: MemoryImage, invocation: Invocation) -> Result:
+        self.invocation, self.results = invocation, {}
+        self.memories = {name: memory.fork() if at else memory for at, name in enumerate(self.names)}
+        for port in memory.ports:
+            port.touched.clear()
+        for name, image in self.memories.items():
+            began = time.monotonic()
+            self.results[name] = self._one(name, config, image, invocation)
+            self.wall_seconds[name] += time.monotonic() - began
+            if name == self.name:
+                self.touched = list(memory.touched())
+        return self.results["cycle" if "cycle" in self.results else self.names[-1]]
+
+    def _one(self, name: str, config: Config, memory: MemoryImage, invocation: Invocation) -> Result:
+        self.note(name)
+        options: dict = {}
+        if name == "cycle":
+            options = {"with_data": name == self.name}
+        if name == "rtl":
+            cycles = self.results["cycle"].cycles if "cycle" in self.results else None
+            from sim.rtl.accelerator import design
+
+            options = {"design_of": lambda config: design(config.name)}
+            options |= {"max_cycles": 2 * (cycles or RTL_CYCLES) + RTL_CYCLE_MARGIN}
+            options |= {"dump": self.touched} if self.name == "functional" else {}
+        result = backend(name, **options).run(config, memory, invocation)
+        if not result.ok:
+            raise InternalError(f"{name} backend ended with {result.status.name} (detail {result.detail}) "
+                                f"at pc {result.pc}")
+        return result
+
+    def check(self, name: str, pieces: list[Piece]) -> Outcome:
+        """The latest run against the golden model's bytes."""
+        outcome = Outcome(name, sum(piece.data.nbytes for piece in pieces))
+        for executor, memory in self.memories.items():
+            if executor == "cycle" and executor != self.name:
+                continue
+            counts = [(piece.differing(memory), piece.what) for piece in pieces]
+            outcome.differing[executor] = sum(n for n, _ in counts)
+            wrong = next((f"{executor}: {n} bytes of {what}" for n, what in counts if n), None)
+            outcome.first_difference = outcome.first_difference or wrong
+        if "rtl" in self.memories and "functional" in self.memories:
+            outcome.stray_bytes = sum(
+                int(np.count_nonzero(self.memories["rtl"].read(*place) != self.memories["functional"].read(*place)))
+                for place in self.touched)
+        _compare_times(outcome, self.results)
+        return outcome
+
+
+def _compare_times(outcome: Outcome, results: dict[str, Result]) -> None:
+    simulated, rtl = results.get("cycle"), results.get("rtl")
+    if simulated is not None:
+        outcome.cycles_simulated, outcome.events = simulated.cycles, len(simulated.trace)
+        outcome.trace = simulated.trace
+    if rtl is not None:
+        outcome.cycles_rtl = rtl.cycles
+    if simulated is None or rtl is None:
+        return
+    outcome.events_differing = len(set(simulated.trace) ^ set(rtl.trace))
+    outcome.counters_differing = [name for name, value in rtl.counters.items()
+                                  if name in simulated.counters and simulated.counters[name] != value]

@@ -1,0 +1,1 @@
+"""Benchmarks: every published figure has the command that makes it here."""

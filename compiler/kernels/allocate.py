@@ -1,0 +1,134 @@
+"""Placement of an entry point's regions, and the largest token tile that fits."""
+
+from alula.errors import UserError
+from hw.spec.config import Config
+
+from .. import ir
+from ..geometry import Geometry
+from ..layout import Layout, Record
+from .regions import Allocator, Region
+
+BUFFERS = ("AB", "PB", "VB", "SB", "OB", "RS")
+
+
+class Placer:
+    """Allocators of all buffers; `phases` lays alternatives over each other."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.allocators = {name: Allocator(config, name) for name in BUFFERS}
+        self.regions: dict[str, Region] = {}
+
+    def take(self, buffer: str, **sizes: int) -> None:
+        for name, size in sizes.items():
+            self.regions[name] = self.allocators[buffer].take(name, size)
+
+    def parameters(self, record: Record) -> None:
+        """A PB region for every field of a parameter record."""
+        for name, beats in record.sizes.items():
+            self.regions["P:" + name] = self.allocators["PB"].take(name, beats)
+
+    def phases(self, buffer: str, *phases: dict[str, int]) -> None:
+        """Phases share the space from here on; each region of a phase is disjoint from the others of it."""
+        allocator = self.allocators[buffer]
+        start, end = allocator.at, allocator.at
+        for phase in phases:
+            allocator.at = start
+            self.take(buffer, **phase)
+            end = max(end, allocator.at)
+        allocator.at = end
+
+    def ring(self, buffer: str, **sizes: int) -> None:
+        for name, size in sizes.items():
+            self.regions[name] = self.allocators[buffer].ring(name, size)
+
+
+def layer_regions(place: Placer, geo: Geometry, ops: list, tile: int, context: int, width: int, record: Record,
+                  *alternatives: dict[str, int]) -> None:
+    """Regions of one layer's operators for `tile` tokens. `alternatives`: further AB phases."""
+    attention = next(op for op in ops if isinstance(op, ir.Attention))
+    group, row, heads = attention.heads // attention.kv_heads, geo.cache_granules(context), attention.heads
+    hidden = max(op.n_out for op in _hidden(ops))
+    hd, q, kv = geo.granules(attention.head_dim), attention.q.n_out, attention.k.n_out
+    place.phases(
+        "AB", {"ACC_K": tile * geo.acc_granules(kv), "ACC_V": tile * geo.acc_granules(kv),
+               "ACC_Q": tile * geo.acc_granules(q)},
+        {"SCORES": tile * group * row, "PV": 2 * tile * group * hd}, {"ACC": tile * geo.acc_granules(width)},
+        {name: tile * geo.acc_granules(hidden) for name in _accumulators(ops)}, *alternatives)
+    place.parameters(record)
+    place.take("PB", **{"P:k_scale": row, "P:v_scale": row})
+    place.take("VB", Y=tile * max(geo.granules(width), geo.granules(q)))
+    place.regions["O"] = place.regions["Y"]
+    place.phases("VB", {"Wk": tile * geo.granules(kv), "Wv": tile * geo.granules(kv), "WQ": tile * geo.granules(q)},
+                 {"T": tile * group * hd, "V_ROW": row}, {"H": tile * geo.granules(hidden)})
+    place.take("OB", XQ=tile * max(geo.granules(width), geo.granules(q)))
+    place.phases("OB", {"QQ": heads * tile * hd, "PLANES": 2 * tile * group * row},
+                 {"HQ": tile * geo.granules(hidden)})
+    place.ring("SB", SB_k=tile * geo.granules(kv), SB_scale_k=tile * attention.kv_heads * geo.gpw,
+               SB_v=tile * geo.granules(kv), SB_scale_v=tile * attention.kv_heads * geo.gpw)
+    place.take("RS", E=tile, F=tile, S=tile, C=tile, EH=tile * heads, MAX=tile * group, SUM=tile * group)
+
+
+def _hidden(ops: list) -> list[ir.Linear]:
+    return [op.up if isinstance(op, ir.GatedMlp) else op.fc for op in ops if isinstance(op, ir.GatedMlp | ir.PlainMlp)]
+
+
+def _accumulators(ops: list) -> tuple[str, ...]:
+    return ("GATE", "UP") if any(isinstance(op, ir.GatedMlp) for op in ops) else ("UP",)
+
+
+def text_regions(layout: Layout, tile: int) -> dict[str, Region]:
+    """Regions of the `lm` entry."""
+    text, geo, place = layout.model.text, layout.geo, Placer(layout.config)
+    attention = next(op for op in text.layer if isinstance(op, ir.Attention))
+    place.take("VB", X=tile * geo.granules(text.hidden))
+    place.take("RS", A=tile)
+    layer_regions(place, geo, text.layer, tile, layout.context, text.hidden, layout.text["params"],
+                  {"ACC_HEAD": layout.head.granules})
+    place.take("PB", ROW=geo.granules(text.hidden), ROPE=tile * geo.granules(attention.head_dim),
+               **{"P:text.norm.words": geo.granules(text.hidden), "P:head.words": layout.head.granules})
+    place.regions["P:" + text.norm.name + ".words"] = place.regions["P:text.norm.words"]
+    place.regions["P:" + text.head.name + ".words"] = place.regions["P:head.words"]
+    place.ring("SB", LOGITS=layout.head.granules)
+    return place.regions
+
+
+def vision_regions(layout: Layout, tile: int) -> dict[str, Region]:
+    """Regions of the `vision` entry; the residual of all tokens stays on chip."""
+    vision, geo, place = layout.model.vision, layout.geo, Placer(layout.config)
+    tokens, out = vision.n_patches + 1, layout.model.text.hidden
+    width, patch = vision.layer_width, vision.stem[0]
+    place.take("VB", X=tokens * geo.granules(width))
+    place.take("RS", A=tokens)
+    layer_regions(place, geo, vision.layer, tile, tokens, width, layout.vision["params"],
+                  {"PROJECTED": tile * geo.acc_granules(out)})
+    start = place.allocators["PB"].at
+    for record in (layout.stem, layout.projector):
+        place.allocators["PB"].at = start
+        place.parameters(record)
+        if record is layout.stem:
+            place.take("PB", PATCHES=tile * geo.granules(patch.n_in), POSITION=tile * geo.granules(width))
+    place.allocators["VB"].at = place.regions["X"].base + place.regions["X"].size
+    place.take("VB", FEATURE=tile * geo.granules(out))
+    place.allocators["OB"].at = 0
+    place.take("OB", PATCH_Q=tile * geo.granules(patch.n_in), FEATURE_Q=tile * geo.granules(out))
+    place.allocators["OB"].at = 0
+    place.ring("SB", SB_FEATURE=tile * geo.granules(out))
+    return place.regions
+
+
+def largest_tile(layout: Layout, ops: list, regions, limit: int) -> tuple[int, dict[str, Region]]:
+    """(tokens, regions): the largest tile whose attention rows fit the accumulators and whose regions fit."""
+    attention = next(op for op in ops if isinstance(op, ir.Attention))
+    group = attention.heads // attention.kv_heads
+    rows = layout.config.acc_rows // (2 * group)
+    if rows == 0:
+        raise UserError(f"{group} query heads a key head need {2 * group} accumulator rows, configuration "
+                        f"{layout.config.name} has {layout.config.acc_rows}: choose a larger configuration")
+    tile, problem = min(rows, limit), None
+    while tile:
+        try:
+            return tile, regions(layout, tile)
+        except UserError as error:
+            problem, tile = error, tile - max(1, tile // 16)
+    raise problem

@@ -1,0 +1,70 @@
+"""Quantise, linear layers and their vector passes (operators 1 and 2 of docs/machine.md)."""
+
+from dataclasses import replace
+
+from hw.spec.isa import Add, Dst, Fin, Mul1, Mul2, Reduce, Row, Src
+
+from .. import ir
+from .builder import At, Rows
+from .context import Context
+from .regions import Region
+
+ABSMAX = {"reduce": Reduce.ABSMAX, "fin": Fin.QRECIP}
+
+
+def quantise(ctx: Context, source: At, width: int, target: str, entries: Rows) -> None:
+    """int8 rows into OB region `target`; entries hold 127/absmax."""
+    src = {"VB": Src.V, "PB": Src.P}[source.region.buffer]
+    operand = {"VB": "v", "PB": "p"}[source.region.buffer]
+    ctx.b.vu_pass((ctx.m, 1, ctx.geo.words(width)), width, d=ctx.rows(target, width), r0=entries,
+                  src=src, mul2=Mul2.R0, row0=Row.FIN, **{operand: source})
+
+
+def absmax(ctx: Context, source: At, width: int, entries: Rows) -> None:
+    """Largest magnitude of VB or PB rows into their entries, with the quantisation scale."""
+    src = {"VB": Src.V, "PB": Src.P}[source.region.buffer]
+    operand = {"VB": "v", "PB": "p"}[source.region.buffer]
+    ctx.b.vu_pass((ctx.m, 1, ctx.geo.words(width)), width, w=entries, src=src, **ABSMAX, **{operand: source})
+
+
+def matmul(ctx: Context, op: ir.Linear, act: str, acc: Region) -> None:
+    """Stream the weights of `op` against the tile's int8 rows."""
+    geo = ctx.geo
+    ctx.stream(op.name)
+    ctx.b.matmul(ctx[act], acc, rows=ctx.m, kb=geo.kb(op.n_in), ob=geo.steps(op.n_out),
+                 act_stride=geo.granules(op.n_in), out_stride=geo.acc_granules(op.n_out))
+
+
+def project(ctx: Context, op: ir.Linear, acc: Region, target: At, *, heads: int = 1, residual: bool = False,
+            scratch: At | None = None, sh3: int = 0, **tail) -> None:
+    """Wide rows from accumulators: scale, bias, and what `tail` adds to the last pass.
+
+    target: rows (with heads > 1: of heads). Without a bias one pass; with one, the bias pass carries the tail. A
+    residual is added before the bias, which differs from after it only beyond int32.
+    """
+    geo, b = ctx.geo, ctx.b
+    width = op.n_out // heads
+    step = geo.words(width) if heads > 1 else 0
+    shape = (ctx.m, heads, geo.words(width))
+    first = dict(a=At(acc, geo.acc_words(op.n_out), step), p=replace(ctx.parameter(f"{op.name}.words"), mid=step),
+                 r0=Rows(ctx["E"], 1), mul1=Mul1.P, mul2=Mul2.R0, row0=Row.SCALE, src=Src.A,
+                 ctl1=ctx.control(op.name, sh3))
+    target = replace(target, mid=step) if heads > 1 else target
+    if residual:
+        first |= dict(v=target, add=Add.V)
+    if not op.bias:
+        b.vu_pass(shape, width, d=target, **(first | tail))
+        return
+    between = scratch or target
+    b.vu_pass(shape, width, d=between, **first)
+    b.vu_pass(shape, width, v=between, p=replace(ctx.parameter(f"{op.name}.bias"), mid=step), d=target,
+              **(dict(src=Src.V, add=Add.P) | tail))
+
+
+def residual(ctx: Context, op: ir.Residual) -> None:
+    """The rows in OB region `ctx.operand` through the linear layer, added to the residual with its maxima."""
+    matmul(ctx, op.linear, ctx.operand, ctx["ACC"])
+    project(ctx, op.linear, ctx["ACC"], ctx.residual(), residual=True, w=ctx.maxima(), **ABSMAX)
+
+
+__all__ = ["ABSMAX", "Dst", "absmax", "matmul", "project", "quantise", "residual"]

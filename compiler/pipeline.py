@@ -1,0 +1,70 @@
+"""From a model to a program: the compiler's table of contents."""
+
+from alula.errors import UserError
+from hw.spec.config import Config
+from ref_model.config import LlavaConfig
+
+from . import ir
+from .capture import capture_model
+from .codegen import generate
+from .host import Compiled
+from .layout import Layout
+from .model import ModelIr, TextIr, VisionIr
+from .passes import PASSES
+from .verify import verify
+
+
+def compile_model(model: LlavaConfig, config: Config, context: int | None = None, n_layers: int | None = None,
+                  with_vision: bool = True) -> Compiled:
+    """Program and memory map of a model on a configuration.
+
+    context: tokens the caches hold (default: the model's). n_layers: compile only the first decoder layers.
+    Weights are not needed: the same program serves any of that shape.
+    """
+    fused = optimise(capture_model(model))
+    described = describe(model, fused, n_layers, with_vision)
+    check_heads(described, config)
+    layout = Layout(config, described, _context(model, context))
+    return Compiled(layout, generate(layout))
+
+
+def optimise(graphs: dict[str, ir.Graph]) -> dict[str, ir.Graph]:
+    """Every pass on every graph, verified."""
+    for graph in graphs.values():
+        for rewrite in PASSES:
+            rewrite(graph)
+            verify(graph, rewrite.__name__)
+    return graphs
+
+
+def describe(model: LlavaConfig, graphs: dict[str, ir.Graph], n_layers: int | None, with_vision: bool) -> ModelIr:
+    """What layout and kernels need, from the fused graphs; the configuration only says how often layers repeat."""
+    norm, head = graphs["head"].fused
+    count = model.text.layers if n_layers is None else n_layers
+    if not 1 <= count <= model.text.layers:
+        raise UserError(f"{count} layers were asked for, {model.name} has {model.text.layers}: choose 1.."
+                        f"{model.text.layers}")
+    text = TextIr(norm.width, head.n_out, count, graphs["layer"].fused, norm, head)
+    vision = None
+    if model.vision is not None and with_vision:
+        mlp, last = graphs["projector"].fused
+        vision = VisionIr(model.vision.n_patches, graphs["stem"].fused[0].n_out,
+                          model.num_executed_vision_layers, graphs["stem"].fused, graphs["vision_layer"].fused,
+                          [mlp.fc, last], mlp.func, model.vision.drop_class)
+    return ModelIr(model.name, text, vision)
+
+
+def check_heads(model: ModelIr, config: Config) -> None:
+    """Attention works on whole vector words of a head."""
+    for part in (model.text, model.vision):
+        for op in part.layer if part is not None else ():
+            if isinstance(op, ir.Attention) and op.head_dim % config.lanes:
+                raise UserError(f"head_dim is {op.head_dim}, configuration {config.name} needs a multiple of its "
+                                f"{config.lanes} lanes: choose a configuration with fewer lanes")
+
+
+def _context(model: LlavaConfig, context: int | None) -> int:
+    chosen = model.text.context if context is None else context
+    if not 1 <= chosen <= model.text.context:
+        raise UserError(f"context {chosen} is outside 1..{model.text.context} tokens of {model.name}: choose another")
+    return chosen

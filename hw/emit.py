@@ -1,0 +1,65 @@
+"""`python -m hw.emit --config tiny --out DIR`: the Verilog of one configuration, and a manifest beside it."""
+
+import argparse
+import json
+import sys
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+
+from hw.accelerator import Accelerator
+from hw.spec import config as configurations
+from hw.verilog_writer import convert, module_names
+
+TOP = "alula"
+DSP_MODEL = files("hw").joinpath("verilog", "dsp48e2.v")
+
+
+@lru_cache
+def accelerator_verilog(name: str) -> str:
+    """The synthesisable text; DSP48E2 is the vendor's primitive."""
+    return convert(Accelerator(configurations.get(name), primitive=True, shared=True), TOP)
+
+
+def simulation_verilog(name: str) -> str:
+    """`accelerator_verilog` and the behavioural model of the primitive."""
+    return accelerator_verilog(name) + "\n" + DSP_MODEL.read_text()
+
+
+def emit(name: str, folder: Path) -> list[Path]:
+    """Writes alula_<name>.v, dsp48e2.v (simulation only) and manifest.json; returns their paths."""
+    config = configurations.get(name)
+    text = accelerator_verilog(name)
+    manifest = {
+        "config": name, "digest": config.digest(), "top": TOP, "memory_ports": config.units + 1,
+        "chain_dsps": config.chain_dsps, "clock_hz": config.clock_hz, "modules": len(module_names(text)),
+    }
+    contents = {
+        f"alula_{name}.v": text, "dsp48e2.v": DSP_MODEL.read_text(),
+        "manifest.json": json.dumps(manifest, indent=2) + "\n",
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for file_name, content in contents.items():
+        paths.append(folder / file_name)
+        paths[-1].write_text(content)
+    return paths
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m hw.emit", description=__doc__)
+    parser.add_argument("--config", default="tiny", help=f"one of {', '.join(configurations.CONFIGS)}")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    options = parser.parse_args(arguments)
+    try:
+        paths = emit(options.config, options.out)
+    except configurations.ConfigError as error:
+        print(error, file=sys.stderr)
+        return 1
+    for path in paths:
+        print(f"{path}: {path.stat().st_size} bytes")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

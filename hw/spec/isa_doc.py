@@ -1,0 +1,83 @@
+"""`python -m hw.spec.isa_doc > docs/isa.md`: the instruction-set reference, from the tables that define it."""
+
+import ast
+import re
+from pathlib import Path
+
+from . import csr, isa
+
+_KINDS = {"r": "register", "u": "unit", "m": "unit mask", "f": "descriptor field", "-": ""}
+_ENUMS = (isa.StMode, isa.StreamFormat, isa.MxMode, isa.Src, isa.Mul1, isa.Mul2, isa.Add, isa.Func, isa.Mul3, isa.Row,
+          isa.Tap, isa.Reduce, isa.Fin, isa.Dst, isa.Error)  # fmt: skip
+
+
+def page() -> str:
+    """The whole page."""
+    comments = _member_comments()
+    parts = [
+        "# Instruction set",
+        "Generated from `hw/spec/isa.py` and `hw/spec/csr.py` by `python -m hw.spec.isa_doc`; do not edit.",
+        (isa.__doc__ or "").strip(),
+        f"Version {isa.ISA_VERSION}; {isa.REGISTERS} registers of 32 bits, r0 reads 0; r1..r{isa.ARGUMENT_REGISTERS} "
+        f"are arguments; loops nest {isa.LOOP_DEPTH} deep.",
+        "## Instructions",
+        _table(("code", "name", "a", "b", "c", "meaning"), [
+            (f"0x{op:02x}", op.name, *(_KINDS[k] for k in isa.OPERANDS[op]), comments["Op", op.name])
+            for op in isa.Op]),
+        "## Descriptors",
+        "SET's operand a is unit * 32 + index. Every field is 32 bits, unsigned.",
+        *(f"**{unit.name}**: " + ", ".join(f"{i} `{name}`" for i, name in enumerate(isa.FIELDS[unit]))
+          for unit in isa.Unit),
+        "### Vector control words",
+        *(f"`{name}`: " + ", ".join(_bits(layout)) for name, layout in (("ctl0", isa.CTL0), ("ctl1", isa.CTL1))),
+        "## Enumerations",
+        *(_enumeration(kind, comments) for kind in _ENUMS),
+        "## Control registers",
+        _table(("offset", "name"), [(f"0x{at:03x}", name) for name, at in csr.REGISTERS.items()]
+               + [(f"0x{csr.counter_offset(name):03x}", f"{name} (64 bits)") for name in csr.COUNTERS]),
+    ]  # fmt: skip
+    return "\n\n".join(parts) + "\n"
+
+
+def _enumeration(kind, comments: dict) -> str:
+    doc = (kind.__doc__ or "").strip()
+    rows = [(str(int(m)), m.name, comments[kind.__name__, m.name]) for m in kind]
+    return f"### {kind.__name__}\n\n{doc}\n\n" + _table(("code", "name", "meaning"), rows)
+
+
+def _bits(layout) -> list[str]:
+    out, at = [], 0
+    for name, bits, _ in layout:
+        out.append(f"{name} [{at}]" if bits == 1 else f"{name} [{at + bits - 1}:{at}]")
+        at += bits
+    return out
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _member_comments() -> dict[tuple[str, str], str]:
+    """(class, member) -> the comment on the member's line, with the comment lines that continue it."""
+    source = Path(isa.__file__).read_text()
+    lines, out = source.splitlines(), {}
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.ClassDef):
+            continue
+        for item in node.body:
+            if isinstance(item, ast.Assign) and isinstance(item.targets[0], ast.Name):
+                out[node.name, item.targets[0].id] = _comment(lines, item.lineno - 1)
+    return out
+
+
+def _comment(lines: list[str], at: int) -> str:
+    text = lines[at].partition("#")[2].strip()
+    while text and at + 1 < len(lines) and re.match(r"\s+#", lines[at + 1]):
+        at += 1
+        text += " " + lines[at].partition("#")[2].strip()
+    return text
+
+
+if __name__ == "__main__":
+    print(page(), end="")

@@ -1,0 +1,83 @@
+"""Resources of a configuration: Yosys `synth_xilinx -family xcup`, each Verilog module synthesised once.
+
+Counts are Yosys's, hierarchical (a matrix unit counts as often as it is instantiated). LUT counts are rough and there is no
+timing: Yosys maps carries without CARRY8 and does not retime. DSP48E2, block RAM and UltraRAM counts are structural.
+"""
+
+import json
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+from hw.emit import TOP, accelerator_verilog
+from hw.spec import config as configurations
+from hw.verilog_writer import run_yosys
+
+KINDS = ("DSP48E2", "LUT", "FF", "BRAM36", "URAM", "LUTRAM", "CARRY", "MUX")
+_PREFIXES = {
+    "DSP48E2": ("DSP48E2",), "LUT": ("LUT", "INV"), "FF": ("FD",), "URAM": ("URAM288",), "CARRY": ("CARRY",),
+    "MUX": ("MUXF",), "LUTRAM": ("RAM32", "RAM64", "RAM128", "RAM256", "RAM512", "SRL"),
+}
+_HALF_BLOCK, _WHOLE_BLOCK = "RAMB18", "RAMB36"
+
+
+def kind_of(cell: str) -> str | None:
+    """The row of the resource table that a primitive counts in."""
+    return next((kind for kind, prefixes in _PREFIXES.items() if cell.startswith(prefixes)), None)
+
+
+def tally(cells: dict[str, float]) -> dict[str, float]:
+    """Resource table of {primitive: count}; a RAMB18 is half a BRAM36."""
+    table: Counter = Counter(dict.fromkeys(KINDS, 0))
+    for cell, count in cells.items():
+        if cell.startswith(_HALF_BLOCK):
+            table["BRAM36"] += count / 2
+        elif cell.startswith(_WHOLE_BLOCK):
+            table["BRAM36"] += count
+        elif kind := kind_of(cell):
+            table[kind] += count
+    return dict(table)
+
+
+def hierarchy_cells(modules: dict[str, dict], top: str) -> dict[str, dict[str, int]]:
+    """Primitives of every module, those of its submodules included, from the `modules` of `stat -json`."""
+    own = {name: info["num_cells_by_type"] for name, info in modules.items()}
+    done: dict[str, dict[str, int]] = {}
+
+    def total(name: str) -> dict[str, int]:
+        if name not in done:
+            cells: Counter = Counter()
+            for cell, count in own[name].items():
+                below = total(_known(cell)) if _known(cell) in own else {cell: 1}
+                cells.update({kind: n * count for kind, n in below.items()})
+            done[name] = dict(cells)
+        return done[name]
+
+    def _known(cell: str) -> str:
+        return cell if cell in own else f"\\{cell}"
+
+    total(top)
+    return done
+
+
+def synthesise(verilog: str, top: str) -> dict[str, dict[str, int]]:
+    """Primitives of each module of a Verilog text, submodules included."""
+    with tempfile.TemporaryDirectory(prefix="alula-synth-") as name:
+        source, answer = Path(name) / "design.v", Path(name) / "stat.json"
+        source.write_text(verilog)
+        run_yosys([
+            f"read_verilog {source}",
+            f"synth_xilinx -family xcup -noiopad -noclkbuf -uram -top {top}",
+            f"tee -q -o {answer} stat -json",
+        ])  # fmt: skip
+        modules = json.loads(answer.read_text())["modules"]
+    found = next(key for key in modules if key.lstrip("\\") == top)
+    return {key.lstrip("\\"): cells for key, cells in hierarchy_cells(modules, found).items()}
+
+
+def resources(name: str) -> dict:
+    """{"total": table, "modules": {module: table}, "dsp_formula": the configuration's} of a configuration."""
+    config = configurations.get(name)
+    cells = synthesise(accelerator_verilog(name), TOP)
+    return {"config": name, "total": tally(cells[TOP]), "modules": {module: tally(c) for module, c in cells.items()},
+            "primitives": cells[TOP], "dsp_formula": configurations.dsp_total(config)}

@@ -1,0 +1,75 @@
+"""Traces of unit instructions: as a table, as JSON, and for Chrome's or Perfetto's viewer."""
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from hw.spec.isa import Unit
+from sim.backend import Event
+
+Namer = Callable[[Event], str]
+"""The text an event is shown with."""
+
+
+def tag_name(event: Event) -> str:
+    return f"{event.unit.name.lower()}@{event.tag}"
+
+
+def annotated(annotations: dict[int, str]) -> Namer:
+    """Names from the compiler's annotations (pc -> text), the tag where there is none."""
+    return lambda event: annotations.get(event.tag) or tag_name(event)
+
+
+def records(events: Iterable[Event], name: Namer = tag_name) -> list[dict]:
+    """Plain dictionaries: unit, tag, start, end (cycles), name."""
+    return [
+        {"unit": e.unit.name.lower(), "tag": e.tag, "start": e.start, "end": e.end, "name": name(e)}
+        for e in sorted(events)
+    ]
+
+
+def write_json(path: Path, events: Iterable[Event], name: Namer = tag_name) -> None:
+    path.write_text(json.dumps(records(events, name)))
+
+
+def read_json(path: Path) -> list[Event]:
+    return [Event(r["start"], Unit[r["unit"].upper()], r["tag"], r["end"]) for r in json.loads(path.read_text())]
+
+
+def write_chrome(path: Path, events: Iterable[Event], clock_hz: int, name: Namer = tag_name) -> None:
+    """A track a unit; times in microseconds at `clock_hz`, cycles in the arguments."""
+    scale = 1e6 / clock_hz
+    out: list[dict] = [
+        {"ph": "M", "name": "thread_name", "pid": 0, "tid": int(unit), "args": {"name": unit.name}} for unit in Unit
+    ]
+    out += [
+        {
+            "ph": "X", "name": name(e), "pid": 0, "tid": int(e.unit), "ts": e.start * scale,
+            "dur": (e.end - e.start) * scale, "args": {"tag": e.tag, "start": e.start, "end": e.end},
+        }
+        for e in sorted(events)
+    ]  # fmt: skip
+    path.write_text(json.dumps({"traceEvents": out, "displayTimeUnit": "ns"}))
+
+
+def table(events: Iterable[Event], name: Namer = tag_name):
+    """A rich table, an instruction a row."""
+    from rich.table import Table
+
+    out = Table("unit", "instruction", "start", "end", "cycles")
+    for e in sorted(events):
+        out.add_row(e.unit.name, name(e), str(e.start), str(e.end), str(e.end - e.start))
+    return out
+
+
+def differences(got: Iterable[Event], expected: Iterable[Event], limit: int = 5) -> list[str]:
+    """The first events in which two traces differ, one line each."""
+    lines = []
+    mine, its = sorted(got), sorted(expected)
+    for i in range(max(len(mine), len(its))):
+        a, b = (events[i] if i < len(events) else None for events in (mine, its))
+        if a != b:
+            lines.append(f"event {i}: got {a}, expected {b}")
+        if len(lines) == limit:
+            break
+    return lines

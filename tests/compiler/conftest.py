@@ -1,0 +1,15 @@
+"""llava-tiny on `tiny`, compiled once."""
+
+import pytest
+
+from compiler.pipeline import compile_model
+from hw.spec import config
+from ref_model.checkpoints import open_synthetic
+from ref_model.quantise import quantise
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """(compiled, quantised model)."""
+    checkpoint = open_synthetic("llava-tiny")
+    return compile_model(checkpoint.config, config.get("tiny")), quantise(checkpoint)

@@ -1,0 +1,275 @@
+"""The whole machine in Verilator: hand-written programs against the cycle contract, numbers and errors."""
+
+import numpy as np
+import pytest
+
+from hw.emit import TOP
+from hw.spec import config as configurations
+from hw.spec import csr
+from hw.spec.isa import CTL0, Dst, Error, Op, Src, StMode, Unit, pack_bits
+from hw.spec.timing import (LDS_RETURN, MX_ACC_LATENCY, MX_DRAIN_LATENCY, SEQ_AFTER_FETCH, SEQ_FIRST, SEQ_INTERVAL, ST_PIPE,
+                            VU_LATENCY)
+from sim.rtl import accelerator
+from sim.rtl.lint import lint
+from sim.rtl.run import Fault, MemoryImage
+from tests.hw.machine import PROGRAM_BEAT, Program, execute
+
+CONFIG = configurations.get("tiny")
+AUX = CONFIG.aux_port
+LD, ST, RD, MX, VU = Unit
+RNG = np.random.default_rng(11)
+
+
+def ctl0(**fields):
+    return pack_bits(CTL0, fields)
+
+
+def vu_copy(src, dst, words, **fields):
+    return dict(ctl0=ctl0(src=src, dst=dst), n_outer=1, n_mid=1, n_words=words, len0=words * CONFIG.lanes) | fields
+
+
+def test_halt_at_once():
+    program = Program()
+    program.halt()
+    got = execute(program)
+    fetch = got.raw.axi[0]
+    latency = CONFIG.read_latency
+    assert (got.status, got.status_detail, got.instructions) == (Error.NONE, 0, 1)
+    assert got.cycles == 1 + latency + SEQ_AFTER_FETCH + 1 and fetch.n_beats == 1
+
+
+def test_interval_and_second_start_without_fetch():
+    program = Program()
+    for i in range(40):
+        program.add(Op.ADDI, 1, 1, imm=1)
+    program.halt()
+    first = execute(program)
+    assert first.cycles == 1 + CONFIG.read_latency + 5 + SEQ_AFTER_FETCH + SEQ_INTERVAL * 40 + 1
+    # A first run without interrupt, register writes while it runs (START again is ignored), a second without fetch.
+    busy = [(csr.CTRL, csr.CTRL_START)] + [(csr.REGISTERS["arg3"], i) for i in range(60)]
+    before = [(csr.REGISTERS["program_addr"], PROGRAM_BEAT), (csr.REGISTERS["program_length"], 41), (csr.CTRL, 1), *busy]
+    second = execute(program, before=before, flags=1)
+    assert (second.status, second.instructions) == (0, 41)
+    assert second.cycles == SEQ_FIRST + SEQ_INTERVAL * 40 + 1
+    assert second.read_beats_aux == 0
+
+
+def load_pass_store(program, beats, source, target, stride=None):
+    rows = {} if stride is None else stride
+    ld = program.issue(LD, signal=[VU], addr=source, n_outer=1, n_inner=beats, dst=0, **rows)
+    vu = program.issue(VU, wait=[LD], signal=[ST], **vu_copy(Src.P, Dst.SB, beats))
+    st = program.issue(ST, wait=[VU], mode=StMode.LIN, addr=target, src=0, n_tok=1, n_head=1, n_gran=beats)
+    return ld, vu, st
+
+
+@pytest.mark.parametrize("jitter", [0, 17])
+def test_load_pass_store(jitter):
+    beats, source, target = 70, 100, 9000
+    data = RNG.integers(0, 256, 64 * beats, dtype=np.uint8)
+    program = Program()
+    ld, vu, st = load_pass_store(program, beats, source, target)
+    program.halt()
+    got = execute(program, image=[MemoryImage(AUX, source * 64, data)], dumps=[(AUX, target * 64, 64 * beats)], jitter=jitter)
+    assert got.status == 0
+    np.testing.assert_array_equal(np.frombuffer(got.raw.dumps[0], np.uint8), data)
+    load, passed, store = (got.event(tag) for tag in (ld, vu, st))
+    assert passed.done_cycle - passed.start_cycle == beats + VU_LATENCY
+    assert passed.start_cycle == max(load.done_cycle + 1, load.start_cycle) and store.start_cycle == passed.done_cycle + 1
+    assert store.done_cycle - store.start_cycle == 1 + (beats - 1) + ST_PIPE + CONFIG.write_latency + 1
+    if not jitter:
+        assert load.done_cycle - load.start_cycle == 1 + CONFIG.read_latency + beats
+    assert got.read_beats_aux == beats + -(-len(program.words) // 8) and got.write_bytes_aux == 64 * beats
+    assert got.busy_ld == load.done_cycle - load.start_cycle and got.cycles == store.done_cycle + 2
+
+
+def store_cases():
+    rng = np.random.default_rng(5)
+    for mode in StMode:
+        for pos in (0, 13, 37):
+            yield mode, pos, int(rng.integers(1, 4)), 1 if mode == StMode.SC else int(rng.integers(1, 4))
+
+
+@pytest.mark.parametrize(("mode", "pos", "n_head", "n_gran"), list(store_cases()))
+def test_store_modes(mode, pos, n_head, n_gran):
+    n_tok, units = 6, CONFIG.units
+    strides = dict(stride_tok=32, stride_head=512, stride_slot=4, stride_gran=64)
+    if mode == StMode.SC:
+        strides["stride_head"] = 16
+    granules = n_tok * n_head * n_gran
+    target, size = 2048, 64 * 2048
+    data = RNG.integers(-(2**31), 2**31, (granules, 16)).astype("<i4")
+    program = Program()
+    program.issue(LD, signal=[VU], addr=0, n_outer=1, n_inner=granules, dst=0)
+    program.issue(VU, wait=[LD], signal=[ST], **vu_copy(Src.P, Dst.SB, granules))
+    program.issue(ST, wait=[VU], mode=mode, addr=target, src=0, src_tok=n_head * n_gran, src_head=n_gran, pos=pos, n_tok=n_tok,
+                  n_head=n_head, n_gran=n_gran, **strides)
+    program.halt()
+    noise = np.full(size, 0xA5, np.uint8)
+    got = execute(program, image=[MemoryImage(AUX, 0, data.view(np.uint8)), *(
+        MemoryImage(p, target * 64, noise) for p in range(units + 1))],
+        dumps=[(p, target * 64, size) for p in range(units + 1)])
+    expected = [noise.copy() for _ in range(units + 1)]
+    n_bytes = 0
+    for t in range(n_tok):
+        for h in range(n_head):
+            for g in range(n_gran):
+                row, key = data[(t * n_head + h) * n_gran + g], pos + t
+                block, k = key >> 4, key & 15
+                unit, slot = block % units, block // units
+                if mode == StMode.LIN:
+                    at = 64 * (t * strides["stride_tok"] + h * strides["stride_head"] + g)
+                    expected[AUX][at:at + 64] = row.view(np.uint8)
+                elif mode == StMode.SC:
+                    at = 64 * (h * strides["stride_head"] + (key >> 4)) + 4 * k
+                    expected[AUX][at:at + 4] = row[:1].view(np.uint8)
+                else:
+                    low = (row & 255).astype(np.uint8)
+                    base = 64 * (h * strides["stride_head"] + slot * strides["stride_slot"] + g * strides["stride_gran"])
+                    if mode == StMode.K:
+                        expected[unit][base + 16 * k:base + 16 * k + 16] = low
+                    else:
+                        expected[unit][base + k:base + 256:16] = low
+                n_bytes += {StMode.LIN: 64, StMode.SC: 4}.get(mode, 16)
+    assert got.status == 0
+    for port in range(units + 1):
+        np.testing.assert_array_equal(np.frombuffer(got.raw.dumps[port], np.uint8), expected[port], f"port {port}")
+    assert got.write_bytes_aux + got.write_bytes_channels == n_bytes
+    assert (got.write_bytes_aux == n_bytes) == (mode in (StMode.LIN, StMode.SC))
+
+
+def test_matmul():
+    """act int8[n_rows, k] times weights int8[32, k]: RD, MX, AB, VU, SB, ST."""
+    n_rows, k, units = 3, 64, CONFIG.units
+    kb = k // 16
+    acts = RNG.integers(-127, 128, (n_rows, k)).astype(np.int8)
+    weights = RNG.integers(-127, 128, (16 * units, k)).astype(np.int8)
+    image = [MemoryImage(AUX, 0, acts.reshape(-1, 16).astype("<i4").view(np.uint8))]
+    for unit in range(units):
+        rows = weights[16 * unit:16 * unit + 16].reshape(16, kb, 16).transpose(1, 0, 2)
+        image.append(MemoryImage(unit, 64 * 10, np.ascontiguousarray(rows).view(np.uint8)))
+    program, blocks, granules = Program(), n_rows * kb, n_rows * units
+    program.issue(LD, signal=[VU], addr=0, n_outer=1, n_inner=blocks, dst=0)
+    program.issue(RD, addr=10, n_outer=1, n_inner=4 * kb, fmt=0)
+    program.issue(VU, wait=[LD], signal=[MX], **vu_copy(Src.P, Dst.OB, blocks))
+    mx = program.issue(MX, wait=[VU], signal=[VU], act=0, act_stride=kb, n_rows=n_rows, kb=kb, ob=1, dst=0, dst_stride=units)
+    program.issue(VU, wait=[MX], signal=[ST], **vu_copy(Src.A, Dst.SB, granules))
+    program.issue(ST, wait=[VU], mode=StMode.LIN, addr=9000, src=0, n_tok=1, n_head=1, n_gran=granules)
+    program.halt()
+    got = execute(program, image=image, dumps=[(AUX, 9000 * 64, 64 * granules)])
+    assert got.status == 0
+    values = np.frombuffer(got.raw.dumps[0], "<i4").reshape(n_rows, 16 * units)
+    np.testing.assert_array_equal(values, acts.astype(int) @ weights.astype(int).T)
+    event = got.event(mx)
+    cost, drain = n_rows * CONFIG.passes, n_rows * CONFIG.drain_cycles_a_row
+    takes = event.start_cycle + 1 + (kb - 1) * max(cost, 4)
+    assert event.done_cycle == takes + cost + MX_ACC_LATENCY + drain - 1 + MX_DRAIN_LATENCY
+    assert got.read_beats_channels == 4 * kb * units
+
+
+def test_loops_registers_and_lds():
+    """A nested loop of stores whose addresses the program computes; values read back by LDS and stored again."""
+    program = Program()
+    program.issue(LD, signal=[VU], addr=0, n_outer=1, n_inner=4, dst=0)
+    program.issue(VU, wait=[LD], signal=[ST], **vu_copy(Src.P, Dst.SB, 4))
+    lds = program.add(Op.LDS, 5, 0, imm=19)  # word 3 of beat 1: a count
+    program.set(ST, mode=StMode.LIN, src=0, n_tok=1, n_head=1, n_gran=1)
+    program.add(Op.ADDI, 2, 0, imm=9000)
+    program.add(Op.LOOP, 0, 0, 0, imm=len(program.words) + 1)  # r0: zero times, skipped
+    program.add(Op.ENDL)
+    outer = program.add(Op.LOOP, 0, 1)  # r1 from the argument
+    inner = program.add(Op.LOOP, 0, 5)
+    program.set(ST, 2, addr=0)
+    program.add(Op.ISSUE, ST, 0, 0)
+    program.add(Op.ADDI, 2, 2, imm=2)
+    program.add(Op.ENDL)
+    end = program.add(Op.ENDL)
+    program.add(Op.MUL, 6, 5, 1)
+    program.add(Op.SHLI, 6, 6, imm=1)
+    program.add(Op.ADDI, 6, 6, imm=9000)
+    program.add(Op.BEQ, 0, 6, 2, imm=len(program.words) + 2)
+    program.halt(77)
+    program.halt()
+    data = RNG.integers(0, 256, (4, 64), dtype=np.uint8)
+    data.reshape(-1).view("<u4")[19] = 3
+    got = execute(program, image=[MemoryImage(AUX, 0, data)], arg1=8, dumps=[(AUX, 9000 * 64, 64 * 50)])
+    assert (got.status, got.status_detail) == (0, 0) and outer < inner < end and lds
+    written = np.frombuffer(got.raw.dumps[0], np.uint8).reshape(50, 64)
+    np.testing.assert_array_equal(written[0:48:2], np.tile(data[0], (24, 1)))
+    assert not written[1::2].any() and not written[48:].any()
+    stalled = CONFIG.read_latency + LDS_RETURN
+    assert got.stall_lds >= stalled and got.stall_queue > 0
+
+
+def failing():
+    """name -> (program, options, expected status, detail, pc or None)."""
+    def one(*instructions, **options):
+        program = Program()
+        for instruction in instructions:
+            program.add(*instruction) if isinstance(instruction, tuple) else instruction(program)
+        return program, options
+
+    loops = [(Op.ADDI, 1, 0, 0, 5)] + [(Op.LOOP, 0, 1, 0, 9)] * 5
+    halt = (Op.HALT,)
+    raw = Program([0x77])
+    load = dict(addr=0, n_outer=1, n_inner=8, dst=0)
+    yield "opcode", (raw, {}), Error.ILLEGAL_INSTRUCTION, 5, 0
+    yield "register", one((Op.ADDI, 32, 0, 0, 1)), Error.ILLEGAL_INSTRUCTION, 5, 0
+    yield "field", one((Op.SET, 6)), Error.ILLEGAL_INSTRUCTION, 5, 0
+    yield "too long", one(halt, length=CONFIG.imem_instructions + 1), Error.ILLEGAL_INSTRUCTION, 5, None
+    yield "pc", one((Op.BEQ, 0, 0, 0, 9), halt), Error.PC_RANGE, 5, 9
+    yield "end", one((Op.ADDI, 1, 0, 0, 1)), Error.PC_RANGE, 5, 1
+    yield "loops", one(*loops, halt), Error.LOOP_STACK, 5, 5
+    yield "endl", one((Op.ENDL,), halt), Error.LOOP_STACK, 5, 0
+    yield "code", one((Op.HALT, 0, 0, 0, 42)), Error.HALT_CODE, 42, 0
+    yield "limit", one((Op.BEQ, 0, 0, 0, 0), instruction_limit=100), Error.INSTRUCTION_LIMIT, 5, 0
+    yield "watchdog", one(lambda p: p.issue(LD, wait=[VU], **load), halt, watchdog=200), Error.WATCHDOG, 5, 5
+    yield "zero", one(lambda p: p.issue(LD, **load | dict(n_inner=0)), halt), Error.ILLEGAL_DESCRIPTOR, LD, 4
+    yield "mode", one(lambda p: p.issue(ST, mode=4, n_tok=1, n_head=1, n_gran=1), halt), Error.ILLEGAL_DESCRIPTOR, ST, 4
+    far = load | dict(dst=CONFIG.pb_granules - 3)
+    yield "load range", one(lambda p: p.issue(LD, **far), halt), Error.BUFFER_RANGE, LD, 4
+    store = dict(mode=0, addr=0, n_tok=1, n_head=1, n_gran=9)
+    yield "store range", one(lambda p: p.issue(ST, **store, src=CONFIG.sb_granules - 4), halt), Error.BUFFER_RANGE, ST, 6
+    yield "read", one(lambda p: p.issue(LD, **load), halt, faults=[Fault(AUX, "read", 1)]), Error.BUS_READ, LD, 4
+    yield "fetch", one(halt, faults=[Fault(AUX, "read", 0)]), Error.BUS_READ, 5, None
+    yield "lds", one((Op.LDS, 1, 0, 0, 0), halt, faults=[Fault(AUX, "read", 1)]), Error.BUS_READ, 5, 0
+    yield "write", one(lambda p: p.issue(ST, **store), halt, faults=[Fault(AUX, "write", 3)]), Error.BUS_WRITE, ST, 5
+    stream = dict(addr=0, n_outer=1, n_inner=64, fmt=0)
+    yield "weights", one(lambda p: p.issue(RD, **stream), halt, faults=[Fault(0, "read", 1)]), Error.BUS_READ, RD, None
+    header = stream | dict(fmt=1)
+    yield "header", one(lambda p: p.issue(RD, **header), lambda p: p.issue(
+        MX, n_rows=1, kb=1, ob=1), halt), Error.STREAM_HEADER, RD, 4
+
+
+@pytest.mark.parametrize(("case", "status", "detail", "pc"), [
+    pytest.param(case, *rest, id=name) for name, case, *rest in failing()])
+def test_errors_end_the_run(case, status, detail, pc):
+    program, options = case
+    got = execute(program, max_cycles=20_000, **options)
+    assert Error(got.status) == status and got.status_detail == detail
+    assert pc is None or got.status_pc == pc
+    assert got.raw.cycles < 5_000
+
+
+def test_rerun_after_error_starts_clean():
+    """The first run fails with a semaphore set and a queue filled; the second sees none of it."""
+    bad = Program()
+    bad.issue(LD, signal=[VU], addr=0, n_outer=1, n_inner=2, dst=0)
+    bad.issue(VU, wait=[LD, MX], **vu_copy(Src.P, Dst.SB, 2))
+    for _ in range(30):
+        bad.add(Op.ADDI, 4, 4, imm=1)
+    bad.add(Op.ENDL)
+    good = Program()
+    good.add(Op.BNE, 0, 4, 0, imm=len(good.words) + 2)
+    good.halt()
+    good.halt(9)
+    before = [(0x10, 8000), (0x18, len(bad.words)), (csr.CTRL, 1)] + [(0x40, 0)] * 400
+    got = execute(good, before=before, image=[MemoryImage(AUX, 8000 * 64, bad.image())])
+    assert (got.status, got.status_detail, got.instructions) == (0, 0, 2)
+
+
+def test_lint():
+    """The DSP48E2 model is linted by itself (tests/sim/test_lint.py); its lines are the last of the text."""
+    text = accelerator.verilog("tiny")
+    n_design = text[:text.rindex("module DSP48E2")].count("\n")
+    messages = [m for m in lint(text, TOP) if int(m.split("design.v:")[1].split(":")[0]) <= n_design]
+    assert messages == []

@@ -1,0 +1,281 @@
+"""What instructions mean, against plain loops over the definitions in hw/spec."""
+
+import random
+
+import numpy as np
+import pytest
+
+from hw.spec import vector, weights
+from hw.spec.assembly import assemble
+from hw.spec.config import BLOCK, CONFIGS
+from hw.spec.isa import (
+    CTL0,
+    CTL1,
+    FIELDS,
+    Add,
+    Dst,
+    Error,
+    Fin,
+    Func,
+    Mul1,
+    Mul2,
+    Mul3,
+    MxMode,
+    Reduce,
+    Row,
+    Src,  # fmt: skip
+    StMode,
+    Tap,
+    Unit,
+    pack_bits,
+)
+from sim.backend import Invocation, MachineError
+from sim.functional import FunctionalBackend, Machine
+from sim.functional_checks import control
+from sim.functional_sequencer import Issued
+from sim.functional_state import State, store
+from sim.functional_vector import vector_pass
+from sim.memory_image import MemoryImage
+
+TINY = CONFIGS["tiny"]
+PROGRAM = 65536
+
+
+def issue(unit: str, wait: str = "none", signal: str = "none", **fields: int) -> str:
+    """Text that sets every field of a unit (0 where not given) and issues."""
+    values = dict.fromkeys(FIELDS[Unit[unit.upper()]], 0) | fields
+    sets = [f"SET {unit}.{name}, r0 + {value}" for name, value in values.items()]
+    return "\n".join([*sets, f"ISSUE {unit}, wait={wait}, signal={signal}"])
+
+
+def machine(memory: MemoryImage, *text: str, args=(), **options) -> Machine:
+    code = assemble("\n".join(text))
+    memory.write(TINY.aux_port, PROGRAM * 64, code)
+    return Machine(TINY, memory, Invocation(PROGRAM, len(code) // 8, args=args, **options))
+
+
+def status(*text: str, **options) -> Error:
+    memory = MemoryImage(TINY)
+    code = assemble("\n".join(text))
+    memory.write(TINY.aux_port, PROGRAM * 64, code)
+    call = Invocation(PROGRAM, len(code) // 8, **options)
+    return FunctionalBackend().run(TINY, memory, call).status
+
+
+def stream_of(matrix: np.ndarray, units: int, unit: int, mode: MxMode, header: bool) -> np.ndarray:
+    """One unit's stream of int8[out, in], block by block."""
+    n_out, n_in = matrix.shape
+    blocks = []
+    rows = range(unit, n_out // BLOCK, units) if mode == MxMode.SPLIT_N else range(n_out // BLOCK)
+    columns = range(n_in // BLOCK) if mode == MxMode.SPLIT_N else range(unit, n_in // BLOCK, units)
+    for j in rows:
+        blocks += [matrix[j * 16 : j * 16 + 16, k * 16 : k * 16 + 16].tobytes() for k in columns]
+    head = weights.header(len(blocks)) if header else b""
+    return np.frombuffer(head + b"".join(blocks), np.uint8)
+
+
+@pytest.mark.parametrize("mode", list(MxMode))
+@pytest.mark.parametrize("header", [0, 1])
+def test_product(mode, header):
+    rng = np.random.default_rng(1)
+    n_rows, units = 5, TINY.units
+    ob, kb = 3, 40
+    n_out = ob * BLOCK * (units if mode == MxMode.SPLIT_N else 1)
+    n_in = kb * BLOCK * (1 if mode == MxMode.SPLIT_N else units)
+    w = rng.integers(-127, 128, (n_out, n_in), np.int8)
+    x = rng.integers(-127, 128, (n_rows, n_in), np.int8)
+    memory = MemoryImage(TINY)
+    for unit in range(units):
+        memory.attach(unit, 1024, stream_of(w, units, unit, mode, bool(header)))
+    beats = ob * kb * 4 + header
+    m = machine(
+        memory,
+        issue("rd", addr=16, n_outer=1, n_inner=beats, fmt=header),
+        issue("mx", act=8, act_stride=n_in // 16, n_rows=n_rows, kb=kb, ob=ob, dst=7, dst_stride=n_out // 16, mode=mode),  # noqa: E501
+        "HALT 0",
+    )  # fmt: skip
+    m.executor.state.ob[8 : 8 + n_rows * n_in // 16] = x.reshape(-1, 16)
+    m.run()
+    got = m.executor.state.ab[7 : 7 + n_rows * n_out // 16].reshape(n_rows, n_out)
+    np.testing.assert_array_equal(got, x.astype(np.int64) @ w.T.astype(np.int64))
+
+
+def test_load_vector_store_and_loops():
+    """r1 times: load a beat, double it (x + x), store it."""
+    memory = MemoryImage(TINY)
+    data = np.arange(64, dtype=np.int32) - 30
+    memory.attach(TINY.aux_port, 0, data)
+    copy = pack_bits(CTL0, {"src": Src.P, "add": Add.P, "dst": Dst.SB})
+    text = "\n".join([
+        "ADDI r2, r0, 0", "LOOP r1, @",
+        issue("ld", n_outer=1, n_inner=1, signal="vu", wait="none").replace("SET ld.addr, r0 + 0", "SET ld.addr, r2 + 0"),  # noqa: E501
+        issue("vu", wait="ld", signal="st", ctl0=copy, n_outer=1, n_mid=1, n_words=1, len0=16),
+        issue("st", wait="vu", n_tok=1, n_head=1, n_gran=1).replace("SET st.addr, r0 + 0", "SET st.addr, r2 + 100"),
+        "FENCE st", "ADDI r2, r2, 1", "ENDL", "HALT 0",
+    ])  # fmt: skip
+    endl = next(i for i, line in enumerate(text.splitlines()) if line == "ENDL")
+    machine(memory, text.replace("@", str(endl)), args=(4,)).run()
+    np.testing.assert_array_equal(memory.read(TINY.aux_port, 6400, 256).view(np.int32), 2 * data)
+
+
+def test_scalar_load_and_branches():
+    memory = MemoryImage(TINY)
+    memory.write(TINY.aux_port, 40, np.array([3], np.int32))
+    m = machine(memory, "LDS r1, r0 + 10", "ADDI r2, r2, 5", "ADDI r1, r1, -1", "BNE r1, r0, 1", "HALT 0")
+    m.run()
+    assert m.sequencer.registers[1:3] == [0, 15]
+
+
+@pytest.mark.parametrize("mode", list(StMode))
+def test_store_modes(mode):
+    rng = np.random.default_rng(int(mode))
+    memory = MemoryImage(TINY)
+    state = State(TINY, memory)
+    state.sb[:] = rng.integers(-128, 128, state.sb.shape)
+    f = dict.fromkeys(FIELDS[Unit.ST], 0) | {
+        "mode": mode, "addr": 128, "src": 3, "src_tok": 8, "src_head": 4, "pos": 13, "n_tok": 40, "n_head": 2,
+        "n_gran": 3, "stride_tok": 6, "stride_head": 400, "stride_slot": 16, "stride_gran": 4}  # fmt: skip
+    store(state, Issued(Unit.ST, 0, f, 0, 0))
+    expected = {}
+    for t in range(40):
+        key = 13 + t
+        block, k = key >> 4, key & 15
+        unit, slot = block % TINY.units, block // TINY.units
+        for h in range(2):
+            for g in range(3):
+                granule = state.sb[3 + t * 8 + h * 4 + g]
+                place(expected, mode, f, granule, (t, h, g, key, unit, slot, k))
+    for port in range(TINY.units + 1):
+        image = np.zeros(1 << 16, np.uint8)
+        for (its, at), value in expected.items():
+            if its == port:
+                image[at] = value
+        np.testing.assert_array_equal(memory.read(port, 0, 1 << 16), image)
+
+
+def place(expected, mode, f, granule, where):
+    t, h, g, key, unit, slot, k = where
+    aux = TINY.aux_port
+    if mode == StMode.LIN:
+        at = (128 + t * 6 + h * 400 + g) * 64
+        expected.update({(aux, at + i): b for i, b in enumerate(granule.tobytes())})
+    elif mode == StMode.SC:
+        at = (128 + h * 400 + (key >> 4)) * 64 + (key & 15) * 4
+        expected.update({(aux, at + i): b for i, b in enumerate(granule[:1].tobytes())})
+    else:
+        beat = 128 + h * 400 + slot * 16 + g * 4
+        for lane, value in enumerate(granule.astype(np.int8).view(np.uint8)):
+            if mode == StMode.K:
+                expected[unit, (beat + (k >> 2)) * 64 + (k & 3) * 16 + lane] = value
+            else:
+                expected[unit, (beat + lane // 4) * 64 + lane % 4 * 16 + k] = value
+
+
+def naive_pass(state: State, f: dict) -> None:
+    """hw.spec.vector on Python integers, a lane at a time."""
+    ctl, lanes = control(f), TINY.lanes
+    ab, pb, vb, sb = (state.words(b) for b in (state.ab, state.pb, state.vb, state.sb))
+
+    def entry(name, o, m):
+        at = f[name] + o * f[f"{name}_out"] + m * f[f"{name}_mid"]
+        return int(state.raw[at]), int(state.fin[at])
+
+    for o in range(f["n_outer"]):
+        for m in range(f["n_mid"]):
+            if m == 0 or not ctl["level"]:
+                offered = []
+            (raw0, fin0), (raw1, fin1) = entry("r0", o, m), entry("r1", o, m)
+            r0, r1 = vector.row_value(ctl["row0"], raw0, fin0), vector.row_value(ctl["row1"], raw1, fin1)
+            at = {n: f[n] + o * f[f"{n}_out"] + m * f[f"{n}_mid"] for n in "apvd"}
+            for i in range(f["n_words"]):
+                a, p, v = ([int(x) for x in b[at[n] + i]] for n, b in (("a", ab), ("p", pb), ("v", vb)))
+                source = {Src.A: a, Src.V: v, Src.P: p, Src.R0: [r0] * lanes}[ctl["src"]]
+                for lane in range(lanes):
+                    out, tapped = vector.lane(ctl, a[lane], p[lane], v[lane], source[lane ^ 1], r0, r1, f["imm0"])
+                    valid = i * lanes + lane < f["len0"] + o * f["len_step"]
+                    if valid:
+                        offered.append(vector.contribution(ctl["reduce"], tapped, raw0))
+                    naive_write(state, ctl, at["d"], i, lane, out * valid, vb, sb)
+            if ctl["reduce"] and (not ctl["level"] or m == f["n_mid"] - 1):
+                total = max([vector.identity(ctl["reduce"]), *offered]) if ctl["reduce"] in (2, 3) else sum(offered)
+                w = f["w"] + o * f["w_out"] + (0 if ctl["level"] else m * f["w_mid"])
+                state.raw[w], state.fin[w] = vector.finish(ctl, total, raw0, f["imm1"])
+
+
+def naive_write(state, ctl, d, i, lane, out, vb, sb):
+    if ctl["dst"] == Dst.VB:
+        vb[d + i, lane] = out
+    elif ctl["dst"] == Dst.SB:
+        sb[d + i, lane] = out
+    elif ctl["dst"] != Dst.NONE:
+        state.ob[d + i * (TINY.lanes // 16) + lane // 16, lane % 16] = out
+
+
+def random_pass(rng: random.Random) -> dict:
+    ctl0 = {"src": rng.choice(list(Src)), "mul1": rng.choice(list(Mul1)), "mul2": rng.choice(list(Mul2)),
+            "add": rng.choice(list(Add)), "func": rng.choice(list(Func)), "mul3": rng.choice(list(Mul3)),
+            "row0": rng.choice(list(Row)), "row1": rng.choice(list(Row)), "tap": rng.choice(list(Tap)),
+            "reduce": rng.choice(list(Reduce)), "fin": rng.choice(list(Fin)), "dst": rng.choice(list(Dst)),
+            "clip8": rng.randrange(2), "level": rng.randrange(2)}  # fmt: skip
+    ctl1 = {"adj1": rng.randint(-20, 20), "adj2": rng.randint(-20, 20), "sh3": rng.randint(0, 20)}
+    f = dict.fromkeys(FIELDS[Unit.VU], 0) | {
+        "ctl0": pack_bits(CTL0, ctl0), "ctl1": pack_bits(CTL1, ctl1), "imm0": rng.getrandbits(25),
+        "imm1": rng.getrandbits(25), "n_outer": rng.randint(1, 3), "n_mid": rng.randint(1, 3),
+        "n_words": rng.randint(1, 3), "len0": rng.randint(1, 48), "len_step": rng.randint(0, 5)}  # fmt: skip
+    for name, base in (("a", 0), ("p", 5), ("v", 7), ("d", 200), ("r0", 0), ("r1", 20), ("w", 100)):
+        f |= {name: base, f"{name}_out": 9, f"{name}_mid": 3}
+    return f
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_vector_pass(seed):
+    rng, numbers = random.Random(seed), np.random.default_rng(seed)
+    states = [State(TINY, MemoryImage(TINY)) for _ in range(2)]
+    bits = numbers.integers(4, 32)
+    for name in ("ab", "pb", "vb"):
+        values = numbers.integers(-(1 << bits - 1), 1 << bits - 1, getattr(states[0], name).shape)
+        for s in states:
+            getattr(s, name)[:] = values
+    raw, fin = numbers.integers(0, 1 << 20, 1024), numbers.integers(0, 1 << 25, 1024)
+    for s in states:
+        s.raw[:], s.fin[:] = raw, fin
+    f = random_pass(rng)
+    vector_pass(states[0], Issued(Unit.VU, 0, f, 0, 0))
+    naive_pass(states[1], f)
+    for name in ("ab", "vb", "sb", "ob", "raw", "fin"):
+        np.testing.assert_array_equal(getattr(states[0], name), getattr(states[1], name), err_msg=f"{name} {control(f)}")  # noqa: E501
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("HALT 3", Error.HALT_CODE),
+        (".word 0xff", Error.ILLEGAL_INSTRUCTION),
+        ("ADDI r1, r0, 1", Error.PC_RANGE),
+        ("ENDL", Error.LOOP_STACK),
+        ("ADDI r1, r0, 1\nBEQ r0, r0, 0", Error.INSTRUCTION_LIMIT),
+        ("ISSUE vu, wait=ld, signal=none\nHALT 0", Error.WATCHDOG),
+        (issue("vu") + "\nHALT 0", Error.ILLEGAL_DESCRIPTOR),
+        (issue("ld", addr=1 << 30, n_outer=1, n_inner=1) + "\nHALT 0", Error.BUS_READ),
+        (issue("ld", n_outer=1, n_inner=1, dst=2048) + "\nHALT 0", Error.BUFFER_RANGE),
+        (issue("st", addr=1 << 30, n_tok=1, n_head=1, n_gran=1) + "\nHALT 0", Error.BUS_WRITE),
+        (issue("rd", n_outer=1, n_inner=5, fmt=1) + "\nHALT 0", Error.STREAM_HEADER),
+        ("\n".join(f"ADDI r1, r0, 1\nLOOP r1, {2 * i + 1}" for i in range(5)), Error.LOOP_STACK),
+    ],
+)  # fmt: skip
+def test_statuses(text, expected):
+    assert status(text, instruction_limit=1000) == expected
+
+
+def test_reads_beyond_the_fifo_wait_for_the_product():
+    """A product that waits for the end of a read which waits for space: nothing can move."""
+    read = issue("rd", n_outer=1, n_inner=100, signal="mx")
+    product = issue("mx", wait="rd", n_rows=1, kb=25, ob=1)
+    assert status(read, product, "HALT 0") == Error.WATCHDOG
+    assert status(read, product.replace("wait=rd", "wait=none"), "HALT 0") == Error.NONE
+
+
+def test_machine_error_says_where():
+    with pytest.raises(MachineError) as caught:
+        machine(MemoryImage(TINY), issue("vu"), "HALT 0").run()
+    assert caught.value.detail == Unit.VU and caught.value.pc == len(FIELDS[Unit.VU])

@@ -1,0 +1,62 @@
+"""Sparse memories, traces and reports."""
+
+import json
+
+import numpy as np
+import pytest
+
+from alula.errors import InternalError
+from hw.spec.config import CONFIGS
+from hw.spec.isa import Error, Unit
+from sim import report, trace
+from sim.backend import Event, Invocation, Result
+from sim.memory_image import PAGE_BYTES, MemoryImage, OutOfRange
+
+EVENTS = [Event(3, Unit.VU, 7, 20), Event(1, Unit.RD, 2, 9)]
+
+
+def test_writes_lie_over_attached_arrays():
+    image = MemoryImage(CONFIGS["u280"])
+    weights = np.arange(3 * PAGE_BYTES, dtype=np.uint8)
+    image.attach(2, 100, weights)
+    assert np.shares_memory(image.read(2, 100, 50), weights)
+    image.write(2, 100 + PAGE_BYTES, b"\xff\xfe")
+    expected = weights.copy()
+    expected[PAGE_BYTES : PAGE_BYTES + 2] = 255, 254
+    np.testing.assert_array_equal(image.read(2, 100, weights.size), expected)
+    assert weights[PAGE_BYTES] == 0
+    assert [t[:2] for t in image.touched()] == [(2, PAGE_BYTES)]
+    fork = image.fork()
+    fork.write(2, 0, b"\1")
+    assert image.read(2, 0, 1)[0] == 0 and next(iter(fork.touched()))[1] == 0
+
+
+def test_limits_and_absent_data():
+    image = MemoryImage(CONFIGS["tiny"])
+    with pytest.raises(OutOfRange):
+        image.read(0, CONFIGS["tiny"].channel_bytes - 1, 2)
+    image.attach_absent(0, 0, 4096)
+    with pytest.raises(InternalError, match="timing only"):
+        image.read(0, 0, 64)
+    with pytest.raises(InternalError, match="overlap"):
+        image.attach(0, 4095, np.zeros(2, np.uint8))
+
+
+def test_traces(tmp_path):
+    trace.write_json(tmp_path / "t.json", EVENTS)
+    assert trace.read_json(tmp_path / "t.json") == sorted(EVENTS)
+    trace.write_chrome(tmp_path / "c.json", EVENTS, 1_000_000, trace.annotated({7: "softmax"}))
+    spans = [e for e in json.loads((tmp_path / "c.json").read_text())["traceEvents"] if e["ph"] == "X"]
+    assert [(e["name"], e["ts"], e["dur"]) for e in spans] == [("rd@2", 1, 8), ("softmax", 3, 17)]
+    assert trace.table(EVENTS).row_count == 2
+    assert not trace.differences(EVENTS, reversed(EVENTS)) and len(trace.differences(EVENTS, EVENTS[:1])) == 2
+
+
+def test_metrics():
+    result = Result(Error.NONE, 0, 0, 1000, {"read_beats_channels": 10, "instructions": 5})
+    work = report.Workload("m", "decode", 1, 4, 2, 12800, 99)
+    values = report.metrics("cycle", CONFIGS["tiny"], work, Invocation(0, 3), result, 0.1)
+    assert values["mac_utilisation"] == 12800 / 1000 / CONFIGS["tiny"].macs_per_cycle
+    assert values["hbm_bytes_read"] == 640 and values["ttft_seconds"] is None
+    assert values["tokens_per_second"] == pytest.approx(CONFIGS["tiny"].clock_hz / 1000)
+    assert report.table(values).row_count

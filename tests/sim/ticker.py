@@ -1,0 +1,198 @@
+"""A slow model of docs/machine.md that ticks every cycle: the oracle of the cycle simulator's recurrences.
+
+It knows time only: programs of SET, ISSUE, FENCE, HALT (kept in instruction memory) on registers that are all 0.
+"""
+
+from hw.spec.config import Config
+from hw.spec.isa import MxMode, StMode, Unit
+from hw.spec.memory import MemoryModel
+from hw.spec.timing import MX_ACC_LATENCY, MX_DRAIN_LATENCY, SEQ_FIRST, ST_PIPE, VU_LATENCY, burst_length
+
+
+class Port:
+    """Reads of one memory port; a beat a cycle."""
+
+    def __init__(self, number, model):
+        self.number, self.model, self.requests, self.waiting = number, model, 0, []
+
+    def accept(self, t, beats):
+        self.waiting.append([t + self.model.latency(self.number, self.requests), beats])
+        self.requests += 1
+
+    def beat(self, t):
+        if not self.waiting or self.waiting[0][0] > t:
+            return False
+        self.waiting[0][1] -= 1
+        if not self.waiting[0][1]:
+            self.waiting.pop(0)
+        return True
+
+
+def bursts(f):
+    out = []
+    for o in range(f["n_outer"]):
+        address, left = f["addr"] + o * f["stride"], f["n_inner"]
+        while left:
+            n = burst_length(address, left)
+            out.append(n)
+            address, left = address + n, left - n
+    return out
+
+
+class Channel:
+    """Reader, FIFO and assembler."""
+
+    def __init__(self, number, model, fifo_beats):
+        self.port, self.size = Port(number, model), fifo_beats
+        self.bursts, self.first, self.reserved, self.last_ar = [], False, 0, 0
+        self.asked_headers, self.fifo, self.fill, self.full = [], [], 0, False
+
+    def tick(self, t, s, taken):
+        reserved = self.reserved
+        if self.bursts and t >= s + 1 and reserved + self.bursts[0] <= self.size:
+            n = self.bursts.pop(0)
+            self.port.accept(t, n)
+            self.asked_headers += [self.first] + [False] * (n - 1)
+            self.first, self.last_ar = False, t
+            self.reserved += n
+        full = self.full and not taken
+        if not full and self.fifo and self.fifo[0][0] <= t:
+            _, header = self.fifo.pop(0)
+            self.reserved -= 1
+            self.fill += not header
+        if self.port.beat(t):
+            self.fifo.append((t + 1, self.asked_headers.pop(0)))
+        self.full = full
+        if self.fill == 4:
+            self.full, self.fill = True, 0
+
+
+class Ticker:
+    def __init__(self, config: Config, model: MemoryModel, issues):
+        """issues: [(kind, unit or mask, fields, wait, signal, pc)] with kind "set", "issue", "fence", "halt"."""
+        self.config, self.model, self.program = config, model, list(issues)
+        self.channels = [Channel(u, model, config.fifo_beats) for u in range(config.units)]
+        self.aux = Port(config.units, model)
+        self.queues = {u: [] for u in Unit}
+        self.active = dict.fromkeys(Unit)
+        self.semaphores = {(p, c): 0 for p in Unit for c in Unit}
+        self.trace, self.weight_stall, self.drain_stall = [], 0, 0
+        self.units = {Unit.LD: self.load, Unit.ST: self.store, Unit.RD: self.read, Unit.MX: self.matrix,
+                      Unit.VU: self.vector}  # fmt: skip
+
+    def run(self, limit=40_000):
+        """Total cycles."""
+        next_at = SEQ_FIRST
+        for t in range(limit):
+            pushed = None
+            if t >= next_at:
+                done, pushed = self.sequencer(t)
+                if done:
+                    if self.program[0][0] == "halt":
+                        return t + 1
+                    self.program.pop(0)
+                    next_at = t + 2
+            self.starts(t)
+            if pushed:
+                self.queues[pushed[0]].append(pushed[1:])
+            ended = [u for u in Unit if self.active[u] and self.units[u](t, self.active[u])]
+            taken = self.taken
+            s = self.active[Unit.RD]["s"] if self.active[Unit.RD] else 0
+            for c in self.channels:
+                c.tick(t, s, taken)
+            if self.aux.beat(t):
+                self.active[Unit.LD]["left"] -= 1
+                self.active[Unit.LD]["last"] = t
+            self.taken = False
+            for u in ended:
+                self.end(u, t)
+        raise AssertionError("did not end")
+
+    taken = False
+
+    def sequencer(self, t):
+        kind, what, fields, wait, signal, pc = self.program[0]
+        if kind == "set":
+            return True, None
+        if kind == "issue":
+            if len(self.queues[what]) >= self.config.queue_depth:
+                return False, None
+            return True, (what, fields, wait, signal, pc)
+        mask = what if kind == "fence" else 31
+        return not any(mask >> u & 1 and (self.queues[u] or self.active[u]) for u in Unit), None
+
+    def starts(self, t):
+        for u in Unit:
+            if self.active[u] or not self.queues[u]:
+                continue
+            fields, wait, signal, pc = self.queues[u][0]
+            needed = [(p, u) for p in Unit if wait >> p & 1]
+            if all(self.semaphores[key] for key in needed):
+                for key in needed:
+                    self.semaphores[key] -= 1
+                self.queues[u].pop(0)
+                self.active[u] = {"s": t, "f": fields, "signal": signal, "pc": pc}
+                self.begin(u, self.active[u])
+
+    def begin(self, u, a):
+        if u == Unit.LD:
+            a["bursts"] = bursts(a["f"])
+            a["left"], a["last"] = sum(a["bursts"]), 0
+        elif u == Unit.RD:
+            for c in self.channels:
+                c.bursts, c.first = bursts(a["f"]), bool(a["f"]["fmt"])
+        elif u == Unit.MX:
+            a |= {"i": 0, "busy_to": a["s"] + 1, "steps": [], "dend": {}}
+
+    def end(self, u, t):
+        a = self.active[u]
+        self.trace.append((u, a["pc"], a["s"], t))
+        for c in Unit:
+            if a["signal"] >> c & 1:
+                self.semaphores[u, c] += 1
+        self.active[u] = None
+
+    def load(self, t, a):
+        if t > a["s"] and a["bursts"]:
+            self.aux.accept(t, a["bursts"].pop(0))
+        return a["left"] == 0 and t == a["last"] + 1
+
+    def store(self, t, a):
+        f = a["f"]
+        beats = f["n_tok"] * f["n_head"] * f["n_gran"] * (4 if f["mode"] == StMode.V else 1)
+        responses = [a["s"] + 1 + k + ST_PIPE + self.model.write_latency for k in range(beats)]
+        return t == responses[-1] + 1
+
+    def read(self, t, a):
+        return t > a["s"] + 1 and not any(c.bursts for c in self.channels) and (
+            t == max(c.last_ar for c in self.channels) + 1
+        )
+
+    def vector(self, t, a):
+        f = a["f"]
+        return t == a["s"] + f["n_outer"] * f["n_mid"] * f["n_words"] + VU_LATENCY
+
+    def matrix(self, t, a):
+        """Front, drains and end of the matrix units, told from counters alone."""
+        f = a["f"]
+        split_n = f["mode"] == MxMode.SPLIT_N
+        drain = f["n_rows"] * (self.config.drain_cycles_a_row if split_n else 1)
+        if a["i"] < f["ob"] * f["kb"] and t >= a["busy_to"] and t > a["s"]:
+            step, k = divmod(a["i"], f["kb"])
+            full = all(c.full for c in self.channels)
+            free = k or step < 2 or (step - 2 in a["dend"] and t >= a["dend"][step - 2] + 1)
+            self.weight_stall += not full
+            self.drain_stall += full and not free
+            if full and free:
+                self.taken = True
+                a["i"] += 1
+                a["busy_to"] = t + f["n_rows"] * self.config.passes
+                if k == f["kb"] - 1:
+                    a["steps"].append((step, a["busy_to"] + MX_ACC_LATENCY))
+        if a["steps"]:
+            step, at = a["steps"][0]
+            if t >= at and (step == 0 or t >= a["dend"][step - 1] + 1):
+                a["dend"][step] = t + drain - 1
+                a["steps"].pop(0)
+        last = a["dend"].get(f["ob"] - 1)
+        return last is not None and t == last + MX_DRAIN_LATENCY
