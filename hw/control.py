@@ -37,8 +37,8 @@ class Control(wiring.Component):
     Contract: START written while idle clears the core, the status and the counters (`clear`, in the cycle of the write); `run` is
     high from the next cycle, cycle 0, to the one in which the program halts or the first error comes; open bus transactions
     then finish, and done is set. START while running is ignored. The counter `cycles` is the number of cycles of `run`; `cycle` is the
-    current one's number. An error that comes between a good end and done counts, too. Done is cleared by reading CTRL; ISR bits 0 (done) and 1 (ready) are set at done if IER has them, and toggled by
-    writing 1.
+    current one's number. An error that comes between a good end and done counts, too. Done is cleared by reading
+    CTRL; ISR bits 0 (done) and 1 (ready) are set at done if IER has them, and toggled by writing 1.
     Latency and throughput: a register access takes two cycles. Back-pressure: one access of each kind at a time.
     Reset: idle, every register 0.
 

@@ -15,7 +15,8 @@ class LoadUnit(wiring.Component):
 
     Contract: for o in n_outer: n_inner beats from aux beat address addr + o*stride to PB granules dst + o*dst_stride on (mod 2**32).
     A granule beyond PB is BUFFER_RANGE when its beat comes and is not written; a zero count is ILLEGAL_DESCRIPTOR in s + 1.
-    Latency and throughput: AR j in s + 1 + j, one beat a cycle; done in the cycle after the last beat. What a beat wrote in r is read from r + 1 on.
+    Latency and throughput: AR j in s + 1 + j, one beat a cycle; done in the cycle after the last beat. What a beat
+    wrote in r is read from r + 1 on.
     Back-pressure: arready is honoured, beats are always taken.
     Reset: idle; PB keeps its contents (0 at power-up).
 
