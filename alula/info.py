@@ -4,6 +4,7 @@ from dataclasses import asdict
 
 from hw.spec import config as configurations
 from hw.spec.isa import ISA_VERSION
+from hw.spec.resources import dsp_total
 
 
 def describe(name: str) -> dict:
@@ -13,7 +14,7 @@ def describe(name: str) -> dict:
         "digest": config.digest(), "isa_version": ISA_VERSION, "macs_per_cycle": config.macs_per_cycle,
         "peak_macs_per_second": config.macs_per_cycle * config.clock_hz, "chain_dsps": config.chain_dsps,
         "peak_bytes_per_second": config.peak_bytes_per_cycle * config.clock_hz,
-        "dsp_total": configurations.dsp_total(config),
+        "dsp_total": dsp_total(config),
     }  # fmt: skip
 
 

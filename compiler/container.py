@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,8 +37,8 @@ def save(path: str | Path, compiled: Compiled, quant) -> dict:
     try:
         with os.fdopen(handle, "wb") as file:
             manifest = _write(file, compiled, quant)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}: free some space or choose another place") from None
     finally:
@@ -46,7 +47,8 @@ def save(path: str | Path, compiled: Compiled, quant) -> dict:
 
 
 def _write(file, compiled: Compiled, quant) -> dict:
-    layout, sections = compiled.layout, []
+    layout = compiled.layout
+    sections: list[list[Any]] = []
     for port, beat, data in _pieces(compiled, quant):
         at = MANIFEST_ROOM if not sections else -(-file.tell() // ALIGN) * ALIGN
         file.seek(at)
@@ -107,7 +109,7 @@ class Container:
     def verify(self) -> None:
         """Check every section against its SHA-256."""
         for section in self.manifest["sections"]:
-            if hashlib.sha256(self._section(section)).hexdigest() != section[4]:
+            if hashlib.sha256(self._section(section).data).hexdigest() != section[4]:
                 raise UserError(f"{self.path} is corrupt: the section at byte {section[2]} does not match its "
                                 "checksum: compile it again")
 
@@ -116,7 +118,7 @@ def load(path: str | Path, verify: bool = True) -> Container:
     """Open a container; UserError (one line) if it is missing, foreign, of another version, truncated or corrupt."""
     path = Path(path)
     try:
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             head = file.read(48)
             length = int.from_bytes(head[8:16], "little")
             text = file.read(length) if len(head) == 48 and length <= MANIFEST_ROOM else b""
@@ -131,7 +133,8 @@ def load(path: str | Path, verify: bool = True) -> Container:
         raise UserError(f"{path} is corrupt: its manifest does not match its checksum: compile it again")
     manifest = json.loads(text)
     if manifest["format"] != VERSION or manifest["isa_version"] != ISA_VERSION:
-        raise UserError(f"{path} has ISA version {manifest['isa_version']}, this alula has {ISA_VERSION}: compile it again")
+        raise UserError(f"{path} has ISA version {manifest['isa_version']}, this alula has {ISA_VERSION}: "
+                        "compile it again")
     end = max(section[2] + section[3] for section in manifest["sections"])
     if size < end:
         raise UserError(f"{path} is truncated: {size} of {end} bytes: copy or compile it again")

@@ -63,10 +63,10 @@ class Session:
 
     # --- language model --------------------------------------------------------------------------------
 
-    def prefill(self, rows: Sequence[int], positions: Sequence[int] | None = None) -> np.ndarray | None:
+    def prefill(self, rows: Sequence[int], positions: Sequence[int] | None = None) -> np.ndarray:
         """Run tokens given by their row addresses (see `embed_row`, `feature_row`): logits int64[vocab].
 
-        positions: RoPE positions, by default those behind the cache. None from a backend without data.
+        positions: RoPE positions, by default those behind the cache. Meaningless numbers from a timing-only run.
         """
         n = len(rows)
         if n == 0 or self.kept + n > self.layout.context:
@@ -159,7 +159,7 @@ def text_macs(layout: Layout, n: int, start: int = 0, layers: int | None = None,
 
 def vision_macs(layout: Layout, layers: int | None = None) -> int:
     """Multiply-accumulates of one image: stem, layers, projector."""
-    vision = layout.model.vision
+    vision = layout.tower
     tokens = vision.n_patches + 1
     linear = sum(op.n_in * op.n_out for op in ir.linears(vision.layer))
     attention = next(op for op in vision.layer if isinstance(op, ir.Attention))

@@ -5,14 +5,14 @@ Everything is placed and checked against the configuration before anything is wr
 
 from dataclasses import dataclass, field
 
-from alula.errors import UserError
+from alula.errors import InternalError, UserError
 from hw.spec import weights
 from hw.spec.config import BEAT_BYTES, GRANULE_LANES, Config
 from hw.spec.weights import ceil_div
 
 from . import ir
 from .geometry import Geometry
-from .model import ModelIr
+from .model import ModelIr, VisionIr
 
 PAGE_BEATS = 64
 """Sections start on 4 KiB, so that bursts are whole."""
@@ -69,10 +69,10 @@ def parameter_record(geo: Geometry, ops: list) -> Record:
     """Scale words, biases and shifts of a list of fused operators, as PB rows in aux memory."""
     record = Record()
     record.add(SHIFTS, 1)
-    for op in ir.norms(ops):
-        record.add(f"{op.name}.words", geo.granules(op.width))
-        if op.kind == "layer":
-            record.add(f"{op.name}.bias", geo.granules(op.width))
+    for norm in ir.norms(ops):
+        record.add(f"{norm.name}.words", geo.granules(norm.width))
+        if norm.kind == "layer":
+            record.add(f"{norm.name}.bias", geo.granules(norm.width))
     for op in ir.linears(ops):
         record.add(f"{op.name}.words", geo.granules(op.n_out))
         if op.bias:
@@ -129,7 +129,7 @@ class Layout:
 
     def __init__(self, config: Config, model: ModelIr, context: int) -> None:
         self.config, self.model, self.context = config, model, context
-        self.geo = geo = Geometry(config)
+        self.geo = Geometry(config)
         self.aux = Space("auxiliary memory", config.aux_bytes, config)
         self.channel = Space("each channel's memory", config.channel_bytes, config)
         self.aux.place("program", config.imem_instructions * 8 // BEAT_BYTES)
@@ -167,7 +167,7 @@ class Layout:
         self.aux.place("logits", self.head.count * self.head.granules)
 
     def _vision(self) -> None:
-        vision, geo = self.model.vision, self.geo
+        vision, geo = self.tower, self.geo
         width = vision.layer_width
         self.vision = self._layers("vision", vision.layer, vision.n_layers, vision.n_patches + 1)
         self.stem = parameter_record(geo, vision.stem)
@@ -181,6 +181,13 @@ class Layout:
         self.aux.place("position", (vision.n_patches + 1) * geo.granules(width))
         self.aux.place("patches", vision.n_patches * geo.granules(vision.stem[0].n_in))
         self.aux.place("features", (vision.n_patches + 1) * geo.granules(self.model.text.hidden))
+
+    @property
+    def tower(self) -> VisionIr:
+        """The vision side, where there is one."""
+        if self.model.vision is None:
+            raise InternalError(f"{self.model.name} was compiled without a vision tower")
+        return self.model.vision
 
     def memory_map(self) -> dict:
         """name -> [first beat, beats] of both memories, for manifests and reports."""

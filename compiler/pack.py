@@ -13,7 +13,7 @@ from hw.spec.weights import ceil_div
 from . import ir
 from .geometry import Geometry
 from .kernels.norm import constants_of
-from .layout import SHIFTS, Layout, Record
+from .layout import Layout, Record
 
 Array = np.ndarray
 Piece = tuple[int, int, Array]
@@ -63,8 +63,8 @@ def parameters(geo: Geometry, record: Record, ops: list, owner) -> Array:
 
     shifts = [_field(owner, op.name).shift for op in ir.linears(ops)]
     out[: len(shifts)] = np.array(shifts, np.uint8)
-    for op in ir.norms(ops):
-        _put_norm(put, op, _field(owner, op.name))
+    for norm in ir.norms(ops):
+        _put_norm(put, norm, _field(owner, norm.name))
     for op in ir.linears(ops):
         tensor = _field(owner, op.name)
         put(f"{op.name}.words", tensor.words)
@@ -145,7 +145,7 @@ class _HeadOwner:
 
 
 def _vision(layout: Layout, vision) -> Iterator[Piece]:
-    units, geo, aux, model = layout.config.units, layout.geo, layout.aux, layout.model.vision
+    units, geo, aux, model = layout.config.units, layout.geo, layout.aux, layout.tower
     yield from _layers(layout, "vision", layout.vision, model.layer, model.n_layers, vision.layers)
     for name, record, body, ops in (("stem", layout.stem, layout.stem_weights, model.stem),
                                     ("projector", layout.projector, layout.projector_weights, model.projector)):

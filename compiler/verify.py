@@ -10,8 +10,7 @@ def verify(graph: ir.Graph, after: str) -> None:
     graph.check()
     for node in graph.nodes.values():
         fused = node.attributes.get("fused")
-        width = {ir.Norm: "width"}.get(type(fused))
-        expected = getattr(fused, width) if width else _width(fused)
+        expected = _width(fused)
         if expected is not None and node.shape and node.shape[-1] != expected:
             raise InternalError(f"after pass {after}: {node.name} of {graph.name} has width {node.shape[-1]}, its "
                                 f"operator {expected}")
@@ -19,6 +18,8 @@ def verify(graph: ir.Graph, after: str) -> None:
 
 def _width(fused) -> int | None:
     match fused:
+        case ir.Norm():
+            return fused.width
         case ir.Linear():
             return fused.n_out
         case ir.Residual():

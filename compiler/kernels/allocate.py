@@ -49,24 +49,26 @@ def layer_regions(place: Placer, geo: Geometry, ops: list, tile: int, context: i
     attention = next(op for op in ops if isinstance(op, ir.Attention))
     group, row, heads = attention.heads // attention.kv_heads, geo.cache_granules(context), attention.heads
     hidden = max(op.n_out for op in _hidden(ops))
+    # A single token takes all heads together: that needs room for as many rows as there are heads.
+    wide, shared = (max(tile * group, heads), attention.kv_heads) if attention.causal else (tile * group, 1)
     hd, q, kv = geo.granules(attention.head_dim), attention.q.n_out, attention.k.n_out
     place.phases(
         "AB", {"ACC_K": tile * geo.acc_granules(kv), "ACC_V": tile * geo.acc_granules(kv),
                "ACC_Q": tile * geo.acc_granules(q)},
-        {"SCORES": tile * group * row, "PV": 2 * tile * group * hd}, {"ACC": tile * geo.acc_granules(width)},
+        {"SCORES": wide * row, "PV": 2 * wide * hd}, {"ACC": tile * geo.acc_granules(width)},
         {name: tile * geo.acc_granules(hidden) for name in _accumulators(ops)}, *alternatives)
     place.parameters(record)
-    place.take("PB", **{"P:k_scale": row, "P:v_scale": row})
+    place.take("PB", **{"P:k_scale": shared * row, "P:v_scale": shared * row})
     place.take("VB", Y=tile * max(geo.granules(width), geo.granules(q)))
     place.regions["O"] = place.regions["Y"]
     place.phases("VB", {"Wk": tile * geo.granules(kv), "Wv": tile * geo.granules(kv), "WQ": tile * geo.granules(q)},
-                 {"T": tile * group * hd, "V_ROW": row}, {"H": tile * geo.granules(hidden)})
+                 {"T": wide * hd, "V_ROW": shared * row}, {"H": tile * geo.granules(hidden)})
     place.take("OB", XQ=tile * max(geo.granules(width), geo.granules(q)))
-    place.phases("OB", {"QQ": heads * tile * hd, "PLANES": 2 * tile * group * row},
+    place.phases("OB", {"QQ": heads * tile * hd, "PLANES": 2 * wide * row},
                  {"HQ": tile * geo.granules(hidden)})
     place.ring("SB", SB_k=tile * geo.granules(kv), SB_scale_k=tile * attention.kv_heads * geo.gpw,
                SB_v=tile * geo.granules(kv), SB_scale_v=tile * attention.kv_heads * geo.gpw)
-    place.take("RS", E=tile, F=tile, S=tile, C=tile, EH=tile * heads, MAX=tile * group, SUM=tile * group)
+    place.take("RS", E=tile, F=tile, S=tile, C=tile, EH=tile * heads, MAX=wide, SUM=wide)
 
 
 def _hidden(ops: list) -> list[ir.Linear]:
@@ -95,7 +97,7 @@ def text_regions(layout: Layout, tile: int) -> dict[str, Region]:
 
 def vision_regions(layout: Layout, tile: int) -> dict[str, Region]:
     """Regions of the `vision` entry; the residual of all tokens stays on chip."""
-    vision, geo, place = layout.model.vision, layout.geo, Placer(layout.config)
+    vision, geo, place = layout.tower, layout.geo, Placer(layout.config)
     tokens, out = vision.n_patches + 1, layout.model.text.hidden
     width, patch = vision.layer_width, vision.stem[0]
     place.take("VB", X=tokens * geo.granules(width))
@@ -125,10 +127,11 @@ def largest_tile(layout: Layout, ops: list, regions, limit: int) -> tuple[int, d
     if rows == 0:
         raise UserError(f"{group} query heads a key head need {2 * group} accumulator rows, configuration "
                         f"{layout.config.name} has {layout.config.acc_rows}: choose a larger configuration")
-    tile, problem = min(rows, limit), None
-    while tile:
+    tile = min(rows, limit)
+    while True:
         try:
             return tile, regions(layout, tile)
-        except UserError as error:
-            problem, tile = error, tile - max(1, tile // 16)
-    raise problem
+        except UserError:
+            if tile == 1:
+                raise
+            tile -= max(1, tile // 16)

@@ -166,16 +166,27 @@ class Builder:
             self.fence()
 
     @contextmanager
-    def loop(self, count: Reg):
-        """Repeat the body `count` times (0 skips it); fenced on both ends."""
+    def loop(self, count: Reg, free_running: bool = False):
+        """Repeat the body `count` times (0 skips it); fenced on both ends.
+
+        free_running: no fence between iterations, only after the last one; for bodies of RD and MX, which order
+        themselves through the FIFOs.
+        """
+        ahead = {access.unit for access in self.block} <= {Unit.LD, Unit.RD}
+        if free_running and ahead:
+            self.close()  # loads go on during the loop; the fence behind it waits for them
         self.fence_if_needed()
         start = self.emit(Op.LOOP, b=count.index)
         self._known = {}
         self._versions = [v + 1 for v in self._versions]
         yield
+        if free_running and {access.unit for access in self.block} <= {Unit.RD, Unit.MX}:
+            self.close()
         self.fence_if_needed()
         self.program[start] = Instruction(Op.LOOP, 0, count.index, 0, self.emit(Op.ENDL))
         self._known = {}
+        if free_running:
+            self.fence()
 
     def branch(self, op: Op, left: Value, right: Value, target: int) -> None:
         self.fence_if_needed()

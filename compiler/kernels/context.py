@@ -1,9 +1,10 @@
 """What kernels of one entry point share: builder, geometry, regions, records and the registers of the current tile."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..geometry import Geometry
-from ..ir import linears
+from ..ir import Norm, linears
 from ..layout import SHIFTS, Record
 from .builder import At, Builder, Rows, Value
 from .regions import Region
@@ -11,17 +12,17 @@ from .regions import Region
 
 @dataclass
 class Context:
-    """`m` tokens are worked on; their residual rows start at VB word `x` of region X, their maxima at entry `a` of A."""
+    """`m` tokens are worked on; their residual rows start at word `x` of region X, their maxima at entry `a` of A."""
 
     b: Builder
     geo: Geometry
     regions: dict[str, Region]
     width: int
-    m: Value = 1
-    x: Value = 0
-    a: Value = 0
+    m: Any = 1
+    x: Any = 0
+    a: Any = 0
     records: dict[str, Record] = field(default_factory=dict)
-    pointers: dict[str, Value] = field(default_factory=dict)
+    pointers: dict[str, Any] = field(default_factory=dict)
     """Beat addresses of the current layer's params, weights, cache and scales records."""
     shift_slots: dict[str, int] = field(default_factory=dict)
     """Byte of the shifts beat of every linear layer."""
@@ -54,6 +55,14 @@ class Context:
         """A field of the parameter record into its PB region."""
         record = self.records["params"]
         self.b.load(self.pointers["params"] + record[name], self["P:" + name], record.sizes[name])
+
+    def load_parameters(self, op) -> None:
+        """Everything the record holds for one fused operator."""
+        names = [op.name] if isinstance(op, Norm) else [linear.name for linear in linears([op])]
+        for name in names:
+            for field_name in (f"{name}.words", f"{name}.bias"):
+                if field_name in self.records["params"].sizes:
+                    self.load_parameter(field_name)
 
     def load_shifts(self, ops: list) -> None:
         """The operators' G bytes into registers, four a register."""

@@ -1,6 +1,7 @@
 """Quantise, linear layers and their vector passes (operators 1 and 2 of docs/machine.md)."""
 
 from dataclasses import replace
+from typing import Any
 
 from hw.spec.isa import Add, Dst, Fin, Mul1, Mul2, Reduce, Row, Src
 
@@ -9,22 +10,25 @@ from .builder import At, Rows
 from .context import Context
 from .regions import Region
 
-ABSMAX = {"reduce": Reduce.ABSMAX, "fin": Fin.QRECIP}
+ABSMAX: dict[str, Any] = {"reduce": Reduce.ABSMAX, "fin": Fin.QRECIP}
+
+
+def _source(rows: At) -> tuple[Src, dict[str, Any]]:
+    """How a pass reads VB or PB rows as its source."""
+    return (Src.V, {"v": rows}) if rows.region.buffer == "VB" else (Src.P, {"p": rows})
 
 
 def quantise(ctx: Context, source: At, width: int, target: str, entries: Rows) -> None:
     """int8 rows into OB region `target`; entries hold 127/absmax."""
-    src = {"VB": Src.V, "PB": Src.P}[source.region.buffer]
-    operand = {"VB": "v", "PB": "p"}[source.region.buffer]
+    src, operand = _source(source)
     ctx.b.vu_pass((ctx.m, 1, ctx.geo.words(width)), width, d=ctx.rows(target, width), r0=entries,
-                  src=src, mul2=Mul2.R0, row0=Row.FIN, **{operand: source})
+                  src=src, mul2=Mul2.R0, row0=Row.FIN, **operand)
 
 
 def absmax(ctx: Context, source: At, width: int, entries: Rows) -> None:
     """Largest magnitude of VB or PB rows into their entries, with the quantisation scale."""
-    src = {"VB": Src.V, "PB": Src.P}[source.region.buffer]
-    operand = {"VB": "v", "PB": "p"}[source.region.buffer]
-    ctx.b.vu_pass((ctx.m, 1, ctx.geo.words(width)), width, w=entries, src=src, **ABSMAX, **{operand: source})
+    src, operand = _source(source)
+    ctx.b.vu_pass((ctx.m, 1, ctx.geo.words(width)), width, w=entries, src=src, **ABSMAX, **operand)
 
 
 def matmul(ctx: Context, op: ir.Linear, act: str, acc: Region) -> None:
@@ -46,19 +50,20 @@ def project(ctx: Context, op: ir.Linear, acc: Region, target: At, *, heads: int 
     width = op.n_out // heads
     step = geo.words(width) if heads > 1 else 0
     shape = (ctx.m, heads, geo.words(width))
-    first = dict(a=At(acc, geo.acc_words(op.n_out), step), p=replace(ctx.parameter(f"{op.name}.words"), mid=step),
-                 r0=Rows(ctx["E"], 1), mul1=Mul1.P, mul2=Mul2.R0, row0=Row.SCALE, src=Src.A,
-                 ctl1=ctx.control(op.name, sh3))
+    first: dict[str, Any] = {
+        "a": At(acc, geo.acc_words(op.n_out), step), "p": replace(ctx.parameter(f"{op.name}.words"), mid=step),
+        "r0": Rows(ctx["E"], 1), "mul1": Mul1.P, "mul2": Mul2.R0, "row0": Row.SCALE, "src": Src.A,
+        "ctl1": ctx.control(op.name, sh3)}
     target = replace(target, mid=step) if heads > 1 else target
     if residual:
-        first |= dict(v=target, add=Add.V)
+        first |= {"v": target, "add": Add.V}
     if not op.bias:
         b.vu_pass(shape, width, d=target, **(first | tail))
         return
     between = scratch or target
     b.vu_pass(shape, width, d=between, **first)
     b.vu_pass(shape, width, v=between, p=replace(ctx.parameter(f"{op.name}.bias"), mid=step), d=target,
-              **(dict(src=Src.V, add=Add.P) | tail))
+              **({"src": Src.V, "add": Add.P} | tail))
 
 
 def residual(ctx: Context, op: ir.Residual) -> None:

@@ -55,7 +55,8 @@ class Allocator:
         self.peak = max(self.peak, self.at)
         if self.at > self.limit:
             raise UserError(f"buffer {self.buffer} of configuration {self.config.name} holds {self.limit} "
-                            f"{self.unit}, {name} needs up to {self.at}: choose a larger configuration or a shorter context")
+                            f"{self.unit}, {name} needs up to {self.at}: choose a larger "
+                            "configuration or a shorter context")
         return region
 
     def ring(self, name: str, size: int) -> Region:

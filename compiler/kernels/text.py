@@ -3,7 +3,7 @@
 from hw.spec.isa import Op, Src, StMode
 
 from .. import ir
-from ..layout import SHIFTS, Layout
+from ..layout import Layout
 from . import attention, linear, mlp, norm
 from .allocate import largest_tile, text_regions
 from .builder import At, Builder, Reg, Rows
@@ -99,10 +99,11 @@ def _layer(ctx: Context, layout: Layout, position: Reg, slots: Reg, score_row: R
     """One decoder layer: the fused operators in order."""
     ops, b = layout.model.text.layer, ctx.b
     ctx.load_shifts(ops)
-    for name in layout.text["params"].sizes:
-        if name != SHIFTS:
-            ctx.load_parameter(name)
-    for op in ops:
+    ctx.load_parameters(ops[0])
+    for op, following in zip(ops, [*ops[1:], None], strict=True):
+        # One operator ahead: parameters arrive during its work and LD's queue never fills.
+        if following is not None:
+            ctx.load_parameters(following)
         match op:
             case ir.Norm():
                 norm.norm(ctx, op)

@@ -23,7 +23,7 @@ def emit(b: Builder, layout: Layout) -> dict:
     """Append the entry; returns its manifest."""
     b.new_entry()
     entry = len(b.program)
-    vision = layout.model.vision
+    vision = layout.tower
     tokens = vision.n_patches + 1
     tile, regions = largest_tile(layout, vision.layer, vision_regions, tokens)
     args = {name: b.argument(name, at + 1) for at, name in enumerate(ARGUMENTS)}
@@ -39,7 +39,7 @@ def emit(b: Builder, layout: Layout) -> dict:
 class _Tower:
     def __init__(self, ctx: Context, layout: Layout, tile: int, tokens: int) -> None:
         self.ctx, self.layout, self.tile, self.tokens = ctx, layout, tile, tokens
-        self.vision = layout.model.vision
+        self.vision = layout.tower
 
     def _tiles(self, first: int, body: Callable[[], None], *advance: tuple[Reg, int]) -> None:
         """Run `body` for tiles of tokens first..tokens-1; each register of `advance` grows by its factor a token."""

@@ -1,4 +1,4 @@
-"""linear -> reshape [seq, heads, hd] -> transpose becomes `split`; transpose -> reshape [seq, width] becomes `merge`."""
+"""reshape [seq, heads, hd] -> transpose becomes `split`, transpose -> reshape [seq, width] becomes `merge`."""
 
 from .. import ir
 from .tools import fuse, producer

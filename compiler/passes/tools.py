@@ -1,5 +1,7 @@
 """What passes share: matching operands and replacing nodes by fused ones."""
 
+from typing import Any
+
 from .. import ir
 from ..capture import unsupported
 
@@ -9,8 +11,8 @@ def path(weight: str | None) -> str:
     return (weight or "").rsplit(".", 1)[0].removeprefix("embeddings.")
 
 
-def producer(graph: ir.Graph, node: ir.Node, operand: int, op: str | None = None) -> ir.Node | None:
-    """The node behind an operand, if it has that op."""
+def producer(graph: ir.Graph, node: ir.Node, operand: int, op: str | None = None) -> Any:
+    """The ir.Node behind an operand if it has that op, else None."""
     if operand >= len(node.inputs):
         return None
     found = graph.nodes[node.inputs[operand]]

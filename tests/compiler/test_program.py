@@ -49,7 +49,7 @@ def test_positions_are_explicit(tiny):
 
 
 def test_image_and_prompt_equal_golden(tiny):
-    machine, (compiled, quant) = session(tiny), tiny
+    machine, quant = session(tiny), tiny[1]
     patches = np.random.default_rng(3).standard_normal((16, 588))
     features = GoldenVision(quant).forward(patches)
     np.testing.assert_array_equal(machine.encode_image(fixed(patches)), features)

@@ -17,6 +17,7 @@ from tests.hw.machine import PROGRAM_BEAT, Program, execute
 CONFIG = configurations.get("tiny")
 AUX = CONFIG.aux_port
 LD, ST, RD, MX, VU = Unit
+pytestmark = pytest.mark.slow  # the first run after a change of hw/ builds for minutes
 RNG = np.random.default_rng(11)
 
 

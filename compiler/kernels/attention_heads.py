@@ -1,0 +1,189 @@
+"""Scores, softmax and values (operators 6 to 8 of docs/machine.md) in two shapes.
+
+A tile of several tokens takes one key-value head at a time: rows of its queries are [head][token] in QQ, probability
+planes [token][head][plane]. A single token takes all heads together, [kv head][head of the group]: the vector unit's
+latency is then paid once, not once a head.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from hw.spec import weights
+from hw.spec.isa import Add, Dst, Fin, Func, Mul1, Mul2, Mul3, MxMode, Op, Reduce, Row, Src, StreamFormat, Tap
+from hw.spec.numerics import encode_scale
+
+from .. import ir
+from .builder import At, Reg, Rows, Value
+from .context import Context
+from .regions import memory_region
+
+KEY_ADJUST, QUERY_ADJUST = 14, 16
+VALUE_REFERENCE = encode_scale(2.0**-21)
+CACHE, SCALES = memory_region("cache"), memory_region("scales")
+
+
+@dataclass
+class _Strides:
+    """Vector-pass strides over (outer, head of the group): outer is a token, or a key-value head."""
+
+    outer: Value
+    step: int
+    """Keys that the next outer row sees more."""
+    score: Value
+    score_head: Value
+    scale: Value
+    """Words from one outer row's key scales to the next's; 0 when the rows share them."""
+    entry: int
+    out: int
+    entry_at: Value = 0
+    out_at: Value = 0
+
+
+class Heads:
+    """Attention of one tile, queries in QQ and their maxima in EH; results in O."""
+
+    TEMPORARIES = ("kv_at", "scale_at", "q_at", "q_step", "q_entry", "o_at", "query_rows", "plane_rows", "score_group",
+                   "plane_row", "plane_token", "score_words", "score_at", "score_step", "plane_at", "pv_at")
+
+    def __init__(self, ctx: Context, op: ir.Attention, length: Value, slots: Reg, score_row: Reg, first_limit: Value,
+                 context: int) -> None:
+        self.ctx, self.op, self.length, self.slots, self.score_row = ctx, op, length, slots, score_row
+        self.first_limit, self.context = first_limit, context
+        self.group, self.step, self.hb = op.heads // op.kv_heads, ctx.geo.words(op.head_dim), op.head_dim // 16
+        self.cache_beats = weights.cache_beats(op.head_dim, context, ctx.geo.config.units)
+
+    # --- a head at a time ------------------------------------------------------------------------------
+
+    def one_by_one(self) -> None:
+        """Several tokens: loop over key-value heads."""
+        ctx, b, op, group = self.ctx, self.ctx.b, self.op, self.group
+        self._row_registers()
+        self.query_rows = self._scaled("query_rows", ctx.m, group)
+        self.plane_rows = self._scaled("plane_rows", self.query_rows, 2)
+        score_group = b.alu(Op.MUL, b.reg("score_group"), ctx.m, self.words) if group > 1 else 0
+        kv_at = b.set(b.reg("kv_at"), ctx.pointers["cache"])
+        scale_at = b.set(b.reg("scale_at"), ctx.pointers["scales"])
+        q_at, q_entry, o_at = (b.set(b.reg(n), 0) for n in ("q_at", "q_entry", "o_at"))
+        q_step = self._scaled("q_step", self.query_rows, ctx.geo.granules(op.head_dim))
+        strides = _Strides(ctx.m, int(op.causal), self.words, score_group, 0, op.heads, ctx.geo.words(op.q.n_out),
+                           q_entry, o_at)
+        with b.loop(b.set(b.reg("_left"), op.kv_heads)):
+            self._scores(kv_at, q_at, self.query_rows)
+            self._load_scales(scale_at, 1)
+            self._read_values(kv_at)
+            self._softmax(strides, 1)
+            self._values(self.plane_rows)
+            self._combine(strides)
+            b.fence()
+            b.set(kv_at, kv_at + self.cache_beats)
+            b.set(scale_at, scale_at + ctx.geo.cache_granules(self.context))
+            b.alu(Op.ADD, q_at, q_at, q_step)
+            b.set(q_entry, q_entry + group)
+            b.set(o_at, o_at + group * self.step)
+        b.free(*self.TEMPORARIES)
+
+    # --- all heads together ----------------------------------------------------------------------------
+
+    def together(self) -> None:
+        """One token: all scores, one softmax, all values."""
+        ctx, b, op, group, heads = self.ctx, self.ctx.b, self.op, self.group, self.op.kv_heads
+        self._row_registers()
+        score_step = self._scaled("score_step", self.score_row, group)
+        score_out = self._scaled("score_group", self.words, group) if ctx.geo.gpw > 1 else score_step
+        strides = _Strides(heads, 0, score_out, self.words, self.words, group, group * self.step)
+        kv_at, q_at, score_at = b.reg("kv_at"), b.set(b.reg("q_at"), 0), b.set(b.reg("score_at"), 0)
+        b.set(kv_at, ctx.pointers["cache"])
+        b.fence_if_needed()
+        self._load_scales(ctx.pointers["scales"], heads)
+        with b.loop(b.set(b.reg("_left"), heads), free_running=True):
+            self._scores(kv_at, q_at, group, score_at)
+            b.set(kv_at, kv_at + self.cache_beats)
+            b.set(q_at, q_at + group * ctx.geo.granules(op.head_dim))
+            b.alu(Op.ADD, score_at, score_at, score_step)
+        self._softmax(strides, heads)
+        plane_at, pv_at = b.set(b.reg("plane_at"), 0), b.set(b.reg("pv_at"), 0)
+        b.set(kv_at, ctx.pointers["cache"])
+        with b.loop(b.set(b.reg("_left"), heads), free_running=True):
+            self._read_values(kv_at)
+            self._values(2 * group, plane_at, pv_at)
+            b.set(kv_at, kv_at + self.cache_beats)
+            b.alu(Op.ADD, plane_at, plane_at, self.plane_token)
+            b.set(pv_at, pv_at + 2 * group * ctx.geo.granules(op.head_dim))
+        self._combine(strides)
+        b.free(*self.TEMPORARIES)
+
+    # --- parts -----------------------------------------------------------------------------------------
+
+    def _scaled(self, name: str, source: Reg, factor: int) -> Reg:
+        return source if factor == 1 else self.ctx.b.scaled(name, source, factor)
+
+    def _row_registers(self) -> None:
+        """Strides of a row of scores and of its probability planes."""
+        b, geo = self.ctx.b, self.ctx.geo
+        self.words = self.score_row
+        if geo.gpw > 1:
+            self.words = b.shift(b.reg("score_words"), self.score_row, -geo.gpw_log2)
+        self.plane_row = self._scaled("plane_row", self.score_row, 2)
+        self.plane_token = self._scaled("plane_token", self.plane_row, self.group)
+
+    def _scores(self, kv_at: Reg, q_at: Value, rows: Value, score_at: Value = 0) -> None:
+        ctx, b = self.ctx, self.ctx.b
+        beats = b.scaled("_g", self.slots, self.hb * weights.BLOCK_BEATS)
+        b.read(kv_at + ctx.records["cache"]["k"], beats, fmt=StreamFormat.RAW, source=CACHE)
+        b.matmul(ctx["QQ"], ctx["SCORES"], rows=rows, kb=self.hb, ob=self.slots,
+                 act_stride=ctx.geo.granules(self.op.head_dim), out_stride=self.score_row, act_offset=q_at,
+                 out_offset=score_at)
+
+    def _load_scales(self, scale_at: Reg, heads: int) -> None:
+        stride = self.ctx.geo.cache_granules(self.context)
+        for which in "kv":
+            self.ctx.b.load(scale_at + self.ctx.records["scales"][which], self.ctx[f"P:{which}_scale"], self.score_row,
+                            rows=heads, stride=stride, row_stride=self.score_row, source=SCALES)
+
+    def _read_values(self, kv_at: Reg) -> None:
+        ctx, b = self.ctx, self.ctx.b
+        beats = b.scaled("_g", self.slots, weights.BLOCK_BEATS)
+        stride = weights.v_strides(self.context, ctx.geo.config.units)["gran"]
+        b.read(kv_at + ctx.records["cache"]["v"], beats, rows=self.hb, stride=stride, fmt=StreamFormat.RAW,
+               source=CACHE)
+
+    def _values(self, rows: Value, plane_at: Value = 0, pv_at: Value = 0) -> None:
+        ctx = self.ctx
+        ctx.b.matmul(ctx["PLANES"], ctx["PV"], rows=rows, kb=self.slots, ob=self.hb, act_stride=self.score_row,
+                     out_stride=ctx.geo.granules(self.op.head_dim), mode=MxMode.SPLIT_K, act_offset=plane_at,
+                     out_offset=pv_at)
+
+    def _score(self, s: _Strides) -> dict[str, Any]:
+        """Operands and control of the pass that turns accumulators into log2 scores."""
+        ctx = self.ctx
+        return {"step": s.step, "a": At(ctx["SCORES"], s.score, s.score_head), "p": At(ctx["P:k_scale"], s.scale),
+                    "r0": Rows(ctx["EH"], s.entry, 1, s.entry_at), "src": Src.A, "mul1": Mul1.P, "adj1": KEY_ADJUST,
+                    "mul2": Mul2.R0, "row0": Row.SCALE, "adj2": QUERY_ADJUST}
+
+    def _softmax(self, s: _Strides, heads: int) -> None:
+        ctx, b = self.ctx, self.ctx.b
+        shape = (s.outer, self.group, self.words)
+        top, total = Rows(ctx["MAX"], self.group, 1), Rows(ctx["SUM"], self.group, 1)
+        b.vu_pass((heads, 1, self.words), self.length, p=At(ctx["P:v_scale"], s.scale), d=At(ctx["V_ROW"], s.scale),
+                  imm0=VALUE_REFERENCE, src=Src.P, mul1=Mul1.IMM, adj1=-15)
+        b.vu_pass(shape, self.first_limit, w=top, reduce=Reduce.MAX, **self._score(s))
+        for plane, dst in enumerate((Dst.OBH, Dst.OBL)):
+            sums: dict[str, Any] = {}
+            if plane == 0:
+                sums = {"w": total, "tap": Tap.FUNC, "reduce": Reduce.SUM, "fin": Fin.RECIP}
+            offset = self.score_row if plane else 0
+            b.vu_pass(shape, self.first_limit, v=At(ctx["V_ROW"], s.scale), r1=top, row1=Row.RAW, add=Add.SUB_R1,
+                      func=Func.EXP2, mul3=Mul3.V, sh3=15, dst=dst,
+                      d=At(ctx["PLANES"], self.plane_token, self.plane_row, offset), **sums, **self._score(s))
+
+    def _combine(self, s: _Strides) -> None:
+        """(low planes / 16 + high planes * 16) / sum into O."""
+        ctx, b, hd, step, group = self.ctx, self.ctx.b, self.op.head_dim, self.step, self.group
+        shape = (s.outer, group, step)
+        low = At(ctx["PV"], 2 * group * step, 2 * step, step)
+        high = At(ctx["PV"], 2 * group * step, 2 * step)
+        half = At(ctx["T"], group * step, step)
+        b.vu_pass(shape, hd, a=low, d=half, imm0=encode_scale(1 / 16), src=Src.A, mul1=Mul1.IMM)
+        b.vu_pass(shape, hd, a=high, v=half, r1=Rows(ctx["SUM"], group, 1), imm0=encode_scale(16.0), src=Src.A,
+                  mul1=Mul1.IMM, add=Add.V, mul3=Mul3.R1, row1=Row.FIN, adj2=-22,
+                  d=At(ctx["O"], s.out, step, s.out_at))

@@ -1,0 +1,106 @@
+"""What the user gets wrong: one line on stderr, exit code 1, no traceback, no half-written file."""
+
+from pathlib import Path
+
+import pytest
+
+from alula.cli import main
+
+CASES = {
+    "unknown model": ["simulate", "--model", "no-such-model"],
+    "unknown configuration": ["info", "--config", "huge"],
+    "unknown phase": ["simulate", "--phase", "training"],
+    "unknown backend": ["simulate", "--backend", "fpga"],
+    "unknown synthesis tool": ["info", "--synth", "other"],
+    "unknown option": ["info", "--colour", "red"],
+    "unknown command": ["synthesise"],
+    "number wanted": ["simulate", "--tokens", "many"],
+    "length beyond the model's context": ["simulate", "--tokens", "257"],
+    "length beyond the compiled context": ["simulate", "--tokens", "65", "--context", "64"],
+    "decode beyond the context": ["simulate", "--phase", "decode", "--kv", "300"],
+    "no tokens": ["simulate", "--tokens", "0"],
+    "too many layers": ["simulate", "--layers", "3"],
+    "context of nothing": ["simulate", "--context", "0"],
+    "lengths that are no numbers": ["verify", "--lengths", "1,x"],
+    "missing container": ["disasm", "{tmp}/absent.alula"],
+    "missing assembly": ["asm", "{tmp}/absent.s", "-o", "{tmp}/out.bin"],
+    "missing image": ["generate", "--model", "llava-tiny", "--config", "tiny", "--prompt", "x", "--image", "{tmp}/no.png"],
+    "image that is none": ["generate", "--model", "llava-tiny", "--config", "tiny", "--prompt", "x", "--image", "{tmp}/junk"],
+    "placeholder without an image": ["generate", "--model", "llava-tiny", "--config", "tiny", "--prompt", "<image>"],
+    "wrong checkpoint": ["simulate", "--model", "{tmp}/junk"],
+    "empty checkpoint folder": ["simulate", "--model", "{tmp}"],
+    "a container that is none": ["disasm", "{tmp}/junk"],
+    "a truncated raw program": ["disasm", "{tmp}/junk.bin"],
+    "assembly that is none": ["asm", "{tmp}/junk.s", "-o", "{tmp}/out.bin"],
+    "a result folder that is absent": ["info", "--json", "{tmp}/absent/out.json"],
+}
+
+
+def run(arguments: list[str]) -> int:
+    with pytest.raises(SystemExit) as exit_:
+        main(arguments)
+    return exit_.value.code or 0
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_line(name: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "junk").write_bytes(b"not a checkpoint")
+    (tmp_path / "junk.bin").write_bytes(b"123")
+    (tmp_path / "junk.s").write_text("FROB r1\n")
+    before = sorted(tmp_path.iterdir())
+    assert run([part.replace("{tmp}", str(tmp_path)) for part in CASES[name]]) == 1
+    shown = capsys.readouterr().err
+    assert len(shown.splitlines()) == 1, shown
+    assert shown.startswith("error: ") and "Traceback" not in shown
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.fixture(scope="module")
+def container(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("container") / "tiny.alula"
+    assert run(["compile", "-o", str(path)]) == 0
+    return path
+
+
+@pytest.mark.parametrize("damage", ["header", "manifest", "program", "weights", "truncated", "version"])
+def test_corrupt_container(damage: str, container: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    data = bytearray(container.read_bytes())
+    manifest = int.from_bytes(data[8:16], "little")
+    at = {"header": 40, "manifest": 60, "program": (1 << 22) + 9, "weights": len(data) - 5, "version": 7}.get(damage)
+    if at is None:
+        data = data[: len(data) // 2]
+    else:
+        data[at] ^= 0xFF
+    assert manifest > 0
+    broken = tmp_path / "broken.alula"
+    broken.write_bytes(data)
+    capsys.readouterr()
+    assert run(["disasm", str(broken)]) == 1
+    shown = capsys.readouterr()
+    assert len(shown.err.splitlines()) == 1 and not shown.out
+
+
+def test_disassembly_round_trip(container: Path, tmp_path: Path) -> None:
+    text, raw, again = tmp_path / "program.s", tmp_path / "program.bin", tmp_path / "again.bin"
+    assert run(["disasm", str(container), "-o", str(text), "--raw", str(raw)]) == 0
+    assert run(["asm", str(text), "-o", str(again)]) == 0
+    assert raw.read_bytes() == again.read_bytes() != b""
+
+
+def test_interrupt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    def interrupted(_name: str) -> dict:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("alula.info.describe", interrupted)
+    assert run(["info"]) == 130
+    assert capsys.readouterr().err.splitlines() == ["interrupted"]
+
+
+def test_internal_error_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    def broken(_name: str) -> dict:
+        raise RuntimeError("first line\nsecond line")
+
+    monkeypatch.setattr("alula.info.describe", broken)
+    assert run(["info"]) == 1
+    shown = capsys.readouterr().err
+    assert len(shown.splitlines()) == 1 and "-v" in shown
