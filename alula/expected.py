@@ -78,10 +78,11 @@ def cache_pieces(layout: Layout, prefix: str, index: int, cache: LayerCache, con
     return pieces
 
 
-def logits_piece(layout: Layout, logits: np.ndarray, address_beats: int) -> Piece:
-    """Logits int64[vocab] at a beat address, the padding channels zero."""
-    granules = layout.head.count * layout.head.granules
-    return Piece("logits", layout.config.aux_port, address_beats * BEAT_BYTES, pack_rows(logits[None], granules))
+def result_piece(layout: Layout, result: np.ndarray, head: bool, address_beats: int) -> Piece:
+    """Logits int64[vocab] (head) or a residual row int64[hidden] at a beat address, the padding channels zero."""
+    granules = layout.head.count * layout.head.granules if head else layout.geo.granules(len(result))
+    return Piece("logits" if head else "residual", layout.config.aux_port, address_beats * BEAT_BYTES,
+                 pack_rows(result[None], granules))
 
 
 def features_piece(layout: Layout, features: np.ndarray, address_beats: int) -> Piece:
@@ -96,4 +97,4 @@ def write_pieces(memory: MemoryImage, pieces: list[Piece]) -> None:
         memory.write(piece.port, piece.address, piece.data)
 
 
-__all__ = ["Piece", "cache_pieces", "features_piece", "logits_piece", "pack_rows", "write_pieces"]
+__all__ = ["Piece", "cache_pieces", "features_piece", "result_piece", "pack_rows", "write_pieces"]

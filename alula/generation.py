@@ -10,7 +10,7 @@ from alula.cross import CrossBackend, Outcome
 from alula.errors import UserError
 from alula.output import peak_memory_bytes
 from alula.session import Flow
-from alula.verification import check_text, check_vision
+from alula.verification import check_text, check_vision, pick
 from ref_model.checkpoints import PACKAGED
 from ref_model.config import MODELS
 from ref_model.preprocess import open_image
@@ -100,12 +100,12 @@ class _Run:
             logits = self.machine.prefill(self.machine.prompt_rows(ids, self.flow.model.config.image_token_index))
             self._step(name, None)
             assert logits is not None
-            return int(logits.argmax())
+            return pick(self.flow, logits)
         outcome, token, logits = check_text(self.flow, self.machine, self.golden, name, list(ids), features)
         self._step(name, outcome)
         assert self.out.golden_tokens is not None
         self.out.golden_tokens.append(token)
-        return int(logits.argmax())
+        return pick(self.flow, logits)
 
 
 # --- inputs and outputs --------------------------------------------------------------------------------

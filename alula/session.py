@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from alula.errors import UserError
 from compiler.host import Compiled, Session
@@ -56,6 +57,8 @@ class Flow:
     model: QuantModel
     compiled: Compiled
     layers: int
+    head: bool = True
+    """Steps end in logits; without it (runs of some layers only) in the last token's residual row."""
     _image: MemoryImage | None = field(default=None, repr=False)
 
     @property
@@ -79,11 +82,16 @@ class Flow:
 
     def machine(self, backend: Backend) -> Session:
         """A fresh machine: empty cache, its own memory."""
-        return Session(self.compiled, self.image.fork(), backend, self.layers)
+        return Session(self.compiled, self.image.fork(), backend, self.layers, head=self.head)
 
     def golden(self) -> GoldenText:
         """The golden decoder with an empty cache and as many layers."""
         return GoldenText(self.model, self.layers)
+
+    def golden_result(self, golden: GoldenText, rows: np.ndarray) -> np.ndarray:
+        """What a step over wide rows must end in: logits int64[vocab], or the residual row int64[hidden]."""
+        last = golden.forward(rows)[-1:]
+        return golden.logits(last)[0] if self.head else last[0]
 
     def require_tokens(self, count: int) -> None:
         """Refuses a length beyond the model's context or the compiled one."""
@@ -95,7 +103,7 @@ class Flow:
             raise UserError(f"{count} tokens are beyond the compiled context of {self.context}: "
                             f"compile with --context {count} or more")
 
-    def patches(self, image: Path | object) -> np.ndarray:
+    def patches(self, image: str | Path | Image.Image) -> np.ndarray:
         """Q16 patches int64[n_patches, 3*p*p] of an image file or a Pillow image."""
         vision = self.model.config.vision
         if vision is None:
@@ -105,8 +113,11 @@ class Flow:
 
 
 def open_flow(source: str, config: str, *, layers: int | None = None, context: int | None = None, seed: int = 0,
-              vision: bool = True) -> Flow:
-    """Open, quantise and compile. layers: decoder layers (None: all); context: tokens to compile for."""
+              vision: bool = True, head: bool | None = None) -> Flow:
+    """Open, quantise and compile. layers: decoder layers (None: all); context: tokens to compile for.
+
+    head None: logits when every layer runs, else the residual row.
+    """
     machine = configurations.get(config)
     checkpoint = open_model(source, seed)
     text = checkpoint.config.text
@@ -117,4 +128,5 @@ def open_flow(source: str, config: str, *, layers: int | None = None, context: i
     limit = context or min(text.context, DEFAULT_CONTEXT.get(config, text.context))
     compiled = compile_model(checkpoint.config, machine, limit, layers, vision)
     model = quantise(checkpoint, KEPT_LAYERS, with_vision=vision, maxima=calibration(source, checkpoint))
-    return Flow(source, model, compiled, layers or text.layers)
+    count = layers or text.layers
+    return Flow(source, model, compiled, count, count == text.layers if head is None else head)

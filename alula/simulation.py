@@ -103,7 +103,8 @@ def _run(flow: Flow, cross: CrossBackend, phase: str, tokens: int, kv: int, chec
 def _macs(flow: Flow, phase: str, tokens: int, kv: int) -> int:
     if phase == "vision":
         return vision_macs(flow.layout)
-    return text_macs(flow.layout, tokens if phase == "prefill" else 1, 0 if phase == "prefill" else kv - 1, flow.layers)
+    return text_macs(flow.layout, tokens if phase == "prefill" else 1, 0 if phase == "prefill" else kv - 1, flow.layers,
+                     flow.head)
 
 
 def weight_bytes(flow: Flow) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from alula.cross import CrossBackend, Outcome, executors
-from alula.expected import Piece, cache_pieces, features_piece, logits_piece
+from alula.expected import Piece, cache_pieces, features_piece, result_piece
 from alula.session import Flow
 from compiler.host import Session
 from ref_model.golden import GoldenText, GoldenVision
@@ -17,23 +17,33 @@ SEED = 2024
 Note = Callable[[str], None]
 
 
-def text_pieces(flow: Flow, golden: GoldenText, logits: np.ndarray) -> list[Piece]:
-    """The step's logits and the whole cache, empty places included."""
-    pieces = [logits_piece(flow.layout, logits, flow.layout.aux["logits"].base)]
+def text_pieces(flow: Flow, golden: GoldenText, result: np.ndarray) -> list[Piece]:
+    """The step's result and the whole cache, empty places included."""
+    pieces = [result_piece(flow.layout, result, flow.head, flow.layout.aux["logits"].base)]
     for index, cache in enumerate(golden.cache):
         pieces += cache_pieces(flow.layout, "text", index, cache, flow.context)
     return pieces
 
 
+def pick(flow: Flow, logits: np.ndarray) -> int:
+    """The greedy token, ties to the lowest id. The image token stands for a picture and is never generated."""
+    image = flow.model.config.image_token_index
+    if image is not None and image < len(logits):
+        logits = logits.copy()
+        logits[image] = logits.min()
+    return int(logits.argmax())
+
+
 def check_text(flow: Flow, machine: Session, golden: GoldenText, name: str, ids: list[int],
                features: np.ndarray | None = None) -> tuple[Outcome, int, np.ndarray]:
-    """Runs ids behind what machine and golden hold; the outcome, the golden model's next token, the machine's logits."""
+    """Runs ids behind what machine and golden hold; the outcome, the golden model's next token (any id, without
+    head), the machine's result."""
     found = machine.prefill(machine.prompt_rows(ids, flow.model.config.image_token_index))
     assert found is not None
-    logits = golden.logits(golden.forward(golden.embed(ids, features))[-1:])[0]
+    expected = flow.golden_result(golden, golden.embed(ids, features))
     backend = machine.backend
     assert isinstance(backend, CrossBackend)
-    return backend.check(name, text_pieces(flow, golden, logits)), int(logits.argmax()), found
+    return backend.check(name, text_pieces(flow, golden, expected)), pick(flow, expected), found
 
 
 def check_vision(flow: Flow, machine: Session, patches: np.ndarray) -> tuple[Outcome, np.ndarray]:

@@ -47,10 +47,13 @@ class Compiled:
 
 
 class Session:
-    """Runs a compiled model on a backend. `kept` tokens are in the cache."""
+    """Runs a compiled model on a backend. `kept` tokens are in the cache.
+
+    head: results are logits; without it the last token's residual row, for runs of some layers only.
+    """
 
     def __init__(self, compiled: Compiled, memory: MemoryImage, backend: Backend, layers: int | None = None,
-                 first_layer: int = 0) -> None:
+                 first_layer: int = 0, head: bool = True) -> None:
         self.compiled, self.memory, self.backend = compiled, memory, backend
         self.layout = compiled.layout
         available = self.layout.model.text.n_layers
@@ -59,12 +62,14 @@ class Session:
             raise UserError(f"layers {first_layer}..{first_layer + self.layers - 1} were asked for, {available} are "
                             "compiled: choose fewer")
         self.first_layer, self.kept, self._loaded = first_layer, 0, False
+        self.head = head
         self.results: list[tuple[str, Result]] = []
 
     # --- language model --------------------------------------------------------------------------------
 
     def prefill(self, rows: Sequence[int], positions: Sequence[int] | None = None) -> np.ndarray:
-        """Run tokens given by their row addresses (see `embed_row`, `feature_row`): logits int64[vocab].
+        """Run tokens given by their row addresses (see `embed_row`, `feature_row`): logits int64[vocab],
+        or the residual row int64[hidden] without head.
 
         positions: RoPE positions, by default those behind the cache. Meaningless numbers from a timing-only run.
         """
@@ -73,7 +78,7 @@ class Session:
             raise UserError(f"{n} tokens after {self.kept} do not fit the compiled context of {self.layout.context} "
                             "tokens: compile with a longer context")
         positions = range(self.kept, self.kept + n) if positions is None else positions
-        self._list("rows", rows)
+        self._list("rows", [*rows, int(self.head)])
         attention = next(op for op in self.layout.model.text.layer if isinstance(op, ir.Attention))
         stride = self.layout.geo.granules(attention.head_dim)
         self._list("rope_rows", [self.layout.aux["rope"].base + p * stride for p in positions])
@@ -82,7 +87,8 @@ class Session:
                  rope_list=aux["rope_rows"].base * 16, result=aux["logits"].base, n_layers=self.layers,
                  first_layer=self.first_layer)
         self.kept += n
-        return self._read_rows(aux["logits"].base, 1, self.layout.model.text.vocab)[0]
+        text = self.layout.model.text
+        return self._read_rows(aux["logits"].base, 1, text.vocab if self.head else text.hidden)[0]
 
     def decode(self, token: int, position: int | None = None) -> np.ndarray:
         """One more token."""

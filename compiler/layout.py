@@ -162,7 +162,7 @@ class Layout:
         self.aux.place("head.params", self.head_record.beats)
         self.aux.place("head.words", self.head.count * self.head.granules)
         self.channel.place("head", self.head.count * self.head.stream_beats)
-        self.aux.place("rows", ceil_div(self.context, GRANULE_LANES))
+        self.aux.place("rows", ceil_div(self.context + 1, GRANULE_LANES))
         self.aux.place("rope_rows", ceil_div(self.context, GRANULE_LANES))
         self.aux.place("logits", self.head.count * self.head.granules)
 

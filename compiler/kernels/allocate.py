@@ -91,7 +91,7 @@ def text_regions(layout: Layout, tile: int) -> dict[str, Region]:
                **{"P:text.norm.words": geo.granules(text.hidden), "P:head.words": layout.head.granules})
     place.regions["P:" + text.norm.name + ".words"] = place.regions["P:text.norm.words"]
     place.regions["P:" + text.head.name + ".words"] = place.regions["P:head.words"]
-    place.ring("SB", LOGITS=layout.head.granules)
+    place.ring("SB", LOGITS=layout.head.granules, RESIDUAL=geo.granules(text.hidden))
     return place.regions
 
 

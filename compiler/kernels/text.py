@@ -1,4 +1,4 @@
-"""Entry point `lm`: prefill in chunks, decode as a chunk of one token, logits of the last token."""
+"""Entry point `lm`: prefill in chunks, decode as a chunk of one token, logits (or residual) of the last token."""
 
 from hw.spec.isa import Op, Src, StMode
 
@@ -12,7 +12,8 @@ from .regions import memory_region
 
 ARGUMENTS = ("n_tokens", "position", "row_list", "rope_list", "result", "n_layers", "first_layer")
 """Registers 1.. at the start. Lists are 4-byte aux addresses of one beat address a token; result is a beat address;
-first_layer counts layers of the compiled model."""
+first_layer counts layers of the compiled model. The word behind the last row address says what the result is: 1 for the last
+token's logits, 0 for its residual row (runs of some layers only)."""
 POINTERS = ("params", "weights", "cache", "scales")
 LOGITS = memory_region("logits")
 
@@ -37,6 +38,10 @@ def emit(b: Builder, layout: Layout) -> dict:
     b.alu(Op.ADD, args["position"], args["position"], ctx.m)
     b.alu(Op.SUB, args["n_tokens"], args["n_tokens"], ctx.m)
     b.branch(Op.BNE, args["n_tokens"], 0, chunk)
+    with b.unless(Op.BNE, b.load_word(b.reg("wants_logits"), args["row_list"]), 0):
+        _residual_row(ctx, layout, args["result"])
+        b.halt()
+    b.free("wants_logits")
     _head(ctx, layout, args["result"])
     b.halt()
     return {"entry": entry, "args": list(ARGUMENTS), "tile": tile}
@@ -118,6 +123,17 @@ def _layer(ctx: Context, layout: Layout, position: Reg, slots: Reg, score_row: R
                 mlp.gated(ctx, op)
             case ir.PlainMlp():
                 mlp.plain(ctx, op)
+
+
+def _residual_row(ctx: Context, layout: Layout, result: Reg) -> None:
+    """The tile's last residual row, as it is."""
+    b, geo, width = ctx.b, ctx.geo, layout.model.text.hidden
+    last = b.reg("last")
+    b.set(last, ctx.m + -1)
+    row = b.scaled("last_x", last, geo.words(width))
+    b.vu_pass((1, 1, geo.words(width)), width, v=At(ctx["X"], 0, 0, row), d=At(ctx["RESIDUAL"]), src=Src.V)
+    b.store(StMode.LIN, ctx["RESIDUAL"], LOGITS, addr=result, n_gran=geo.granules(width))
+    b.free("last", "last_x")
 
 
 def _head(ctx: Context, layout: Layout, result: Reg) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from hw.spec import numerics as nm
 from ref_model.quantise import QuantModel, QuantTextLayer, QuantVisionLayer, fixed
 
-from .operators import (GATES, Array, attend, gated, linear, normalise, quantise_rows, rotate)
+from .operators import (GATES, Array, add_linear, attend, gated, linear, normalise, quantise_rows, rotate)
 
 
 @dataclass
@@ -96,10 +96,10 @@ class GoldenText:
         group = c.heads // c.kv_heads
         outs = [attend(query[0][:, h], query[1][:, h], (cache.k8[h // group], cache.k_words[h // group]),
                        (cache.v8[h // group], cache.v_raw[h // group]), limit) for h in range(c.heads)]
-        x = nm.sat32(x + linear(*quantise_rows(np.concatenate(outs, axis=1)), w.o))
+        x = add_linear(x, *quantise_rows(np.concatenate(outs, axis=1)), w.o)
         q8, raw = quantise_rows(normalise(x, w.post_norm))
         hidden = gated(linear(q8, raw, w.gate), linear(q8, raw, w.up))
-        return nm.sat32(x + linear(*quantise_rows(hidden), w.down))
+        return add_linear(x, *quantise_rows(hidden), w.down)
 
 
 @dataclass
@@ -145,7 +145,7 @@ class GoldenVision:
         limit = np.full((len(x), 1), len(x))
         outs = [attend(q[:, h], q_raw[:, h], (k[:, h], nm.to_scale(k_raw[:, h, 0])), (v[:, h], v_raw[:, h, 0]), limit)
                 for h in range(c.heads)]
-        x = nm.sat32(x + linear(*quantise_rows(np.concatenate(outs, axis=1)), w.out))
+        x = add_linear(x, *quantise_rows(np.concatenate(outs, axis=1)), w.out)
         q8, raw = quantise_rows(normalise(x, w.norm2))
         hidden = nm.gate(linear(q8, raw, w.fc1), GATES[w.func])
-        return nm.sat32(x + linear(*quantise_rows(hidden), w.fc2))
+        return add_linear(x, *quantise_rows(hidden), w.fc2)

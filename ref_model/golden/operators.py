@@ -1,5 +1,7 @@
 """Integer operators on whole matrices. Wide values are int64 arrays that hold int32 Q15.16."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from hw.spec import numerics as nm
@@ -36,6 +38,13 @@ def quantise_rows(x: Array) -> tuple[Array, Array]:
 def linear(q: Array, raw: Array, w: QuantLinear) -> Array:
     """Wide int64[n, out] of int8[n, in] with row maxima int64[n, 1], bias included."""
     x = nm.mul_scale(nm.mul_scale(matmul(q, w.weight), w.words), nm.to_scale(raw), w.shift)
+    return x if w.bias is None else nm.sat32(x + w.bias)
+
+
+def add_linear(x: Array, q: Array, raw: Array, w: QuantLinear) -> Array:
+    """Residual x plus a linear layer; a bias is added last (one saturation each)."""
+    bare = replace(w, bias=None)
+    x = nm.sat32(x + linear(q, raw, bare))
     return x if w.bias is None else nm.sat32(x + w.bias)
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from alula.cli import main
 
+TINY = ["--model", "llava-tiny", "--config", "tiny"]
 CASES = {
     "unknown model": ["simulate", "--model", "no-such-model"],
     "unknown configuration": ["info", "--config", "huge"],
@@ -24,9 +25,9 @@ CASES = {
     "lengths that are no numbers": ["verify", "--lengths", "1,x"],
     "missing container": ["disasm", "{tmp}/absent.alula"],
     "missing assembly": ["asm", "{tmp}/absent.s", "-o", "{tmp}/out.bin"],
-    "missing image": ["generate", "--model", "llava-tiny", "--config", "tiny", "--prompt", "x", "--image", "{tmp}/no.png"],
-    "image that is none": ["generate", "--model", "llava-tiny", "--config", "tiny", "--prompt", "x", "--image", "{tmp}/junk"],
-    "placeholder without an image": ["generate", "--model", "llava-tiny", "--config", "tiny", "--prompt", "<image>"],
+    "missing image": ["generate", *TINY, "--prompt", "x", "--image", "{tmp}/no.png"],
+    "image that is none": ["generate", *TINY, "--prompt", "x", "--image", "{tmp}/junk"],
+    "placeholder without an image": ["generate", *TINY, "--prompt", "<image>"],
     "wrong checkpoint": ["simulate", "--model", "{tmp}/junk"],
     "empty checkpoint folder": ["simulate", "--model", "{tmp}"],
     "a container that is none": ["disasm", "{tmp}/junk"],
