@@ -43,7 +43,6 @@ bench-rtl: venv ## Measure the RTL simulation's speed
 
 lint: venv ## Style, types and Verilog lint
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m sim.rtl.lint
 

@@ -12,9 +12,9 @@ from hw.spec.isa import INSTRUCTION_BYTES
 def save(path: Path, flow: Flow) -> dict:
     """Write a compiled model with its weights; what the command prints."""
     manifest = container.save(path, flow.compiled, flow.model)
-    capacity = {f"{name.replace(' ', '_').replace(chr(39), '')}_bytes": sum(beats for _, beats in sections.values()) * BEAT_BYTES
-                for name, sections in manifest["memory_map"].items()}
-    return {key: value for key, value in manifest.items() if key not in ("sections", "memory_map")} | capacity | {
+    layout = flow.layout
+    used = {"channel_bytes_used": layout.channel.at * BEAT_BYTES, "aux_bytes_used": layout.aux.at * BEAT_BYTES}
+    return {key: value for key, value in manifest.items() if key not in ("sections", "memory_map")} | used | {
         "program_bytes": manifest["instructions"] * INSTRUCTION_BYTES, "sections": len(manifest["sections"]),
         "channel_capacity_bytes": flow.config.channel_bytes, "aux_capacity_bytes": flow.config.aux_bytes,
     }  # fmt: skip
@@ -28,6 +28,8 @@ def program_bytes(path: Path, content: bytes) -> bytes:
     if path.suffix != ".bin":
         raise UserError(f"{path} is not an alula container: give a file made by `alula compile`, or a raw program .bin")
     if not content or len(content) % INSTRUCTION_BYTES:
-        raise UserError(f"{path} has {len(content)} bytes, a raw program is a multiple of {INSTRUCTION_BYTES}: "
-                        "give a file made by `alula asm`")
+        raise UserError(
+            f"{path} has {len(content)} bytes, a raw program is a multiple of {INSTRUCTION_BYTES}: "
+            "give a file made by `alula asm`"
+        )
     return content

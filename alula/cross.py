@@ -1,4 +1,4 @@
-"""A backend that is several: the same start of the machine on every executor, compared byte for byte and cycle for cycle."""
+"""A backend that is several: the same start of the machine on every executor, compared in bytes and cycles."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -104,8 +104,9 @@ class CrossBackend:
             options |= {"dump": self.touched} if self.name == "functional" else {}
         result = backend(name, **options).run(config, memory, invocation)
         if not result.ok:
-            raise InternalError(f"{name} backend ended with {result.status.name} (detail {result.detail}) "
-                                f"at pc {result.pc}")
+            raise InternalError(
+                f"{name} backend ended with {result.status.name} (detail {result.detail}) at pc {result.pc}"
+            )
         return result
 
     def check(self, name: str, pieces: list[Piece]) -> Outcome:
@@ -121,7 +122,8 @@ class CrossBackend:
         if "rtl" in self.memories and "functional" in self.memories:
             outcome.stray_bytes = sum(
                 int(np.count_nonzero(self.memories["rtl"].read(*place) != self.memories["functional"].read(*place)))
-                for place in self.touched)
+                for place in self.touched
+            )
         _compare_times(outcome, self.results)
         return outcome
 
@@ -136,5 +138,6 @@ def _compare_times(outcome: Outcome, results: dict[str, Result]) -> None:
     if simulated is None or rtl is None:
         return
     outcome.events_differing = len(set(simulated.trace) ^ set(rtl.trace))
-    outcome.counters_differing = [name for name, value in rtl.counters.items()
-                                  if name in simulated.counters and simulated.counters[name] != value]
+    outcome.counters_differing = [
+        name for name, value in rtl.counters.items() if name in simulated.counters and simulated.counters[name] != value
+    ]

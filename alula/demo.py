@@ -26,8 +26,9 @@ def photograph() -> tuple[str, Image.Image]:
     try:
         from skimage import data
     except ImportError:
-        raise UserError("the demo's photograph is in scikit-image: run `make venv` or "
-                        "`pip install scikit-image==0.26.0`") from None
+        raise UserError(
+            "the demo's photograph is in scikit-image: run `make venv` or `pip install scikit-image==0.26.0`"
+        ) from None
     return "scikit-image's astronaut (NASA, public domain)", Image.fromarray(data.astronaut())
 
 
@@ -46,14 +47,23 @@ def demo(out: Path, last: str, n_tokens: int, say: Callable[[str], object]) -> d
         flow = open_flow(MODEL, CONFIG)
     tokenizer = ByteTokenizer()
     ids = tokenizer.encode(PROMPT)
-    say(f"{MODEL} (seeded synthetic weights) on {CONFIG}: {len(flow.compiled.program.words):,} instructions for every length")
+    count = len(flow.compiled.program.words)
+    say(f"{MODEL} (seeded synthetic weights) on {CONFIG}: {count:,} instructions, for every length")
     with progress("running", total=None) as advance:
-        made = generate(flow, ids, n_tokens, executors(last), patches=flow.patches(image), check=True,
-                        note=lambda text: advance(0, text))
+        made = generate(
+            flow,
+            ids,
+            n_tokens,
+            executors(last),
+            patches=flow.patches(image),
+            check=True,
+            note=lambda text: advance(0, text),
+        )
     report = _report(flow, made, last, title, time.monotonic() - began)
     say(f"tokens: {made.tokens} (golden model: {made.golden_tokens})")
     for step in report["cases"]:
-        say(f"  {step['name']:<10} {step['cycles_simulated'] or 0:>9,} cycles  {step['compared_bytes']:>9,} bytes compared")
+        cycles, n_bytes = step["cycles_simulated"] or 0, step["compared_bytes"]
+        say(f"  {step['name']:<10} {cycles:>9,} cycles  {n_bytes:>9,} bytes compared")
     _write(out, flow, made, report)
     say(f"trace: {out / 'trace.json'} (open it in ui.perfetto.dev), report: {out / 'report.md'}")
     return report
@@ -81,10 +91,16 @@ def joined_trace(made: Generation) -> list[Event]:
 def _write(out: Path, flow: Flow, made: Generation, report: dict) -> None:
     write_chrome(out / "trace.json", joined_trace(made), flow.config.clock_hz)
     write_atomically(out / "report.json", json.dumps(report, indent=2) + "\n")
-    rows = "".join(f"| {c['name']} | {c['cycles_simulated']} | {c['cycles_rtl']} | {c['compared_bytes']} | "
-                   f"{c['bit_exact']} | {c['cycle_exact']} |\n" for c in report["cases"])
-    text = (f"# {MODEL} on {CONFIG}\n\nImage: {report['image']}. Prompt: {PROMPT!r}. Weights: seeded, synthetic.\n\n"
-            f"Tokens: {report['token_ids']}; golden model: {report['golden_token_ids']}.\n\n"
-            "| step | cycles simulated | cycles RTL | bytes compared | bit-exact | cycle-exact |\n|---|---|---|---|---|---|\n"
-            f"{rows}")
+    rows = "".join(
+        f"| {c['name']} | {c['cycles_simulated']} | {c['cycles_rtl']} | {c['compared_bytes']} | "
+        f"{c['bit_exact']} | {c['cycle_exact']} |\n"
+        for c in report["cases"]
+    )
+    text = (
+        f"# {MODEL} on {CONFIG}\n\nImage: {report['image']}. Prompt: {PROMPT!r}. Weights: seeded, synthetic.\n\n"
+        f"Tokens: {report['token_ids']}; golden model: {report['golden_token_ids']}.\n\n"
+        "| step | cycles simulated | cycles RTL | bytes compared | bit-exact | cycle-exact |\n"
+        "|---|---|---|---|---|---|\n"
+        f"{rows}"
+    )
     write_atomically(out / "report.md", text)

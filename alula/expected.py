@@ -73,16 +73,21 @@ def cache_pieces(layout: Layout, prefix: str, index: int, cache: LayerCache, con
         address = (store + records["cache"][name]) * BEAT_BYTES
         pieces += [Piece(f"layer {index} {name}", unit, address, packed[unit]) for unit in range(config.units)]
         address = (scales + records["scales"][name]) * BEAT_BYTES
-        pieces.append(Piece(f"layer {index} {name} scales", config.aux_port, address,
-                            cache_words(words, config.units, context)))
+        pieces.append(
+            Piece(f"layer {index} {name} scales", config.aux_port, address, cache_words(words, config.units, context))
+        )
     return pieces
 
 
 def result_piece(layout: Layout, result: np.ndarray, head: bool, address_beats: int) -> Piece:
     """Logits int64[vocab] (head) or a residual row int64[hidden] at a beat address, the padding channels zero."""
     granules = layout.head.count * layout.head.granules if head else layout.geo.granules(len(result))
-    return Piece("logits" if head else "residual", layout.config.aux_port, address_beats * BEAT_BYTES,
-                 pack_rows(result[None], granules))
+    return Piece(
+        "logits" if head else "residual",
+        layout.config.aux_port,
+        address_beats * BEAT_BYTES,
+        pack_rows(result[None], granules),
+    )
 
 
 def features_piece(layout: Layout, features: np.ndarray, address_beats: int) -> Piece:
@@ -97,4 +102,4 @@ def write_pieces(memory: MemoryImage, pieces: list[Piece]) -> None:
         memory.write(piece.port, piece.address, piece.data)
 
 
-__all__ = ["Piece", "cache_pieces", "features_piece", "result_piece", "pack_rows", "write_pieces"]
+__all__ = ["Piece", "cache_pieces", "features_piece", "pack_rows", "result_piece", "write_pieces"]

@@ -45,9 +45,18 @@ class Generation:
         return [step.outcome for step in self.steps if step.outcome is not None]
 
 
-def generate(flow: Flow, ids: Sequence[int], n_new: int, names: Sequence[str], *, patches: np.ndarray | None = None,
-             eos_id: int | None = None, check: bool = False, note: Note = lambda _: None,
-             emit: Callable[[int], None] = lambda _: None) -> Generation:
+def generate(
+    flow: Flow,
+    ids: Sequence[int],
+    n_new: int,
+    names: Sequence[str],
+    *,
+    patches: np.ndarray | None = None,
+    eos_id: int | None = None,
+    check: bool = False,
+    note: Note = lambda _: None,
+    emit: Callable[[int], None] = lambda _: None,
+) -> Generation:
     """Greedy tokens; `names`: executors, the first one's logits count. ids hold one image token an image.
 
     check compares every step's bytes with the golden model's, fed with the same tokens; ties go to the lowest id.
@@ -140,12 +149,12 @@ class Stream:
         self.ids.append(token)
         text = self.tokenizer.decode(self.ids)
         if not text.endswith("\ufffd") and text.startswith(self.shown):
-            self.write(text[len(self.shown):])
+            self.write(text[len(self.shown) :])
             self.shown = text
 
     def end(self) -> None:
         text = self.tokenizer.decode(self.ids)
-        self.write((text[len(self.shown):] if text.startswith(self.shown) else "") + "\n")
+        self.write((text[len(self.shown) :] if text.startswith(self.shown) else "") + "\n")
 
 
 def report(flow: Flow, made: Generation, tokenizer: Tokenizer, backend: str, wall_seconds: float) -> dict:

@@ -97,11 +97,14 @@ class Flow:
         """Refuses a length beyond the model's context or the compiled one."""
         limit = self.model.config.text.context
         if count > limit:
-            raise UserError(f"{count} tokens are beyond the context of {limit} of {self.model.config.name}: "
-                            "ask for fewer")
+            raise UserError(
+                f"{count} tokens are beyond the context of {limit} of {self.model.config.name}: ask for fewer"
+            )
         if count > self.context:
-            raise UserError(f"{count} tokens are beyond the compiled context of {self.context}: "
-                            f"compile with --context {count} or more")
+            raise UserError(
+                f"{count} tokens are beyond the compiled context of {self.context}: "
+                f"compile with --context {count} or more"
+            )
 
     def patches(self, image: str | Path | Image.Image) -> np.ndarray:
         """Q16 patches int64[n_patches, 3*p*p] of an image file or a Pillow image."""
@@ -112,8 +115,16 @@ class Flow:
         return fixed(patches(preprocess(picture, vision.image_size), vision.patch_size).numpy())
 
 
-def open_flow(source: str, config: str, *, layers: int | None = None, context: int | None = None, seed: int = 0,
-              vision: bool = True, head: bool | None = None) -> Flow:
+def open_flow(
+    source: str,
+    config: str,
+    *,
+    layers: int | None = None,
+    context: int | None = None,
+    seed: int = 0,
+    vision: bool = True,
+    head: bool | None = None,
+) -> Flow:
     """Open, quantise and compile. layers: decoder layers (None: all); context: tokens to compile for.
 
     head None: logits when every layer runs, else the residual row.

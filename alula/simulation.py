@@ -47,8 +47,16 @@ def fill_cache(flow: Flow, machine: Session, golden, n: int) -> None:
     machine.kept = n
 
 
-def simulate(flow: Flow, phase: str, *, tokens: int = 16, kv: int = 16, name: str = "cycle", check: bool = False,
-             note: Note = lambda _: None) -> dict:
+def simulate(
+    flow: Flow,
+    phase: str,
+    *,
+    tokens: int = 16,
+    kv: int = 16,
+    name: str = "cycle",
+    check: bool = False,
+    note: Note = lambda _: None,
+) -> dict:
     """The JSON of `alula simulate`, and "trace" with the events. kv counts the new token (decode)."""
     if phase not in PHASES:
         raise UserError(f"unknown phase {phase!r}: choose one of {', '.join(PHASES)}")
@@ -65,8 +73,9 @@ def simulate(flow: Flow, phase: str, *, tokens: int = 16, kv: int = 16, name: st
     result = cross.results[name]
     assert cross.invocation is not None
     seen, cached = (tokens, 0) if phase == "prefill" else (1, kv)
-    workload = Workload(flow.model.config.name, phase, seen, cached, flow.layers, _macs(flow, phase, tokens, kv),
-                        weight_bytes(flow))
+    workload = Workload(
+        flow.model.config.name, phase, seen, cached, flow.layers, _macs(flow, phase, tokens, kv), weight_bytes(flow)
+    )
     comparison = Comparison()
     if outcome is not None:
         comparison = Comparison(outcome.bit_exact, outcome.cycle_exact, outcome.compared_bytes)
@@ -103,8 +112,9 @@ def _run(flow: Flow, cross: CrossBackend, phase: str, tokens: int, kv: int, chec
 def _macs(flow: Flow, phase: str, tokens: int, kv: int) -> int:
     if phase == "vision":
         return vision_macs(flow.layout)
-    return text_macs(flow.layout, tokens if phase == "prefill" else 1, 0 if phase == "prefill" else kv - 1, flow.layers,
-                     flow.head)
+    return text_macs(
+        flow.layout, tokens if phase == "prefill" else 1, 0 if phase == "prefill" else kv - 1, flow.layers, flow.head
+    )
 
 
 def weight_bytes(flow: Flow) -> int:
@@ -122,4 +132,3 @@ def _memory_traffic(result: Result) -> dict:
         "hbm_bytes_written_kv": c.get("write_bytes_channels", 0),
         "aux_bytes_read": c.get("read_beats_aux", 0) * BEAT_BYTES, "aux_bytes_written": c.get("write_bytes_aux", 0),
     }  # fmt: skip
-

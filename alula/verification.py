@@ -34,8 +34,9 @@ def pick(flow: Flow, logits: np.ndarray) -> int:
     return int(logits.argmax())
 
 
-def check_text(flow: Flow, machine: Session, golden: GoldenText, name: str, ids: list[int],
-               features: np.ndarray | None = None) -> tuple[Outcome, int, np.ndarray]:
+def check_text(
+    flow: Flow, machine: Session, golden: GoldenText, name: str, ids: list[int], features: np.ndarray | None = None
+) -> tuple[Outcome, int, np.ndarray]:
     """Runs ids behind what machine and golden hold; the outcome, the golden model's next token (any id, without
     head), the machine's result."""
     found = machine.prefill(machine.prompt_rows(ids, flow.model.config.image_token_index))
@@ -92,16 +93,27 @@ def outcomes(flow: Flow, last: str, lengths: tuple[int, ...], steps: int, note: 
         yield outcome
 
 
-def verify(flow: Flow, last: str = "rtl", lengths: tuple[int, ...] = PREFILL_LENGTHS, steps: int = DECODE_STEPS,
-           note: Note = lambda _: None, seen: Callable[[Outcome], None] = lambda _: None) -> dict:
+def verify(
+    flow: Flow,
+    last: str = "rtl",
+    lengths: tuple[int, ...] = PREFILL_LENGTHS,
+    steps: int = DECODE_STEPS,
+    note: Note = lambda _: None,
+    seen: Callable[[Outcome], None] = lambda _: None,
+) -> dict:
     """Every case; the JSON of `alula verify`."""
     flow.require_tokens(max(lengths) + steps)
     found = []
     for outcome in outcomes(flow, last, lengths, steps, note):
         found.append(outcome)
         seen(outcome)
-    return summary(found) | {"model": flow.model.config.name, "config": flow.config.name, "backend": last,
-                             "layers": flow.layers, "cases": [outcome.as_json() for outcome in found]}
+    return summary(found) | {
+        "model": flow.model.config.name,
+        "config": flow.config.name,
+        "backend": last,
+        "layers": flow.layers,
+        "cases": [outcome.as_json() for outcome in found],
+    }
 
 
 def summary(found: list[Outcome]) -> dict:

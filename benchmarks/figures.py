@@ -26,13 +26,18 @@ def svg(events: list[Event], cycles: int, title: str) -> str:
         y = TOP + ROW * unit
         mine = [event for event in events if event.unit == unit]
         parts.append(f'<text x="4" y="{y + 17}">{NAMES[unit]}</text>')
-        parts += [f'<rect x="{LEFT + e.start * scale:.2f}" y="{y}" width="{max((e.end - e.start) * scale, 0.3):.2f}" '
-                  f'height="{ROW - 10}" fill="{COLOURS[unit]}"/>' for e in mine]
+        parts += [
+            f'<rect x="{LEFT + e.start * scale:.2f}" y="{y}" width="{max((e.end - e.start) * scale, 0.3):.2f}" '
+            f'height="{ROW - 10}" fill="{COLOURS[unit]}"/>'
+            for e in mine
+        ]
         busy = sum(event.end - event.start for event in mine) / cycles
         parts.append(f'<text x="{LEFT + WIDTH + 8}" y="{y + 17}">{busy:.0%}</text>')
     bottom = TOP + ROW * len(Unit)
-    parts += [f'<text x="{LEFT + WIDTH * n // 4}" y="{bottom + 18}" text-anchor="middle">{cycles * n // 4:,}</text>'
-              for n in range(5)]
+    parts += [
+        f'<text x="{LEFT + WIDTH * n // 4}" y="{bottom + 18}" text-anchor="middle">{cycles * n // 4:,}</text>'
+        for n in range(5)
+    ]
     return "\n".join([*parts, "</svg>\n"])
 
 

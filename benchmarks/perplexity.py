@@ -40,8 +40,11 @@ def measure(model: str = "smollm2-135m", text: Path = TEXT) -> dict:
     logits = golden.logits(golden.forward(golden.embed(ids))[:-1]).astype(np.float64) / (1 << FRAC)
     float_nll, golden_nll = mean_nll(reference, targets), mean_nll(logits, targets)
     return {
-        "model": model, "text": text.name, "tokens": len(ids),
-        "perplexity_float": math.exp(float_nll), "perplexity_golden": math.exp(golden_nll),
+        "model": model,
+        "text": text.name,
+        "tokens": len(ids),
+        "perplexity_float": math.exp(float_nll),
+        "perplexity_golden": math.exp(golden_nll),
         "ratio": math.exp(golden_nll - float_nll),
         "top1_agreement": float((reference.argmax(-1) == logits.argmax(-1)).mean()),
         "wall_seconds_golden": time.monotonic() - began,

@@ -21,10 +21,19 @@ def measure() -> dict:
         flow = flows.setdefault(key, open_flow(model, config, layers=layers, vision=False))
         began = time.monotonic()
         result = simulate(flow, phase, tokens=tokens, kv=kv, name="cycle")
-        runs.append({
-            "model": model, "config": config, "phase": phase, "tokens": tokens, "kv": kv, "cycles": result["cycles"],
-            "mac_utilisation": result["mac_utilisation"], "hbm_utilisation": result["hbm_utilisation"],
-            "simulator_seconds": result["simulator_seconds"], "wall_seconds": time.monotonic() - began,
-            "cycles_per_second": result["cycles"] / result["simulator_seconds"],
-        })
+        runs.append(
+            {
+                "model": model,
+                "config": config,
+                "phase": phase,
+                "tokens": tokens,
+                "kv": kv,
+                "cycles": result["cycles"],
+                "mac_utilisation": result["mac_utilisation"],
+                "hbm_utilisation": result["hbm_utilisation"],
+                "simulator_seconds": result["simulator_seconds"],
+                "wall_seconds": time.monotonic() - began,
+                "cycles_per_second": result["cycles"] / result["simulator_seconds"],
+            }
+        )
     return {"runs": runs}

@@ -2,7 +2,7 @@
 
 from amaranth.hdl import *
 from amaranth.lib import wiring
-from amaranth.lib.wiring import In, Out
+from amaranth.lib.wiring import Out
 
 from hw.control import AXI4Lite, Control
 from hw.core import Core
@@ -22,15 +22,17 @@ def _flat(prefix, signature):
 
 
 class Accelerator(wiring.Component):
-    """The top module: clk, rst, `s_axi_control_*` (AXI4-Lite), `m00_axi_*` .. (AXI4 masters: the channels, then aux), irq, trace_*.
+    """The top module.
 
-    Contract: docs/machine.md; registers: `hw.spec.csr`. Every burst is INCR of whole beats without IDs; addresses are bytes.
+    Ports: clk, rst, `s_axi_control_*` (AXI4-Lite), `m00_axi_*` .. (AXI4 masters: the channels, then aux), irq, trace_*.
+    Contract: docs/machine.md; registers: `hw.spec.csr`. Every burst is INCR of whole beats without IDs; addresses are
+    bytes.
     Latency and throughput: `hw.spec.timing`, counted by `trace_cycle`.
     Back-pressure: all handshakes are honoured; R and B are always ready.
     Reset: `rst`, synchronous; the core is also reset by each START. Memories keep their contents.
 
-    Parameters: config; shared: the matrix unit is one Verilog module (False for the Amaranth simulator); primitive: DSP48E2
-    instances in place of their Amaranth model.
+    Parameters: config; shared: the matrix unit is one Verilog module (False for the Amaranth simulator); primitive:
+    DSP48E2 instances in place of their Amaranth model.
     Members: as above; trace_<unit>_start, _done, _tag (of the entry that starts or runs), trace_cycle.
     """
 
@@ -69,7 +71,8 @@ class Accelerator(wiring.Component):
         for unit in Unit:
             prefix = f"trace_{unit.name.lower()}_"
             m.d.comb += [
-                getattr(self, prefix + "start").eq(core.starts[unit]), getattr(self, prefix + "done").eq(core.dones[unit]),
+                getattr(self, prefix + "start").eq(core.starts[unit]),
+                getattr(self, prefix + "done").eq(core.dones[unit]),
                 getattr(self, prefix + "tag").eq(core.tags[unit]),
             ]
         return m

@@ -36,8 +36,8 @@ class AccumulatorBanks(wiring.Component):
     Latency: a step on ``i`` in cycle x meets ``sums`` in x + 1 and is written in x + ``latency``: ``drain`` in
     x + ``latency`` + 1 sees it. A ``drain`` in y is on ``o`` in y + 2. Throughput: a step and a drain a cycle.
 
-    There is no forwarding: the same row and pass must not come again within ``MIN_REUSE_CYCLES`` cycles, and a bank is not
-    accumulated and drained at once. Back-pressure: none. Reset: pending writes are dropped, contents stay.
+    There is no forwarding: the same row and pass must not come again within ``MIN_REUSE_CYCLES`` cycles, and a bank is
+    not accumulated and drained at once. Back-pressure: none. Reset: pending writes are dropped, contents stay.
 
     Parameters: ``config``.
 

@@ -11,8 +11,8 @@ from hw.spec.config import GRANULE_LANES, Config
 class AccumulatorBuffer(wiring.Component):
     """Words of ``lanes`` int32, written by granules of 16 lanes.
 
-    Latency: read data one cycle after ``en``; what is written in t is read in t + 1. Throughput: a word in and a word out
-    a cycle. Back-pressure: none. Reset: none; contents read 0 after power-up.
+    Latency: read data one cycle after ``en``; what is written in t is read in t + 1. Throughput: a word in and a word
+    out a cycle. Back-pressure: none. Reset: none; contents read 0 after power-up.
 
     Parameters: ``config``. Members: ``write``: from the drain; ``read``: the vector unit's.
     """

@@ -38,9 +38,8 @@ class BlockAssembler(wiring.Component):
         m.d.comb += [self.pop.eq(self.i_valid & (~self.full | self.take)), self.block.eq(Cat(beats))]
         with m.If(self.take):
             m.d.sync += self.full.eq(0)
-        with m.If(self.pop & self.i.header):
-            with m.If((self.i.data[:32] != EXPECTED_HEADER) | (count != 0)):
-                m.d.sync += self.error.eq(1)
+        with m.If(self.pop & self.i.header), m.If((self.i.data[:32] != EXPECTED_HEADER) | (count != 0)):
+            m.d.sync += self.error.eq(1)
         with m.Elif(self.pop):
             m.d.sync += count.eq(count + 1)
             for number, beat in enumerate(beats):

@@ -6,8 +6,20 @@ from amaranth.lib.wiring import In, Out
 
 from hw.interfaces import ERROR_BITS
 from hw.spec.config import Config
-from hw.spec.csr import (COUNTER_BASE, COUNTERS, CTRL, CTRL_DONE, CTRL_IDLE, CTRL_READY, CTRL_START, GIER, IER, ISR,
-                         REGISTERS, counter_offset)
+from hw.spec.csr import (
+    COUNTER_BASE,
+    COUNTERS,
+    CTRL,
+    CTRL_DONE,
+    CTRL_IDLE,
+    CTRL_READY,
+    CTRL_START,
+    GIER,
+    IER,
+    ISR,
+    REGISTERS,
+    counter_offset,
+)
 from hw.spec.isa import ARGUMENT_REGISTERS, ISA_VERSION
 
 ADDRESS_BITS = 12
@@ -34,17 +46,19 @@ def AXI4Lite():
 class Control(wiring.Component):
     """The host's view of the machine: `hw.spec.csr`.
 
-    Contract: START written while idle clears the core, the status and the counters (`clear`, in the cycle of the write); `run` is
-    high from the next cycle, cycle 0, to the one in which the program halts or the first error comes; open bus transactions
-    then finish, and done is set. START while running is ignored. The counter `cycles` is the number of cycles of `run`; `cycle` is the
-    current one's number. An error that comes between a good end and done counts, too. Done is cleared by reading
-    CTRL; ISR bits 0 (done) and 1 (ready) are set at done if IER has them, and toggled by writing 1.
+    Contract: START written while idle clears the core, the status and the counters (`clear`, in the cycle of the
+    write); `run` is high from the next cycle, cycle 0, to the one in which the program halts or the first error comes;
+    open bus transactions then finish, and done is set. START while running is ignored. The counter `cycles` is the
+    number of cycles of `run`; `cycle` is the current one's number. An error that comes between a good end and done
+    counts, too. Done is cleared by reading CTRL; ISR bits 0 (done) and 1 (ready) are set at done if IER has them, and
+    toggled by writing 1.
     Latency and throughput: a register access takes two cycles. Back-pressure: one access of each kind at a time.
     Reset: idle, every register 0.
 
     Parameters: config.
-    Members: axi; irq; clear, run, load (cycle 0), cycle; the argument registers (by name); halted, halt_code; error, error_code,
-    error_detail, error_pc; quiet: no bus transaction is open; counts: what each counter adds in this cycle (not `cycles`).
+    Members: axi; irq; clear, run, load (cycle 0), cycle; the argument registers (by name); halted, halt_code; error,
+    error_code, error_detail, error_pc; quiet: no bus transaction is open; counts: what each counter adds in this cycle
+    (not `cycles`).
     """
 
     def __init__(self, config: Config):
@@ -55,7 +69,7 @@ class Control(wiring.Component):
             "halted": In(1), "halt_code": In(32),
             "error": In(1), "error_code": In(ERROR_BITS), "error_detail": In(32), "error_pc": In(32),
             "quiet": In(1),
-            "counts": In(data.StructLayout({name: INCREMENT_BITS for name in COUNTERS[1:]})),
+            "counts": In(data.StructLayout(dict.fromkeys(COUNTERS[1:], INCREMENT_BITS))),
         })
 
     def elaborate(self, platform):
@@ -82,14 +96,18 @@ class Control(wiring.Component):
             with m.If(self.error | self.halted):
                 m.d.sync += [self.run.eq(0), self.draining.eq(1), waited.eq(0)]
             with m.If(self.error):
-                m.d.sync += [self.status.eq(self.error_code), self.detail.eq(self.error_detail), self.status_pc.eq(self.error_pc)]
+                m.d.sync += [
+                    self.status.eq(self.error_code), self.detail.eq(self.error_detail), self.status_pc.eq(self.error_pc)
+                ]
             with m.Elif(self.halted):
                 m.d.sync += [self.detail.eq(self.halt_code), self.status_pc.eq(self.error_pc)]
         with m.Elif(self.draining):
             m.d.sync += waited.eq(waited + 1)
             # A beat that nobody waited for (RD runs ahead) may still fail.
             with m.If(self.error & (self.status == 0)):
-                m.d.sync += [self.status.eq(self.error_code), self.detail.eq(self.error_detail), self.status_pc.eq(self.error_pc)]
+                m.d.sync += [
+                    self.status.eq(self.error_code), self.detail.eq(self.error_detail), self.status_pc.eq(self.error_pc)
+                ]
             with m.If((waited == DRAIN_LIMIT_CYCLES) | self.quiet & (waited >= SETTLE_CYCLES)):
                 m.d.sync += [self.draining.eq(0), self.done.eq(1), self.isr.eq(self.isr | self.ier)]
         with m.Elif(self.clear):
@@ -125,7 +143,8 @@ class Control(wiring.Component):
         values = {
             CTRL: control, GIER: self.enable, IER: self.ier, ISR: self.isr,
             **{REGISTERS[name]: getattr(self, name) for name in ARGUMENTS},
-            REGISTERS["status"]: self.status, REGISTERS["status_detail"]: self.detail, REGISTERS["status_pc"]: self.status_pc,
+            REGISTERS["status"]: self.status, REGISTERS["status_detail"]: self.detail,
+            REGISTERS["status_pc"]: self.status_pc,
             REGISTERS["isa_version"]: ISA_VERSION, REGISTERS["config_digest"]: int(self.config.digest()[:8], 16),
         }
         for name, counter in self.counters.items():
@@ -143,4 +162,4 @@ class Control(wiring.Component):
             m.d.sync += axi.rvalid.eq(0)
 
 
-assert len(ARGUMENTS) == 6 + ARGUMENT_REGISTERS and COUNTER_BASE > max(REGISTERS.values())
+assert len(ARGUMENTS) == 6 + ARGUMENT_REGISTERS and max(REGISTERS.values()) < COUNTER_BASE

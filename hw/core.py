@@ -6,7 +6,7 @@ from amaranth.lib.wiring import In, Out
 
 from hw.control import ARGUMENTS, INCREMENT_BITS
 from hw.fetch import Fetch
-from hw.interfaces import AXI4Read, AXI4Write, ERROR_BITS
+from hw.interfaces import ERROR_BITS, AXI4Read, AXI4Write
 from hw.load_unit import LoadUnit
 from hw.matrix import Matrix
 from hw.sequencer import Sequencer
@@ -23,8 +23,9 @@ SEQUENCER_DETAIL = len(Unit)
 class AuxRead(wiring.Component):
     """The auxiliary read port, used by one master at a time: program fetch, LDS, LD.
 
-    Contract: the master that is `fetching` or `loading` (LDS) owns the port, LD otherwise; the machine's order guarantees that
-    it has nothing open when the owner changes. With `run` low no new address is presented; one already presented stays.
+    Contract: the master that is `fetching` or `loading` (LDS) owns the port, LD otherwise; the machine's order
+    guarantees that it has nothing open when the owner changes. With `run` low no new address is presented; one already
+    presented stays.
     Latency: none. Back-pressure: arready goes to the owner. Reset: nothing open.
 
     Members: fetch, lds, ld (masters); fetching, loading, run; bus; idle: no address presented and no beat awaited.
@@ -66,7 +67,8 @@ class AuxRead(wiring.Component):
 class Core(wiring.Component):
     """Everything that one START runs.
 
-    Contract: docs/machine.md. Reset before each run (only while `quiet`); buffers and instruction memory keep their contents.
+    Contract: docs/machine.md. Reset before each run (only while `quiet`); buffers and instruction memory keep their
+    contents.
     Latency and throughput: `hw.spec.timing`; `run` is high from cycle 0 on.
     Back-pressure: only the memories'. With `run` low nothing starts, and open bus transactions finish.
 
@@ -84,7 +86,7 @@ class Core(wiring.Component):
             "reads": Out(AXI4Read()).array(ports), "writes": Out(AXI4Write()).array(ports),
             "halted": Out(1), "halt_code": Out(32),
             "error": Out(1), "error_code": Out(ERROR_BITS), "error_detail": Out(32), "error_pc": Out(32),
-            "quiet": Out(1), "counts": Out(data.StructLayout({name: INCREMENT_BITS for name in COUNTERS[1:]})),
+            "quiet": Out(1), "counts": Out(data.StructLayout(dict.fromkeys(COUNTERS[1:], INCREMENT_BITS))),
             "starts": Out(N_UNITS), "dones": Out(N_UNITS), "tags": Out(data.ArrayLayout(32, N_UNITS)),
         })
 
@@ -122,7 +124,8 @@ class Core(wiring.Component):
             aux.fetching.eq(fetch.active), aux.loading.eq(sequencer.lds_active), aux.run.eq(self.run),
             dispatcher.run.eq(self.run), store.run.eq(self.run), matrix.stop.eq(~self.run),
             self.quiet.eq(aux.idle & matrix.bus_idle & store.bus_idle),
-            self.starts.eq(dispatcher.starts), self.dones.eq(dispatcher.dones & self.run.replicate(N_UNITS)), self.tags.eq(dispatcher.tags),
+            self.starts.eq(dispatcher.starts), self.dones.eq(dispatcher.dones & self.run.replicate(N_UNITS)),
+            self.tags.eq(dispatcher.tags),
         ]
         self._sequencer(m, sequencer, fetch, dispatcher)
         self._errors(m, sequencer, fetch, dispatcher)
@@ -131,7 +134,8 @@ class Core(wiring.Component):
 
     def _sequencer(self, m, sequencer, fetch, dispatcher):
         m.d.comb += [
-            sequencer.load.eq(self.load), sequencer.run.eq(self.run), sequencer.go.eq(fetch.go), sequencer.word.eq(fetch.word),
+            sequencer.load.eq(self.load), sequencer.run.eq(self.run), sequencer.go.eq(fetch.go),
+            sequencer.word.eq(fetch.word),
             sequencer.entry.eq(self.entry), sequencer.length.eq(self.program_length),
             sequencer.limit.eq(self.instruction_limit), sequencer.watchdog.eq(self.watchdog),
             *[sequencer.arguments[i].eq(getattr(self, f"arg{i + 1}")) for i in range(ARGUMENT_REGISTERS)],
@@ -146,7 +150,8 @@ class Core(wiring.Component):
         m.d.comb += [self.error_detail.eq(SEQUENCER_DETAIL), self.error_pc.eq(sequencer.error_pc)]
         with m.If(dispatcher.error):
             m.d.comb += [
-                self.error.eq(1), self.error_code.eq(dispatcher.error_code), self.error_detail.eq(dispatcher.error_unit),
+                self.error.eq(1), self.error_code.eq(dispatcher.error_code),
+                self.error_detail.eq(dispatcher.error_unit),
                 self.error_pc.eq(dispatcher.error_pc),
             ]
         with m.Elif(fetch.illegal):
@@ -156,13 +161,17 @@ class Core(wiring.Component):
         with m.Elif(sequencer.error):
             m.d.comb += [self.error.eq(1), self.error_code.eq(sequencer.error_code)]
         with m.Elif(sequencer.halted & (sequencer.halt_code != 0)):
-            m.d.comb += [self.error.eq(1), self.error_code.eq(Error.HALT_CODE), self.error_detail.eq(sequencer.halt_code)]
+            m.d.comb += [
+                self.error.eq(1), self.error_code.eq(Error.HALT_CODE), self.error_detail.eq(sequencer.halt_code)
+            ]
 
     def _counts(self, m, sequencer, dispatcher, matrix, store):
         """Pulses while running; bus traffic to its end, a cycle late (it ends before done)."""
         running = {
-            "instructions": sequencer.retire, "stall_queue": sequencer.stall_queue, "stall_fence": sequencer.stall_fence,
-            "stall_lds": sequencer.stall_lds, "mx_weight_stall": matrix.weight_stall, "mx_drain_stall": matrix.drain_stall,
+            "instructions": sequencer.retire, "stall_queue": sequencer.stall_queue,
+            "stall_fence": sequencer.stall_fence,
+            "stall_lds": sequencer.stall_lds, "mx_weight_stall": matrix.weight_stall,
+            "mx_drain_stall": matrix.drain_stall,
             **{f"busy_{unit.name.lower()}": dispatcher.busy[unit] for unit in Unit},
             **{f"wait_{unit.name.lower()}": dispatcher.waiting[unit] for unit in Unit},
         }

@@ -4,7 +4,7 @@ from amaranth.hdl import *
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 
-from hw.interfaces import AXI4Read, BEAT_BITS
+from hw.interfaces import BEAT_BITS, AXI4Read
 from hw.spec.config import BEAT_BYTES, Config
 from hw.spec.isa import INSTRUCTION_BYTES
 from hw.spec.timing import BURST_BEATS
@@ -23,10 +23,10 @@ def next_burst(address, remaining):
 class Fetch(wiring.Component):
     """Loads the program from the auxiliary memory, then tells the sequencer to go; holds the instruction memory.
 
-    Contract: ceil(length / 8) beats from beat address `address` on, eight 64-bit instructions a beat, the first in the low bytes.
-    A length beyond the instruction memory raises `illegal` in cycle 0; a bus error raises `bus_error`.
-    Latency and throughput: first AR in cycle 1, then one a cycle; `go` in the cycle after the last beat, without fetch (skip, or
-    length 0) in cycle 1. The read port answers in the next cycle.
+    Contract: ceil(length / 8) beats from beat address `address` on, eight 64-bit instructions a beat, the first in the
+    low bytes. A length beyond the instruction memory raises `illegal` in cycle 0; a bus error raises `bus_error`.
+    Latency and throughput: first AR in cycle 1, then one a cycle; `go` in the cycle after the last beat, without fetch
+    (skip, or length 0) in cycle 1. The read port answers in the next cycle.
     Back-pressure: arready is honoured, beats are always taken.
     Reset: state only; the memory keeps its program.
 
@@ -58,7 +58,8 @@ class Fetch(wiring.Component):
         m.d.sync += lane.eq(self.pc)
         m.d.comb += [
             burst.eq(next_burst(address, asked)),
-            self.bus.araddr.eq(address << 6), self.bus.arlen.eq(burst - 1), self.bus.arvalid.eq(self.active & (asked != 0)),
+            self.bus.araddr.eq(address << 6), self.bus.arlen.eq(burst - 1),
+            self.bus.arvalid.eq(self.active & (asked != 0)),
             self.bus.rready.eq(1),
             write.en.eq(taken), write.addr.eq(at), Value.cast(write.data).eq(self.bus.rdata),
             self.bus_error.eq(taken & self.bus.rresp[1]),

@@ -35,7 +35,7 @@ def AXI4Write(address_bits=ADDRESS_BITS):
 
 def descriptor_layout(unit: Unit):
     """A unit's descriptor: its FIELDS in order, 32 bits each."""
-    return data.StructLayout({name: 32 for name in FIELDS[unit]})
+    return data.StructLayout(dict.fromkeys(FIELDS[unit], 32))
 
 
 def UnitPort(unit: Unit):

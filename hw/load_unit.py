@@ -5,7 +5,7 @@ from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.fetch import next_burst
-from hw.interfaces import AXI4Read, BEAT_BITS, BufferRead, UnitPort
+from hw.interfaces import BEAT_BITS, AXI4Read, BufferRead, UnitPort
 from hw.spec.config import Config
 from hw.spec.isa import Error, Unit
 
@@ -13,8 +13,9 @@ from hw.spec.isa import Error, Unit
 class LoadUnit(wiring.Component):
     """LD and the parameter buffer.
 
-    Contract: for o in n_outer: n_inner beats from aux beat address addr + o*stride to PB granules dst + o*dst_stride on (mod 2**32).
-    A granule beyond PB is BUFFER_RANGE when its beat comes and is not written; a zero count is ILLEGAL_DESCRIPTOR in s + 1.
+    Contract: for o in n_outer: n_inner beats from aux beat address addr + o*stride to PB granules dst + o*dst_stride on
+    (mod 2**32). A granule beyond PB is BUFFER_RANGE when its beat comes and is not written; a zero count is
+    ILLEGAL_DESCRIPTOR in s + 1.
     Latency and throughput: AR j in s + 1 + j, one beat a cycle; done in the cycle after the last beat. What a beat
     wrote in r is read from r + 1 on.
     Back-pressure: arready is honoured, beats are always taken.

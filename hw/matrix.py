@@ -24,9 +24,10 @@ TREE_LEVELS_A_STAGE = 2
 
 
 class RowMerger(wiring.Component):
-    """The units' rows -> words: the chosen group of units side by side (SPLIT_N), or their sum in every granule (SPLIT_K).
+    """The units' rows -> words: the chosen group of units side by side (SPLIT_N), or their sum everywhere (SPLIT_K).
 
-    Numeric contract: int32, wrapping. Latency: ``TREE_STAGES`` cycles. Throughput: a word a cycle. Back-pressure, reset: none.
+    Numeric contract: int32, wrapping. Latency: ``TREE_STAGES`` cycles. Throughput: a word a cycle. Back-pressure,
+    reset: none.
 
     Parameters: ``config``. Members: ``rows``: int32[units, 16]; ``group``, ``sum``: choice; ``o``: int32[lanes].
     """
@@ -53,7 +54,8 @@ class RowMerger(wiring.Component):
             for _ in range(TREE_LEVELS_A_STAGE):
                 if len(sums) > 1:
                     half = len(sums) // 2
-                    sums = [[(a + b)[:ACC_BITS] for a, b in zip(x, y)] for x, y in zip(sums[:half], sums[half:])]
+                    sums = [[(a + b)[:ACC_BITS] for a, b in zip(x, y, strict=True)]
+                            for x, y in zip(sums[:half], sums[half:], strict=True)]
             sums = [[delay(m, value, 1, f"sum_{stage}_{i}_{lane}") for lane, value in enumerate(row)]
                     for i, row in enumerate(sums)]
         m.d.comb += self.o.eq(Mux(chosen, Cat(*sums[0]).replicate(config.granules_per_word), word))
@@ -67,16 +69,17 @@ class Matrix(wiring.Component):
 
     Latency and throughput: docs/machine.md, RD, matrix unit front and MX, with MX_ACC_LATENCY and MX_DRAIN_LATENCY.
 
-    Back-pressure: addresses wait for FIFO room and arready; R is always ready. Errors: RD reports BUS_READ, STREAM_HEADER
-    and ILLEGAL_DESCRIPTOR, MX ILLEGAL_DESCRIPTOR and BUFFER_RANGE, as sticky levels; nothing is done or newly asked for
-    afterwards. Reset: everything idle and empty; buffers keep their contents. Reset only while ``bus_idle``.
+    Back-pressure: addresses wait for FIFO room and arready; R is always ready. Errors: RD reports BUS_READ,
+    STREAM_HEADER and ILLEGAL_DESCRIPTOR, MX ILLEGAL_DESCRIPTOR and BUFFER_RANGE, as sticky levels; nothing is done or
+    newly asked for afterwards. Reset: everything idle and empty; buffers keep their contents. Reset only while
+    ``bus_idle``.
 
     Parameters: ``config``; ``primitive``: see :class:`hw.dsp48e2.DSP48E2`; ``shared``: write the matrix unit once
     (`hw.verilog_writer.as_module`; not for the Amaranth simulator).
 
     Members: ``rd``, ``mx``: dispatch; ``stop``: send no new address and take no block (after an error anywhere);
-    ``bus_idle``; ``axi``: the units' channels; ``operands``: OB's write port, words of ``lanes`` int8; ``results``: AB's read port;
-    ``weight_stall``, ``drain_stall``: MX waits for weights, for a bank, in this cycle.
+    ``bus_idle``; ``axi``: the units' channels; ``operands``: OB's write port, words of ``lanes`` int8; ``results``:
+    AB's read port; ``weight_stall``, ``drain_stall``: MX waits for weights, for a bank, in this cycle.
     """
 
     def __init__(self, config: Config, *, primitive=False, shared=False):
@@ -96,8 +99,10 @@ class Matrix(wiring.Component):
         m = Module()
         unit = MatrixUnit(self.config, primitive=self.primitive)
         # A drain reaches the units a cycle after the one it counts from.
-        if unit.step_latency != MX_ACC_LATENCY + 1 or ACTS_LATENCY != OperandBuffer.latency:
-            raise ValueError(f"MX_ACC_LATENCY = {MX_ACC_LATENCY}, but the matrix unit needs {unit.step_latency - 1} cycles")
+        if unit.step_latency != MX_ACC_LATENCY + 1 or OperandBuffer.latency != ACTS_LATENCY:
+            raise ValueError(
+                f"MX_ACC_LATENCY = {MX_ACC_LATENCY}, but the matrix unit needs {unit.step_latency - 1} cycles"
+            )
         units = [unit] + [MatrixUnit(self.config, primitive=self.primitive) for _ in range(1, self.config.units)]
         if self.shared:
             units = [as_module(each, "matrix_unit") for each in units]
@@ -117,7 +122,8 @@ class Matrix(wiring.Component):
         busy, illegal, desc = Signal(), Signal(), self.rd.desc
         header, bus = Signal(), Signal()
         m.d.sync += [
-            header.eq(Cat(unit.header_error for unit in units).any()), bus.eq(Cat(unit.bus_error for unit in units).any()),
+            header.eq(Cat(unit.header_error for unit in units).any()),
+            bus.eq(Cat(unit.bus_error for unit in units).any()),
         ]
         with m.If(self.rd.start):
             m.d.sync += [
@@ -157,7 +163,8 @@ class Matrix(wiring.Component):
         illegal, out_of_range = self._checks(m, steps, drain)
         m.d.comb += [
             self.mx.error.eq(illegal | out_of_range),
-            self.mx.error_code.eq(Mux(illegal, Error.ILLEGAL_DESCRIPTOR, Mux(out_of_range, Error.BUFFER_RANGE, Error.NONE))),
+            self.mx.error_code.eq(
+                Mux(illegal, Error.ILLEGAL_DESCRIPTOR, Mux(out_of_range, Error.BUFFER_RANGE, Error.NONE))),
             self.mx.done.eq(delay_valid(m, drain.all_drained, MX_DRAIN_LATENCY, "done") & ~self.mx.error),
         ]
 
@@ -178,7 +185,8 @@ class Matrix(wiring.Component):
         enables = Mux(split_k, 1 << dst[:part], (1 << words) - 1)
         m.d.comb += [
             results.write.data.eq(merger.o), results.write.addr.eq(dst[part:]),
-            results.write.en.eq(Mux(delay_valid(m, drain.drain_valid & ~drain.range_error, total, "write"), enables, 0)),
+            results.write.en.eq(
+                Mux(delay_valid(m, drain.drain_valid & ~drain.range_error, total, "write"), enables, 0)),
         ]
         wiring.connect(m, wiring.flipped(self.results), results.read)
 
@@ -188,7 +196,10 @@ class Matrix(wiring.Component):
         illegal, out_of_range = Signal(), Signal()
         wrong = [getattr(desc, name) == 0 for name in ("n_rows", "kb", "ob")]
         wrong += [desc.n_rows > config.acc_rows, desc.mode > max(MxMode)]
-        unaligned = lambda value, unit: value[:unit.bit_length() - 1] != 0
+
+        def unaligned(value, unit):
+            return value[:unit.bit_length() - 1] != 0
+
         wrong.append((desc.mode == MxMode.SPLIT_K) & (
             unaligned(desc.act, config.units) | unaligned(desc.act_stride, config.units)))
         wrong.append((desc.mode == MxMode.SPLIT_N) & (

@@ -1,7 +1,7 @@
 """What the matrix units do in which cycle: blocks to take, rows to multiply, sums to drain."""
 
 from amaranth.hdl import *
-from amaranth.lib import data, wiring
+from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.accumulator import drain_layout, step_layout
@@ -26,9 +26,9 @@ class StepControl(wiring.Component):
 
     Parameters: ``config``.
 
-    Members: ``start``, ``desc``: an MX instruction; ``full``, ``take``: the blocks; ``step``, ``step_valid``, ``act``, ``split``:
-    work and the operand block it needs; ``step_done``: the last cycle of an output step; ``step_drained``: its bank is
-    free; ``stop``: take nothing more; ``range_error``: ``act`` is beyond the buffer in this cycle;
+    Members: ``start``, ``desc``: an MX instruction; ``full``, ``take``: the blocks; ``step``, ``step_valid``, ``act``,
+    ``split``: work and the operand block it needs; ``step_done``: the last cycle of an output step; ``step_drained``:
+    its bank is free; ``stop``: take nothing more; ``range_error``: ``act`` is beyond the buffer in this cycle;
     ``weight_stall``, ``drain_stall``: the unit waits in this cycle for ``full`` or for a bank.
     """
 
@@ -36,7 +36,8 @@ class StepControl(wiring.Component):
         self.config = config
         super().__init__({
             "start": In(1), "desc": In(descriptor_layout(Unit.MX)), "stop": In(1), "full": In(1), "take": Out(1),
-            "step": Out(step_layout(config)), "step_valid": Out(1), "act": Out(range(config.ob_blocks)), "split": Out(1),
+            "step": Out(step_layout(config)), "step_valid": Out(1), "act": Out(range(config.ob_blocks)),
+            "split": Out(1),
             "step_done": Out(1), "step_drained": In(1), "range_error": Out(1),
             "weight_stall": Out(1), "drain_stall": Out(1),
         })
@@ -113,10 +114,10 @@ class DrainControl(wiring.Component):
 
     Parameters: ``config``.
 
-    Members: ``start``, ``desc``: an MX instruction; ``step_done``: see :class:`StepControl`; ``drain``, ``drain_valid``:
-    the row to read, a cycle late; ``group``, ``dst``: word of the row and its granule in the accumulator buffer, with
-    ``drain``; ``step_drained``: the last drain cycle of a step, ``all_drained``: and of the instruction (in time);
-    ``range_error``: ``dst`` is beyond the buffer (with ``drain``).
+    Members: ``start``, ``desc``: an MX instruction; ``step_done``: see :class:`StepControl`; ``drain``,
+    ``drain_valid``: the row to read, a cycle late; ``group``, ``dst``: word of the row and its granule in the
+    accumulator buffer, with ``drain``; ``step_drained``: the last drain cycle of a step, ``all_drained``: and of the
+    instruction (in time); ``range_error``: ``dst`` is beyond the buffer (with ``drain``).
     """
 
     def __init__(self, config: Config):
@@ -135,7 +136,9 @@ class DrainControl(wiring.Component):
         m.d.sync += [line.eq(Cat(self.step_done, line)), ready.eq(ready + line[-1] - self.step_drained)]
 
         row, group, bank, steps_left = Signal(32), Signal.like(self.group), Signal(), Signal(32)
-        address, row_base, step_base = (Signal(ADDRESS_BITS, name=name) for name in ("address", "row_base", "step_base"))
+        address, row_base, step_base = (
+            Signal(ADDRESS_BITS, name=name) for name in ("address", "row_base", "step_base")
+        )
         active, row_last, next_step = Signal(), Signal(), Signal(ADDRESS_BITS)
         m.d.comb += [
             active.eq(ready != 0), row_last.eq(split_k | (group == config.drain_cycles_a_row - 1)),

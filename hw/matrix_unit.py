@@ -24,8 +24,9 @@ class MatrixUnit(wiring.Component):
 
     Numeric contract: int8 acts[-128, 127], int8 weights[-127, 127], exact; int32 sums wrap.
 
-    Latency: a block taken in T serves the steps from T + 1 on, until the next is taken. A step in t has its act block in
-    t + ``ACTS_LATENCY``; the first ``drain`` that sees its sum is that of t + ``step_latency``. ``drain`` in y is on ``row`` in y + 2.
+    Latency: a block taken in T serves the steps from T + 1 on, until the next is taken. A step in t has its act block
+    in t + ``ACTS_LATENCY``; the first ``drain`` that sees its sum is that of t + ``step_latency``. ``drain`` in y is on
+    ``row`` in y + 2.
     Throughput: a step a cycle; a block every four cycles.
 
     Back-pressure: takes happen with ``full`` only, and a block's steps follow its take without a gap in ``take``'s
@@ -33,9 +34,9 @@ class MatrixUnit(wiring.Component):
 
     Parameters: ``config``; ``primitive``: see :class:`hw.dsp48e2.DSP48E2`.
 
-    Members: ``rd_start``, ``rd_desc``, ``stop``, ``active``, ``bus_idle``, ``axi``: see :class:`hw.weight_reader.WeightReader`;
-    ``full``, ``take``: the block; ``step``, ``step_valid``, ``acts``: work; ``drain``, ``drain_valid``, ``row``: results;
-    ``bus_error``, ``header_error``: sticky.
+    Members: ``rd_start``, ``rd_desc``, ``stop``, ``active``, ``bus_idle``, ``axi``: see
+    :class:`hw.weight_reader.WeightReader`; ``full``, ``take``: the block; ``step``, ``step_valid``, ``acts``: work;
+    ``drain``, ``drain_valid``, ``row``: results; ``bus_error``, ``header_error``: sticky.
     """
 
     def __init__(self, config: Config, *, primitive=False):

@@ -14,13 +14,13 @@ BLOCK_BITS = 8 * BLOCK
 class OperandBuffer(wiring.Component):
     """Block j lives in bank j mod units; a read gives either one block to every unit, or a row of banks, one to each.
 
-    Latency: ``latency`` cycles from ``en`` to ``o``. What is written in t is read by ``en`` in t + 1. Throughput: a read
-    and a written word a cycle. Back-pressure: none. Reset: none; contents read 0 after power-up.
+    Latency: ``latency`` cycles from ``en`` to ``o``. What is written in t is read by ``en`` in t + 1. Throughput: a
+    read and a written word a cycle. Back-pressure: none. Reset: none; contents read 0 after power-up.
 
     Parameters: ``config``.
 
-    Members: ``en``, ``addr``: block to read; ``split``: unit u gets block addr + u (``addr`` a multiple of units), else all
-    get block addr; ``o``: int8[units, 16]; ``write``: the vector unit's port, in words of ``lanes`` int8.
+    Members: ``en``, ``addr``: block to read; ``split``: unit u gets block addr + u (``addr`` a multiple of units), else
+    all get block addr; ``o``: int8[units, 16]; ``write``: the vector unit's port, in words of ``lanes`` int8.
     """
 
     latency = 4

@@ -4,7 +4,7 @@ from amaranth.hdl import *
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from hw.interfaces import AXI4Read, ERROR_BITS
+from hw.interfaces import ERROR_BITS, AXI4Read
 from hw.spec.config import Config
 from hw.spec.isa import ALL_UNITS, ARGUMENT_REGISTERS, FIELDS, LOOP_DEPTH, OPERANDS, REGISTERS, Error, Op, Unit
 
@@ -22,7 +22,7 @@ def illegal(instruction):
 
     refused = Const(1)
     for op, kinds in OPERANDS.items():
-        bad = Cat(wrong(instruction[name], kind) for name, kind in zip("abc", kinds)).any()
+        bad = Cat(wrong(instruction[name], kind) for name, kind in zip("abc", kinds, strict=True)).any()
         if op == Op.FENCE:
             bad = bad | (instruction.imm > ALL_UNITS)
         refused = Mux(instruction.op == op, bad, refused)
@@ -32,26 +32,27 @@ def illegal(instruction):
 class Sequencer(wiring.Component):
     """Executes the program.
 
-    Contract: `hw.spec.isa`, on 32-bit registers mod 2**32. The checks of an instruction, in order: PC_RANGE, INSTRUCTION_LIMIT,
-    ILLEGAL_INSTRUCTION, LOOP_STACK. LOOP with count 0 jumps behind its ENDL and pushes nothing. WATCHDOG is raised in the cycle
-    that follows `watchdog` cycles without a retired instruction.
-    Latency and throughput: first execution two cycles after `go`, then every SEQ_INTERVAL = 2 cycles: executed in t (operands
-    registered, the next pc addresses the program), decoded in t + 1. LDS puts its address on the bus in its first cycle with LD idle and
-    retires LDS_RETURN = 1 cycle after its beat.
+    Contract: `hw.spec.isa`, on 32-bit registers mod 2**32. The checks of an instruction, in order: PC_RANGE,
+    INSTRUCTION_LIMIT, ILLEGAL_INSTRUCTION, LOOP_STACK. LOOP with count 0 jumps behind its ENDL and pushes nothing.
+    WATCHDOG is raised in the cycle that follows `watchdog` cycles without a retired instruction.
+    Latency and throughput: first execution two cycles after `go`, then every SEQ_INTERVAL = 2 cycles: executed in t
+    (operands registered, the next pc addresses the program), decoded in t + 1. LDS puts its address on the bus in its
+    first cycle with LD idle and retires LDS_RETURN = 1 cycle after its beat.
     Back-pressure: ISSUE waits while the unit's queue is full, FENCE and HALT for idle units, LDS for LD and the bus.
     Reset: stopped, registers 0 but r1 .. r15, which take the arguments with `load`; loop stack empty.
 
     Parameters: config.
-    Members: load (cycle 0), run, go; length, limit, watchdog, arguments; pc -> word (instruction memory, next cycle); bus (LDS;
-    `lds_active`: beats on it are this unit's); full, idle (a bit a unit); set_en, set_field, set_value; push, push_unit, wait,
-    signal, tag; halted (pulse in t_halt), halt_code; error (pulse), error_code, error_pc; retire, stall_queue, stall_fence,
-    stall_lds (for the counters).
+    Members: load (cycle 0), run, go; length, limit, watchdog, arguments; pc -> word (instruction memory, next cycle);
+    bus (LDS; `lds_active`: beats on it are this unit's); full, idle (a bit a unit); set_en, set_field, set_value; push,
+    push_unit, wait, signal, tag; halted (pulse in t_halt), halt_code; error (pulse), error_code, error_pc; retire,
+    stall_queue, stall_fence, stall_lds (for the counters).
     """
 
     def __init__(self, config: Config):
         units = len(Unit)
         super().__init__({
-            "load": In(1), "run": In(1), "go": In(1), "entry": In(32), "length": In(32), "limit": In(32), "watchdog": In(32),
+            "load": In(1), "run": In(1), "go": In(1), "entry": In(32), "length": In(32), "limit": In(32),
+            "watchdog": In(32),
             "arguments": In(data.ArrayLayout(32, ARGUMENT_REGISTERS)),
             "pc": Out(32), "word": In(64), "bus": Out(AXI4Read()), "lds_active": Out(1),
             "full": In(units), "idle": In(units),
@@ -78,7 +79,8 @@ class Sequencer(wiring.Component):
                 m.next = "DECODE"
             with m.State("DECODE"):
                 m.d.sync += [
-                    self.instruction.eq(fetched), self.refused.eq(illegal(fetched)), self.beyond.eq(self.at >= self.length),
+                    self.instruction.eq(fetched), self.refused.eq(illegal(fetched)),
+                    self.beyond.eq(self.at >= self.length),
                     self.b.eq(registers[fetched.b[:5]]), self.c.eq(registers[fetched.c[:5]]),
                 ]
                 m.next = "EXECUTE"
@@ -97,7 +99,9 @@ class Sequencer(wiring.Component):
                     else:
                         self._lds_beat(m)
             with m.State("LOADED"):
-                m.d.comb += [self.retire.eq(self.run), self.pc.eq(self.at + 1), self.result.eq(self.lds_word), self.writes.eq(1)]
+                m.d.comb += [
+                    self.retire.eq(self.run), self.pc.eq(self.at + 1), self.result.eq(self.lds_word), self.writes.eq(1)
+                ]
                 m.d.sync += self.at.eq(self.at + 1)
                 m.next = "DECODE"
             with m.State("STOP"):
@@ -108,7 +112,9 @@ class Sequencer(wiring.Component):
         with m.If(self.retire & self.writes & (self.instruction.a[:5] != 0)):
             m.d.sync += registers[self.instruction.a[:5]].eq(self.result)
         with m.If(self.load):
-            m.d.sync += [register.eq(value) for register, value in zip(list(registers)[1:], self.arguments)]
+            m.d.sync += [
+                register.eq(value) for register, value in zip(list(registers)[1:], self.arguments, strict=False)
+            ]
         return m
 
     def _checks(self, m, execute, ready):
@@ -155,7 +161,8 @@ class Sequencer(wiring.Component):
     def _execute(self, m):
         i, b, c = self.instruction, self.b, self.c
         results = {
-            Op.ADDI: b + i.imm, Op.ADD: b + c, Op.SUB: b - c, Op.MUL: b * c, Op.SHLI: b << i.imm[:5], Op.SHRI: b >> i.imm[:5],
+            Op.ADDI: b + i.imm, Op.ADD: b + c, Op.SUB: b - c, Op.MUL: b * c, Op.SHLI: b << i.imm[:5],
+            Op.SHRI: b >> i.imm[:5],
             Op.MIN: Mux(b < c, b, c), Op.MAX: Mux(b < c, c, b),
         }
         branches = {Op.BEQ: b == c, Op.BNE: b != c, Op.BLTU: b < c, Op.BGEU: b >= c}
@@ -178,10 +185,12 @@ class Sequencer(wiring.Component):
                 blocked = self.full.bit_select(i.a[:3], 1)
                 m.d.comb += [self.stall_queue.eq(blocked), self.push.eq(~blocked), self.retire.eq(~blocked)]
             with m.Case(Op.FENCE):
-                m.d.comb += self.retire.eq(((i.imm[:len(Unit)] & ~self.idle) == 0))
+                m.d.comb += self.retire.eq((i.imm[:len(Unit)] & ~self.idle) == 0)
                 m.d.comb += self.stall_fence.eq(~self.retire)
             with m.Case(Op.HALT):
-                m.d.comb += [self.retire.eq(self.idle.all()), self.halted.eq(self.retire), self.stall_fence.eq(~self.retire)]
+                m.d.comb += [
+                    self.retire.eq(self.idle.all()), self.halted.eq(self.retire), self.stall_fence.eq(~self.retire)
+                ]
         self._loops(m)
         with m.If(self.retire):
             m.d.sync += self.at.eq(self.next_pc)

@@ -5,7 +5,7 @@ from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
-from hw.interfaces import AXI4Write, BEAT_BITS, BufferWrite, UnitPort
+from hw.interfaces import BEAT_BITS, AXI4Write, BufferWrite, UnitPort
 from hw.spec.config import BEAT_BYTES, GRANULE_LANES, Config
 from hw.spec.isa import Error, StMode, Unit
 
@@ -26,16 +26,18 @@ def bytes_of(granule, lane_bytes):
 class StoreUnit(wiring.Component):
     """ST and the store buffer.
 
-    Contract: `hw.spec.isa.StMode`; addresses mod 2**32. A source beyond SB is BUFFER_RANGE in its issue cycle; an undefined
-    mode or a zero count ILLEGAL_DESCRIPTOR in s + 1; a bad response BUS_WRITE.
-    Latency and throughput: item beat k issues in s + 1 + k, its AW and W are presented ST_PIPE = 3 cycles later (read and
-    multiply, add and place, present); done in the cycle after the last B.
-    Back-pressure: AW and W are held until both are taken, and the whole pipe with them. With `run` low nothing new is presented.
+    Contract: `hw.spec.isa.StMode`; addresses mod 2**32. A source beyond SB is BUFFER_RANGE in its issue cycle; an
+    undefined mode or a zero count ILLEGAL_DESCRIPTOR in s + 1; a bad response BUS_WRITE.
+    Latency and throughput: item beat k issues in s + 1 + k, its AW and W are presented ST_PIPE = 3 cycles later (read
+    and multiply, add and place, present); done in the cycle after the last B.
+    Back-pressure: AW and W are held until both are taken, and the whole pipe with them. With `run` low nothing new is
+    presented.
     Reset: idle; SB keeps its contents (0 at power-up).
 
     Parameters: config.
     Members: unit; run; buffer (the vector unit's write port); buses (write halves, the channels' first, then aux);
-    bus_idle: nothing is presented, no response awaited; channel_bytes, aux_bytes: enabled strobes accepted in this cycle.
+    bus_idle: nothing is presented, no response awaited; channel_bytes, aux_bytes: enabled strobes accepted in this
+    cycle.
     """
 
     def __init__(self, config: Config):
@@ -86,7 +88,8 @@ class StoreUnit(wiring.Component):
             m.d.sync += busy.eq(1)
         with m.Elif(self.unit.done):
             m.d.sync += busy.eq(0)
-        for condition, code in ((outside, Error.BUFFER_RANGE), (bad, Error.BUS_WRITE), (illegal, Error.ILLEGAL_DESCRIPTOR)):
+        raised = ((outside, Error.BUFFER_RANGE), (bad, Error.BUS_WRITE), (illegal, Error.ILLEGAL_DESCRIPTOR))
+        for condition, code in raised:
             with m.If(condition):
                 m.d.comb += [self.unit.error.eq(1), self.unit.error_code.eq(code)]
         return m
@@ -100,7 +103,7 @@ class StoreUnit(wiring.Component):
         with m.Switch(desc.mode):
             for mode, values in STRIDES.items():
                 with m.Case(mode):
-                    for signal, value in zip(strides, values):
+                    for signal, value in zip(strides, values, strict=True):
                         m.d.comb += signal.eq(desc[value] if isinstance(value, str) else value)
         key, mode = Signal(32), desc.mode[:2]
         unit_bits = self.config.units.bit_length() - 1

@@ -1,7 +1,7 @@
 """Resources of a configuration: Yosys `synth_xilinx -family xcup`, each Verilog module synthesised once.
 
-Counts are Yosys's, hierarchical (a matrix unit counts as often as it is instantiated). LUT counts are rough and there is no
-timing: Yosys maps carries without CARRY8 and does not retime. DSP48E2, block RAM and UltraRAM counts are structural.
+Counts are Yosys's, hierarchical (a matrix unit counts as often as it is instantiated). LUT counts are rough, there is
+no timing: Yosys maps carries without CARRY8 and does not retime. DSP48E2, block RAM and UltraRAM counts are structural.
 """
 
 import json
@@ -11,11 +11,14 @@ from pathlib import Path
 
 from hw.emit import TOP, accelerator_verilog
 from hw.spec import config as configurations
+from hw.spec.resources import dsp_total
 from hw.verilog_writer import run_yosys
 
+LUT_COSTS = "2:2,3,6:5,10,20"
+"""Costs of LUTs by width, as in synth_xilinx, whose own mapper (abc9) fails on this hierarchy (0.70)."""
 KINDS = ("DSP48E2", "LUT", "FF", "BRAM36", "URAM", "LUTRAM", "CARRY", "MUX")
 _PREFIXES = {
-    "DSP48E2": ("DSP48E2",), "LUT": ("LUT", "INV"), "FF": ("FD",), "URAM": ("URAM288",), "CARRY": ("CARRY",),
+    "DSP48E2": ("DSP48E2",), "LUT": ("LUT", "$lut", "INV"), "FF": ("FD",), "URAM": ("URAM288",), "CARRY": ("CARRY",),
     "MUX": ("MUXF",), "LUTRAM": ("RAM32", "RAM64", "RAM128", "RAM256", "RAM512", "SRL"),
 }
 _HALF_BLOCK, _WHOLE_BLOCK = "RAMB18", "RAMB36"
@@ -41,7 +44,7 @@ def tally(cells: dict[str, float]) -> dict[str, float]:
 
 def hierarchy_cells(modules: dict[str, dict], top: str) -> dict[str, dict[str, int]]:
     """Primitives of every module, those of its submodules included, from the `modules` of `stat -json`."""
-    own = {name: info["num_cells_by_type"] for name, info in modules.items()}
+    own = {name: info["num_cells_by_type"] | info.get("num_submodules_by_type", {}) for name, info in modules.items()}
     done: dict[str, dict[str, int]] = {}
 
     def total(name: str) -> dict[str, int]:
@@ -67,7 +70,8 @@ def synthesise(verilog: str, top: str) -> dict[str, dict[str, int]]:
         source.write_text(verilog)
         run_yosys([
             f"read_verilog {source}",
-            f"synth_xilinx -family xcup -noiopad -noclkbuf -uram -top {top}",
+            f"synth_xilinx -family xcup -noiopad -noclkbuf -uram -top {top} -run begin:map_luts",
+            f"abc -luts {LUT_COSTS}", "clean",
             f"tee -q -o {answer} stat -json",
         ])  # fmt: skip
         modules = json.loads(answer.read_text())["modules"]
@@ -75,9 +79,12 @@ def synthesise(verilog: str, top: str) -> dict[str, dict[str, int]]:
     return {key.lstrip("\\"): cells for key, cells in hierarchy_cells(modules, found).items()}
 
 
-def resources(name: str) -> dict:
-    """{"total": table, "modules": {module: table}, "dsp_formula": the configuration's} of a configuration."""
+def resources(name: str, verilog: str | None = None) -> dict:
+    """{"total": table, "modules": {module: table}, "dsp_formula": the configuration's} of a configuration.
+
+    verilog: its text (without the primitive's model) where the caller has it already.
+    """
     config = configurations.get(name)
-    cells = synthesise(accelerator_verilog(name), TOP)
+    cells = synthesise(verilog or accelerator_verilog(name), TOP)
     return {"config": name, "total": tally(cells[TOP]), "modules": {module: tally(c) for module, c in cells.items()},
-            "primitives": cells[TOP], "dsp_formula": configurations.dsp_total(config)}
+            "primitives": cells[TOP], "dsp_formula": dsp_total(config)}

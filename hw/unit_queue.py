@@ -24,14 +24,16 @@ class UnitQueue(wiring.Component):
     Contract: `push` appends {wait, signal, tag, shadow descriptor}; the head starts when the unit is idle and `ready`
     (its semaphores) is high. The entry that runs stays at the memory's output until `done`, so `unit.desc` and
     `tag` are stable.
-    Latency and throughput: pushed in t, visible as head in t + 1; done in e, the next start is in e + 1 at the earliest.
+    Latency and throughput: pushed in t, visible as head in t + 1; done in e, the next start is in e + 1 at the
+    earliest.
     Back-pressure: `full` (registered: `depth` entries wait, the running one not counted); a push then is forbidden.
     Reset: queue empty, shadow descriptor 0.
 
     Parameters: unit; depth in instructions.
-    Members: unit (the unit's port); set_en, set_index, set_value (shadow field); push, wait, signal, tag_in; run: starts
-    are allowed; head_wait: semaphores the head needs; ready: they are there; running_signal, tag: of the entry at the
-    output; waiting: the head waits for semaphores only; busy: s + 1 .. e; idle: nothing runs and nothing is queued.
+    Members: unit (the unit's port); set_en, set_index, set_value (shadow field); push, wait, signal, tag_in; run:
+    starts are allowed; head_wait: semaphores the head needs; ready: they are there; running_signal, tag: of the entry
+    at the output; waiting: the head waits for semaphores only; busy: s + 1 .. e; idle: nothing runs and nothing is
+    queued.
     """
 
     def __init__(self, unit: Unit, depth: int):
@@ -88,15 +90,15 @@ class Dispatcher(wiring.Component):
     """The five units' queues and the 5 x 5 semaphores.
 
     Contract: a start decrements the semaphores [producer -> unit] of its wait mask, all of which are >= 1; a done
-    increments [unit -> consumer] of its signal mask. Both at once leave it as it is. Beyond SEMAPHORE_MAX: error SEMAPHORE of the
-    producer, in the cycle of the done.
+    increments [unit -> consumer] of its signal mask. Both at once leave it as it is. Beyond SEMAPHORE_MAX: error
+    SEMAPHORE of the producer, in the cycle of the done.
     Latency and throughput: an increment in e is seen by starts from e + 1 on; everything else as `UnitQueue`.
     Back-pressure: `full` of each unit. Reset: all empty, semaphores 0.
 
     Parameters: config.
-    Members: ld, st, rd, mx, vu (unit ports); run; set_en, set_field (unit << 5 | index), set_value; push, push_unit, wait,
-    signal, tag; full, idle, busy, waiting, starts, dones (a bit a unit); tags; error (level or pulse), error_code,
-    error_unit, error_pc: of the lowest unit that fails in this cycle.
+    Members: ld, st, rd, mx, vu (unit ports); run; set_en, set_field (unit << 5 | index), set_value; push, push_unit,
+    wait, signal, tag; full, idle, busy, waiting, starts, dones (a bit a unit); tags; error (level or pulse),
+    error_code, error_unit, error_pc: of the lowest unit that fails in this cycle.
     """
 
     def __init__(self, config: Config):
@@ -115,7 +117,7 @@ class Dispatcher(wiring.Component):
         m = Module()
         queues = [UnitQueue(unit, self.config.queue_depth) for unit in Unit]
         overflow = [Signal(name=f"overflow_{unit.name.lower()}") for unit in Unit]
-        for unit, queue in zip(Unit, queues):
+        for unit, queue in zip(Unit, queues, strict=True):
             name = unit.name.lower()
             m.submodules[name] = queue
             wiring.connect(m, queue.unit, wiring.flipped(getattr(self, name)))

@@ -29,9 +29,10 @@ class VectorAddress(wiring.Component):
     enumerations and zero counts are ILLEGAL_DESCRIPTOR. A buffer that the pass uses is BUFFER_RANGE when a word of it
     is beyond the end (or an operand-buffer block is not at the start of a word). w is checked with every word.
 
-    Latency: word j's addresses are out in cycle s + 1 + j, `ok` one cycle later: no error up to and including this word.
-    Throughput: one word a cycle. `stop` is high with the last word of all; a pass that leaves a buffer with word k stops
-    at word k + 2 if it has one, an illegal one in s.
+    Latency: word j's addresses are out in cycle s + 1 + j, `ok` one cycle later: no error up to and including this
+    word.
+    Throughput: one word a cycle. `stop` is high with the last word of all; a pass that leaves a buffer with word k
+    stops at word k + 2 if it has one, an illegal one in s.
 
     Back-pressure: none. Reset: idle, no error. `error` stays until the next start.
 
@@ -65,7 +66,8 @@ class VectorAddress(wiring.Component):
         self.row_end, self.mid_end, end = Signal(), Signal(), Signal()
         first_mid = Signal()
         m.d.comb += [self.row_end.eq(word == 1), self.mid_end.eq(self.row_end & (mid == 1)),
-                     end.eq(self.mid_end & (outer == 1)), self.stop.eq(Mux(self.active, end | self.error, self.start & self.illegal))]
+                     end.eq(self.mid_end & (outer == 1)),
+                     self.stop.eq(Mux(self.active, end | self.error, self.start & self.illegal))]
         with m.If(self.active):
             m.d.sync += word.eq(Mux(self.row_end, self.desc.n_words, word - 1))
             with m.If(self.row_end):
@@ -85,7 +87,8 @@ class VectorAddress(wiring.Component):
 
     def _operand(self, m, name):
         """One adder: the base of what goes on plus its step."""
-        current, mid, outer = self[name], Signal(ADDRESS_BITS, name=f"{name}_mid"), Signal(ADDRESS_BITS, name=f"{name}_out")
+        current = self[name]
+        mid, outer = Signal(ADDRESS_BITS, name=f"{name}_mid"), Signal(ADDRESS_BITS, name=f"{name}_out")
         step = C(1, 32)
         if name in ROW_OPERANDS:
             step = C(0, 32)
@@ -125,7 +128,9 @@ class VectorAddress(wiring.Component):
 
     def _illegal(self):
         zero = Cat(self.desc[name] == 0 for name in self.left)
-        beyond = Cat(self.ctl[name] >= len(kind) for name, bits, kind in CTL0 if kind is not int and len(kind) < 1 << bits)
+        beyond = Cat(
+            self.ctl[name] >= len(kind) for name, bits, kind in CTL0 if kind is not int and len(kind) < 1 << bits
+        )
         return (zero.any() | beyond.any())
 
     def _errors(self, m):
@@ -153,4 +158,6 @@ class VectorAddress(wiring.Component):
         with m.If(checked & out_of_range & ~self.error):
             m.d.sync += [self.error.eq(1), self.error_code.eq(Error.BUFFER_RANGE)]
         with m.If(self.start):
-            m.d.sync += [self.error.eq(self.illegal), self.error_code.eq(Mux(self.illegal, Error.ILLEGAL_DESCRIPTOR, 0))]
+            m.d.sync += [
+                self.error.eq(self.illegal), self.error_code.eq(Mux(self.illegal, Error.ILLEGAL_DESCRIPTOR, 0))
+            ]

@@ -78,7 +78,7 @@ class VectorLane(wiring.Component):
     def _mul1(self, m, x, p):
         """x at SWAP, p at 1."""
         mantissa, shift = (registered(m, value, name) for value, name in
-                           zip(scale_operands(p, self.adjust1), ("p_mantissa", "p_shift")))
+                           zip(scale_operands(p, self.adjust1), ("p_mantissa", "p_shift"), strict=True))
         p = registered(m, p, "p_2")
         y, z, amount = Signal(signed(17)), Signal(signed(16)), Signal(7)
         with m.Switch(self.ctl.mul1):

@@ -59,7 +59,7 @@ class VectorReduce(wiring.Component):
         level, values = 0, [self.values[i] for i in range(self.lanes)]
         while len(values) > 1:
             values = [registered(m, combined(a, b), f"level{level}_{i}")
-                      for i, (a, b) in enumerate(zip(values[::2], values[1::2]))]
+                      for i, (a, b) in enumerate(zip(values[::2], values[1::2], strict=True))]
             level += 1
         first, valid = delayed(m, self.first, level, "first"), delayed(m, self.valid, level, "valid")
         with m.If(valid):
@@ -89,7 +89,9 @@ class Finaliser(wiring.Component):
         raw = registered(m, saturate(total, 32), "raw")
         is_root = Signal()
         m.d.sync += is_root.eq(self.fin == Fin.RSQRT)
-        size = registered(m, Mux(is_root, non_negative(total) + epsilon, non_negative(saturate(total, 32)))[:FIN_BITS], "size")
+        size = registered(
+            m, Mux(is_root, non_negative(total) + epsilon, non_negative(saturate(total, 32)))[:FIN_BITS], "size"
+        )
 
         length = registered(m, bit_length(size), "length")
         up = FIN_BITS - length

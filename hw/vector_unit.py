@@ -45,7 +45,8 @@ class VectorUnit(wiring.Component):
     Reset: idle; VB and row scalars keep their contents, 0 at power-up.
 
     Parameters: config; hierarchical: the lane becomes a Verilog module of its own, "vector_lane" (`convert` only).
-    Members: `unit`; `ab`, `pb`: read ports in words; `sb`: in words; `ob`: int8, the address is that of the word's first block.
+    Members: `unit`; `ab`, `pb`: read ports in words; `sb`: in words; `ob`: int8, the address is that of the word's
+    first block.
     """
 
     def __init__(self, config: Config, *, hierarchical=False):
@@ -130,7 +131,8 @@ class VectorUnit(wiring.Component):
     def _lanes(self, m, a, p, v):
         count = delayed(m, self.address.n_lanes, OPERANDS_AT + MASK - 1, "n_lanes")
         imm = Signal(SCALE)
-        for register, value in zip((imm.mantissa, imm.shift), scale_operands(self.unit.desc.imm0, self.ctl1.adj1)):
+        factor = scale_operands(self.unit.desc.imm0, self.ctl1.adj1)
+        for register, value in zip((imm.mantissa, imm.shift), factor, strict=True):
             m.d.sync += register.eq(value)
         lanes = []
         for i in range(self.config.lanes):

@@ -23,8 +23,8 @@ def wrapped_increment(pointer, depth):
 class BeatFIFO(wiring.Component):
     """A ring of beats in block memory whose first beat shows at once.
 
-    Latency: a beat written in r is on ``o`` in r + 1. Throughput: one beat in and one out a cycle. Back-pressure: none at
-    the input; its user counts credits. Reset: empty.
+    Latency: a beat written in r is on ``o`` in r + 1. Throughput: one beat in and one out a cycle. Back-pressure: none
+    at the input; its user counts credits. Reset: empty.
 
     Parameters: ``depth``. Members: ``i``, ``i_valid``: write; ``o``, ``o_valid``, ``pop``: read.
     """
@@ -58,11 +58,11 @@ class BeatFIFO(wiring.Component):
 class WeightReader(wiring.Component):
     """Reads n_outer runs of n_inner beats and hands them out in order, the stream's header tagged.
 
-    Latency: started in s, the first address is on the bus in s + 1, then one a cycle; a beat taken in r can be popped in
-    r + 1. Bursts follow `hw.spec.timing.burst_length`. Throughput: one beat a cycle.
+    Latency: started in s, the first address is on the bus in s + 1, then one a cycle; a beat taken in r can be popped
+    in r + 1. Bursts follow `hw.spec.timing.burst_length`. Throughput: one beat a cycle.
 
-    Back-pressure: an address goes out only if the FIFO has room for its whole burst besides everything asked for and not
-    yet popped, so ``rready`` is always high. Reset: idle, empty.
+    Back-pressure: an address goes out only if the FIFO has room for its whole burst besides everything asked for and
+    not yet popped, so ``rready`` is always high. Reset: idle, empty.
 
     Parameters: ``config``.
 
@@ -110,7 +110,9 @@ class WeightReader(wiring.Component):
     def _addresses(self, m, asked, length, header):
         """The walk over the runs; ``length`` is that of the burst at ``beat``."""
         beat, run = Signal(BEAT_ADDRESS_BITS), Signal(BEAT_ADDRESS_BITS)
-        left, runs_left, n_inner, stride = (Signal(32, name=name) for name in ("left", "runs_left", "n_inner", "stride"))
+        left, runs_left, n_inner, stride = (
+            Signal(32, name=name) for name in ("left", "runs_left", "n_inner", "stride")
+        )
         to_page = Signal(range(PAGE_BEATS + 1))
         m.d.comb += [
             to_page.eq(PAGE_BEATS - beat[:6]),

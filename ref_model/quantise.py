@@ -4,10 +4,10 @@ Weights are rounded to nearest, symmetric, one scale an output channel. Constant
 operators need (docs/machine.md, "Operators as passes") are folded into channel scales here, once.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-import math
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ import torch
 from hw.spec import numerics as nm
 from ref_model.calibrate import Maxima, smoothing
 from ref_model.checkpoints import Checkpoint
-from ref_model.config import LlavaConfig, TextConfig
+from ref_model.config import LlavaConfig, TextConfig, VisionConfig
 from ref_model.decoder import rope_tables
 
 Array = np.ndarray
@@ -93,7 +93,7 @@ class Lazy(Sequence):
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, index: int):
+    def __getitem__(self, index: int):  # type: ignore[override]  # no slices
         if not 0 <= index < self._length:
             raise IndexError(index)
         return self._make(index)
@@ -118,7 +118,7 @@ class QuantText:
 class QuantVision:
     """class_embedding int64[d] and position int64[n_positions, d] in Q16."""
 
-    config: object
+    config: VisionConfig
     patch: QuantLinear
     class_embedding: Array
     position: Array
@@ -250,6 +250,7 @@ def text_layer(checkpoint: Checkpoint, index: int, maxima: Maxima | None = None)
 def vision_layer(checkpoint: Checkpoint, index: int) -> QuantVisionLayer:
     """Quantise vision layer `index`."""
     read, c = _Reader(checkpoint, f"vision_tower.encoder.layers.{index}."), checkpoint.config.vision
+    assert c is not None
 
     def projection(name, factor=1.0):
         return linear(read(f"self_attn.{name}_proj.weight"), read(f"self_attn.{name}_proj.bias"), factor)

@@ -186,14 +186,18 @@ class CycleMachine:
 
     def _ends_at(self, unit: Unit, e: int) -> None:
         """The unit's running instruction ends at e."""
-        entry, s = self.running[unit]
+        running = self.running[unit]
+        assert running is not None
+        entry, s = running
         self.trace.append(Event(s, unit, entry.pc, e))
         self.counters[f"busy_{unit.name.lower()}"] += e - s
         heapq.heappush(self.ends, (e, int(unit)))
         heapq.heappush(self.wakes, e + 1)
 
     def _end(self, unit: Unit, e: int) -> None:
-        entry, _ = self.running[unit]
+        running = self.running[unit]
+        assert running is not None
+        entry, _ = running
         if self.executor and unit != Unit.RD:
             self.executor.finish(entry)
         self.running[unit] = None

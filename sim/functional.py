@@ -5,6 +5,7 @@ ends with WATCHDOG, as the machine would.
 """
 
 from collections import deque
+from collections.abc import Callable
 
 from hw.spec.config import BEAT_BYTES, BLOCK_BEATS, Config
 from hw.spec.isa import SEMAPHORE_MAX, Error, Op, Unit
@@ -15,6 +16,8 @@ from sim.functional_sequencer import Issued, Sequencer
 from sim.functional_state import State, load, store
 from sim.functional_vector import vector_pass
 from sim.memory_image import MemoryImage
+
+_AT_ONCE: dict[int, Callable[[State, Issued], None]] = {Unit.LD: load, Unit.ST: store, Unit.VU: vector_pass}
 
 
 class Executor:
@@ -41,7 +44,7 @@ class Executor:
             return self.stream.reader_done()
         if entry.unit == Unit.MX:
             return self._multiply(entry)
-        {Unit.LD: load, Unit.ST: store, Unit.VU: vector_pass}[entry.unit](self.state, entry)
+        _AT_ONCE[entry.unit](self.state, entry)
         return True
 
     def _multiply(self, entry: Issued) -> bool:

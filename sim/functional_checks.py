@@ -1,5 +1,7 @@
 """What a unit refuses when it starts a descriptor: zero counts, undefined enumerations, addresses beyond a buffer."""
 
+from enum import IntEnum
+
 import numpy as np
 
 from hw.spec.config import Config
@@ -8,14 +10,18 @@ from sim.backend import MachineError
 from sim.functional_sequencer import Issued
 
 MASK = 0xFFFFFFFF
-_COUNTS = {
+_COUNTS: dict[int, tuple[str, ...]] = {
     Unit.LD: ("n_outer", "n_inner"),
     Unit.ST: ("n_tok", "n_head", "n_gran"),
     Unit.RD: ("n_outer", "n_inner"),
     Unit.MX: ("n_rows", "kb", "ob"),
     Unit.VU: ("n_outer", "n_mid", "n_words"),
 }
-_MODES = {Unit.ST: ("mode", StMode), Unit.RD: ("fmt", StreamFormat), Unit.MX: ("mode", MxMode)}
+_MODES: dict[int, tuple[str, type[IntEnum]]] = {
+    Unit.ST: ("mode", StMode), Unit.RD: ("fmt", StreamFormat), Unit.MX: ("mode", MxMode),
+}
+_CONTROL: tuple[tuple[str, int, type[int]], ...] = CTL0
+_ENUMERATED = [(name, kind) for name, _, kind in _CONTROL if issubclass(kind, IntEnum)]
 
 
 def check(config: Config, entry: Issued) -> None:
@@ -42,9 +48,7 @@ def control(f: dict[str, int]) -> dict:
 
 def _bad_control(config: Config, f: dict[str, int]) -> bool:
     ctl = control(f)
-    undefined = any(
-        kind is not int and ctl[name] not in kind._value2member_map_ for name, _, kind in CTL0
-    )
+    undefined = any(ctl[name] not in kind._value2member_map_ for name, kind in _ENUMERATED)
     into_blocks = ctl["dst"] in (Dst.OB, Dst.OBH, Dst.OBL)
     return undefined or (into_blocks and any(f[d] % config.granules_per_word for d in ("d", "d_out", "d_mid")))
 

@@ -137,6 +137,13 @@ def _read(state: State, f: dict[str, int]) -> np.ndarray:
     return np.stack(units).view(np.int8).reshape(state.config.units, -1, BEAT_BYTES)[:, skip:]
 
 
+def _data(state: State, run: Run) -> np.ndarray:
+    """What `_read` gives, read once a run."""
+    if run.data is None:
+        run.data = _read(state, run.fields)
+    return run.data
+
+
 def matrix(state: State, f: dict[str, int], pieces: list[tuple[Run, int, int]]) -> np.ndarray:
     """The weights as float32[inputs, outputs] for BLAS, from the blocks in stream order."""
     key = None
@@ -145,10 +152,7 @@ def matrix(state: State, f: dict[str, int], pieces: list[tuple[Run, int, int]]) 
         key = (*run.fields.values(), first, n, f["kb"], f["ob"], f["mode"])
         if key in state.memory.cache:
             return state.memory.cache[key]
-    for run, _, _ in pieces:
-        if run.data is None:
-            run.data = _read(state, run.fields)
-    parts = [run.data[:, first : first + n] for run, first, n in pieces]
+    parts = [_data(state, run)[:, first : first + n] for run, first, n in pieces]
     data = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
     blocks = data.reshape(state.config.units, f["ob"], f["kb"], BLOCK, BLOCK)
     # SPLIT_N: outputs (ob, unit, row), inputs (kb, column); SPLIT_K: outputs (ob, row), inputs (kb, unit, column).

@@ -3,6 +3,7 @@
 The driver (functional or cycle) decides when ISSUE, FENCE, LDS and HALT may execute.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from hw.spec.config import BEAT_BYTES, Config
@@ -123,13 +124,13 @@ class Sequencer:
         self.retire()
 
 
-_ARITHMETIC = {
+_ARITHMETIC: dict[int, Callable[[int, int, int], int]] = {
     Op.ADDI: lambda b, c, imm: b + imm, Op.ADD: lambda b, c, imm: b + c, Op.SUB: lambda b, c, imm: b - c,
     Op.MUL: lambda b, c, imm: b * c, Op.SHLI: lambda b, c, imm: b << (imm & 31),
     Op.SHRI: lambda b, c, imm: b >> (imm & 31), Op.MIN: lambda b, c, imm: min(b, c),
     Op.MAX: lambda b, c, imm: max(b, c),
 }  # fmt: skip
-_BRANCHES = {
+_BRANCHES: dict[int, Callable[[int, int], bool]] = {
     Op.BEQ: lambda b, c: b == c, Op.BNE: lambda b, c: b != c,
     Op.BLTU: lambda b, c: b < c, Op.BGEU: lambda b, c: b >= c,
 }  # fmt: skip

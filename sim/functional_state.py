@@ -103,7 +103,7 @@ def _store_scalar(state: State, f: dict[str, int], granules: np.ndarray) -> None
 _STORES = {StMode.LIN: _store_linear, StMode.K: _store_k, StMode.V: _store_v, StMode.SC: _store_scalar}
 
 
-def _write(state: State, port: np.ndarray, addresses: np.ndarray, data: np.ndarray) -> None:
+def _write(state: State, port: np.ndarray | np.int64, addresses: np.ndarray, data: np.ndarray) -> None:
     """data: uint8[..., width], one row an address."""
     port = np.broadcast_to(port, addresses.shape)
     rows = data.reshape(-1, data.shape[-1])

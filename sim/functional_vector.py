@@ -79,7 +79,7 @@ class Pass:
         a, p, v = (self._operand(name, part) for name in ("a", "p", "v"))
         r0_raw, r0 = self._entry("r0", part)
         _, r1 = self._entry("r1", part)
-        swap = 0
+        swap: np.ndarray | int = 0
         if ctl["mul1"] == Mul1.ROPE:
             source = {Src.A: a, Src.V: v, Src.P: p, Src.R0: r0}[ctl["src"]]
             swap = _neighbours(source) if ctl["src"] != Src.R0 else source

@@ -12,8 +12,8 @@ from .regions import memory_region
 
 ARGUMENTS = ("n_tokens", "position", "row_list", "rope_list", "result", "n_layers", "first_layer")
 """Registers 1.. at the start. Lists are 4-byte aux addresses of one beat address a token; result is a beat address;
-first_layer counts layers of the compiled model. The word behind the last row address says what the result is: 1 for the last
-token's logits, 0 for its residual row (runs of some layers only)."""
+first_layer counts layers of the compiled model. The word behind the last row address says what the result is: 1 for the
+last token's logits, 0 for its residual row (runs of some layers only)."""
 POINTERS = ("params", "weights", "cache", "scales")
 LOGITS = memory_region("logits")
 

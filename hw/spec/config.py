@@ -1,8 +1,8 @@
 """Accelerator configurations: frozen data, derived quantities as properties, impossible ones refused."""
 
-from dataclasses import asdict, dataclass
 import hashlib
 import json
+from dataclasses import asdict, dataclass
 
 GRANULE_LANES = 16
 """int32 values in a granule; a granule is 64 bytes, one memory beat."""

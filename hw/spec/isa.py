@@ -5,6 +5,7 @@ descriptor a unit; SET writes a field, ISSUE pushes a snapshot into the unit's q
 semaphores to wait for and to signal.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -207,10 +208,8 @@ def unpack_bits(layout, word: int) -> dict:
         if name.startswith("adj"):
             value = (value ^ (1 << bits - 1)) - (1 << bits - 1)
         elif kind is not int:
-            try:
+            with suppress(ValueError):
                 value = kind(value)
-            except ValueError:
-                pass
         out[name] = value
     return out
 
@@ -275,7 +274,7 @@ class Instruction:
     def problem(self) -> str | None:
         """Why the hardware would refuse it, or None."""
         used = OPERANDS[self.op]
-        for name, kind in zip("abc", used):
+        for name, kind in zip("abc", used, strict=True):
             value = getattr(self, name)
             if kind == "r" and value >= REGISTERS:
                 return f"register {value} is outside 0..{REGISTERS - 1}"

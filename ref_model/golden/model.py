@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from hw.spec import numerics as nm
-from ref_model.quantise import QuantModel, QuantTextLayer, QuantVisionLayer, fixed
+from ref_model.quantise import QuantModel, QuantTextLayer, QuantVision, QuantVisionLayer, fixed
 
-from .operators import (GATES, Array, add_linear, attend, gated, linear, normalise, quantise_rows, rotate)
+from .operators import GATES, Array, add_linear, attend, gated, linear, normalise, quantise_rows, rotate
 
 
 @dataclass
@@ -50,9 +50,9 @@ class GoldenText:
 
     def embed(self, ids: Sequence[int], features: Array | None = None) -> Array:
         """Wide rows int64[n, d]; image-token places take `features` rows (int[n_visual, d] Q16) in order."""
-        ids = np.asarray(ids, dtype=np.int64)
-        places = ids == (-1 if self.model.config.image_token_index is None else self.model.config.image_token_index)
-        rows = self.model.text.embed[np.where(places, 0, ids)].astype(np.int64)
+        tokens = np.asarray(ids, dtype=np.int64)
+        places = tokens == (-1 if self.model.config.image_token_index is None else self.model.config.image_token_index)
+        rows = self.model.text.embed[np.where(places, 0, tokens)].astype(np.int64)
         if features is not None:
             rows[places] = features
         return rows
@@ -109,33 +109,38 @@ class GoldenVision:
     model: QuantModel
     layers: int | None = None
 
+    @property
+    def vision(self) -> QuantVision:
+        assert self.model.vision is not None, "a text model"
+        return self.model.vision
+
     def stem(self, patches: Array) -> Array:
         """Wide tokens int64[n_positions, d] of patches float[n_patches, 3*p*p] (rounded to Q16 first)."""
-        v = self.model.vision
+        v = self.vision
         tokens = linear(*quantise_rows(fixed(patches)), v.patch)
         tokens = np.concatenate([v.class_embedding[None], tokens])
         return normalise(nm.sat32(tokens + v.position), v.pre_norm)
 
     def tower(self, x: Array) -> Array:
         """The executed layers."""
-        count = len(self.model.vision.layers) if self.layers is None else self.layers
+        count = len(self.vision.layers) if self.layers is None else self.layers
         for i in range(count):
-            x = self._layer(self.model.vision.layers[i], x)
+            x = self._layer(self.vision.layers[i], x)
         return x
 
     def project(self, x: Array) -> Array:
         """Feature rows int64[n, d_text] of tower rows (class token already dropped)."""
-        v = self.model.vision
+        v = self.vision
         hidden = nm.gate(linear(*quantise_rows(x), v.projector1), nm.GELU_TABLE)
         return linear(*quantise_rows(hidden), v.projector2)
 
     def forward(self, patches: Array) -> Array:
         """Visual tokens int64[n_features, d_text] Q16 of one image's patches."""
         x = self.tower(self.stem(patches))
-        return self.project(x[1:] if self.model.vision.config.drop_class else x)
+        return self.project(x[1:] if self.vision.config.drop_class else x)
 
     def _layer(self, w: QuantVisionLayer, x: Array) -> Array:
-        c = self.model.vision.config
+        c = self.vision.config
         q8, raw = quantise_rows(normalise(x, w.norm1))
 
         def heads(projection):

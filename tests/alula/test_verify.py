@@ -9,9 +9,33 @@ from alula.simulation import simulate
 from alula.verification import check_text, verify
 from compiler.host import text_macs
 
-KEYS = ("backend config model phase tokens kv layers cycles seconds_at_clock clock_hz macs mac_utilisation "
-        "tokens_per_second ttft_seconds hbm_bytes_read hbm_bytes_written hbm_utilisation instructions_executed "
-        "program_bytes weight_bytes wall_seconds peak_memory_bytes bit_exact cycle_exact compared_bytes").split()
+KEYS = [
+    "backend",
+    "config",
+    "model",
+    "phase",
+    "tokens",
+    "kv",
+    "layers",
+    "cycles",
+    "seconds_at_clock",
+    "clock_hz",
+    "macs",
+    "mac_utilisation",
+    "tokens_per_second",
+    "ttft_seconds",
+    "hbm_bytes_read",
+    "hbm_bytes_written",
+    "hbm_utilisation",
+    "instructions_executed",
+    "program_bytes",
+    "weight_bytes",
+    "wall_seconds",
+    "peak_memory_bytes",
+    "bit_exact",
+    "cycle_exact",
+    "compared_bytes",
+]
 
 
 @pytest.fixture(scope="module")

@@ -65,12 +65,13 @@ class Outcome:
         return found
 
 
-def execute(program: Program, *, name="tiny", image=(), dumps=(), counters=csr.COUNTERS, before=(), start=START, jitter=0,
-            max_cycles=200_000, faults=(), log_axi=True, length=None, **arguments) -> Outcome:
+def execute(program: Program, *, name="tiny", image=(), dumps=(), counters=csr.COUNTERS, before=(), start=START,
+            jitter=0, max_cycles=200_000, faults=(), log_axi=True, length=None, **arguments) -> Outcome:
     """Runs the program; arguments are argument registers by name; dumps: (port, byte address, bytes)."""
     config = configurations.get(name)
     words = program.image()
-    values = {"program_addr": PROGRAM_BEAT, "program_length": len(program.words) if length is None else length} | arguments
+    length = len(program.words) if length is None else length
+    values = {"program_addr": PROGRAM_BEAT, "program_length": length} | arguments
     names = [*READS, *counters]
     result = run(
         design(name), sizes_bytes=[config.channel_bytes] * config.units + [config.aux_bytes],
@@ -80,4 +81,4 @@ def execute(program: Program, *, name="tiny", image=(), dumps=(), counters=csr.C
         csr_reads=offsets(names), dump_ranges=[DumpRange(*d) for d in dumps], max_cycles=max_cycles, faults=faults,
         log_axi=log_axi,
     )  # fmt: skip
-    return Outcome(result, dict(zip(names, result.csr)))
+    return Outcome(result, dict(zip(names, result.csr, strict=True)))

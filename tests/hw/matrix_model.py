@@ -58,7 +58,7 @@ class FrontModel:
     """One unit's pops, from the cycles its beats arrive and its blocks are taken."""
 
     def __init__(self, arrivals: list[int], headers: list[bool]):
-        self.beats = list(zip(arrivals, headers))
+        self.beats = list(zip(arrivals, headers, strict=False))
         self.pops: list[int] = []
         self.free = 0  # cycle from which the next block's first beat may be popped
 
@@ -81,7 +81,7 @@ class FrontModel:
 def mx_times(config: Config, starts: list[int], program: list[Mx], fronts: list[FrontModel]) -> list[MxTimes]:
     """Takes, drains and ends of MX instructions started in ``starts``."""
     times = []
-    for s, mx in zip(starts, program):
+    for s, mx in zip(starts, program, strict=False):
         cost = mx.n_rows * config.passes
         d = config.drain_cycles_a_row if mx.mode == MxMode.SPLIT_N else 1
         takes, drains = [], []
@@ -104,10 +104,11 @@ def mx_times(config: Config, starts: list[int], program: list[Mx], fronts: list[
     return times
 
 
-def address_times(config: Config, starts: list[int], program: list[Rd], pops: list[int], ready) -> list[tuple[int, int, int]]:
+def address_times(config: Config, starts: list[int], program: list[Rd], pops: list[int],
+                  ready) -> list[tuple[int, int, int]]:
     """(handshake cycle, beat address, beats) of each burst of a unit; ``ready(cycle)`` is arready."""
     out, reserved_before = [], 0
-    for s, rd in zip(starts, program):
+    for s, rd in zip(starts, program, strict=False):
         cycle = s + 1
         for at, length in rd.bursts():
             while True:

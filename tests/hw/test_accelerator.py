@@ -7,8 +7,16 @@ from hw.emit import TOP
 from hw.spec import config as configurations
 from hw.spec import csr
 from hw.spec.isa import CTL0, Dst, Error, Op, Src, StMode, Unit, pack_bits
-from hw.spec.timing import (LDS_RETURN, MX_ACC_LATENCY, MX_DRAIN_LATENCY, SEQ_AFTER_FETCH, SEQ_FIRST, SEQ_INTERVAL, ST_PIPE,
-                            VU_LATENCY)
+from hw.spec.timing import (
+    LDS_RETURN,
+    MX_ACC_LATENCY,
+    MX_DRAIN_LATENCY,
+    SEQ_AFTER_FETCH,
+    SEQ_FIRST,
+    SEQ_INTERVAL,
+    ST_PIPE,
+    VU_LATENCY,
+)
 from sim.rtl import accelerator
 from sim.rtl.lint import lint
 from sim.rtl.run import Fault, MemoryImage
@@ -26,7 +34,8 @@ def ctl0(**fields):
 
 
 def vu_copy(src, dst, words, **fields):
-    return dict(ctl0=ctl0(src=src, dst=dst), n_outer=1, n_mid=1, n_words=words, len0=words * CONFIG.lanes) | fields
+    counts = {"n_outer": 1, "n_mid": 1, "n_words": words, "len0": words * CONFIG.lanes}
+    return {"ctl0": ctl0(src=src, dst=dst)} | counts | fields
 
 
 def test_halt_at_once():
@@ -41,14 +50,16 @@ def test_halt_at_once():
 
 def test_interval_and_second_start_without_fetch():
     program = Program()
-    for i in range(40):
+    for _ in range(40):
         program.add(Op.ADDI, 1, 1, imm=1)
     program.halt()
     first = execute(program)
     assert first.cycles == 1 + CONFIG.read_latency + 5 + SEQ_AFTER_FETCH + SEQ_INTERVAL * 40 + 1
     # A first run without interrupt, register writes while it runs (START again is ignored), a second without fetch.
     busy = [(csr.CTRL, csr.CTRL_START)] + [(csr.REGISTERS["arg3"], i) for i in range(60)]
-    before = [(csr.REGISTERS["program_addr"], PROGRAM_BEAT), (csr.REGISTERS["program_length"], 41), (csr.CTRL, 1), *busy]
+    before = [
+        (csr.REGISTERS["program_addr"], PROGRAM_BEAT), (csr.REGISTERS["program_length"], 41), (csr.CTRL, 1), *busy
+    ]
     second = execute(program, before=before, flags=1)
     assert (second.status, second.instructions) == (0, 41)
     assert second.cycles == SEQ_FIRST + SEQ_INTERVAL * 40 + 1
@@ -70,12 +81,15 @@ def test_load_pass_store(jitter):
     program = Program()
     ld, vu, st = load_pass_store(program, beats, source, target)
     program.halt()
-    got = execute(program, image=[MemoryImage(AUX, source * 64, data)], dumps=[(AUX, target * 64, 64 * beats)], jitter=jitter)
+    got = execute(
+        program, image=[MemoryImage(AUX, source * 64, data)], dumps=[(AUX, target * 64, 64 * beats)], jitter=jitter
+    )
     assert got.status == 0
     np.testing.assert_array_equal(np.frombuffer(got.raw.dumps[0], np.uint8), data)
     load, passed, store = (got.event(tag) for tag in (ld, vu, st))
     assert passed.done_cycle - passed.start_cycle == beats + VU_LATENCY
-    assert passed.start_cycle == max(load.done_cycle + 1, load.start_cycle) and store.start_cycle == passed.done_cycle + 1
+    assert passed.start_cycle == max(load.done_cycle + 1, load.start_cycle)
+    assert store.start_cycle == passed.done_cycle + 1
     assert store.done_cycle - store.start_cycle == 1 + (beats - 1) + ST_PIPE + CONFIG.write_latency + 1
     if not jitter:
         assert load.done_cycle - load.start_cycle == 1 + CONFIG.read_latency + beats
@@ -93,7 +107,7 @@ def store_cases():
 @pytest.mark.parametrize(("mode", "pos", "n_head", "n_gran"), list(store_cases()))
 def test_store_modes(mode, pos, n_head, n_gran):
     n_tok, units = 6, CONFIG.units
-    strides = dict(stride_tok=32, stride_head=512, stride_slot=4, stride_gran=64)
+    strides = {"stride_tok": 32, "stride_head": 512, "stride_slot": 4, "stride_gran": 64}
     if mode == StMode.SC:
         strides["stride_head"] = 16
     granules = n_tok * n_head * n_gran
@@ -102,8 +116,8 @@ def test_store_modes(mode, pos, n_head, n_gran):
     program = Program()
     program.issue(LD, signal=[VU], addr=0, n_outer=1, n_inner=granules, dst=0)
     program.issue(VU, wait=[LD], signal=[ST], **vu_copy(Src.P, Dst.SB, granules))
-    program.issue(ST, wait=[VU], mode=mode, addr=target, src=0, src_tok=n_head * n_gran, src_head=n_gran, pos=pos, n_tok=n_tok,
-                  n_head=n_head, n_gran=n_gran, **strides)
+    program.issue(ST, wait=[VU], mode=mode, addr=target, src=0, src_tok=n_head * n_gran, src_head=n_gran, pos=pos,
+                  n_tok=n_tok, n_head=n_head, n_gran=n_gran, **strides)
     program.halt()
     noise = np.full(size, 0xA5, np.uint8)
     got = execute(program, image=[MemoryImage(AUX, 0, data.view(np.uint8)), *(
@@ -125,7 +139,9 @@ def test_store_modes(mode, pos, n_head, n_gran):
                     expected[AUX][at:at + 4] = row[:1].view(np.uint8)
                 else:
                     low = (row & 255).astype(np.uint8)
-                    base = 64 * (h * strides["stride_head"] + slot * strides["stride_slot"] + g * strides["stride_gran"])
+                    base = 64 * (
+                        h * strides["stride_head"] + slot * strides["stride_slot"] + g * strides["stride_gran"]
+                    )
                     if mode == StMode.K:
                         expected[unit][base + 16 * k:base + 16 * k + 16] = low
                     else:
@@ -152,7 +168,9 @@ def test_matmul():
     program.issue(LD, signal=[VU], addr=0, n_outer=1, n_inner=blocks, dst=0)
     program.issue(RD, addr=10, n_outer=1, n_inner=4 * kb, fmt=0)
     program.issue(VU, wait=[LD], signal=[MX], **vu_copy(Src.P, Dst.OB, blocks))
-    mx = program.issue(MX, wait=[VU], signal=[VU], act=0, act_stride=kb, n_rows=n_rows, kb=kb, ob=1, dst=0, dst_stride=units)
+    mx = program.issue(
+        MX, wait=[VU], signal=[VU], act=0, act_stride=kb, n_rows=n_rows, kb=kb, ob=1, dst=0, dst_stride=units
+    )
     program.issue(VU, wait=[MX], signal=[ST], **vu_copy(Src.A, Dst.SB, granules))
     program.issue(ST, wait=[VU], mode=StMode.LIN, addr=9000, src=0, n_tok=1, n_head=1, n_gran=granules)
     program.halt()
@@ -212,7 +230,7 @@ def failing():
     loops = [(Op.ADDI, 1, 0, 0, 5)] + [(Op.LOOP, 0, 1, 0, 9)] * 5
     halt = (Op.HALT,)
     raw = Program([0x77])
-    load = dict(addr=0, n_outer=1, n_inner=8, dst=0)
+    load = {"addr": 0, "n_outer": 1, "n_inner": 8, "dst": 0}
     yield "opcode", (raw, {}), Error.ILLEGAL_INSTRUCTION, 5, 0
     yield "register", one((Op.ADDI, 32, 0, 0, 1)), Error.ILLEGAL_INSTRUCTION, 5, 0
     yield "field", one((Op.SET, 6)), Error.ILLEGAL_INSTRUCTION, 5, 0
@@ -224,19 +242,20 @@ def failing():
     yield "code", one((Op.HALT, 0, 0, 0, 42)), Error.HALT_CODE, 42, 0
     yield "limit", one((Op.BEQ, 0, 0, 0, 0), instruction_limit=100), Error.INSTRUCTION_LIMIT, 5, 0
     yield "watchdog", one(lambda p: p.issue(LD, wait=[VU], **load), halt, watchdog=200), Error.WATCHDOG, 5, 5
-    yield "zero", one(lambda p: p.issue(LD, **load | dict(n_inner=0)), halt), Error.ILLEGAL_DESCRIPTOR, LD, 4
+    yield "zero", one(lambda p: p.issue(LD, **load | {"n_inner": 0}), halt), Error.ILLEGAL_DESCRIPTOR, LD, 4
     yield "mode", one(lambda p: p.issue(ST, mode=4, n_tok=1, n_head=1, n_gran=1), halt), Error.ILLEGAL_DESCRIPTOR, ST, 4
-    far = load | dict(dst=CONFIG.pb_granules - 3)
+    far = load | {"dst": CONFIG.pb_granules - 3}
     yield "load range", one(lambda p: p.issue(LD, **far), halt), Error.BUFFER_RANGE, LD, 4
-    store = dict(mode=0, addr=0, n_tok=1, n_head=1, n_gran=9)
-    yield "store range", one(lambda p: p.issue(ST, **store, src=CONFIG.sb_granules - 4), halt), Error.BUFFER_RANGE, ST, 6
+    store = {"mode": 0, "addr": 0, "n_tok": 1, "n_head": 1, "n_gran": 9}
+    far_store = store | {"src": CONFIG.sb_granules - 4}
+    yield "store range", one(lambda p: p.issue(ST, **far_store), halt), Error.BUFFER_RANGE, ST, 6
     yield "read", one(lambda p: p.issue(LD, **load), halt, faults=[Fault(AUX, "read", 1)]), Error.BUS_READ, LD, 4
     yield "fetch", one(halt, faults=[Fault(AUX, "read", 0)]), Error.BUS_READ, 5, None
     yield "lds", one((Op.LDS, 1, 0, 0, 0), halt, faults=[Fault(AUX, "read", 1)]), Error.BUS_READ, 5, 0
     yield "write", one(lambda p: p.issue(ST, **store), halt, faults=[Fault(AUX, "write", 3)]), Error.BUS_WRITE, ST, 5
-    stream = dict(addr=0, n_outer=1, n_inner=64, fmt=0)
+    stream = {"addr": 0, "n_outer": 1, "n_inner": 64, "fmt": 0}
     yield "weights", one(lambda p: p.issue(RD, **stream), halt, faults=[Fault(0, "read", 1)]), Error.BUS_READ, RD, None
-    header = stream | dict(fmt=1)
+    header = stream | {"fmt": 1}
     yield "header", one(lambda p: p.issue(RD, **header), lambda p: p.issue(
         MX, n_rows=1, kb=1, ob=1), halt), Error.STREAM_HEADER, RD, 4
 

@@ -40,16 +40,15 @@ def bursts(desc):
 def test_load(seed, config):
     rng = random.Random(seed)
     stalls = seed % 2
-    desc = dict(addr=rng.randrange(200), n_outer=rng.randint(1, 5), n_inner=rng.randint(1, 40), stride=rng.randrange(90),
-                dst=rng.randrange(50), dst_stride=rng.choice([41, 64]))
+    desc = {"addr": rng.randrange(200), "n_outer": rng.randint(1, 5), "n_inner": rng.randint(1, 40),
+            "stride": rng.randrange(90), "dst": rng.randrange(50), "dst_stride": rng.choice([41, 64])}
     dut = LoadUnit(config)
     asked, queue, times = [], [], {}
 
     async def memory(ctx):
-        last, cycle = -1, 0
+        cycle = 0
         while True:
             if ctx.get(dut.bus.rvalid):
-                last = cycle
                 times["last"] = cycle
             ready = not stalls or rng.random() < 0.5
             ctx.set(dut.bus.arready, ready)
@@ -117,7 +116,8 @@ def store_beats(desc, granule):
                         for i in range(4):
                             yield unit, cached + i, {j * 16 + k: row[4 * i + j] & 255 for j in range(4)}
                     case StMode.SC:
-                        yield units, head + (key >> 4), {k * 4 + i: v for i, v in enumerate(row[0].to_bytes(4, "little"))}
+                        scalar = enumerate(row[0].to_bytes(4, "little"))
+                        yield units, head + (key >> 4), {k * 4 + i: v for i, v in scalar}
 
 
 @pytest.mark.parametrize("config", [CONFIG, WIDE], ids=lambda c: c.name)
@@ -125,8 +125,9 @@ def store_beats(desc, granule):
 @pytest.mark.parametrize("mode", list(StMode))
 def test_store(mode, stalls, config):
     rng = random.Random(mode * 2 + stalls)
-    desc = dict(mode=mode, addr=1000, src=3, src_tok=9, src_head=3, pos=rng.randrange(100), n_tok=4, n_head=2, n_gran=3,
-                stride_tok=64, stride_head=300, stride_slot=12345, stride_gran=1 << 20)
+    desc = {"mode": mode, "addr": 1000, "src": 3, "src_tok": 9, "src_head": 3, "pos": rng.randrange(100),
+            "n_tok": 4, "n_head": 2, "n_gran": 3, "stride_tok": 64, "stride_head": 300, "stride_slot": 12345,
+            "stride_gran": 1 << 20}
     memory = [[rng.getrandbits(32) for _ in range(16)] for _ in range(64)]
     expected = list(store_beats(desc, memory.__getitem__))
     dut = StoreUnit(config)
@@ -196,11 +197,11 @@ def test_store(mode, stalls, config):
 
 
 @pytest.mark.parametrize(("dut", "fields", "code"), [
-    (LoadUnit, dict(n_outer=1, n_inner=0), Error.ILLEGAL_DESCRIPTOR),
-    (LoadUnit, dict(n_outer=0, n_inner=1), Error.ILLEGAL_DESCRIPTOR),
-    (StoreUnit, dict(n_tok=1, n_head=1, n_gran=0), Error.ILLEGAL_DESCRIPTOR),
-    (StoreUnit, dict(n_tok=1, n_head=1, n_gran=1, mode=4), Error.ILLEGAL_DESCRIPTOR),
-    (StoreUnit, dict(n_tok=1, n_head=1, n_gran=1, src=1 << 31), Error.BUFFER_RANGE),
+    (LoadUnit, {"n_outer": 1, "n_inner": 0}, Error.ILLEGAL_DESCRIPTOR),
+    (LoadUnit, {"n_outer": 0, "n_inner": 1}, Error.ILLEGAL_DESCRIPTOR),
+    (StoreUnit, {"n_tok": 1, "n_head": 1, "n_gran": 0}, Error.ILLEGAL_DESCRIPTOR),
+    (StoreUnit, {"n_tok": 1, "n_head": 1, "n_gran": 1, "mode": 4}, Error.ILLEGAL_DESCRIPTOR),
+    (StoreUnit, {"n_tok": 1, "n_head": 1, "n_gran": 1, "src": 1 << 31}, Error.BUFFER_RANGE),
 ])
 def test_refused(dut, fields, code):
     """The cycle after the start reports it, and nothing goes out."""

@@ -223,13 +223,15 @@ class Workload:
                     for u in range(n):
                         block = act + r * act_stride + (k * n + u if mode == SPLIT_K else k)
                         granule = dst + r * dst_stride + (j if mode == SPLIT_K else j * n + u)
-                        self.expected[granule] += weights[u, j, k].astype(np.int64) @ self.operands[block].astype(np.int64)
+                        operand = self.operands[block].astype(np.int64)
+                        self.expected[granule] += weights[u, j, k].astype(np.int64) @ operand
         return at + inner + (n_outer - 1) * (run + 3) + 3, dst + n_rows * dst_stride
 
 
 SHAPES = [
-    (SPLIT_N, STREAM, 1, 3, 4, 1), (SPLIT_K, RAW, 1, 2, 5, 2), (SPLIT_N, RAW, 5, 2, 3, 3), (SPLIT_K, STREAM, 3, 3, 2, 1),
-    (SPLIT_N, STREAM, 2, 1, 6, 1), (SPLIT_K, RAW, 1, 1, 6, 1), (SPLIT_N, RAW, 1, 1, 5, 1), (SPLIT_N, STREAM, 2, 12, 1, 1),
+    (SPLIT_N, STREAM, 1, 3, 4, 1), (SPLIT_K, RAW, 1, 2, 5, 2), (SPLIT_N, RAW, 5, 2, 3, 3),
+    (SPLIT_K, STREAM, 3, 3, 2, 1), (SPLIT_N, STREAM, 2, 1, 6, 1), (SPLIT_K, RAW, 1, 1, 6, 1),
+    (SPLIT_N, RAW, 1, 1, 5, 1), (SPLIT_N, STREAM, 2, 12, 1, 1),
 ]
 
 
@@ -246,7 +248,8 @@ def check_run(config, shapes, seed, stall, latency, gaps=0):
     assert bench.drained == [end for each in times for _, end in each.drains]
     assert bench.dones["mx"] == [each.done for each in times]
     for unit, front in enumerate(fronts):
-        asked = address_times(config, bench.starts["rd"], load.rd, front.pops, lambda t: bench.ready[unit, t])
+        asked = address_times(config, bench.starts["rd"], load.rd, front.pops,
+                              lambda t, unit=unit: bench.ready[unit, t])
         assert bench.asked[unit] == asked
     n_bursts, ends = 0, []
     for rd in load.rd:
@@ -278,7 +281,8 @@ def failing(rd=None, mx=None, fault=None, spoil=None):
 
 
 @pytest.mark.parametrize("field, value, error", [
-    ("n_rows", 0, Error.ILLEGAL_DESCRIPTOR), ("n_rows", 17, Error.ILLEGAL_DESCRIPTOR), ("kb", 0, Error.ILLEGAL_DESCRIPTOR),
+    ("n_rows", 0, Error.ILLEGAL_DESCRIPTOR), ("n_rows", 17, Error.ILLEGAL_DESCRIPTOR),
+    ("kb", 0, Error.ILLEGAL_DESCRIPTOR),
     ("ob", 0, Error.ILLEGAL_DESCRIPTOR), ("mode", 2, Error.ILLEGAL_DESCRIPTOR),
     ("act", 254, Error.BUFFER_RANGE), ("dst", 250, Error.BUFFER_RANGE), ("act", 2**32 - 1, Error.BUFFER_RANGE),
 ])

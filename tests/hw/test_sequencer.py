@@ -3,8 +3,6 @@
 import random
 
 import pytest
-from amaranth.hdl import *
-from amaranth.lib import wiring
 from amaranth.sim import Simulator
 
 from hw.sequencer import Sequencer
@@ -32,18 +30,30 @@ def interpret(words, arguments, limit=0, steps=3000):
         match i.op:
             case Op.HALT:
                 return [*events, ("halt", imm)], n + 1
-            case Op.ADDI: value = b + imm
-            case Op.ADD: value = b + c
-            case Op.SUB: value = b - c
-            case Op.MUL: value = b * c
-            case Op.SHLI: value = b << (imm & 31)
-            case Op.SHRI: value = b >> (imm & 31)
-            case Op.MIN: value = min(b, c)
-            case Op.MAX: value = max(b, c)
-            case Op.BEQ: after = imm if b == c else after
-            case Op.BNE: after = imm if b != c else after
-            case Op.BLTU: after = imm if b < c else after
-            case Op.BGEU: after = imm if b >= c else after
+            case Op.ADDI:
+                value = b + imm
+            case Op.ADD:
+                value = b + c
+            case Op.SUB:
+                value = b - c
+            case Op.MUL:
+                value = b * c
+            case Op.SHLI:
+                value = b << (imm & 31)
+            case Op.SHRI:
+                value = b >> (imm & 31)
+            case Op.MIN:
+                value = min(b, c)
+            case Op.MAX:
+                value = max(b, c)
+            case Op.BEQ:
+                after = imm if b == c else after
+            case Op.BNE:
+                after = imm if b != c else after
+            case Op.BLTU:
+                after = imm if b < c else after
+            case Op.BGEU:
+                after = imm if b >= c else after
             case Op.LOOP:
                 if b == 0:
                     after = imm + 1 & MASK
@@ -59,8 +69,10 @@ def interpret(words, arguments, limit=0, steps=3000):
                     after = stack[-1][0]
                 else:
                     stack.pop()
-            case Op.SET: events.append(("set", i.a, b + imm & MASK))
-            case Op.ISSUE: events.append(("issue", i.a, i.b, i.c, pc))
+            case Op.SET:
+                events.append(("set", i.a, b + imm & MASK))
+            case Op.ISSUE:
+                events.append(("issue", i.a, i.b, i.c, pc))
         if value is not None and i.a:
             r[i.a] = value & MASK
         pc, n = after, n + 1
@@ -75,7 +87,9 @@ def random_program(seed):
     def add(op, a=0, b=0, c=0, imm=0):
         words.append(Instruction(op, a, b, c, imm).encode())
 
-    register = lambda: rng.choice([0, 1, 2, 3, 15, 16, 31])
+    def register():
+        return rng.choice([0, 1, 2, 3, 15, 16, 31])
+
     for _ in range(rng.randint(5, 40)):
         kind = rng.random()
         if kind < 0.45:
@@ -109,7 +123,7 @@ def simulate(words, arguments, limit=0):
     events, retired = [], []
 
     async def drive(ctx):
-        for name, value in dict(load=1, length=len(words), limit=limit, run=1, idle=31).items():
+        for name, value in {"load": 1, "length": len(words), "limit": limit, "run": 1, "idle": 31}.items():
             ctx.set(getattr(dut, name), value)
         for i, value in enumerate(arguments):
             ctx.set(dut.arguments[i], value)
@@ -124,7 +138,9 @@ def simulate(words, arguments, limit=0):
             if ctx.get(dut.set_en):
                 events.append(("set", ctx.get(dut.set_field), ctx.get(dut.set_value)))
             if ctx.get(dut.push):
-                events.append(("issue", ctx.get(dut.push_unit), ctx.get(dut.wait), ctx.get(dut.signal), ctx.get(dut.tag)))
+                events.append(
+                    ("issue", ctx.get(dut.push_unit), ctx.get(dut.wait), ctx.get(dut.signal), ctx.get(dut.tag))
+                )
             if ctx.get(dut.retire):
                 retired.append(cycle)
             if ctx.get(dut.halted):

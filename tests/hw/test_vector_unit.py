@@ -42,7 +42,8 @@ def test_functions_densely(program, func):
     else:
         points = [x + e for x in range(-(17 << 16), 17 << 16, 1 << 10) for e in (-1, 0, 1)]
     points += [nm.INT32_MIN, nm.INT32_MAX]
-    points = np.array(points[: len(points) // LANES * LANES] + [nm.INT32_MIN, nm.INT32_MAX] * (LANES // 2), np.int64).reshape(-1, LANES)
+    points = points[: len(points) // LANES * LANES] + [nm.INT32_MIN, nm.INT32_MAX] * (LANES // 2)
+    points = np.array(points, np.int64).reshape(-1, LANES)
     n = min(len(points), 1000)
     d = descriptor({"src": Src.A, "func": func, "dst": Dst.SB}, n_words=n)
     rest = descriptor({"src": Src.A, "func": func, "dst": Dst.OBL}, n_words=n, a=len(points) - n)
@@ -64,7 +65,9 @@ def test_finaliser_on_every_magnitude(program, fin):
             control = {"src": Src.A, "reduce": reduce, "fin": fin}
             passes.append(descriptor(control, n_mid=len(totals), a_mid=1, w=0, w_mid=1, r0=300, r0_mid=1, imm1=imm1))
             for kind in (Row.RAW, Row.FIN):
-                passes.append(descriptor({"src": Src.R0, "dst": Dst.SB, "row0": kind}, n_mid=len(totals), r0_mid=1, d_mid=1))
+                passes.append(
+                    descriptor({"src": Src.R0, "dst": Dst.SB, "row0": kind}, n_mid=len(totals), r0_mid=1, d_mid=1)
+                )
         # The next round squares by shifts of every size.
         passes.append(descriptor({"src": Src.A, "reduce": Reduce.ABSMAX}, n_mid=len(totals), a_mid=1, w=300, w_mid=1))
     assert mismatch(program, ab, ab[:1], passes) is None
@@ -75,8 +78,8 @@ def test_largest_products_and_sums(program, extreme):
     ab = np.full((64, LANES), extreme, np.int64)
     passes = [descriptor({"src": Src.P, "dst": Dst.VB})]
     passes += [descriptor({"src": Src.A, "mul3": Mul3.V, "sh3": shift, "dst": Dst.SB}) for shift in range(62)]
-    passes.append(descriptor({"src": Src.A, "reduce": Reduce.SUM, "level": 1, "fin": Fin.MEAN}, n_outer=2, n_mid=5000, n_words=1,
-                             w=1, w_out=1, imm1=nm.pack_scale(40000, 20)))
+    passes.append(descriptor({"src": Src.A, "reduce": Reduce.SUM, "level": 1, "fin": Fin.MEAN}, n_outer=2, n_mid=5000,
+                             n_words=1, w=1, w_out=1, imm1=nm.pack_scale(40000, 20)))
     passes += dump()
     assert mismatch(program, ab, ab, passes) is None
 
@@ -86,7 +89,8 @@ def test_rows_without_valid_lanes(program):
     for number, reduce in enumerate(Reduce):
         for level in (0, 1):
             passes.append(descriptor({"src": Src.A, "reduce": reduce, "fin": Fin.QRECIP, "level": level, "dst": Dst.OB},
-                                     n_outer=3, n_mid=2, n_words=2, len0=0, len_step=17, w=number * 6, w_out=2, w_mid=1))
+                                     n_outer=3, n_mid=2, n_words=2, len0=0, len_step=17, w=number * 6, w_out=2,
+                                     w_mid=1))
             passes += dump()
     assert mismatch(program, *buffers(5), passes) is None
 
@@ -118,7 +122,8 @@ def test_range(program, operand, control, size):
 
 
 @pytest.mark.parametrize("fields", [
-    {"n_outer": 0}, {"n_mid": 0}, {"n_words": 0}, {"func": 5}, {"mul3": 3}, {"row0": 3}, {"row1": 3}, {"reduce": 5}, {"fin": 5}, {"dst": 6},
+    {"n_outer": 0}, {"n_mid": 0}, {"n_words": 0}, {"func": 5}, {"mul3": 3}, {"row0": 3}, {"row1": 3}, {"reduce": 5},
+    {"fin": 5}, {"dst": 6},
 ])  # fmt: skip
 def test_illegal(program, fields):
     control = {k: v for k, v in fields.items() if not k.startswith("n_")}

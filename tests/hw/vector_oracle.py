@@ -52,7 +52,10 @@ class Machine:
         for o in range(d["n_outer"]):
             total = None
             for mid in range(d["n_mid"]):
-                at = {name: d[name] + o * d[f"{name}_out"] + mid * d[f"{name}_mid"] for name in ("a", "p", "v", "d", "r0", "r1", "w")}
+                at = {
+                    name: d[name] + o * d[f"{name}_out"] + mid * d[f"{name}_mid"]
+                    for name in ("a", "p", "v", "d", "r0", "r1", "w")
+                }
                 if not ctl["level"]:
                     total = None
                 total = self._row(ctl, d, at, d["len0"] + o * d["len_step"], total)
@@ -137,17 +140,19 @@ def random_pass(rng: random.Random, number: int, lanes: int):
     """Reads one half of VB and of the entries and writes the other, in turn."""
     pick = lambda kind: rng.choice(list(kind)) if rng.random() < 0.6 else kind(0)  # noqa: E731
     adjust = lambda: rng.choice((rng.randrange(-16, 17), rng.randrange(-128, 128), 0))  # noqa: E731
-    control = {"src": rng.choice(list(Src)), "mul1": pick(Mul1), "mul2": pick(Mul2), "add": pick(Add), "func": pick(Func),
-               "mul3": pick(Mul3), "row0": rng.choice(list(Row)), "row1": rng.choice(list(Row)), "tap": rng.randrange(2),
-               "reduce": rng.choice(list(Reduce)), "fin": rng.choice(list(Fin)), "dst": rng.choice(list(Dst)),
-               "clip8": int(rng.random() < 0.2), "level": rng.randrange(2),
+    control = {"src": rng.choice(list(Src)), "mul1": pick(Mul1), "mul2": pick(Mul2), "add": pick(Add),
+               "func": pick(Func), "mul3": pick(Mul3), "row0": rng.choice(list(Row)), "row1": rng.choice(list(Row)),
+               "tap": rng.randrange(2), "reduce": rng.choice(list(Reduce)), "fin": rng.choice(list(Fin)),
+               "dst": rng.choice(list(Dst)), "clip8": int(rng.random() < 0.2), "level": rng.randrange(2),
                "adj1": adjust(), "adj2": adjust(), "sh3": rng.randrange(0, 62)}
     n = {"n_outer": rng.randrange(1, 5), "n_mid": rng.randrange(1, 5), "n_words": rng.randrange(1, 5)}
     length = n["n_words"] * lanes
     half, other = REGION // 2 * (number % 2), REGION // 2 * (1 - number % 2)
-    d = descriptor(control, **n, len0=rng.choice((0, length, rng.randrange(length + 8))), len_step=rng.choice((0, 1, rng.randrange(40))),
+    d = descriptor(control, **n, len0=rng.choice((0, length, rng.randrange(length + 8))),
+                   len_step=rng.choice((0, 1, rng.randrange(40))),
                    imm0=rng.choice((rng.getrandbits(32), int(parameters(rng, 1, 1)[0, 0]) & 0xFFFFFFFF)),
-                   imm1=rng.choice((0, rng.getrandbits(32), nm.encode_scale(1 / rng.randrange(1, 5000)), rng.randrange(1 << 16))))
+                   imm1=rng.choice((0, rng.getrandbits(32), nm.encode_scale(1 / rng.randrange(1, 5000)),
+                                    rng.randrange(1 << 16))))
     for name in ("a", "p", "v", "d", "r0", "r1", "w"):
         base = {"v": half, "r0": half, "r1": half, "w": other}.get(name, 0)
         if name == "d":
