@@ -1,4 +1,4 @@
-"""One encoded program on every executor: golden, functional and RTL agree in every byte, cycle and RTL in every cycle."""
+"""One encoded program on every executor: equal in every byte, and the cycle simulator equals the RTL in every cycle."""
 
 import pytest
 
