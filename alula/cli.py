@@ -22,7 +22,8 @@ from alula.output import (
     write_json,
 )
 from hw.spec.assembly import AssemblyError, assemble, disassemble
-from hw.spec.config import ConfigError
+from hw.spec.config import ConfigError, get
+from hw.spec.memory import MemoryModel
 
 app = typer.Typer(
     name="alula",
@@ -35,11 +36,41 @@ INTERRUPTED = 130
 _state = {"verbose": False}
 
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON.")]
-Model = Annotated[str, typer.Option(help="llava-tiny, smollm2-135m, llava-1.5-7b, llava-1.5-13b, or a path.")]
-Machine = Annotated[str, typer.Option("--config", help="Accelerator: tiny, small or u280.")]
+Model = Annotated[
+    str, typer.Option(help="llava-tiny, vits-smollm2, smollm2-135m, llava-1.5-7b, llava-1.5-13b, or a path.")
+]
+Machine = Annotated[str, typer.Option("--config", help="Accelerator: tiny, small, u280, u50 or u55c.")]
 Layers = Annotated[int | None, typer.Option(help="Decoder layers (default: all).")]
 Context = Annotated[int | None, typer.Option(help="Tokens to compile for (default: by configuration).")]
 Seed = Annotated[int, typer.Option(help="Seed of synthetic weights.")]
+Bits = Annotated[str, typer.Option(help="Weight precision: 8, 4, 3, 2, an average such as 3.5, or mixed (random).")]
+Sparsity = Annotated[str, typer.Option(help="Non-zeros of 16: dense, 8:16, 4:16, 2:16, 1:16 or mixed (random).")]
+Recipe = Annotated[str, typer.Option(help="Compression: best, or plain (round to nearest, prune by magnitude).")]
+Mask = Annotated[
+    str | None,
+    typer.Option("--attention-mask", help="Keys a prefill attends to: causal, window:N or a .npy file of bool tiles."),
+]
+KeepSchedule = Annotated[
+    str | None,
+    typer.Option(help="Evenly spaced visual tokens that go on from layers on: LAYER:COUNT,..; or {layer: [places]} in "
+                 "a .json file."),
+]  # fmt: skip
+ExitLayer = Annotated[int | None, typer.Option(help="Visual tokens go through that many layers only.")]
+FastV = Annotated[
+    str | None,
+    typer.Option(help="LAYER:COUNT,..: so many visual tokens go on from a layer on, by attention in the one before."),
+]
+ImageTokens = Annotated[int | None, typer.Option(help="Visual tokens of a synthetic prompt (with a reduction).")]
+ImageStart = Annotated[int | None, typer.Option(help="Place of the first visual token of a synthetic prompt.")]
+KeepVisual = Annotated[
+    int | None, typer.Option(help="Visual tokens the vision tower keeps, by the class token's attention.")
+]
+Strategy = Annotated[str, typer.Option(help="What --keep-visual keeps: rank (strongest patches) or row (grid rows).")]
+Memory = Annotated[
+    str | None, typer.Option(help="fixed (latency), or hbm: DRAM timing of the channels (default: hbm on u280 alone).")
+]
+Jitter = Annotated[int, typer.Option(help="Largest random extra latency of a read, cycles.")]
+MemorySeed = Annotated[int, typer.Option(help="Seed of the jitter.")]
 BackendName = Annotated[str, typer.Option(help="functional, cycle or rtl.")]
 
 
@@ -50,7 +81,7 @@ def _options(verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show
 
 def _backend(name: str) -> str:
     if name not in ("functional", "cycle", "rtl"):
-        raise UserError(f"unknown backend {name!r}: choose functional, cycle or rtl")
+        raise UserError(f"unknown backend {name!r}: choose functional, cycle or rtl (xrt: `alula generate`)")
     return name
 
 
@@ -60,6 +91,16 @@ def _open(model: str, config: str, **options):
 
     with progress(f"compiling {model} for {config}"):
         return open_flow(model, config, **options)
+
+
+def _compression(bits: str, sparsity: str, recipe: str):
+    """The compression asked for, None for dense INT8."""
+    from ref_model.compress import Compression
+
+    try:
+        return Compression.parse(bits, sparsity, recipe)
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def _show(title: str, values: dict) -> None:
@@ -74,26 +115,58 @@ def _show(title: str, values: dict) -> None:
 
 @app.command("compile")
 def compile_command(
-    out: Annotated[Path, typer.Option("-o", "--out", help="Container file to write.")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Container file to write.")] = None,
     model: Model = "llava-tiny",
     config: Machine = "tiny",
+    timing_only: Annotated[
+        bool, typer.Option("--timing-only", help="Without weights: sizes only, -o stores the program alone.")
+    ] = False,
+    lengths: Annotated[
+        str, typer.Option(help="How lengths are served: runtime; baselines (--timing-only): bucketed, unrolled.")
+    ] = "runtime",
     layers: Layers = None,
     context: Context = None,
     seed: Seed = 0,
+    bits: Bits = "8",
+    sparsity: Sparsity = "dense",
+    recipe: Recipe = "best",
     json: Json = None,
 ) -> None:
     """Compile a model for a configuration into one container file."""
-    from alula.container import save
+    from alula.container import save, sizes
 
-    check_writable(out)
+    if out is not None:
+        check_writable(out)
     check_writable(json)
     began = time.monotonic()
-    flow = _open(model, config, layers=layers, context=context, seed=seed)
+    options = {"compression": _compression(bits, sparsity, recipe), "timing_only": timing_only, "program": lengths}
+    flow = _open(model, config, layers=layers, context=context, seed=seed, **options)
+    if timing_only:
+        compiled = time.monotonic()
+        with progress("sizing the streams of every length"):
+            result = sizes(out, flow, lengths) | {"compile_seconds": compiled - began}
+        result["wall_seconds"] = time.monotonic() - began
+        write_json(json, result)
+        _show(f"{model} on {config}", result)
+        _show_lengths(result["by_lengths"])
+        return
+    if lengths != "runtime":
+        raise UserError(f"--lengths {lengths} is a baseline no container holds: add --timing-only for its size")
+    if out is None:
+        raise UserError("there is no file to write: give -o FILE, or --timing-only for sizes alone")
     with progress(f"writing {out}"):
         manifest = save(out, flow)
     result = manifest | {"file": str(out), "file_bytes": out.stat().st_size, "wall_seconds": time.monotonic() - began}
     write_json(json, result)
     _show(f"{model} on {config}", result)
+
+
+def _show_lengths(sizes: dict) -> None:
+    rows = [
+        [mode, found["streams"], found["program_bytes"], "sampled" if found["sampled"] else "exact"]
+        for mode, found in sizes.items()
+    ]
+    console.print(table("instructions for every length", ["lengths", "streams", "bytes", ""], rows))
 
 
 @app.command()
@@ -106,21 +179,43 @@ def simulate(
     layers: Layers = None,
     context: Context = None,
     backend: BackendName = "cycle",
+    attention_mask: Mask = None,
+    keep_schedule: KeepSchedule = None,
+    exit_layer: ExitLayer = None,
+    fastv: FastV = None,
+    keep_visual: KeepVisual = None,
+    strategy: Strategy = "rank",
+    image_tokens: ImageTokens = None,
+    image_start: ImageStart = None,
     check: Annotated[bool, typer.Option(help="Compare with the golden model, every byte.")] = False,
+    memory: Memory = None,
+    jitter: Jitter = 0,
+    memory_seed: MemorySeed = 0,
     seed: Seed = 0,
+    bits: Bits = "8",
+    sparsity: Sparsity = "dense",
+    recipe: Recipe = "best",
     json: Json = None,
     trace: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a Chrome/Perfetto trace.")] = None,
 ) -> None:
     """Simulate one phase; print its metrics."""
-    from alula.simulation import simulate as run
+    from alula.reduction import asked
     from sim.trace import write_chrome
 
     check_writable(json)
     check_writable(trace)
     _backend(backend)
-    flow = _open(model, config, layers=layers, context=context, seed=seed, vision=phase == "vision")
-    with progress(f"{phase} on {config}") as advance:
-        result = run(flow, phase, tokens=tokens, kv=kv, name=backend, check=check, note=lambda text: advance(0, text))
+    timed_by = MemoryModel.of(get(config), memory, jitter, memory_seed)
+    began = time.monotonic()
+    options = {"vision": phase == "vision", "compression": _compression(bits, sparsity, recipe)}
+    by_values = fastv is not None or (phase == "vision" and keep_visual is not None)
+    options["timing_only"] = backend == "cycle" and not check and not by_values
+    reduction = asked(keep_schedule, exit_layer, fastv, image_tokens, image_start)
+    flow = _open(model, config, layers=layers, context=context, seed=seed, **options)
+    flow.keep(keep_visual, strategy)
+    given = {"tokens": tokens, "kv": kv, "name": backend, "check": check, "reduction": reduction, "memory": timed_by}
+    result = _phase(flow, phase, attention_mask, **given)
+    result["wall_seconds"] = time.monotonic() - began
     events = result.pop("trace")
     if trace is not None:
         write_chrome(trace, events, flow.config.clock_hz)
@@ -130,6 +225,59 @@ def simulate(
         raise InternalError(f"the executors disagree: {result['first_difference'] or 'cycles'}")
 
 
+def _phase(flow, phase: str, attention_mask: str | None, **options) -> dict:
+    """What `simulate` returns, with a bar."""
+    from alula.simulation import simulate as run
+
+    mask = flow.mask(attention_mask)
+    with progress(f"{phase} on {flow.config.name}") as advance:
+        return run(flow, phase, note=lambda text: advance(0, text), mask=mask, **options)
+
+
+@app.command()
+def report(
+    out: Annotated[Path, typer.Option("-o", "--out", help="HTML page to write.")],
+    model: Model = "llava-tiny",
+    config: Machine = "tiny",
+    phase: Annotated[str, typer.Option(help="prefill, decode or vision.")] = "prefill",
+    tokens: Annotated[int, typer.Option(help="Prompt tokens (prefill).")] = 16,
+    kv: Annotated[int, typer.Option(help="Keys seen, the new token's included (decode).")] = 16,
+    layers: Layers = None,
+    context: Context = None,
+    attention_mask: Mask = None,
+    keep_schedule: KeepSchedule = None,
+    exit_layer: ExitLayer = None,
+    fastv: FastV = None,
+    keep_visual: KeepVisual = None,
+    strategy: Strategy = "rank",
+    image_tokens: ImageTokens = None,
+    image_start: ImageStart = None,
+    seed: Seed = 0,
+    bits: Bits = "8",
+    sparsity: Sparsity = "dense",
+    recipe: Recipe = "best",
+    json: Json = None,
+) -> None:
+    """Simulate one phase in cycles and show it on one HTML page that needs nothing else."""
+    from alula.reduction import asked
+
+    check_writable(out)
+    check_writable(json)
+    options = {"vision": phase == "vision", "compression": _compression(bits, sparsity, recipe)}
+    reduction = asked(keep_schedule, exit_layer, fastv, image_tokens, image_start)
+    timing_only = fastv is None  # which chooses by values
+    flow = _open(model, config, layers=layers, context=context, seed=seed, timing_only=timing_only, **options)
+    flow.keep(keep_visual, strategy)
+    result = _phase(flow, phase, attention_mask, tokens=tokens, kv=kv, reduction=reduction)
+    with progress("drawing"):
+        from alula.report import page
+
+        write_atomically(out, page(flow, result))
+    del result["trace"]
+    write_json(json, result)
+    console.print(f"{out}: {show(result['cycles'])} cycles, {out.stat().st_size:,} bytes", soft_wrap=True)
+
+
 @app.command()
 def verify(
     model: Model = "llava-tiny",
@@ -137,23 +285,54 @@ def verify(
     layers: Layers = None,
     context: Context = None,
     backend: Annotated[str, typer.Option(help="Last executor: functional, cycle or rtl (all of them).")] = "rtl",
-    lengths: Annotated[str, typer.Option(help="Prefill lengths, separated by commas.")] = "",
+    lengths: Annotated[str, typer.Option(help="Lengths of prefills and of decode steps, separated by commas.")] = "",
+    program: Annotated[str, typer.Option(help="runtime: one program; or a baseline: bucketed, unrolled.")] = "runtime",
     steps: Annotated[int, typer.Option(help="Decode steps behind the longest prefill.")] = 4,
+    attention_mask: Mask = None,
+    keep_schedule: KeepSchedule = None,
+    exit_layer: ExitLayer = None,
+    fastv: FastV = None,
+    keep_visual: KeepVisual = None,
+    strategy: Strategy = "rank",
+    image_tokens: ImageTokens = None,
+    image_start: ImageStart = None,
+    memory: Memory = None,
+    jitter: Jitter = 0,
+    memory_seed: MemorySeed = 0,
     seed: Seed = 0,
+    bits: Bits = "8",
+    sparsity: Sparsity = "dense",
+    recipe: Recipe = "best",
     json: Json = None,
 ) -> None:
     """Run the same program on golden, functional, cycle and RTL; compare every byte and every cycle."""
-    from alula.verification import PREFILL_LENGTHS
+    from alula.reduction import asked
+    from alula.verification import default_lengths
     from alula.verification import verify as run
 
     check_writable(json)
     _backend(backend)
-    chosen = _lengths(lengths) or ((16,) if layers is not None else PREFILL_LENGTHS)
-    flow = _open(model, config, layers=layers, context=context, seed=seed)
+    timed_by = MemoryModel.of(get(config), memory, jitter, memory_seed)
+    compression = _compression(bits, sparsity, recipe)
+    reduction = asked(keep_schedule, exit_layer, fastv, image_tokens, image_start)
+    options = {"compression": compression, "program": program}
+    flow = _open(model, config, layers=layers, context=context, seed=seed, **options)
+    flow.keep(keep_visual, strategy)
+    mask, decode = flow.mask(attention_mask), _lengths(lengths)
+    chosen = decode or default_lengths(flow, reduction)
     began = time.monotonic()
-    with progress("verify", total=len(chosen) + steps + (flow.model.vision is not None)) as advance:
+    with progress("verify", total=len(chosen) + len(decode) + steps + (flow.model.vision is not None)) as advance:
         result = run(
-            flow, backend, chosen, steps, lambda text: advance(0, text), lambda outcome: advance(1, outcome.name)
+            flow,
+            backend,
+            chosen,
+            steps,
+            lambda text: advance(0, text),
+            lambda outcome: advance(1, outcome.name),
+            mask,
+            reduction,
+            decode,
+            timed_by,
         )
     result["wall_seconds"] = time.monotonic() - began
     write_json(json, result)
@@ -172,19 +351,25 @@ def _lengths(text: str) -> tuple[int, ...]:
 
 
 def _show_cases(result: dict) -> None:
-    columns = ["case", "bytes compared", "bit-exact", "cycles simulated", "cycles RTL", "cycle-exact"]
-    keys = ["name", "compared_bytes", "bit_exact", "cycles_simulated", "cycles_rtl", "cycle_exact"]
+    shown = {
+        "case": "name", "program": "program_bytes", "SHA-256": "program_sha256", "bytes compared": "compared_bytes",
+        "bit-exact": "bit_exact", "cycles simulated": "cycles_simulated", "cycles RTL": "cycles_rtl",
+        "cycle-exact": "cycle_exact",
+    }  # fmt: skip
     console.print(
         table(
             f"{result['model']} on {result['config']}",
-            columns,
-            [[case[key] for key in keys] for case in result["cases"]],
+            list(shown),
+            [
+                [case[key][:12] if key == "program_sha256" else case[key] for key in shown.values()]
+                for case in result["cases"]
+            ],
         )
     )
 
 
 def _conclude(result: dict) -> None:
-    """The two lines that count; InternalError unless both hold."""
+    """The lines that count; InternalError unless both hold."""
     totals = f"{show(result['cycles_simulated'])} simulated = {show(result['cycles_rtl'])} RTL"
     verdict = "bit-exact" if result["bit_exact"] else "NOT bit-exact"
     console.print(f"{verdict} ({result['compared_bytes']:,} bytes compared)")
@@ -204,27 +389,51 @@ def generate(
     model: Model = "smollm2-135m",
     config: Machine = "small",
     tokens: Annotated[int, typer.Option()] = 32,
+    temperature: Annotated[float | None, typer.Option(help="Draw tokens at it (default: greedy).")] = None,
+    draw_seed: Annotated[int, typer.Option(help="Seed of the drawing.")] = 0,
     image: Annotated[Path | None, typer.Option(help="Image file.")] = None,
     layers: Layers = None,
     context: Context = None,
-    backend: BackendName = "functional",
+    attention_mask: Mask = None,
+    keep_schedule: KeepSchedule = None,
+    exit_layer: ExitLayer = None,
+    fastv: FastV = None,
+    keep_visual: KeepVisual = None,
+    strategy: Strategy = "rank",
+    backend: Annotated[str, typer.Option(help="functional, cycle, rtl or xrt (an Alveo card).")] = "functional",
+    device: Annotated[str, typer.Option(help="For xrt: a card's number, or sim, a stand-in over the RTL.")] = "0",
+    xclbin: Annotated[Path | None, typer.Option(help="For xrt on a card: what `alula build` made.")] = None,
     check: Annotated[bool, typer.Option(help="Compare every step with the golden model.")] = False,
     seed: Seed = 0,
+    bits: Bits = "8",
+    sparsity: Sparsity = "dense",
+    recipe: Recipe = "best",
     json: Json = None,
 ) -> None:
-    """Generate text greedily on the simulated accelerator."""
+    """Generate text on the accelerator, simulated or on a card, greedily or with a temperature."""
     from alula import generation
+    from alula.reduction import asked
+    from alula.sampling import Sampler
 
     check_writable(json)
-    _backend(backend)
+    if backend != "xrt":
+        _backend(backend)
     if tokens < 1:
         raise UserError(f"--tokens {tokens} must be at least 1")
+    if keep_visual is not None and image is None:
+        raise UserError("--keep-visual selects tokens of an image: give --image FILE or leave it out")
+    sampler = None if temperature is None else Sampler(temperature, draw_seed)
     tokenizer = generation.tokenizer_of(model)
     picture, text = generation.open_inputs(image, prompt)
-    flow = _open(model, config, layers=layers, context=context, seed=seed, vision=image is not None, head=True)
-    patches = None if picture is None else flow.patches(picture)
+    reduction = asked(keep_schedule, exit_layer, fastv)
+    options = {"vision": image is not None, "head": True, "compression": _compression(bits, sparsity, recipe)}
+    flow = _open(model, config, layers=layers, context=context, seed=seed, **options)
+    flow.keep(keep_visual, strategy)
+    mask = flow.mask(attention_mask)
+    patches, order = (None, None) if picture is None else (flow.patches(picture), flow.order(picture))
     stream = generation.Stream(tokenizer, lambda piece: (sys.stdout.write(piece), sys.stdout.flush()))
     began = time.monotonic()
+    machine = {"xrt": generation.card(flow, device, xclbin)} if backend == "xrt" else None
     made = generation.generate(
         flow,
         tokenizer.encode(text),
@@ -234,6 +443,11 @@ def generate(
         eos_id=tokenizer.eos_id,
         check=check,
         emit=stream.push,
+        mask=mask,
+        order=order,
+        sampler=sampler,
+        reduction=reduction,
+        made=machine,
     )
     stream.end()
     result = generation.report(flow, made, tokenizer, backend, time.monotonic() - began)
@@ -293,37 +507,99 @@ def asm(
 def info(
     config: Machine = "tiny",
     synth: Annotated[str | None, typer.Option(metavar="yosys", help="Resources from Yosys synthesis.")] = None,
+    card: Annotated[str | None, typer.Option(help="Compare with u280, u50 or u55c.")] = None,
+    model: Annotated[str | None, typer.Option(help="Quantised checkpoint: what quantising it again costs.")] = None,
+    bits: Bits = "8",
+    sparsity: Sparsity = "dense",
+    recipe: Recipe = "best",
     json: Json = None,
 ) -> None:
-    """A configuration's sizes and peaks; with --synth yosys its resources."""
-    from alula.info import describe, resources
+    """A configuration's sizes and peaks; with --synth yosys its resources; with --model its requantisation error."""
+    from alula.info import describe, requantisation, requantisation_line, resources
 
     check_writable(json)
     result = describe(config)
     if synth is not None:
         if synth != "yosys":
             raise UserError(f"unknown synthesis tool {synth!r}: choose yosys")
-        with progress(f"synthesising {config} with Yosys"):
-            result |= resources(config)
+        with progress(f"synthesising {config} with Yosys") as advance:
+            result |= resources(config, card, lambda text: advance(0, text))
+    if model is not None:
+        with progress(f"quantising {model} again"):
+            found = requantisation(model, _compression(bits, sparsity, recipe))
+        result |= found
     write_json(json, result)
     _show(config, result)
-    for title, rows in (("resources (Yosys, UltraScale+; LUT counts are rough)", result.get("resources")),):
-        if rows:
-            _show(title, rows)
+    if synth is not None:
+        _show_resources(result)
+    if model is not None:
+        console.print(requantisation_line(found), soft_wrap=True)
+
+
+def _show_resources(result: dict) -> None:
+    kinds = list(result["card_resources"])
+    rows = [[unit, *(counts[kind] for kind in kinds)] for unit, counts in result["resources_by_unit"].items()]
+    rows += [["in all", *(result["resources"][kind] for kind in kinds)],
+             [f"{result['card']} has", *(result["card_resources"][kind] for kind in kinds)],
+             ["share", *(f"{result['share_of_card'][kind]:.1%}" for kind in kinds)]]  # fmt: skip
+    console.print(table("resources (Yosys, UltraScale+; LUT counts are rough)", ["unit", *kinds], rows))
+    if result["over"]:
+        console.print(f"more than {result['card']} has: {', '.join(result['over'])}")
+
+
+@app.command()
+def build(
+    config: Machine = "u280",
+    card: Annotated[str | None, typer.Option(help="u280, u50 or u55c (default: by configuration).")] = None,
+    target: Annotated[str, typer.Option(help="hw, hw_emu or xo.")] = "hw",
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Folder to write (default: bitstreams/CONFIG-CARD).")
+    ] = None,
+    json: Json = None,
+) -> None:
+    """Write the Alveo project of a configuration and build it where Vivado and Vitis are; exit code 3 where not."""
+    from alula.alveo.build import NOT_BUILT, missing_line
+    from alula.alveo.build import build as run
+
+    check_writable(json)
+    with progress(f"building {config}") as advance:
+        result = run(config, card, target, out, note=lambda text: advance(0, text))
+    write_json(json, result)
+    if result["missing"]:
+        errors.print(missing_line(result), markup=False)
+        raise typer.Exit(NOT_BUILT)
+    _show(f"{config} on {result['card']}", result)
 
 
 @app.command()
 def demo(
+    model: Annotated[
+        str, typer.Option(help="vits-smollm2 (real weights), or llava-tiny (synthetic ones, all of it in RTL).")
+    ] = "vits-smollm2",
+    config: Annotated[
+        str | None, typer.Option("--config", help="Accelerator (default: small; tiny for llava-tiny).")
+    ] = None,
+    image: Annotated[Path | None, typer.Option(help="Image file (default: one that ships).")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Text behind the image (default: the model's).")] = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the report and the trace.")] = Path("demo-out"),
-    backend: BackendName = "rtl",
-    tokens: Annotated[int, typer.Option(help="Tokens to generate.")] = 5,
+    backend: Annotated[str, typer.Option(help="Last executor: functional, cycle or rtl (all of them).")] = "rtl",
+    tokens: Annotated[int | None, typer.Option(help="Tokens to generate at most (default: the model's).")] = None,
     json: Json = None,
 ) -> None:
-    """A photograph and a prompt through a tiny LLaVA on the simulated RTL, checked at every step."""
+    """A picture and a prompt through a small LLaVA: its text, and simulators and RTL checked against each other."""
     from alula.demo import demo as run
 
     check_writable(json)
-    result = run(out, _backend(backend), tokens, console.print)
+    result = run(
+        out,
+        _backend(backend),
+        lambda line: console.print(line, soft_wrap=True, markup=False),
+        model=model,
+        config=config,
+        image=image,
+        prompt=prompt,
+        n_tokens=tokens,
+    )
     write_json(json, result)
     _conclude(result)
 

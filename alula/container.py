@@ -1,10 +1,14 @@
 """Container files as the commands use them."""
 
+import hashlib
 from pathlib import Path
+
+import numpy as np
 
 from alula.errors import UserError
 from alula.session import Flow
 from compiler import container
+from compiler.lengths import program_sizes
 from hw.spec.config import BEAT_BYTES
 from hw.spec.isa import INSTRUCTION_BYTES
 
@@ -14,9 +18,28 @@ def save(path: Path, flow: Flow) -> dict:
     manifest = container.save(path, flow.compiled, flow.model)
     layout = flow.layout
     used = {"channel_bytes_used": layout.channel.at * BEAT_BYTES, "aux_bytes_used": layout.aux.at * BEAT_BYTES}
-    return {key: value for key, value in manifest.items() if key not in ("sections", "memory_map")} | used | {
+    kept = {key: value for key, value in manifest.items() if key not in ("sections", "memory_map")}
+    return kept | flow.asked | used | {
         "program_bytes": manifest["instructions"] * INSTRUCTION_BYTES, "sections": len(manifest["sections"]),
         "channel_capacity_bytes": flow.config.channel_bytes, "aux_capacity_bytes": flow.config.aux_bytes,
+    }  # fmt: skip
+
+
+def sizes(path: Path | None, flow: Flow, lengths: str) -> dict:
+    """What the command prints of a model compiled for timing only; with a path the program alone is stored there.
+
+    lengths: the mode whose instructions are `program_bytes`; all modes are in "by_lengths".
+    """
+    if path is not None:
+        container.save(path, flow.compiled, None)
+    layout, words = flow.layout, flow.compiled.program.words
+    by_lengths = program_sizes(flow.compiled, flow.image)
+    return flow.compression_report | {
+        "model": layout.model.name, "config": flow.config.name, "config_digest": flow.config.digest(),
+        "context": layout.context, "layers": layout.model.text.n_layers, "instructions": len(words),
+        "program_sha256": hashlib.sha256(np.array(words, np.uint64).tobytes()).hexdigest(),
+        "lengths": lengths, "program_bytes": by_lengths[lengths]["program_bytes"], "by_lengths": by_lengths,
+        "channel_bytes_used": layout.channel.at * BEAT_BYTES, "aux_bytes_used": layout.aux.at * BEAT_BYTES,
     }  # fmt: skip
 
 

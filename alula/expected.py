@@ -3,7 +3,7 @@
 Layouts are those of `hw.spec.weights`; nothing here knows how programs bring the bytes about.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -24,10 +24,18 @@ class Piece:
     port: int
     address: int
     data: np.ndarray
+    where: np.ndarray | None = None
+    """Bytes that count (default: all)."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that count."""
+        return self.data.nbytes if self.where is None else int(np.count_nonzero(self.where))
 
     def differing(self, memory: MemoryImage) -> int:
         """Bytes of `memory` that differ."""
-        return int(np.count_nonzero(memory.read(self.port, self.address, self.data.nbytes) != self.data))
+        wrong = memory.read(self.port, self.address, self.data.nbytes) != self.data
+        return int(np.count_nonzero(wrong if self.where is None else wrong & self.where))
 
 
 def _bytes(array: np.ndarray) -> np.ndarray:
@@ -79,6 +87,13 @@ def cache_pieces(layout: Layout, prefix: str, index: int, cache: LayerCache, con
     return pieces
 
 
+def filled_places(layout: Layout, pieces: list[Piece], cache: LayerCache, context: int) -> list[Piece]:
+    """The pieces of a layer's cache without what lies in places behind the last token."""
+    full = replace(cache, **{f.name: np.full_like(getattr(cache, f.name), -1) for f in fields(cache)})
+    marks = cache_pieces(layout, "text", 0, full, context)
+    return [replace(piece, where=mark.data != 0) for piece, mark in zip(pieces, marks, strict=True)]
+
+
 def result_piece(layout: Layout, result: np.ndarray, head: bool, address_beats: int) -> Piece:
     """Logits int64[vocab] (head) or a residual row int64[hidden] at a beat address, the padding channels zero."""
     granules = layout.head.count * layout.head.granules if head else layout.geo.granules(len(result))
@@ -94,6 +109,18 @@ def features_piece(layout: Layout, features: np.ndarray, address_beats: int) -> 
     """Visual tokens int64[n, hidden] at a beat address."""
     granules = layout.geo.granules(features.shape[1])
     return Piece("features", layout.config.aux_port, address_beats * BEAT_BYTES, pack_rows(features, granules))
+
+
+def choice_piece(layout: Layout, logits: np.ndarray) -> Piece:
+    """The machine's greedy choice: the lowest number of a largest logit."""
+    chosen = _bytes(np.array([logits.argmax()], "<u4"))
+    return Piece("choice", layout.config.aux_port, layout.aux["token"].base * BEAT_BYTES, chosen)
+
+
+def survivors_piece(layout: Layout, survivors: list[int]) -> Piece:
+    """The list of patches that the machine kept."""
+    beat = layout.aux["selection"].base + layout.selection["kept"]
+    return Piece("survivors", layout.config.aux_port, beat * BEAT_BYTES, _bytes(np.array(survivors, "<u4")))
 
 
 def write_pieces(memory: MemoryImage, pieces: list[Piece]) -> None:

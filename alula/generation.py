@@ -1,6 +1,6 @@
 """`alula generate`: an image and a prompt (or a prompt alone) to tokens, greedily, on a backend."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,16 +9,22 @@ import numpy as np
 from alula.cross import CrossBackend, Outcome
 from alula.errors import UserError
 from alula.output import peak_memory_bytes
+from alula.reduction import Asked
+from alula.sampling import Sampler
 from alula.session import Flow
 from alula.verification import check_text, check_vision, pick
+from hw.spec.config import BEAT_BYTES
+from hw.spec.memory import MemoryModel
 from ref_model.checkpoints import PACKAGED
 from ref_model.config import MODELS
+from ref_model.mask import BlockMask
 from ref_model.preprocess import open_image
+from ref_model.reduction import Reduction
 from ref_model.tokenizer import IMAGE_PLACEHOLDER, Tokenizer, expand_image_tokens, load_tokenizer
-from sim.backend import Event
+from sim.backend import Backend, Event
 
 Note = Callable[[str], None]
-EXECUTORS = {"functional": ("functional",), "cycle": ("functional", "cycle"), "rtl": ("rtl",)}
+EXECUTORS = {"functional": ("functional",), "cycle": ("functional", "cycle"), "rtl": ("rtl",), "xrt": ("xrt",)}
 """Backend -> what runs each step; the cycle simulator gives the times of what the functional one computes."""
 
 
@@ -56,19 +62,41 @@ def generate(
     check: bool = False,
     note: Note = lambda _: None,
     emit: Callable[[int], None] = lambda _: None,
+    mask: BlockMask | None = None,
+    order: np.ndarray | None = None,
+    reduction: Asked | None = None,
+    sampler: Sampler | None = None,
+    made: Mapping[str, Backend] | None = None,
 ) -> Generation:
-    """Greedy tokens; `names`: executors, the first one's logits count. ids hold one image token an image.
+    """Tokens, greedy or drawn by `sampler`; `names`: executors, the first one's count. ids hold a token an image.
 
     check compares every step's bytes with the golden model's, fed with the same tokens; ties go to the lowest id.
+    mask and reduction are the prefill's. patches and order: of one image, as `Flow.patches` and `Flow.order` give them.
+    made: executors that are open already.
     """
-    ids = expand_image_tokens(ids, flow.model.config)
+    per_image = (flow.visual_tokens if patches is not None else 0) if order is None else len(order)
+    ids = expand_image_tokens(ids, flow.model.config, [] if patches is None else [per_image])
     flow.require_tokens(len(ids) + n_new - 1)
-    return _Run(flow, CrossBackend(names), check, note).run(ids, n_new, patches, eos_id, emit)
+    reduced = None if reduction is None else reduction.prompt(flow, ids)
+    cross = CrossBackend(names, model=MemoryModel.of(flow.config), made=made)
+    machine = _Run(flow, cross, check, note, mask, order, reduced, sampler)
+    return machine.run(ids, n_new, patches, eos_id, emit)
 
 
 class _Run:
-    def __init__(self, flow: Flow, cross: CrossBackend, check: bool, note: Note):
-        self.flow, self.cross, self.note = flow, cross, note
+    def __init__(
+        self,
+        flow: Flow,
+        cross: CrossBackend,
+        check: bool,
+        note: Note,
+        mask: BlockMask | None,
+        order: np.ndarray | None,
+        reduction: Reduction | None,
+        sampler: Sampler | None,
+    ):
+        self.flow, self.cross, self.note, self.mask, self.order = flow, cross, note, mask, order
+        self.reduction, self.sampler = reduction, sampler
         self.machine = flow.machine(cross)
         self.golden = flow.golden() if check else None
         self.out = Generation(golden_tokens=[] if check else None)
@@ -82,7 +110,7 @@ class _Run:
             emit(token)
             if token == eos_id:
                 break
-            ids, features = [token], None
+            ids, features, self.mask, self.order, self.reduction = [token], None, None, None, None
         return self.out
 
     def _named(self, name: str) -> str:
@@ -94,27 +122,65 @@ class _Run:
         self.out.steps.append(Step(name, timed.cycles, timed.trace, outcome))
 
     def _vision(self, patches: np.ndarray) -> np.ndarray | None:
-        self._named("vision")
+        """Features of all tiles one after another, if they are checked."""
+        if patches.ndim == 2:
+            return self._tile("vision", 0, patches)
+        features = [self._tile(f"vision tile {tile}", tile, part) for tile, part in enumerate(patches)]
+        return None if self.golden is None else np.concatenate([part for part in features if part is not None])
+
+    def _tile(self, name: str, tile: int, patches: np.ndarray) -> np.ndarray | None:
+        self._named(name)
         if self.golden is None:
-            self.machine.encode_image(patches)
-            self._step("vision", None)
+            self.machine.encode_image(patches, tile=tile, keep=self.flow.keep_visual, strategy=self.flow.strategy)
+            self._step(name, None)
             return None
-        outcome, features = check_vision(self.flow, self.machine, patches)
-        self._step("vision", outcome)
+        outcome, features = check_vision(self.flow, self.machine, patches, tile)
+        self._step(name, outcome)
         return features
 
     def _text(self, name: str, ids: Sequence[int], features: np.ndarray | None) -> int:
         self._named(name)
         if self.golden is None:
-            logits = self.machine.prefill(self.machine.prompt_rows(ids, self.flow.model.config.image_token_index))
+            rows = self.machine.prompt_rows(ids, self.flow.model.config.image_token_index, self.order)
+            logits = self.machine.prefill(rows, mask=self.mask, reduction=self.reduction)
             self._step(name, None)
             assert logits is not None
-            return pick(self.flow, logits)
-        outcome, token, logits = check_text(self.flow, self.machine, self.golden, name, list(ids), features)
+            return self._choice(logits)
+        outcome, expected, logits = check_text(
+            self.flow,
+            self.machine,
+            self.golden,
+            name,
+            list(ids),
+            features,
+            self.mask,
+            self.order,
+            self.reduction,
+        )
         self._step(name, outcome)
         assert self.out.golden_tokens is not None
-        self.out.golden_tokens.append(token)
-        return pick(self.flow, logits)
+        self.out.golden_tokens.append(self._pick(expected))
+        return self._choice(logits)
+
+    def _choice(self, logits: np.ndarray) -> int:
+        """The machine's own greedy choice; the image token, which is never generated, gives way to the next best."""
+        if self.sampler is not None or self.machine.choice == self.flow.model.config.image_token_index:
+            return self._pick(logits)
+        return self.machine.choice
+
+    def _pick(self, logits: np.ndarray) -> int:
+        """The next token by logits."""
+        if self.sampler is None:
+            return pick(self.flow, logits)
+        return self.sampler.draw(logits, len(self.out.tokens), self.flow.model.config.image_token_index)
+
+
+def card(flow: Flow, device: str, xclbin: Path | None) -> Backend:
+    """The XRT backend on a card's number with an xclbin, or on `sim`, with buffers as large as the model needs."""
+    from sim.xrt.backend import XrtBackend
+
+    space = [flow.layout.channel.at] * flow.config.units + [flow.layout.aux.at]
+    return XrtBackend(device, xclbin, sizes_bytes=[beats * BEAT_BYTES for beats in space])
 
 
 # --- inputs and outputs --------------------------------------------------------------------------------
@@ -166,7 +232,7 @@ def report(flow: Flow, made: Generation, tokenizer: Tokenizer, backend: str, wal
     return {
         "backend": backend, "config": flow.config.name, "model": flow.model.config.name, "layers": flow.layers,
         "tokens": len(made.tokens), "token_ids": made.tokens, "text": tokenizer.decode(made.tokens),
-        "golden_token_ids": made.golden_tokens,
+        "golden_token_ids": made.golden_tokens, **flow.compression_report,
         "tokens_equal_golden": None if made.golden_tokens is None else made.tokens == made.golden_tokens,
         "cycles": total, "clock_hz": flow.config.clock_hz,
         "seconds_at_clock": None if total is None else total / flow.config.clock_hz,

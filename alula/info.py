@@ -1,10 +1,19 @@
-"""`alula info`: what a configuration is, and what it costs."""
+"""`alula info`: what a configuration is, and what it costs; what quantising a packed checkpoint again costs."""
 
+import time
+from collections.abc import Callable
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
+from alula.errors import UserError
+from hw.spec import cards
 from hw.spec import config as configurations
 from hw.spec.isa import ISA_VERSION
 from hw.spec.resources import dsp_total
+
+if TYPE_CHECKING:
+    from hw.synth_units import Netlist
+    from ref_model.compress import Compression
 
 
 def describe(name: str) -> dict:
@@ -18,17 +27,56 @@ def describe(name: str) -> dict:
     }  # fmt: skip
 
 
-def resources(name: str) -> dict:
-    """Yosys's counts; `dsp_equal` says whether the DSPs are those of the formula."""
-    from hw.emit import DSP_MODEL
-    from hw.synth import resources as synthesise
-    from sim.rtl.accelerator import verilog
+def resources(name: str, card: str | None = None, note: Callable[[str], None] = lambda _: None) -> dict:
+    """Yosys's counts by unit and in all, against a card's totals (by default the one of the configuration's name, else
+    u280); `dsp_equal` says whether the DSPs are those of the formula."""
+    from hw.synth_units import synthesise_units
+    from sim.rtl.accelerator import synthesisable
 
-    found = synthesise(name, verilog(name).removesuffix("\n" + DSP_MODEL.read_text()))
+    began = time.monotonic()
+    board = cards.get(card or (name if name in cards.CARDS else "u280"))
+    return against(name, board, synthesise_units(synthesisable(name), note=note), time.monotonic() - began)
+
+
+def against(name: str, board: cards.Card, netlist: "Netlist", wall_seconds: float) -> dict:
+    """The tables of `resources`. A LUT memory takes one LUT a cell here, shift registers too."""
+    total = netlist.table()
+    limits = board.resources
+    used = {kind: total[kind] + (total["LUTRAM"] if kind == "LUT" else 0) for kind in limits}
+    formula = dsp_total(configurations.get(name))
     return {
-        "resources": found["total"],
-        "resources_by_module": found["modules"],
-        "primitives": found["primitives"],
-        "dsp_formula": found["dsp_formula"],
-        "dsp_equal": found["total"]["DSP48E2"] == found["dsp_formula"],
-    }
+        "resources": total, "resources_by_unit": {unit: netlist.table(unit) for unit in netlist.units},
+        "unit_seconds": netlist.seconds, "primitives": dict(netlist.cells()), "dsp_formula": formula,
+        "dsp_equal": total["DSP48E2"] == formula, "card": board.name, "card_resources": limits,
+        "share_of_card": {kind: used[kind] / limits[kind] for kind in limits},
+        "over": [kind for kind in limits if used[kind] > limits[kind]], "synthesis_wall_seconds": wall_seconds,
+    }  # fmt: skip
+
+
+def requantisation(source: str, compression: "Compression | None") -> dict:
+    """Relative RMS error of the machine's integers against a packed checkpoint's dequantised weights, over the language
+    model's linears. UserError if the checkpoint holds floating-point weights."""
+    from alula.session import calibration, compression_ids, open_model
+    from ref_model.compress.imports import requantisation_error
+
+    checkpoint = open_model(source)
+    if not checkpoint.quantised:
+        raise UserError(f"{source} holds floating-point weights, nothing is quantised twice: "
+                        "give a quantised GGUF file, or a GPTQ or AWQ folder")  # fmt: skip
+    compressor = maxima = None
+    if compression is None:
+        maxima = calibration(source, checkpoint)
+    else:
+        compressor = compression.compressor(checkpoint, compression_ids(source, checkpoint, compression))
+    report = requantisation_error(checkpoint, compressor, maxima)
+    name, worst = report.worst
+    found = {"mean_relative_rms_error": report.mean, "worst_relative_rms_error": worst, "worst_module": name}
+    return {"model": source, "quantised": checkpoint.quantised, "requantisation": found}
+
+
+def requantisation_line(result: dict) -> str:
+    """One line of what `requantisation` found."""
+    found = result["requantisation"]
+    return (f"{result['model']} ({result['quantised']}): relative RMS error of requantisation "
+            f"{found['mean_relative_rms_error']:.4f} in the mean, {found['worst_relative_rms_error']:.4f} at worst "
+            f"({found['worst_module']})")  # fmt: skip

@@ -7,18 +7,24 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from alula.errors import UserError
+from alula.errors import InternalError, UserError
 from compiler.host import Compiled, Session
 from compiler.layout import Layout
+from compiler.lengths import MODES, SESSIONS
 from compiler.pipeline import compile_model
 from hw.spec import config as configurations
-from ref_model.calibrate import Maxima, activation_maxima, calibration_text
+from hw.spec.config import BLOCK
+from ref_model import anyres, selection
+from ref_model.calibrate import Maxima, activation_maxima, calibration_ids, calibration_text
 from ref_model.checkpoints import PACKAGED, Checkpoint, open_checkpoint, open_synthetic
 from ref_model.checkpoints.synthetic import SyntheticCheckpoint
-from ref_model.config import MODELS
+from ref_model.compress import Compression
+from ref_model.config import MODELS, LlavaConfig, VisionConfig
 from ref_model.golden import GoldenText
-from ref_model.preprocess import open_image, patches, preprocess
+from ref_model.mask import BlockMask
+from ref_model.preprocess import image_pixels, open_image, patches
 from ref_model.quantise import QuantModel, fixed, quantise
+from ref_model.reduction import Reduction
 from ref_model.tokenizer import load_tokenizer
 from sim.backend import Backend
 from sim.memory_image import MemoryImage
@@ -49,17 +55,58 @@ def calibration(source: str, checkpoint: Checkpoint) -> Maxima | None:
     return activation_maxima(checkpoint, ids[: checkpoint.config.text.context])
 
 
+def compression_ids(source: str, checkpoint: Checkpoint, compression: Compression) -> list[int] | None:
+    """Tokens that compression calibrates on; None where it does not or where there is no tokenizer."""
+    if not compression.calibrates(checkpoint):
+        return None
+    try:
+        return calibration_ids(load_tokenizer(source).encode)
+    except UserError:
+        return None
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Stands for a quantised model where nobody needs weights."""
+
+    config: LlavaConfig
+    vision: VisionConfig | None
+
+
 @dataclass
 class Flow:
-    """A quantised model compiled for a configuration, with its memory before the first run."""
+    """A model compiled for a configuration, quantised or for timing only, with its memory before the first run."""
 
     source: str
-    model: QuantModel
+    model: QuantModel | ModelShape
     compiled: Compiled
     layers: int
     head: bool = True
     """Steps end in logits; without it (runs of some layers only) in the last token's residual row."""
+    compression: Compression | None = None
+    """How weights were compressed; None: dense, 8 bits."""
+    program: str = "runtime"
+    """How lengths are served, one of `compiler.lengths.MODES`."""
+    keep_visual: int | None = None
+    """Visual tokens that survive the tower's selection (None: all); see `keep`."""
+    strategy: str = "rank"
     _image: MemoryImage | None = field(default=None, repr=False)
+
+    def keep(self, count: int | None, strategy: str) -> None:
+        """Select visual tokens by the class token's attention from now on; UserError where there are not as many."""
+        config = self.model.config
+        if count is not None and (config.vision is None or config.pinpoints):
+            raise UserError(f"model {config.name} has no image of one tile to select visual tokens of: leave out "
+                            "--keep-visual")  # fmt: skip
+        selection.items(count, strategy, 1 if config.vision is None else config.vision.n_patches)
+        self.keep_visual, self.strategy = count, strategy
+
+    @property
+    def visual_tokens(self) -> int:
+        """Visual tokens of an image of one tile, after the selection."""
+        tokens = self.model.config.n_visual_tokens
+        count, span = selection.items(self.keep_visual, self.strategy, self.layout.tower.n_patches)
+        return tokens - self.layout.tower.n_patches + count * span if count else tokens
 
     @property
     def layout(self) -> Layout:
@@ -74,24 +121,65 @@ class Flow:
         return self.layout.context
 
     @property
+    def asked(self) -> dict:
+        """The compression that was asked for."""
+        c = self.compression
+        if c is None:
+            return {"bits": "8", "sparsity": "dense", "recipe": None}
+        sparsity = {None: "mixed", BLOCK: "dense"}.get(c.nonzeros, f"{c.nonzeros}:{BLOCK}")
+        return {"bits": "mixed" if c.bits is None else f"{c.bits:g}", "sparsity": sparsity, "recipe": c.recipe}
+
+    @property
+    def compression_report(self) -> dict:
+        """What was asked for, and what the streams hold: bits a weight of the compressed layers, bytes, non-zeros."""
+        sizes = self.layout.sizes
+        held = {"average_bits": sizes.average_bits, "weight_bytes": self.layout.weight_bytes}
+        return self.asked | held | {"nonzeros": sizes.nonzeros}
+
+    @property
+    def timing_only(self) -> bool:
+        """Whether there are no weights: only the cycle simulator runs, without data."""
+        return isinstance(self.model, ModelShape)
+
+    @property
+    def quant(self) -> QuantModel:
+        """The quantised model."""
+        if isinstance(self.model, ModelShape):
+            raise InternalError(f"{self.source} was opened for timing only: it has no weights")
+        return self.model
+
+    @property
     def image(self) -> MemoryImage:
         """Program, tables and weights; made once."""
         if self._image is None:
-            self._image = self.compiled.image(self.model)
+            self._image = self.compiled.image(None if self.timing_only else self.quant)
         return self._image
 
     def machine(self, backend: Backend) -> Session:
         """A fresh machine: empty cache, its own memory."""
-        return Session(self.compiled, self.image.fork(), backend, self.layers, head=self.head)
+        return SESSIONS[self.program](self.compiled, self.image.fork(), backend, self.layers, head=self.head)
 
     def golden(self) -> GoldenText:
         """The golden decoder with an empty cache and as many layers."""
-        return GoldenText(self.model, self.layers)
+        return GoldenText(self.quant, self.layers)
 
-    def golden_result(self, golden: GoldenText, rows: np.ndarray) -> np.ndarray:
+    def golden_result(
+        self,
+        golden: GoldenText,
+        rows: np.ndarray,
+        mask: BlockMask | None = None,
+        reduction: Reduction | None = None,
+    ) -> np.ndarray:
         """What a step over wide rows must end in: logits int64[vocab], or the residual row int64[hidden]."""
-        last = golden.forward(rows)[-1:]
+        last = golden.forward(rows, mask=mask, reduction=reduction)[-1:]
         return golden.logits(last)[0] if self.head else last[0]
+
+    def mask(self, text: str | None) -> BlockMask | None:
+        """The block-sparse attention mask that `--attention-mask` describes, in tiles of the machine's key slots."""
+        if text is None:
+            return None
+        geo = self.layout.geo
+        return BlockMask.parse(text, 1 << geo.keys_per_slot_log2, geo.slots(self.context))
 
     def require_tokens(self, count: int) -> None:
         """Refuses a length beyond the model's context or the compiled one."""
@@ -107,12 +195,21 @@ class Flow:
             )
 
     def patches(self, image: str | Path | Image.Image) -> np.ndarray:
-        """Q16 patches int64[n_patches, 3*p*p] of an image file or a Pillow image."""
-        vision = self.model.config.vision
+        """Q16 patches int64[n_patches, 3*p*p] of an image file or a Pillow image; of each tile [n_tiles, n_patches,
+        3*p*p] if the model cuts images into tiles (`order`)."""
+        config = self.model.config
+        vision = config.vision
         if vision is None:
-            raise UserError(f"model {self.model.config.name} has no vision tower: leave the image out")
+            raise UserError(f"model {config.name} has no vision tower: leave the image out")
         picture = open_image(image) if isinstance(image, str | Path) else image
-        return fixed(patches(preprocess(picture, vision.image_size), vision.patch_size).numpy())
+        if config.pinpoints:
+            tiles = [patches(tile, vision.patch_size).numpy() for tile in anyres.tiles(picture, config)]
+            return fixed(np.stack(tiles))
+        return fixed(patches(image_pixels(picture, vision), vision.patch_size).numpy())
+
+    def order(self, image: Image.Image) -> np.ndarray | None:
+        """Where each visual token of an image comes from (`ref_model.anyres.layout`); None for images of one tile."""
+        return anyres.layout((image.height, image.width), self.model.config) if self.model.config.pinpoints else None
 
 
 def open_flow(
@@ -124,12 +221,18 @@ def open_flow(
     seed: int = 0,
     vision: bool = True,
     head: bool | None = None,
+    compression: Compression | None = None,
+    timing_only: bool = False,
+    program: str = "runtime",
 ) -> Flow:
     """Open, quantise and compile. layers: decoder layers (None: all); context: tokens to compile for.
 
-    head None: logits when every layer runs, else the residual row.
+    head None: logits when every layer runs, else the residual row. compression None: dense INT8. timing_only: without
+    weights, for the cycle simulator alone. program: how lengths are served, one of `compiler.lengths.MODES`.
     """
     machine = configurations.get(config)
+    if program not in MODES:
+        raise UserError(f"unknown kind of program {program!r}: choose one of {', '.join(MODES)}")
     checkpoint = open_model(source, seed)
     text = checkpoint.config.text
     if layers is not None and not 1 <= layers <= text.layers:
@@ -137,7 +240,20 @@ def open_flow(
     if context is not None and not 1 <= context <= text.context:
         raise UserError(f"--context {context} is outside 1..{text.context}, the context of {checkpoint.config.name}")
     limit = context or min(text.context, DEFAULT_CONTEXT.get(config, text.context))
-    compiled = compile_model(checkpoint.config, machine, limit, layers, vision)
-    model = quantise(checkpoint, KEPT_LAYERS, with_vision=vision, maxima=calibration(source, checkpoint))
+    compressor = plan = maxima = None
+    if compression is None:
+        maxima = None if timing_only else calibration(source, checkpoint)
+    elif timing_only:
+        plan = compression.plan(checkpoint, compression_ids(source, checkpoint, compression))
+    else:
+        compressor = compression.compressor(checkpoint, compression_ids(source, checkpoint, compression))
+        plan = compressor.plan
+    compiled = compile_model(checkpoint.config, machine, limit, layers, vision, plan)
+    model: QuantModel | ModelShape
+    if timing_only:
+        model = ModelShape(checkpoint.config, checkpoint.config.vision if vision else None)
+    else:
+        model = quantise(checkpoint, KEPT_LAYERS, vision, maxima, compressor)
     count = layers or text.layers
-    return Flow(source, model, compiled, count, count == text.layers if head is None else head)
+    head = count == text.layers if head is None else head
+    return Flow(source, model, compiled, count, head, compression, program)

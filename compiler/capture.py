@@ -36,12 +36,12 @@ class _Head(nn.Module):
 
 
 class _Stem(nn.Module):
-    """Patch embedding, class token, positions, pre-norm."""
+    """Patch embedding, class token, positions, pre-norm where there is one."""
 
     def __init__(self, config) -> None:
         super().__init__()
         self.embeddings = VisionEmbeddings(config)
-        self.pre_layrnorm = nn.LayerNorm(config.hidden, config.ln_eps)
+        self.pre_layrnorm = nn.LayerNorm(config.hidden, config.ln_eps) if config.pre_norm else nn.Identity()
 
     def forward(self, patches: Tensor) -> Tensor:
         return self.pre_layrnorm(self.embeddings(patches))

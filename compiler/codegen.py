@@ -12,4 +12,4 @@ def generate(layout: Layout) -> Program:
     entries = {"lm": text.emit(builder, layout)}
     if layout.model.vision is not None:
         entries["vision"] = vision.emit(builder, layout)
-    return Program(builder.words(), entries)
+    return Program(builder.words(), entries, builder.operators)

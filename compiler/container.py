@@ -24,7 +24,7 @@ from sim.memory_image import MemoryImage
 from . import pack
 from .host import Compiled
 
-MAGIC, VERSION, ALIGN = b"ALULA\0\0\1", 1, 4096
+MAGIC, VERSION, ALIGN = b"ALULA\0\0\2", 2, 4096
 MANIFEST_ROOM = 1 << 22
 """Manifest bytes reserved ahead of the sections, which are written before their checksums are known."""
 
@@ -62,7 +62,8 @@ def _write(file, compiled: Compiled, quant) -> dict:
         "layers": layout.model.text.n_layers, "vision": layout.model.vision is not None, "weights": quant is not None,
         "entries": compiled.program.entries, "instructions": len(compiled.program.words),
         "memory_map": layout.memory_map(), "sections": sections,
-        "program_sha256": sections[0][4],
+        "average_bits": layout.sizes.average_bits, "nonzeros": layout.sizes.nonzeros,
+        "weight_bytes": layout.weight_bytes, "program_sha256": sections[0][4],
         "weights_sha256": hashlib.sha256("".join(s[4] for s in sections[1:]).encode()).hexdigest(),
     }
     text = json.dumps(manifest, separators=(",", ":")).encode()

@@ -37,9 +37,6 @@ class Geometry:
     def kb(self, n_in: int) -> int:
         return weights.input_blocks(n_in)
 
-    def stream(self, n_out: int, n_in: int) -> int:
-        return weights.stream_beats(n_out, n_in, self.config.units)
-
     def slots(self, context: int) -> int:
         return weights.cache_slots(context, self.config.units)
 

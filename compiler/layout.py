@@ -3,7 +3,10 @@
 Everything is placed and checked against the configuration before anything is written.
 """
 
+import math
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from alula.errors import InternalError, UserError
 from hw.spec import weights
@@ -13,11 +16,54 @@ from hw.spec.weights import ceil_div
 from . import ir
 from .geometry import Geometry
 from .model import ModelIr, VisionIr
+from .sizes import Plan, Sizes
+
+MODULES = {"text": "language_model.layers.{}.", "vision": "vision_tower.encoder.layers.{}.",
+           "stem": "vision_tower.embeddings.", "projector": "multi_modal_projector."}
+"""How the modules of a section's layers are called in checkpoints and plans."""
 
 PAGE_BEATS = 64
 """Sections start on 4 KiB, so that bursts are whole."""
-SHIFTS = "shifts"
-"""One beat of each layer's record: the linear layers' G, four bytes a word."""
+TABLE = "table"
+"""The first beats of each parameter record, which the sequencer reads: see `Table`."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Words about a record's n linear layers: G, four bytes a word; stream addresses; stream lengths in beats.
+
+    The program reads lengths and addresses here, so that one program serves every compression.
+    """
+
+    n: int
+    lengths: int | None = None
+    """How many lengths there are, if not n (the head's slices)."""
+
+    def shift(self, linear: int) -> tuple[int, int]:
+        """(word, byte in it)."""
+        return divmod(linear, 4)
+
+    @property
+    def shift_words(self) -> int:
+        return ceil_div(self.n, 4)
+
+    def address(self, linear: int) -> int:
+        return self.shift_words + linear
+
+    def length(self, which: int) -> int:
+        return self.shift_words + self.n + which
+
+    @property
+    def beats(self) -> int:
+        return ceil_div(self.length(self.n if self.lengths is None else self.lengths), GRANULE_LANES)
+
+    def pack(self, shifts: list[int], addresses: list[int], lengths: list[int]) -> np.ndarray:
+        """uint8[beats * 64]."""
+        words = np.zeros(self.beats * GRANULE_LANES, "<u4")
+        words.view(np.uint8)[: self.n] = shifts
+        words[self.address(0) : self.address(self.n)] = addresses
+        words[self.length(0) : self.length(len(lengths))] = lengths
+        return words.view(np.uint8)
 
 
 @dataclass
@@ -66,9 +112,9 @@ class Space:
 
 
 def parameter_record(geo: Geometry, ops: list) -> Record:
-    """Scale words, biases and shifts of a list of fused operators, as PB rows in aux memory."""
+    """Scale words, biases and the table of a list of fused operators, as PB rows in aux memory."""
     record = Record()
-    record.add(SHIFTS, 1)
+    record.add(TABLE, Table(len(ir.linears(ops))).beats)
     for norm in ir.norms(ops):
         record.add(f"{norm.name}.words", geo.granules(norm.width))
         if norm.kind == "layer":
@@ -80,12 +126,25 @@ def parameter_record(geo: Geometry, ops: list) -> Record:
     return record
 
 
-def stream_record(geo: Geometry, ops: list) -> Record:
-    """Weight streams (the same offsets in every unit's channel)."""
-    record = Record()
-    for op in ir.linears(ops):
-        record.add(op.name, geo.stream(op.n_out, op.n_in))
-    return record
+@dataclass
+class Streams:
+    """Weight streams one behind the other, the same in every unit's channel: beats[layer][linear layer]."""
+
+    lengths: list[list[int]]
+
+    @classmethod
+    def of(cls, sizes: Sizes, prefix: str, ops: list, count: int = 1) -> "Streams":
+        """prefix: module names' beginning, with {} for the layer's number."""
+        return cls([[sizes.beats(prefix.format(i) + op.name, op) for op in ir.linears(ops)] for i in range(count)])
+
+    @property
+    def beats(self) -> int:
+        return sum(map(sum, self.lengths))
+
+    def starts(self, layer: int) -> list[int]:
+        """First beats of a layer's streams, from the section's start."""
+        before = sum(map(sum, self.lengths[:layer]))
+        return [before + sum(self.lengths[layer][:i]) for i in range(len(self.lengths[layer]))]
 
 
 def cache_record(geo: Geometry, op: ir.Attention, context: int) -> Record:
@@ -105,30 +164,61 @@ def scale_record(geo: Geometry, op: ir.Attention, context: int) -> Record:
     return record
 
 
+def mask_row_words(geo: Geometry, context: int) -> int:
+    """Words of one row of the table of present key slots: slots, runs, and as many runs as there can be."""
+    return 2 + ceil_div(geo.slots(context), 2)
+
+
+def selection_record(geo: Geometry, n_patches: int) -> Record:
+    """What `kernels.select` keeps in aux: tables (numbers, bits), the saliency, words for the sequencer, the result."""
+    record, tokens, lanes = Record(), n_patches + 1, GRANULE_LANES
+    for name, beats in (("numbers", tokens), ("bits", geo.gpw**2), ("saliency", geo.granules(tokens)),
+                        ("rows", geo.granules(math.isqrt(n_patches))), ("count", 1),
+                        ("masks", ceil_div(2 * geo.granules(tokens), lanes)), ("kept", ceil_div(n_patches, lanes))):
+        record.add(name, beats)
+    return record
+
+
+def ranking_record(geo: Geometry, context: int, n_layers: int) -> Record:
+    """What `kernels.ranking` keeps in aux: words for the sequencer, attention scores, tables with a beat a token and a
+    row of biases a layer, which the host writes."""
+    record, row = Record(), geo.cache_granules(context)
+    for name, beats in (("bits", geo.gpw**2), ("count", 1), ("masks", ceil_div(2 * row, GRANULE_LANES)),
+                        ("scores", row), ("rows", context), ("rope", context), ("bias", n_layers * row)):
+        record.add(name, beats)
+    return record
+
+
 @dataclass
 class HeadSlices:
     """The vocabulary in `count` equal slices of `steps` output-block steps."""
 
     count: int
     steps: int
-    stream_beats: int
     granules: int
+    streams: list[int] = field(default_factory=list)
+    """Beats of each slice's stream."""
+
+    @property
+    def table(self) -> Table:
+        """With a length more than slices: the next one is read a slice ahead."""
+        return Table(1, self.count + 1)
 
 
 def head_slices(geo: Geometry, head: ir.Linear) -> HeadSlices:
     """Slices that fit AB, PB and half of SB."""
     c, steps = geo.config, geo.steps(head.n_out)
     largest = max(1, min(c.ab_granules // 2, c.pb_granules // 4, c.sb_granules // 2) // c.units)
-    count = ceil_div(steps, largest)
-    size = ceil_div(steps, count)
-    return HeadSlices(count, size, 1 + size * geo.kb(head.n_in) * weights.BLOCK_BEATS, size * c.units)
+    size = ceil_div(steps, ceil_div(steps, largest))
+    return HeadSlices(ceil_div(steps, size), size, size * c.units)
 
 
 class Layout:
     """Sections and records of one model on one configuration."""
 
-    def __init__(self, config: Config, model: ModelIr, context: int) -> None:
+    def __init__(self, config: Config, model: ModelIr, context: int, plan: Plan | None = None) -> None:
         self.config, self.model, self.context = config, model, context
+        self.sizes, self.streams = Sizes(config.units, plan), dict[str, Streams]()
         self.geo = Geometry(config)
         self.aux = Space("auxiliary memory", config.aux_bytes, config)
         self.channel = Space("each channel's memory", config.channel_bytes, config)
@@ -136,18 +226,29 @@ class Layout:
         self._text()
         if model.vision is not None:
             self._vision()
+        self._place_streams()
         self.aux.check()
         self.channel.check()
 
     def _layers(self, prefix: str, ops: list, count: int, context: int) -> dict[str, Record]:
         attention = next(op for op in ops if isinstance(op, ir.Attention))
-        records = {"params": parameter_record(self.geo, ops), "weights": stream_record(self.geo, ops),
-                   "cache": cache_record(self.geo, attention, context),
+        records = {"params": parameter_record(self.geo, ops), "cache": cache_record(self.geo, attention, context),
                    "scales": scale_record(self.geo, attention, context)}
+        self._streams(prefix, ops, count)
         for name, record in records.items():
             space = self.aux if name in ("params", "scales") else self.channel
             space.place(f"{prefix}.{name}", record.beats * count)
         return records
+
+    def _streams(self, prefix: str, ops: list, count: int = 1) -> None:
+        """The streams of `count` layers, or of the stem or projector."""
+        self.streams[prefix] = Streams.of(self.sizes, MODULES[prefix], ops, count)
+
+    def _place_streams(self) -> None:
+        """Behind everything whose address is in the program, which is the same for every compression."""
+        for prefix, streams in self.streams.items():
+            self.channel.place(f"{prefix}.weights", streams.beats)
+        self.channel.place("head", sum(self.head.streams))
 
     def _text(self) -> None:
         text, geo = self.model.text, self.geo
@@ -157,13 +258,21 @@ class Layout:
         self.text = self._layers("text", text.layer, text.n_layers, self.context)
         self.head = head_slices(geo, text.head)
         self.head_record = Record()
-        self.head_record.add(SHIFTS, 1)
+        self.head.streams = self.sizes.slices(text.head.name, text.head, self.head.steps, self.head.count)
+        self.head_record.add(TABLE, self.head.table.beats)
         self.head_record.add(f"{text.norm.name}.words", geo.granules(text.hidden))
         self.aux.place("head.params", self.head_record.beats)
         self.aux.place("head.words", self.head.count * self.head.granules)
-        self.channel.place("head", self.head.count * self.head.stream_beats)
-        self.aux.place("rows", ceil_div(self.context + 1, GRANULE_LANES))
-        self.aux.place("rope_rows", ceil_div(self.context, GRANULE_LANES))
+        self.aux.place("head.places", self.head.count * self.head.granules)
+        self.aux.place("token", 1)
+        # A list a segment of layers; the word behind the last says what the result is.
+        self.aux.place("rows", text.n_layers * ceil_div(self.context + 1, GRANULE_LANES))
+        self.aux.place("rope_rows", text.n_layers * ceil_div(self.context, GRANULE_LANES))
+        self.aux.place("segments", text.n_layers)
+        self.ranking = ranking_record(geo, self.context, text.n_layers)
+        self.aux.place("ranking", self.ranking.beats)
+        self.aux.place("residual", self.context * geo.granules(text.hidden))
+        self.aux.place("mask", ceil_div(geo.slots(self.context) * mask_row_words(geo, self.context), GRANULE_LANES))
         self.aux.place("logits", self.head.count * self.head.granules)
 
     def _vision(self) -> None:
@@ -171,16 +280,27 @@ class Layout:
         width = vision.layer_width
         self.vision = self._layers("vision", vision.layer, vision.n_layers, vision.n_patches + 1)
         self.stem = parameter_record(geo, vision.stem)
-        self.stem_weights = stream_record(geo, vision.stem)
         self.projector = parameter_record(geo, vision.projector)
-        self.projector_weights = stream_record(geo, vision.projector)
         self.aux.place("stem.params", self.stem.beats)
         self.aux.place("projector.params", self.projector.beats)
-        self.channel.place("stem.weights", self.stem_weights.beats)
-        self.channel.place("projector.weights", self.projector_weights.beats)
+        self._streams("stem", vision.stem)
+        self._streams("projector", vision.projector)
+        self.selection = selection_record(geo, vision.n_patches)
+        self.aux.place("selection", self.selection.beats)
         self.aux.place("position", (vision.n_patches + 1) * geo.granules(width))
         self.aux.place("patches", vision.n_patches * geo.granules(vision.stem[0].n_in))
-        self.aux.place("features", (vision.n_patches + 1) * geo.granules(self.model.text.hidden))
+        self.aux.place("features", (vision.tiles * vision.n_patches + 1) * geo.granules(self.model.text.hidden))
+
+    def parameter_record(self, prefix: str) -> Record:
+        """Of a section's layers: text, vision, stem or projector."""
+        record = getattr(self, prefix)
+        return record["params"] if isinstance(record, dict) else record
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of weight streams in all channels, padding of sections not counted."""
+        beats = sum(self.head.streams) + sum(streams.beats for streams in self.streams.values())
+        return beats * BEAT_BYTES * self.config.units
 
     @property
     def tower(self) -> VisionIr:

@@ -19,7 +19,11 @@ class TextIr:
 
 @dataclass
 class VisionIr:
-    """`stem`: [patch Linear, pre Norm]; `projector`: [Linear, Linear]; drop_class selects the features."""
+    """`stem`: [patch Linear], and a pre Norm where there is one; `projector`: [Linear, Linear];
+    drop_class selects the features.
+
+    tiles: most images of one picture (LLaVA-NeXT: the newline token's row follows their features).
+    """
 
     n_patches: int
     layer_width: int
@@ -29,6 +33,7 @@ class VisionIr:
     projector: list
     projector_func: str = "gelu"
     drop_class: bool = True
+    tiles: int = 1
 
 
 @dataclass

@@ -1,19 +1,19 @@
 """Packing: quantised tensors to the bytes of every memory, one section (or layer) at a time."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
 from alula.errors import InternalError
-from hw.spec import weights
 from hw.spec.config import BEAT_BYTES, BLOCK
 from hw.spec.numerics import sat32
-from hw.spec.weights import ceil_div
+from ref_model.compress.format import BlockFormat
 
-from . import ir
-from .geometry import Geometry
+from . import ir, stream
 from .kernels.norm import constants_of
-from .layout import Layout, Record
+from .kernels.select import bit_weights
+from .layout import Layout, Record, Table
 
 Array = np.ndarray
 Piece = tuple[int, int, Array]
@@ -29,19 +29,7 @@ FIELDS = {
 """Weight path inside its module -> field of the quantised structures."""
 
 
-def stream(geo: Geometry, weight: Array, steps: int | None = None) -> Array:
-    """int8[out, in] -> uint8[units, bytes]: every unit's STREAM-format stream, header first."""
-    units, (n_out, n_in) = geo.config.units, weight.shape
-    steps, kb = steps or geo.steps(n_out), geo.kb(n_in)
-    padded = np.zeros((steps * units * BLOCK, kb * BLOCK), np.int8)
-    padded[:n_out, :n_in] = weight
-    blocks = padded.reshape(steps, units, BLOCK, kb, BLOCK).transpose(1, 0, 3, 2, 4)
-    body = np.ascontiguousarray(blocks).reshape(units, -1).view(np.uint8)
-    head = np.frombuffer(weights.header(steps * kb), np.uint8)
-    return np.concatenate([np.broadcast_to(head, (units, len(head))), body], axis=1)
-
-
-def row_words(values: Array, granules: int) -> Array:
+def row_words(values: Array | list, granules: int) -> Array:
     """Words (or int32 values) [..., n] -> uint8 of `granules` beats a row, zero-padded."""
     values = np.asarray(values)
     out = np.zeros((*values.shape[:-1], granules * 16), np.uint32)
@@ -53,7 +41,7 @@ def _field(owner, name: str):
     return getattr(owner, FIELDS[name])
 
 
-def parameters(geo: Geometry, record: Record, ops: list, owner) -> Array:
+def parameters(record: Record, ops: list, owner, table: Array) -> Array:
     """One parameter record: uint8[record.beats * 64]."""
     out = np.zeros(record.beats * BEAT_BYTES, np.uint8)
 
@@ -61,8 +49,7 @@ def parameters(geo: Geometry, record: Record, ops: list, owner) -> Array:
         data = row_words(values, record.sizes[name])
         out[record[name] * BEAT_BYTES : record[name] * BEAT_BYTES + len(data)] = data
 
-    shifts = [_field(owner, op.name).shift for op in ir.linears(ops)]
-    out[: len(shifts)] = np.array(shifts, np.uint8)
+    out[: len(table)] = table
     for norm in ir.norms(ops):
         _put_norm(put, norm, _field(owner, norm.name))
     for op in ir.linears(ops):
@@ -85,9 +72,16 @@ def _put_norm(put, op: ir.Norm, tensor) -> None:
         put(f"{op.name}.bias", tensor.bias)
 
 
-def streams(geo: Geometry, record: Record, ops: list, owner) -> Array:
-    """One weight record: uint8[units, record.beats * 64]."""
-    return np.concatenate([stream(geo, _field(owner, op.name).weight) for op in ir.linears(ops)], axis=1)
+def weight_stream(units: int, name: str, tensor, beats: int, steps: int | None = None) -> Array:
+    """A quantised linear layer's stream uint8[units, beats * 64]; the layout must have foreseen its length."""
+    try:
+        data = stream.encode(tensor.weight, tensor.format, units, steps)
+    except ValueError as error:
+        raise InternalError(f"{name}: {error}") from None
+    if data.shape[1] != beats * BEAT_BYTES:
+        raise InternalError(f"{name}: the stream has {data.shape[1] // BEAT_BYTES} beats, the layout {beats}: the "
+                            "model is not quantised as it was compiled for")
+    return data
 
 
 def pieces(layout: Layout, quant, program: list[int]) -> Iterator[Piece]:
@@ -99,16 +93,18 @@ def pieces(layout: Layout, quant, program: list[int]) -> Iterator[Piece]:
         yield from _vision(layout, quant.vision)
 
 
-def _layers(layout: Layout, prefix: str, records: dict, ops: list, count: int, layers) -> Iterator[Piece]:
-    units, geo = layout.config.units, layout.geo
-    for index in range(count):
-        layer = layers[index]
-        params, body = records["params"], records["weights"]
-        yield (units, layout.aux[f"{prefix}.params"].base + index * params.beats,
-               parameters(geo, params, ops, layer))
-        at = layout.channel[f"{prefix}.weights"].base + index * body.beats
-        for unit, data in enumerate(streams(geo, body, ops, layer)):
-            yield unit, at, data
+def _linears(layout: Layout, prefix: str, index: int, ops: list, owner) -> Iterator[Piece]:
+    """Parameter record and weight streams of layer `index` of a section."""
+    units, record, streams = layout.config.units, layout.parameter_record(prefix), layout.streams[prefix]
+    base = layout.channel[f"{prefix}.weights"].base
+    addresses = [base + start for start in streams.starts(index)]
+    table = Table(len(addresses)).pack([_field(owner, op.name).shift for op in ir.linears(ops)], addresses,
+                                       streams.lengths[index])
+    yield (units, layout.aux[f"{prefix}.params"].base + index * record.beats, parameters(record, ops, owner, table))
+    parts = [weight_stream(units, op.name, _field(owner, op.name), length)
+             for op, length in zip(ir.linears(ops), streams.lengths[index], strict=True)]
+    for unit, data in enumerate(np.concatenate(parts, axis=1)):
+        yield unit, addresses[0], data
 
 
 def _text(layout: Layout, text) -> Iterator[Piece]:
@@ -118,57 +114,61 @@ def _text(layout: Layout, text) -> Iterator[Piece]:
     if attention.rope:
         table = text.rope_table(range(layout.context))
         yield units, aux["rope"].base, row_words(table, geo.granules(attention.head_dim))
-    yield from _layers(layout, "text", layout.text, model.layer, model.n_layers, text.layers)
-    owner = _HeadOwner(text)
-    record = layout.head_record
-    head = np.zeros(record.beats * BEAT_BYTES, np.uint8)
-    head[0] = text.head.shift
-    _put_norm(lambda name, values: head.__setitem__(
-        slice(record[name] * BEAT_BYTES, (record[name] + record.sizes[name]) * BEAT_BYTES),
-        row_words(values, record.sizes[name])), model.norm, owner.norm)
-    yield units, aux["head.params"].base, head
-    slices, width = layout.head, layout.head.granules * 16
+    for index in range(model.n_layers):
+        yield from _linears(layout, "text", index, model.layer, text.layers[index])
+    yield from _head(layout, text)
+
+
+def _head(layout: Layout, text) -> Iterator[Piece]:
+    """Parameters of the final norm and the head, and its slices' words and streams."""
+    units, aux, slices, record = layout.config.units, layout.aux, layout.head, layout.head_record
+    at, width, base = 0, layout.head.granules * 16, layout.channel["head"].base
+    table = slices.table.pack([text.head.shift], [base], slices.streams)
+    yield units, aux["head.params"].base, parameters(record, [layout.model.text.norm], text, table)
     words = np.zeros(slices.count * width, np.int64)
     words[: len(text.head.words)] = text.head.words
     yield units, aux["head.words"].base, row_words(words, slices.count * slices.granules)
-    for index in range(slices.count):
-        part = text.head.weight[index * width : (index + 1) * width]
-        data = stream(geo, part, slices.steps) if len(part) else stream(geo, np.zeros((1, model.head.n_in), np.int8),
-                                                                         slices.steps)
-        for unit in range(units):
-            yield unit, layout.channel["head"].base + index * slices.stream_beats, data[unit]
+    places = np.arange(slices.count * width, 0, -1)
+    yield units, aux["head.places"].base, row_words(places, slices.count * slices.granules)
+    for index, beats in enumerate(slices.streams):
+        part = _rows(text.head, index * width, (index + 1) * width)
+        for unit, data in enumerate(weight_stream(units, f"lm_head, slice {index}", part, beats, slices.steps)):
+            yield unit, base + at, data
+        at += beats
 
 
-class _HeadOwner:
-    def __init__(self, text) -> None:
-        self.norm, self.head = text.norm, text.head
+def _rows(tensor, first: int, end: int):
+    """Rows first..end-1 (whole blocks) of a quantised linear layer."""
+    rows, blocks, form = slice(first, end), slice(first // BLOCK, end // BLOCK), tensor.format
+    if form is not None:
+        form = BlockFormat(form.bits[blocks], form.nonzeros[blocks], form.scales[rows])
+    return replace(tensor, weight=tensor.weight[rows], words=tensor.words[rows], format=form)
 
 
 def _vision(layout: Layout, vision) -> Iterator[Piece]:
     units, geo, aux, model = layout.config.units, layout.geo, layout.aux, layout.tower
-    yield from _layers(layout, "vision", layout.vision, model.layer, model.n_layers, vision.layers)
-    for name, record, body, ops in (("stem", layout.stem, layout.stem_weights, model.stem),
-                                    ("projector", layout.projector, layout.projector_weights, model.projector)):
-        yield units, aux[f"{name}.params"].base, parameters(geo, record, ops, vision)
-        for unit, data in enumerate(streams(geo, body, ops, vision)):
-            yield unit, layout.channel[f"{name}.weights"].base, data
+    for index in range(model.n_layers):
+        yield from _linears(layout, "vision", index, model.layer, vision.layers[index])
+    for name, ops in (("stem", model.stem), ("projector", model.projector)):
+        yield from _linears(layout, name, 0, ops, vision)
     position = np.array(vision.position, np.int64)
     # The class token is constant, so its row holds class embedding + position already.
     position[0] = sat32(position[0] + vision.class_embedding)
     yield units, aux["position"].base, row_words(position, geo.granules(model.layer_width))
+    for beat, data in selection_tables(layout):
+        yield units, beat, data
+    if vision.newline is not None:
+        granules = geo.granules(layout.model.text.hidden)
+        newline = aux["features"].base + model.tiles * model.n_patches * granules
+        yield units, newline, row_words(vision.newline, granules)
 
 
-def sections(layout: Layout) -> Iterator[tuple[int, int, int]]:
-    """(port, first beat, beats) of what `pieces` fills and only units read: for timing-only images without weights."""
-    units = layout.config.units
-    skip = ("program", "rows", "rope_rows", "logits", "features", "patches", "text.scales", "vision.scales")
-    for name, section in layout.aux.sections.items():
-        if name not in skip and not name.endswith(".params"):  # the sequencer reads shifts there
-            yield units, section.base, section.beats
-    for name, section in layout.channel.sections.items():
-        if not name.endswith("cache"):
-            for unit in range(units):
-                yield unit, section.base, section.beats
+def selection_tables(layout: Layout) -> list[tuple[int, Array]]:
+    """(first beat in aux, bytes) of the tables of `kernels.select`: patch numbers behind the class token's, bits."""
+    base, record, gpw = layout.aux["selection"].base, layout.selection, layout.geo.gpw
+    numbers = np.arange(layout.tower.n_patches + 1)[:, None] - 1
+    return [(base + record["numbers"], row_words(numbers, 1)),
+            (base + record["bits"], row_words(bit_weights(gpw), gpw))]
 
 
-__all__ = ["FIELDS", "ceil_div", "parameters", "pieces", "sections", "stream"]
+__all__ = ["FIELDS", "parameters", "pieces", "selection_tables"]

@@ -11,20 +11,21 @@ from .host import Compiled
 from .layout import Layout
 from .model import ModelIr, TextIr, VisionIr
 from .passes import PASSES
+from .sizes import Plan
 from .verify import verify
 
 
 def compile_model(model: LlavaConfig, config: Config, context: int | None = None, n_layers: int | None = None,
-                  with_vision: bool = True) -> Compiled:
+                  with_vision: bool = True, plan: Plan | None = None) -> Compiled:
     """Program and memory map of a model on a configuration.
 
-    context: tokens the caches hold (default: the model's). n_layers: compile only the first decoder layers.
-    Weights are not needed: the same program serves any of that shape.
+    context: tokens the caches hold (default: the model's). n_layers: compile only the first decoder layers. plan: how
+    weights are compressed (default: not at all). Weights are not needed: the same program serves any of that shape.
     """
     fused = optimise(capture_model(model))
     described = describe(model, fused, n_layers, with_vision)
     check_heads(described, config)
-    layout = Layout(config, described, _context(model, context))
+    layout = Layout(config, described, _context(model, context), plan)
     return Compiled(layout, generate(layout))
 
 
@@ -50,7 +51,7 @@ def describe(model: LlavaConfig, graphs: dict[str, ir.Graph], n_layers: int | No
         mlp, last = graphs["projector"].fused
         vision = VisionIr(model.vision.n_patches, graphs["stem"].fused[0].n_out,
                           model.num_executed_vision_layers, graphs["stem"].fused, graphs["vision_layer"].fused,
-                          [mlp.fc, last], mlp.func, model.vision.drop_class)
+                          [mlp.fc, last], mlp.func, model.vision.drop_class, model.max_tiles)
     return ModelIr(model.name, text, vision)
 
 

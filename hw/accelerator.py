@@ -8,8 +8,10 @@ from hw.control import AXI4Lite, Control
 from hw.core import Core
 from hw.interfaces import AXI4Read, AXI4Write
 from hw.spec.config import BEAT_BYTES, Config
+from hw.spec.csr import BASE_ALIGNMENT_LOG2
 from hw.spec.isa import Unit
 
+TOP = "alula"
 BURST_INCR = 1
 SIZE_LOG2 = BEAT_BYTES.bit_length() - 1
 CONSTANTS = {"arsize": (3, SIZE_LOG2), "arburst": (2, BURST_INCR), "awsize": (3, SIZE_LOG2), "awburst": (2, BURST_INCR)}
@@ -21,12 +23,25 @@ def _flat(prefix, signature):
     return {prefix + name: member for name, member in signature.members.items()}
 
 
+def ports(config: Config) -> dict:
+    """The top's members."""
+    members = _flat("s_axi_control_", AXI4Lite().flip())
+    for port in range(config.units + 1):
+        for signature in (AXI4Read(), AXI4Write()):
+            members |= _flat(f"m{port:02d}_axi_", signature)
+        members |= {f"m{port:02d}_axi_{name}": Out(bits) for name, (bits, _) in CONSTANTS.items()}
+    for unit in Unit:
+        name = unit.name.lower()
+        members |= {f"trace_{name}_start": Out(1), f"trace_{name}_done": Out(1), f"trace_{name}_tag": Out(32)}
+    return members | {"trace_cycle": Out(64), "irq": Out(1)}
+
+
 class Accelerator(wiring.Component):
     """The top module.
 
     Ports: clk, rst, `s_axi_control_*` (AXI4-Lite), `m00_axi_*` .. (AXI4 masters: the channels, then aux), irq, trace_*.
     Contract: docs/machine.md; registers: `hw.spec.csr`. Every burst is INCR of whole beats without IDs; addresses are
-    bytes.
+    bytes: the program's, and the port's base register added (combinational, on the address alone).
     Latency and throughput: `hw.spec.timing`, counted by `trace_cycle`.
     Back-pressure: all handshakes are honoured; R and B are always ready.
     Reset: `rst`, synchronous; the core is also reset by each START. Memories keep their contents.
@@ -38,15 +53,7 @@ class Accelerator(wiring.Component):
 
     def __init__(self, config: Config, *, primitive=True, shared=True):
         self.config, self.primitive, self.shared = config, primitive, shared
-        ports = _flat("s_axi_control_", AXI4Lite().flip())
-        for port in range(config.units + 1):
-            for signature in (AXI4Read(), AXI4Write()):
-                ports |= _flat(f"m{port:02d}_axi_", signature)
-            ports |= {f"m{port:02d}_axi_{name}": Out(bits) for name, (bits, _) in CONSTANTS.items()}
-        for unit in Unit:
-            name = unit.name.lower()
-            ports |= {f"trace_{name}_start": Out(1), f"trace_{name}_done": Out(1), f"trace_{name}_tag": Out(32)}
-        super().__init__(ports | {"trace_cycle": Out(64), "irq": Out(1)})
+        super().__init__(ports(config))
 
     def elaborate(self, platform):
         m = Module()
@@ -62,11 +69,13 @@ class Accelerator(wiring.Component):
             if name in control.signature.members:
                 source, target = (core, control) if member.flow is Out else (control, core)
                 m.d.comb += Value.cast(getattr(target, name)).eq(Value.cast(getattr(source, name)))
-        self._join(m, "s_axi_control_", control.axi, master=False)
+        self._join(m, "s_axi_control_", control.axi)
         for port in range(self.config.units + 1):
             prefix = f"m{port:02d}_axi_"
-            self._join(m, prefix, core.reads[port], master=True)
-            self._join(m, prefix, core.writes[port], master=True)
+            for half, address in ((core.reads[port], "araddr"), (core.writes[port], "awaddr")):
+                self._join(m, prefix, half, but=address)
+                inner, low = getattr(half, address), BASE_ALIGNMENT_LOG2
+                m.d.comb += getattr(self, prefix + address).eq(Cat(inner[:low], inner[low:] + control.bases[port]))
             m.d.comb += [getattr(self, prefix + name).eq(value) for name, (_, value) in CONSTANTS.items()]
         for unit in Unit:
             prefix = f"trace_{unit.name.lower()}_"
@@ -77,9 +86,11 @@ class Accelerator(wiring.Component):
             ]
         return m
 
-    def _join(self, m, prefix, interface, master):
-        """Connects an inner interface to the flat ports of its prefix."""
+    def _join(self, m, prefix, interface, but=""):
+        """Connects an inner interface to the flat ports of its prefix, all but one."""
         for name in interface.signature.members:
+            if name == but:
+                continue
             inner, outer = getattr(interface, name), getattr(self, prefix + name)
             drives = self.signature.members[prefix + name].flow is Out
             m.d.comb += outer.eq(inner) if drives else inner.eq(outer)

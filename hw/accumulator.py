@@ -1,5 +1,7 @@
 """The two accumulator banks of a matrix unit, in block memory."""
 
+from itertools import pairwise
+
 from amaranth.hdl import *
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
@@ -10,13 +12,16 @@ from hw.spec.config import BLOCK, Config
 
 ACC_BITS = 32
 ROW = data.ArrayLayout(signed(ACC_BITS), BLOCK)
-MIN_REUSE_CYCLES = 4
-"""The same outputs come again after this many cycles at the earliest: a block takes four beats."""
+FORWARDS = 3
+"""Steps that have read the memory and not yet written it, when one more of them meets its sums."""
 
 
 def step_layout(config: Config):
-    """One cycle's work of a matrix unit. ``bank`` is that of the output step, ``first`` overwrites."""
-    return data.StructLayout({"row": range(config.acc_rows), "pass_": range(config.passes), "first": 1, "bank": 1})
+    """One cycle's work of a matrix unit. ``bank`` is that of the output step, ``first`` overwrites; ``token``: which
+    row of its pair a sparse round's ``row`` is (0 in dense rounds)."""
+    return data.StructLayout({
+        "row": range(config.acc_rows), "pass_": range(config.passes), "first": 1, "bank": 1, "sparse": 1, "token": 1,
+    })
 
 
 def drain_layout(config: Config):
@@ -31,17 +36,18 @@ def delay_valid(m, value, n_cycles, name):
 
 
 class AccumulatorBanks(wiring.Component):
-    """acc[bank, row, 2 * (pass * chains + c) + i] = (0 if first else itself) + sums[c].sum_i, int32, wrapping.
+    """acc[bank, row, 2 * chains * pass + w] = (0 if first else itself) + sums[w], int32, wrapping.
 
     Latency: a step on ``i`` in cycle x meets ``sums`` in x + 1 and is written in x + ``latency``: ``drain`` in
     x + ``latency`` + 1 sees it. A ``drain`` in y is on ``o`` in y + 2. Throughput: a step and a drain a cycle.
 
-    There is no forwarding: the same row and pass must not come again within ``MIN_REUSE_CYCLES`` cycles, and a bank is
-    not accumulated and drained at once. Back-pressure: none. Reset: pending writes are dropped, contents stay.
+    The same bank, row and pass may come again after any number of cycles: totals that are not in the memory yet are
+    forwarded. A bank is not accumulated and drained at once. Back-pressure: none. Reset: pending writes are dropped,
+    contents stay.
 
     Parameters: ``config``.
 
-    Members: ``i``, ``i_valid``: steps; ``sums``: the chains' sums; ``drain``, ``drain_valid``: rows to read;
+    Members: ``i``, ``i_valid``: steps; ``sums``: 2 * chains words to add; ``drain``, ``drain_valid``: rows to read;
     ``o``: int32[16], the row.
     """
 
@@ -50,7 +56,8 @@ class AccumulatorBanks(wiring.Component):
     def __init__(self, config: Config):
         self.config = config
         super().__init__({
-            "i": In(step_layout(config)), "i_valid": In(1), "sums": In(data.ArrayLayout(SUMS, config.chains)),
+            "i": In(step_layout(config)), "i_valid": In(1),
+            "sums": In(data.ArrayLayout(SUMS["sum0"].shape, 2 * config.chains)),
             "drain": In(drain_layout(config)), "drain_valid": In(1), "o": Out(ROW),
         })
 
@@ -58,31 +65,39 @@ class AccumulatorBanks(wiring.Component):
         m = Module()
         config = self.config
         part = 2 * config.chains * ACC_BITS
-        step2 = data.View(step_layout(config), delay(m, self.i.as_value(), 2, "step"))
-        step3 = data.View(step_layout(config), delay(m, step2.as_value(), 1, "step_w"))
-        write_valid = delay_valid(m, self.i_valid, self.latency, "write_valid")
-        drain_bank = delay(m, self.drain.bank, 2, "drain_bank")
+        steps = [data.View(step_layout(config), delay(m, self.i.as_value(), 2, "step"))]
+        valids = [delay_valid(m, self.i_valid, 2, "valid")]
+        for number in range(FORWARDS):
+            steps.append(data.View(step_layout(config), delay(m, steps[-1].as_value(), 1, f"step_{number}")))
+            valids.append(delay_valid(m, valids[-1], 1, f"valid_{number}"))
+        totals = [Signal(part, name=f"total_{number}", reset_less=True) for number in range(FORWARDS)]
+        rows = [self._bank(m, bank, steps[1], valids[1], totals[0]) for bank in range(2)]
+        m.d.comb += self.o.eq(Mux(delay(m, self.drain.bank, 2, "drain_bank"), rows[1], rows[0]))
 
-        rows = []
-        total = Signal(part, reset_less=True)
-        for bank in range(2):
-            m.submodules[f"bank_{bank}"] = rows_of = memory.Memory(
-                shape=unsigned(BLOCK * ACC_BITS), depth=config.acc_rows, init=[])
-            write, read = rows_of.write_port(granularity=part), rows_of.read_port()
-            draining = self.drain_valid & (self.drain.bank == bank)
-            m.d.comb += [
-                read.en.eq(draining | (self.i_valid & (self.i.bank == bank))),
-                read.addr.eq(Mux(draining, self.drain.row, self.i.row)),
-                write.addr.eq(step3.row), write.data.eq(total.replicate(config.passes)),
-                write.en.eq(Mux(write_valid & (step3.bank == bank), 1 << step3.pass_, 0)),
-            ]
-            rows.append(delay(m, read.data, 1, f"row_{bank}"))
-
-        m.d.comb += self.o.eq(Mux(drain_bank, rows[1], rows[0]))
         old = Signal(part)
-        m.d.comb += old.eq(Mux(step2.bank, rows[1], rows[0]).word_select(step2.pass_, part))
+        m.d.comb += old.eq(Mux(steps[0].bank, rows[1], rows[0]).word_select(steps[0].pass_, part))
+        for number in reversed(range(FORWARDS)):
+            same = [steps[number + 1][field] == steps[0][field] for field in ("row", "pass_", "bank")]
+            with m.If(valids[number + 1] & Cat(same).all()):
+                m.d.comb += old.eq(totals[number])
         for number in range(2 * config.chains):
-            new = delay(m, self.sums[number // 2][f"sum{number % 2}"], 1, f"sum_{number}")
+            new = delay(m, self.sums[number], 1, f"sum_{number}")
             here = slice(number * ACC_BITS, (number + 1) * ACC_BITS)
-            m.d.sync += total[here].eq(Mux(step2.first, 0, old[here].as_signed()) + new)
+            m.d.sync += totals[0][here].eq(Mux(steps[0].first, 0, old[here].as_signed()) + new)
+        m.d.sync += [after.eq(before) for before, after in pairwise(totals)]
         return m
+
+    def _bank(self, m, bank, step, valid, total):
+        """A bank's memory: ``total`` is written, and what the step or drain of two cycles ago reads is returned."""
+        config = self.config
+        m.submodules[f"bank_{bank}"] = rows = memory.Memory(
+            shape=unsigned(BLOCK * ACC_BITS), depth=config.acc_rows, init=[])
+        write, read = rows.write_port(granularity=len(total)), rows.read_port()
+        draining = self.drain_valid & (self.drain.bank == bank)
+        m.d.comb += [
+            read.en.eq(draining | (self.i_valid & (self.i.bank == bank))),
+            read.addr.eq(Mux(draining, self.drain.row, self.i.row)),
+            write.addr.eq(step.row), write.data.eq(total.replicate(config.passes)),
+            write.en.eq(Mux(valid & (step.bank == bank), 1 << step.pass_, 0)),
+        ]
+        return delay(m, read.data, 1, f"row_{bank}")

@@ -21,7 +21,7 @@ MAX_PRODUCTS_PER_LANE = 8       # proven in tests/hw/test_chain_formal.py; 9 has
 DENSE_BREAKS = 0b0001_0001      # groups 0 and 4
 
 STEP = data.StructLayout({
-    "acts": ACTS,                               # int8[2 tokens, 16]
+    "acts": data.ArrayLayout(ACTS, N_GROUPS),   # int8[8 groups, 2 tokens, 16]
     "weights": weights_layout(MULTIPLIERS_PER_CHAIN),      # int8[2 rows, 16]
     "indices": indices_layout(MULTIPLIERS_PER_CHAIN),      # uint4[16]
     "sparse": 1,
@@ -57,10 +57,11 @@ class SparseChain(wiring.Component):
     """Eight running sums over sixteen packed multipliers, cut where ``breaks`` says.
 
     Tap ``g`` is the sum over groups ``b .. g``, where ``b`` is the nearest group at or before ``g`` whose break bit is
-    set; bit 0 counts as set. Group ``g`` holds positions ``2g`` and ``2g + 1``. Dense: lane ``lo`` is
-    ``weights[0] . acts[0]``, lane ``hi`` ``weights[1] . acts[0]``. Sparse: ``lo`` is ``weights[0] . acts[0][indices]``,
-    ``hi`` ``weights[0] . acts[1][indices]``. A row of N non-zeros fills N / 2 groups and is read at the last of
-    them; N = 16, and dense rows, break at groups 0 and 4 (``DENSE_BREAKS``) and are read as ``sum0`` and ``sum1``.
+    set; bit 0 counts as set. Group ``g`` holds positions ``2g`` and ``2g + 1``, and has activations of its own. With
+    ``a[t]`` the groups' activations of token t: dense, lane ``lo`` is ``weights[0] . a[0]``, lane ``hi``
+    ``weights[1] . a[0]``; sparse, ``lo`` is ``weights[0] . a[0][indices]``, ``hi`` ``weights[0] . a[1][indices]``.
+    A row of N non-zeros that emits a sum of its own fills N / 2 groups and is read at the last of them. Rows that fill
+    the chain, dense or sparse, break at groups 0 and 4 (``DENSE_BREAKS``) and are read as ``sum0`` and ``sum1``.
 
     Numeric contract: activations int8[-128, 127], weights int8[-127, 127]; at most 8 products (4 groups) without a
     break. Taps and sums are then exact. The caller keeps the contract; nothing is checked or saturated here.
@@ -129,9 +130,9 @@ class SparseChain(wiring.Component):
         return m
 
     def _feed(self, m, group, number):
-        """A group's own slice of the step; the activations go to every group."""
+        """A group's own slice of the step."""
         step = self.i.payload
-        m.d.comb += [group.acts.eq(step.acts), group.sparse.eq(step.sparse)]
+        m.d.comb += [group.acts.eq(step.acts[number]), group.sparse.eq(step.sparse)]
         for multiplier in range(MULTIPLIERS_PER_GROUP):
             position = group.first_position + multiplier
             m.d.comb += group.indices[multiplier].eq(step.indices[position])

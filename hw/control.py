@@ -7,6 +7,8 @@ from amaranth.lib.wiring import In, Out
 from hw.interfaces import ERROR_BITS
 from hw.spec.config import Config
 from hw.spec.csr import (
+    BASE_ALIGNMENT_LOG2,
+    BASE_REGISTERS,
     COUNTER_BASE,
     COUNTERS,
     CTRL,
@@ -17,7 +19,9 @@ from hw.spec.csr import (
     GIER,
     IER,
     ISR,
+    MAX_PORTS,
     REGISTERS,
+    base_offset,
     counter_offset,
 )
 from hw.spec.isa import ARGUMENT_REGISTERS, ISA_VERSION
@@ -30,6 +34,8 @@ SETTLE_CYCLES = 4
 DRAIN_LIMIT_CYCLES = 1 << 16
 """Longest wait for open bus transactions after the end."""
 INCREMENT_BITS = 16
+BASE_BITS = 64 - BASE_ALIGNMENT_LOG2
+"""Bits of a base address that are kept: the others are 0."""
 
 
 def AXI4Lite():
@@ -51,12 +57,13 @@ class Control(wiring.Component):
     open bus transactions then finish, and done is set. START while running is ignored. The counter `cycles` is the
     number of cycles of `run`; `cycle` is the current one's number. An error that comes between a good end and done
     counts, too. Done is cleared by reading CTRL; ISR bits 0 (done) and 1 (ready) are set at done if IER has them, and
-    toggled by writing 1.
+    toggled by writing 1. Base registers may be written while idle only.
     Latency and throughput: a register access takes two cycles. Back-pressure: one access of each kind at a time.
     Reset: idle, every register 0.
 
     Parameters: config.
-    Members: axi; irq; clear, run, load (cycle 0), cycle; the argument registers (by name); halted, halt_code; error,
+    Members: axi; irq; clear, run, load (cycle 0), cycle; the argument registers (by name); bases: the upper bits of
+    the memory ports' base addresses; halted, halt_code; error,
     error_code, error_detail, error_pc; quiet: no bus transaction is open; counts: what each counter adds in this cycle
     (not `cycles`).
     """
@@ -66,6 +73,7 @@ class Control(wiring.Component):
         super().__init__({
             "axi": In(AXI4Lite()), "irq": Out(1), "clear": Out(1), "run": Out(1), "load": Out(1), "cycle": Out(64),
             **{name: Out(32) for name in ARGUMENTS},
+            "bases": Out(data.ArrayLayout(BASE_BITS, config.units + 1)),
             "halted": In(1), "halt_code": In(32),
             "error": In(1), "error_code": In(ERROR_BITS), "error_detail": In(32), "error_pc": In(32),
             "quiet": In(1),
@@ -137,6 +145,20 @@ class Control(wiring.Component):
                         with m.If(axi.wstrb[byte]):
                             m.d.sync += getattr(self, name).word_select(byte, 8).eq(axi.wdata.word_select(byte, 8))
 
+            for port in range(self.config.units + 1):
+                base = Value.cast(self.bases[port])
+                with m.Case(base_offset(port) >> 2):
+                    for byte in range(4):
+                        with m.If(axi.wstrb[byte]):
+                            low, high = max(8 * byte - BASE_ALIGNMENT_LOG2, 0), 8 * byte + 8 - BASE_ALIGNMENT_LOG2
+                            if high > 0:
+                                m.d.sync += base[low:high].eq(axi.wdata[low + BASE_ALIGNMENT_LOG2:8 * byte + 8])
+                with m.Case(base_offset(port) + 4 >> 2):
+                    for byte in range(4):
+                        with m.If(axi.wstrb[byte]):
+                            upper = base[32 - BASE_ALIGNMENT_LOG2:]
+                            m.d.sync += upper.word_select(byte, 8).eq(axi.wdata.word_select(byte, 8))
+
     def _reads(self, m):
         axi, read = self.axi, Signal()
         control = Mux(self.run | self.draining, CTRL_START, CTRL_IDLE) | Mux(self.done, CTRL_DONE | CTRL_READY, 0)
@@ -149,6 +171,9 @@ class Control(wiring.Component):
         }
         for name, counter in self.counters.items():
             values |= {counter_offset(name): counter[:32], counter_offset(name) + 4: counter[32:]}
+        for port in range(self.config.units + 1):
+            base = Cat(Const(0, BASE_ALIGNMENT_LOG2), self.bases[port])
+            values |= {base_offset(port): base[:32], base_offset(port) + 4: base[32:]}
         m.d.comb += [read.eq(axi.arvalid & ~axi.rvalid), axi.arready.eq(read)]
         with m.If(read):
             m.d.sync += [axi.rvalid.eq(1), axi.rdata.eq(0)]
@@ -163,3 +188,4 @@ class Control(wiring.Component):
 
 
 assert len(ARGUMENTS) == 6 + ARGUMENT_REGISTERS and max(REGISTERS.values()) < COUNTER_BASE
+assert COUNTER_BASE + 8 * len(COUNTERS) <= BASE_REGISTERS and base_offset(MAX_PORTS) == 1 << ADDRESS_BITS

@@ -11,8 +11,8 @@ from hw.load_unit import LoadUnit
 from hw.matrix import Matrix
 from hw.sequencer import Sequencer
 from hw.spec.config import Config
-from hw.spec.csr import COUNTERS
-from hw.spec.isa import ARGUMENT_REGISTERS, Error, Unit
+from hw.spec.csr import COUNTERS, KV_BYTES, LD_BEATS, RD_BEATS, ST_BYTES
+from hw.spec.isa import ARGUMENT_REGISTERS, Error, StreamFormat, Unit
 from hw.store_unit import StoreUnit
 from hw.unit_queue import N_UNITS, Dispatcher
 from hw.vector_unit import VectorUnit
@@ -129,7 +129,8 @@ class Core(wiring.Component):
         ]
         self._sequencer(m, sequencer, fetch, dispatcher)
         self._errors(m, sequencer, fetch, dispatcher)
-        self._counts(m, sequencer, dispatcher, matrix, store)
+        self._counts(m, sequencer, dispatcher, matrix)
+        self._traffic(m, aux, load, matrix, store)
         return m
 
     def _sequencer(self, m, sequencer, fetch, dispatcher):
@@ -165,21 +166,31 @@ class Core(wiring.Component):
                 self.error.eq(1), self.error_code.eq(Error.HALT_CODE), self.error_detail.eq(sequencer.halt_code)
             ]
 
-    def _counts(self, m, sequencer, dispatcher, matrix, store):
-        """Pulses while running; bus traffic to its end, a cycle late (it ends before done)."""
+    def _counts(self, m, sequencer, dispatcher, matrix):
+        """Pulses while running."""
         running = {
             "instructions": sequencer.retire, "stall_queue": sequencer.stall_queue,
             "stall_fence": sequencer.stall_fence,
             "stall_lds": sequencer.stall_lds, "mx_weight_stall": matrix.weight_stall,
-            "mx_drain_stall": matrix.drain_stall,
+            "mx_drain_stall": matrix.drain_stall, "unpack_stall": matrix.unpack_stall,
             **{f"busy_{unit.name.lower()}": dispatcher.busy[unit] for unit in Unit},
             **{f"wait_{unit.name.lower()}": dispatcher.waiting[unit] for unit in Unit},
         }
         m.d.comb += [self.counts[name].eq(pulse & self.run) for name, pulse in running.items()]
-        aux = self.reads[self.config.aux_port]
-        channels = list(self.reads)[:self.config.units]
-        m.d.sync += [
-            self.counts.read_beats_aux.eq(aux.rvalid & aux.rready),
-            self.counts.read_beats_channels.eq(sum(port.rvalid & port.rready for port in channels)),
-            self.counts.write_bytes_aux.eq(store.aux_bytes), self.counts.write_bytes_channels.eq(store.channel_bytes),
-        ]
+
+    def _traffic(self, m, aux, load, matrix, store):
+        """Bus traffic to its end, a cycle late (it ends before done). Descriptors stay until their last beat."""
+        beat = aux.bus.rvalid & aux.bus.rready
+        loading = beat & ~aux.fetching & ~aux.loading
+        channels = [port.rvalid & port.rready for port in list(self.reads)[:self.config.units]]
+        counted = {
+            "read_beats_aux": beat, "read_beats_channels": sum(channels),
+            "write_bytes_aux": store.aux_bytes, "write_bytes_channels": store.channel_bytes,
+            "read_beats_fetch": beat & aux.fetching, "read_beats_scalars": beat & aux.loading & ~aux.fetching,
+            **{name: loading & (load.unit.desc.kind == kind) for kind, name in LD_BEATS.items()},
+            RD_BEATS[StreamFormat.STREAM]: sum(taken & ~matrix.kv[i] for i, taken in enumerate(channels)),
+            RD_BEATS[StreamFormat.RAW]: sum(matrix.kv[i] for i in range(self.config.units)),
+            **{name: Mux(store.unit.desc.kind == kind, store.aux_bytes, 0) for kind, name in ST_BYTES.items()},
+            KV_BYTES: store.channel_bytes,
+        }
+        m.d.sync += [self.counts[name].eq(amount) for name, amount in counted.items()]

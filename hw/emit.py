@@ -7,11 +7,11 @@ from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 
-from hw.accelerator import Accelerator
+from hw.accelerator import TOP, Accelerator
+from hw.kernel import KERNEL, Kernel
 from hw.spec import config as configurations
 from hw.verilog_writer import convert, module_names
 
-TOP = "alula"
 DSP_MODEL = files("hw").joinpath("verilog", "dsp48e2.v")
 
 
@@ -19,6 +19,11 @@ DSP_MODEL = files("hw").joinpath("verilog", "dsp48e2.v")
 def accelerator_verilog(name: str) -> str:
     """The synthesisable text; DSP48E2 is the vendor's primitive."""
     return convert(Accelerator(configurations.get(name), primitive=True, shared=True), TOP)
+
+
+def kernel_verilog(name: str, accelerator: str | None = None) -> str:
+    """The packaged top and the accelerator's text below it (`accelerator`: where the caller has it already)."""
+    return convert(Kernel(configurations.get(name)), KERNEL) + "\n" + (accelerator or accelerator_verilog(name))
 
 
 def simulation_verilog(name: str) -> str:

@@ -7,15 +7,15 @@ from amaranth.lib.wiring import In, Out
 from hw.fetch import next_burst
 from hw.interfaces import BEAT_BITS, AXI4Read, BufferRead, UnitPort
 from hw.spec.config import Config
-from hw.spec.isa import Error, Unit
+from hw.spec.isa import Error, LdKind, Unit
 
 
 class LoadUnit(wiring.Component):
     """LD and the parameter buffer.
 
     Contract: for o in n_outer: n_inner beats from aux beat address addr + o*stride to PB granules dst + o*dst_stride on
-    (mod 2**32). A granule beyond PB is BUFFER_RANGE when its beat comes and is not written; a zero count is
-    ILLEGAL_DESCRIPTOR in s + 1.
+    (mod 2**32). A granule beyond PB is BUFFER_RANGE when its beat comes and is not written; a zero count or undefined
+    kind is ILLEGAL_DESCRIPTOR in s + 1.
     Latency and throughput: AR j in s + 1 + j, one beat a cycle; done in the cycle after the last beat. What a beat
     wrote in r is read from r + 1 on.
     Back-pressure: arready is honoured, beats are always taken.
@@ -40,7 +40,7 @@ class LoadUnit(wiring.Component):
         row, at, left, rows = Signal(32), Signal(32), Signal(32), Signal(32)
         burst = Signal(5)
         m.d.comb += [
-            illegal.eq(busy & ((desc.n_outer == 0) | (desc.n_inner == 0))),
+            illegal.eq(busy & ((desc.n_outer == 0) | (desc.n_inner == 0) | (desc.kind > max(LdKind)))),
             burst.eq(next_burst(at, left)),
             bus.araddr.eq(at << 6), bus.arlen.eq(burst - 1),
             bus.arvalid.eq(busy & (left != 0) & ~illegal),

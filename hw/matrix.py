@@ -10,7 +10,7 @@ from hw.dsp_group import delay
 from hw.interfaces import AXI4Read, BufferRead, BufferWrite, UnitPort
 from hw.matrix_control import DrainControl, StepControl
 from hw.matrix_unit import ACTS_LATENCY, MatrixUnit
-from hw.operand_buffer import OperandBuffer
+from hw.operand_buffer import BLOCK_BITS, OperandBuffer
 from hw.spec.config import BLOCK, Config
 from hw.spec.isa import Error, MxMode, StreamFormat, Unit
 from hw.spec.timing import MX_ACC_LATENCY, MX_DRAIN_LATENCY
@@ -70,16 +70,19 @@ class Matrix(wiring.Component):
     Latency and throughput: docs/machine.md, RD, matrix unit front and MX, with MX_ACC_LATENCY and MX_DRAIN_LATENCY.
 
     Back-pressure: addresses wait for FIFO room and arready; R is always ready. Errors: RD reports BUS_READ,
-    STREAM_HEADER and ILLEGAL_DESCRIPTOR, MX ILLEGAL_DESCRIPTOR and BUFFER_RANGE, as sticky levels; nothing is done or
-    newly asked for afterwards. Reset: everything idle and empty; buffers keep their contents. Reset only while
+    STREAM_HEADER (what a unit's stream says) and ILLEGAL_DESCRIPTOR, MX ILLEGAL_DESCRIPTOR, BUFFER_RANGE and
+    STREAM_HEADER (units that disagree, a stream that does not fit the instruction), as sticky levels; nothing is done
+    or newly asked for afterwards. Reset: everything idle and empty; buffers keep their contents. Reset only while
     ``bus_idle``.
 
     Parameters: ``config``; ``primitive``: see :class:`hw.dsp48e2.DSP48E2`; ``shared``: write the matrix unit once
     (`hw.verilog_writer.as_module`; not for the Amaranth simulator).
 
-    Members: ``rd``, ``mx``: dispatch; ``stop``: send no new address and take no block (after an error anywhere);
+    Members: ``rd``, ``mx``: dispatch; ``stop``: send no new address and take no round (after an error anywhere);
     ``bus_idle``; ``axi``: the units' channels; ``operands``: OB's write port, words of ``lanes`` int8; ``results``:
-    AB's read port; ``weight_stall``, ``drain_stall``: MX waits for weights, for a bank, in this cycle.
+    AB's read port; ``weight_stall``, ``drain_stall``: MX waits for weights, for a bank, in this cycle;
+    ``unpack_stall``: unit 0 holds a beat back because its weight buffer is full; ``kv``, a bit a unit: its
+    channel brings a beat of a RAW instruction.
     """
 
     def __init__(self, config: Config, *, primitive=False, shared=False):
@@ -92,7 +95,8 @@ class Matrix(wiring.Component):
             "axi": Out(AXI4Read()).array(config.units),
             "operands": In(BufferWrite(config.ob_blocks // words, config.lanes, 8)),
             "results": In(BufferRead(config.ab_granules // words, config.lanes)),
-            "weight_stall": Out(1), "drain_stall": Out(1),
+            "weight_stall": Out(1), "drain_stall": Out(1), "unpack_stall": Out(1),
+            "kv": Out(config.units),
         })
 
     def elaborate(self, platform):
@@ -113,6 +117,7 @@ class Matrix(wiring.Component):
         m.d.comb += [
             stop.eq(self.stop | self.rd.error | self.mx.error),
             self.bus_idle.eq(Cat(each.bus_idle for each in units).all()),
+            self.kv.eq(Cat(each.kv for each in units)),
         ]
         self._rd(m, units, stop)
         self._mx(m, units, stop)
@@ -152,19 +157,22 @@ class Matrix(wiring.Component):
             steps.step_drained.eq(drain.step_drained), drain.step_done.eq(steps.step_done),
             operands.en.eq(steps.step_valid), operands.addr.eq(steps.act), operands.split.eq(steps.split),
             self.weight_stall.eq(steps.weight_stall), self.drain_stall.eq(steps.drain_stall),
+            self.unpack_stall.eq(units[0].unpack_stall),
         ]
         wiring.connect(m, wiring.flipped(self.operands), operands.write)
         for number, unit in enumerate(units):
             m.d.comb += [
-                unit.take.eq(steps.take), unit.step.eq(steps.step), unit.step_valid.eq(steps.step_valid),
-                unit.acts.eq(operands.o[number]), unit.drain.eq(drain.drain), unit.drain_valid.eq(drain.drain_valid),
+                steps.rounds[number].eq(unit.round), unit.take.eq(steps.take),
+                unit.step.eq(steps.step), unit.step_valid.eq(steps.step_valid),
+                unit.window.eq(Cat(operands.own[number], operands.window.as_value()[BLOCK_BITS:])),
+                unit.drain.eq(drain.drain), unit.drain_valid.eq(drain.drain_valid),
             ]
         self._results(m, units, drain)
-        illegal, out_of_range = self._checks(m, steps, drain)
+        illegal, out_of_range, header = self._checks(m, steps, drain)
         m.d.comb += [
-            self.mx.error.eq(illegal | out_of_range),
-            self.mx.error_code.eq(
-                Mux(illegal, Error.ILLEGAL_DESCRIPTOR, Mux(out_of_range, Error.BUFFER_RANGE, Error.NONE))),
+            self.mx.error.eq(illegal | out_of_range | header),
+            self.mx.error_code.eq(Mux(illegal, Error.ILLEGAL_DESCRIPTOR, Mux(out_of_range, Error.BUFFER_RANGE, Mux(
+                header, Error.STREAM_HEADER, Error.NONE)))),
             self.mx.done.eq(delay_valid(m, drain.all_drained, MX_DRAIN_LATENCY, "done") & ~self.mx.error),
         ]
 
@@ -193,7 +201,7 @@ class Matrix(wiring.Component):
     def _checks(self, m, steps, drain):
         """Sticky errors. Operands and results that are not aligned to what their mode moves at once are illegal."""
         config, desc = self.config, self.mx.desc
-        illegal, out_of_range = Signal(), Signal()
+        illegal, out_of_range, header = Signal(), Signal(), Signal()
         wrong = [getattr(desc, name) == 0 for name in ("n_rows", "kb", "ob")]
         wrong += [desc.n_rows > config.acc_rows, desc.mode > max(MxMode)]
 
@@ -208,4 +216,6 @@ class Matrix(wiring.Component):
             m.d.sync += illegal.eq(Cat(*wrong).any())
         with m.If(steps.range_error | drain.range_error):
             m.d.sync += out_of_range.eq(1)
-        return illegal, out_of_range
+        with m.If(steps.header_error):
+            m.d.sync += header.eq(1)
+        return illegal, out_of_range, header

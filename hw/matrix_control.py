@@ -1,107 +1,137 @@
-"""What the matrix units do in which cycle: blocks to take, rows to multiply, sums to drain."""
+"""What the matrix units do in which cycle: rounds to take, rows to multiply, sums to drain."""
 
 from amaranth.hdl import *
-from amaranth.lib import wiring
+from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.accumulator import drain_layout, step_layout
 from hw.interfaces import descriptor_layout
+from hw.round import ROUND_KIND
 from hw.spec.config import Config
 from hw.spec.isa import MxMode, Unit
 from hw.spec.timing import MX_ACC_LATENCY
+from hw.spec.weights import WINDOW
 
 ADDRESS_BITS = 33
 """An address in its buffer plus one 32-bit stride: walks stop at the first that is beyond."""
+ROW_BITS = 32
 BANKS = 2
 
 
 class StepControl(wiring.Component):
-    """Takes a block from every unit at once and runs its rows and passes.
+    """Takes a round from every unit at once and runs its rows and passes.
 
-    Latency: started in s, the first take is in s + 1 at the earliest; a block's steps are in the ``n_rows * passes``
-    cycles after its take, and the next take in the last of them at the earliest. Throughput: a step a cycle.
+    A dense round's steps are its rows, and for each its passes. A sparse round's are the pairs of rows, for each the
+    passes, and for each both rows of the pair: ``token`` 0 and 1. The row behind an odd ``n_rows`` is a step (of
+    ``busy_step``), but neither valid nor read.
 
-    Back-pressure: waits for ``full`` and, with the first block of an output step, for a bank (``step_drained``).
+    Latency: started in s, the first take is in s + 1 at the earliest; a round's steps are in the cycles after its
+    take, ``n_rows * passes`` or ``2 * ceil(n_rows / 2) * passes`` of them, and the next take in the last of them at
+    the earliest. Throughput: a step a cycle.
+
+    Back-pressure: waits for ``full`` and, with the first round of an output step, for a bank (``step_drained``).
     Reset: idle.
 
     Parameters: ``config``.
 
-    Members: ``start``, ``desc``: an MX instruction; ``full``, ``take``: the blocks; ``step``, ``step_valid``, ``act``,
-    ``split``: work and the operand block it needs; ``step_done``: the last cycle of an output step; ``step_drained``:
-    its bank is free; ``stop``: take nothing more; ``range_error``: ``act`` is beyond the buffer in this cycle;
-    ``weight_stall``, ``drain_stall``: the unit waits in this cycle for ``full`` or for a bank.
+    Members: ``start``, ``desc``: an MX instruction; ``full``, ``rounds``, ``take``: every unit's next round;
+    ``step``, ``step_valid``, ``act``, ``split``: work and the first operand block it needs; ``step_done``: the last
+    cycle of an output step; ``step_drained``: its bank is free; ``stop``: take nothing more; ``range_error``: ``act``
+    is beyond the buffer in this cycle; ``header_error``: the round taken one cycle ago does not fit the instruction,
+    or the units' rounds each other: it has no steps; ``weight_stall``, ``drain_stall``: the unit waits in this cycle
+    for ``full`` or for a bank.
     """
 
     def __init__(self, config: Config):
         self.config = config
         super().__init__({
-            "start": In(1), "desc": In(descriptor_layout(Unit.MX)), "stop": In(1), "full": In(1), "take": Out(1),
+            "start": In(1), "desc": In(descriptor_layout(Unit.MX)), "stop": In(1),
+            "full": In(1), "rounds": In(data.ArrayLayout(ROUND_KIND, config.units)), "take": Out(1),
             "step": Out(step_layout(config)), "step_valid": Out(1), "act": Out(range(config.ob_blocks)),
             "split": Out(1),
-            "step_done": Out(1), "step_drained": In(1), "range_error": Out(1),
+            "step_done": Out(1), "step_drained": In(1), "range_error": Out(1), "header_error": Out(1),
             "weight_stall": Out(1), "drain_stall": Out(1),
         })
 
     def elaborate(self, platform):
         m = Module()
-        desc, step = self.desc, self.step
-        last_row, last_pass, block_last = Signal(32), Signal(), Signal()
+        step = self.step
+        row, last_row = Signal(ROW_BITS), Signal(ROW_BITS)
+        busy, last_pass, pair_last, written, round_last = (
+            Signal(name=name) for name in ("busy_step", "last_pass", "pair_last", "written", "round_last")
+        )
+        m.d.sync += last_row.eq(self.desc.n_rows - 1)
         m.d.comb += [
-            last_pass.eq(step.pass_ == self.config.passes - 1),
-            block_last.eq(last_pass & (step.row == last_row)),
-            self.split.eq(desc.mode == MxMode.SPLIT_K),
+            self.split.eq(self.desc.mode == MxMode.SPLIT_K),
+            last_pass.eq(step.pass_ == self.config.passes - 1), pair_last.eq(row[1:] == last_row[1:]),
+            round_last.eq(last_pass & pair_last & Mux(step.sparse, step.token, row[0] == last_row[0])),
+            written.eq(~(step.token & pair_last & ~last_row[0])),
+            step.row.eq(row), step.token.eq(step.sparse & row[0]), self.step_valid.eq(busy & written),
         ]
-        m.d.sync += last_row.eq(desc.n_rows - 1)
-        first, last, base = self._take(m, block_last)
+        first, last, base, fits = self._take(m, busy, round_last)
+        address = self._walk(m, base, busy, row, last_pass)
 
-        address = Signal(ADDRESS_BITS)
-        step_ends = Signal()
-        with m.If(self.step_valid):
-            m.d.sync += step.pass_.eq(Mux(last_pass, 0, step.pass_ + 1))
-            with m.If(last_pass):
-                m.d.sync += [step.row.eq(step.row + 1), address.eq(address + desc.act_stride)]
-            with m.If(block_last):
-                m.d.sync += self.step_valid.eq(0)
+        ends = Signal()
+        with m.If(busy & round_last):
+            m.d.sync += busy.eq(0)
         with m.If(self.take):
             m.d.sync += [
-                self.step_valid.eq(1), step.row.eq(0), step.pass_.eq(0), step.first.eq(first), step_ends.eq(last),
-                address.eq(base),
+                busy.eq(fits), self.header_error.eq(~fits), step.first.eq(first), ends.eq(last),
+                step.sparse.eq(self.rounds[0].sparse), step.bank.eq(step.bank ^ first),
             ]
-            with m.If(first):
-                m.d.sync += step.bank.eq(~step.bank)
         m.d.comb += [
             self.act.eq(address), self.range_error.eq(self.step_valid & (address >= self.config.ob_blocks)),
-            self.step_done.eq(self.step_valid & block_last & step_ends),
+            self.step_done.eq(busy & round_last & ends),
         ]
         with m.If(self.start):
             m.d.sync += step.bank.eq(1)
         return m
 
-    def _take(self, m, block_last):
-        """When a block is taken, its place in its output step, and its first act block."""
-        desc = self.desc
-        stride = Mux(self.split, self.config.units, 1)
-        busy, want, bank_free = Signal(), Signal(), Signal()
+    def _walk(self, m, base, busy, row, last_pass):
+        """The operand address, and row and pass, from step to step of a round."""
+        step = self.step
+        address, pair, following = (Signal(ADDRESS_BITS, name=name) for name in ("address", "pair", "following"))
+        m.d.comb += following.eq(address + self.desc.act_stride)
+        with m.If(busy):
+            with m.If(~step.sparse | step.token):
+                m.d.sync += step.pass_.eq(Mux(last_pass, 0, step.pass_ + 1))
+            with m.If(last_pass | (step.sparse & ~step.token)):
+                m.d.sync += [row.eq(row + 1), address.eq(following)]
+            with m.Elif(step.token):
+                m.d.sync += [row.eq(row - 1), address.eq(pair)]
+            with m.If(last_pass & step.token):
+                m.d.sync += pair.eq(following)
+        with m.If(self.take):
+            m.d.sync += [row.eq(0), step.pass_.eq(0), address.eq(base), pair.eq(base)]
+        return address
+
+    def _take(self, m, busy, round_last):
+        """When a round is taken, its place in its output step, its first act block, and whether it is right."""
+        desc, kind = self.desc, self.rounds[0]
+        active, want, bank_free = Signal(), Signal(), Signal()
         in_use = Signal(range(BANKS + 1))
         k, steps_left = Signal(32), Signal(32)
-        base = Signal(ADDRESS_BITS)
-        first, last = Signal(), Signal()
+        raw_base, window_base = Signal(ADDRESS_BITS), Signal(ADDRESS_BITS)
+        first, last, fits = Signal(), Signal(), Signal()
+        window = kind.window * WINDOW
         m.d.comb += [
-            first.eq(k == 0), last.eq(k == desc.kb - 1), bank_free.eq(~first | (in_use != BANKS)),
-            want.eq(busy & ~self.stop & (~self.step_valid | block_last)),
+            last.eq(Mux(kind.raw, k == desc.kb - 1, kind.last)), bank_free.eq(~first | (in_use != BANKS)),
+            want.eq(active & ~self.stop & (~busy | round_last)),
             self.take.eq(want & self.full & bank_free),
             self.weight_stall.eq(want & ~self.full), self.drain_stall.eq(want & self.full & ~bank_free),
+            window_base.eq(desc.act + window),
+            fits.eq(Cat(kind == each for each in self.rounds).all() & (kind.raw | (~self.split & (window < desc.kb)))),
         ]
         m.d.sync += in_use.eq(in_use + (self.take & first) - self.step_drained)
         with m.If(self.take):
-            m.d.sync += [k.eq(k + 1), base.eq(base + stride)]
+            m.d.sync += [k.eq(k + 1), raw_base.eq(raw_base + Mux(self.split, self.config.units, 1)), first.eq(last)]
             with m.If(last):
-                m.d.sync += [k.eq(0), base.eq(desc.act), steps_left.eq(steps_left - 1)]
+                m.d.sync += [k.eq(0), raw_base.eq(desc.act), steps_left.eq(steps_left - 1)]
                 with m.If(steps_left == 1):
-                    m.d.sync += busy.eq(0)
+                    m.d.sync += active.eq(0)
         with m.If(self.start):
-            m.d.sync += [busy.eq(1), k.eq(0), base.eq(desc.act), steps_left.eq(desc.ob)]
-        return first, last, base
+            m.d.sync += [active.eq(1), first.eq(1), k.eq(0), raw_base.eq(desc.act), steps_left.eq(desc.ob)]
+        return first, last, Mux(kind.raw, raw_base, window_base), fits
 
 
 class DrainControl(wiring.Component):

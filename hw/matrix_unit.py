@@ -1,42 +1,55 @@
-"""One matrix unit: a memory channel's reader, the weight block, its chains and their accumulators."""
+"""One matrix unit: a memory channel's reader, its rounds of weights, the chains and their accumulators."""
 
 from amaranth.hdl import *
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.accumulator import ROW, AccumulatorBanks, delay_valid, drain_layout, step_layout
-from hw.assembler import BLOCK_LAYOUT, BlockAssembler
-from hw.chain import DENSE_BREAKS, SparseChain, chain_latency
-from hw.dsp_group import delay
+from hw.chain import DENSE_BREAKS, N_GROUPS, STEP, SUMS, SparseChain, chain_latency
+from hw.dsp_group import N_LANES, delay
 from hw.interfaces import AXI4Read, descriptor_layout
+from hw.operand_buffer import BLOCK_BITS, WINDOW_LAYOUT
+from hw.round import ROUND_KIND
 from hw.spec.config import BLOCK, Config
 from hw.spec.isa import Unit
+from hw.weight_front import WeightFront
 from hw.weight_reader import WeightReader
 
 ACTS_LATENCY = 4
-"""Cycles from a step to its act block at the units: operand memory, its register, broadcast, selection."""
+"""Cycles from a step to its window of act blocks at the units: operand memory, its register, rotation, broadcast."""
+SELECT_LATENCY = 2
+"""From there to the chains: every group's block, pairs of rows side by side."""
+TURN_LATENCY = 1
+"""From the chains' sums to the accumulators': those of a pair's two steps put together by row."""
 CASCADE_GROUPS = 4
-"""Dense rows break at group 4 anyhow."""
+"""All rows break at group 4 anyhow."""
+
+GROUP_ACTS = data.ArrayLayout(BLOCK_BITS, N_GROUPS)
 
 
 class MatrixUnit(wiring.Component):
-    """acc[bank, row, n] (+)= sum over k of acts[k] * block[n, k], and the weight path that fills ``block``.
+    """acc[bank, row, n] (+)= sum over slots of acts[row][block of the slot][index of the slot] * weights[n, slot].
+
+    A dense step is a row and a pass: chain c multiplies rows 2 * (pass * chains + c) and the next of the round. The
+    two steps of a sparse pair of rows follow each other; in that of ``token`` t, chain c multiplies row
+    (2 * pass + t) * chains + c for both, and the sums of (row, pass) are put together from both steps.
 
     Numeric contract: int8 acts[-128, 127], int8 weights[-127, 127], exact; int32 sums wrap.
 
-    Latency: a block taken in T serves the steps from T + 1 on, until the next is taken. A step in t has its act block
-    in t + ``ACTS_LATENCY``; the first ``drain`` that sees its sum is that of t + ``step_latency``. ``drain`` in y is on
-    ``row`` in y + 2.
-    Throughput: a step a cycle; a block every four cycles.
+    Latency: a round taken in T serves the steps from T + 1 on, until the next is taken. A step in t has its window in
+    t + ``ACTS_LATENCY``; the first ``drain`` that sees its sums is that of t + ``step_latency``. ``drain`` in y is on
+    ``row`` in y + 2. Throughput: a step a cycle; a beat a cycle.
 
-    Back-pressure: takes happen with ``full`` only, and a block's steps follow its take without a gap in ``take``'s
-    contract: at least max(4, steps) cycles apart. Reset: idle, FIFO and block empty; sums keep their values.
+    Back-pressure: takes happen with ``full`` only, in the last cycle of the round before at the earliest. Reset: idle,
+    FIFO and weight buffer empty; sums keep their values.
 
     Parameters: ``config``; ``primitive``: see :class:`hw.dsp48e2.DSP48E2`.
 
     Members: ``rd_start``, ``rd_desc``, ``stop``, ``active``, ``bus_idle``, ``axi``: see
-    :class:`hw.weight_reader.WeightReader`; ``full``, ``take``: the block; ``step``, ``step_valid``, ``acts``: work;
-    ``drain``, ``drain_valid``, ``row``: results; ``bus_error``, ``header_error``: sticky.
+    :class:`hw.weight_reader.WeightReader`; ``full``, ``round``, ``take``: the next round; ``step``, ``step_valid``
+    (not for a row that is not written), ``window``: work; ``drain``, ``drain_valid``, ``row``: results;
+    ``bus_error``, ``header_error``: sticky; ``unpack_stall``: a beat waits for room among the rounds; ``kv``: a beat of
+    keys or values comes.
     """
 
     def __init__(self, config: Config, *, primitive=False):
@@ -44,17 +57,18 @@ class MatrixUnit(wiring.Component):
         self.primitive = primitive
         super().__init__({
             "rd_start": In(1), "rd_desc": In(descriptor_layout(Unit.RD)), "stop": In(1),
-            "active": Out(1), "bus_idle": Out(1), "bus_error": Out(1), "header_error": Out(1),
-            "full": Out(1), "take": In(1),
-            "step": In(step_layout(config)), "step_valid": In(1), "acts": In(8 * BLOCK),
+            "active": Out(1), "bus_idle": Out(1), "bus_error": Out(1), "header_error": Out(1), "unpack_stall": Out(1),
+            "kv": Out(1),
+            "full": Out(1), "round": Out(ROUND_KIND), "take": In(1),
+            "step": In(step_layout(config)), "step_valid": In(1), "window": In(WINDOW_LAYOUT),
             "drain": In(drain_layout(config)), "drain_valid": In(1), "row": Out(ROW),
             "axi": Out(AXI4Read()),
         })
 
     @property
     def sums_at(self):
-        """Cycles from a step to the chains' sums."""
-        return ACTS_LATENCY + chain_latency(CASCADE_GROUPS) + 1
+        """Cycles from a step to the accumulators' sums."""
+        return ACTS_LATENCY + SELECT_LATENCY + chain_latency(CASCADE_GROUPS) + 1 + TURN_LATENCY
 
     @property
     def step_latency(self):
@@ -63,53 +77,92 @@ class MatrixUnit(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         m.submodules.reader = reader = WeightReader(self.config)
-        m.submodules.assembler = assembler = BlockAssembler()
+        m.submodules.front = front = WeightFront()
         m.submodules.accumulators = accumulators = AccumulatorBanks(self.config)
         wiring.connect(m, wiring.flipped(self.axi), reader.axi)
         m.d.comb += [
             reader.start.eq(self.rd_start), reader.desc.eq(self.rd_desc), reader.stop.eq(self.stop),
             self.active.eq(reader.active), self.bus_idle.eq(reader.bus_idle), self.bus_error.eq(reader.error),
-            assembler.i.eq(reader.o), assembler.i_valid.eq(reader.o_valid), reader.pop.eq(assembler.pop),
-            self.full.eq(assembler.full), assembler.take.eq(self.take), self.header_error.eq(assembler.error),
+            self.kv.eq(reader.kv),
+            front.i.eq(reader.o), front.i_valid.eq(reader.o_valid), reader.pop.eq(front.pop),
+            self.full.eq(front.full), self.round.eq(front.round), front.take.eq(self.take),
+            # Current from the cycle in which the round's first step has its window.
+            front.read.eq(delay_valid(m, self.take, ACTS_LATENCY, "read")),
+            self.header_error.eq(front.error), self.unpack_stall.eq(front.stall),
         ]
-        weights = self._weights(m, assembler.block)
-        step = data.View(step_layout(self.config), delay(m, self.step.as_value(), ACTS_LATENCY, "step"))
-        step_valid = delay_valid(m, self.step_valid, ACTS_LATENCY, "step_valid")
-        self._chains(m, weights, step, step_valid, accumulators)
-        # The accumulators read one cycle ahead of the sums.
-        rest = self.sums_at - 1 - ACTS_LATENCY
+        # Steps as they are when their window arrives, when the chains get them, and when their sums are put together.
+        step = [data.View(step_layout(self.config), delay(m, self.step.as_value(), ACTS_LATENCY, "step"))]
+        for cycles in (1, 1, self.sums_at - 1 - ACTS_LATENCY - SELECT_LATENCY, 1):
+            number = len(step)
+            step.append(data.View(step_layout(self.config), delay(m, step[-1].as_value(), cycles, f"step_{number}")))
+        acts = self._acts(m, front.o.blocks, step[1])
+        sums = self._chains(m, acts, front.o, step[0], step[2])
+        self._turn(m, sums, step[4], accumulators.sums)
         m.d.comb += [
-            accumulators.i.eq(delay(m, step.as_value(), rest, "step_sums")),
-            accumulators.i_valid.eq(delay_valid(m, step_valid, rest, "step_sums_valid")),
+            # The accumulators read one cycle ahead of the sums.
+            accumulators.i.eq(step[3]),
+            accumulators.i_valid.eq(delay_valid(m, self.step_valid, self.sums_at - 1, "step_valid")),
             accumulators.drain.eq(self.drain), accumulators.drain_valid.eq(self.drain_valid),
             self.row.eq(accumulators.o),
         ]
         return m
 
-    def _weights(self, m, block):
-        """The taken block, held for its steps when they meet their act blocks.
+    def _acts(self, m, blocks, step):
+        """Both tokens' block of each group: dense (the row's own, any), sparse (first row of the pair, second row).
 
-        ``hold`` keeps it over the acts' latency: the next one cannot come earlier, four beats after.
+        ``step`` is that of the registered blocks: the chains get them a cycle later, together with what came next.
         """
-        hold = Signal(BLOCK_LAYOUT, reset_less=True)
-        weights = Signal(BLOCK_LAYOUT, reset_less=True)
-        with m.If(self.take):
-            m.d.sync += hold.eq(block)
-        with m.If(delay_valid(m, self.take, ACTS_LATENCY, "taken")):
-            m.d.sync += weights.eq(hold)
-        return weights
+        chosen = Signal(GROUP_ACTS)
+        own, first, second = (Signal(GROUP_ACTS, name=name, reset_less=True) for name in ("own", "first", "second"))
+        for group in range(N_GROUPS):
+            m.d.comb += chosen[group].eq(self.window.as_value().word_select(blocks[group], BLOCK_BITS))
+        m.d.sync += [own.eq(chosen), second.eq(Mux(step.token, own, chosen))]
+        with m.If(~step.token):
+            m.d.sync += first.eq(own)
+        acts = Signal(STEP["acts"].shape)
+        for group in range(N_GROUPS):
+            m.d.comb += acts[group].as_value().eq(Cat(first[group], second[group]))
+        return acts
 
-    def _chains(self, m, weights, step, step_valid, accumulators):
-        config = self.config
-        for number in range(config.chains):
+    def _chains(self, m, acts, weights, step, step_in):
+        """The chains, with the rows that they need in ``step`` and get in ``step_in``; their sums."""
+        sums = []
+        for number in range(self.config.chains):
             chain = SparseChain(cascade_groups=CASCADE_GROUPS, primitive=self.primitive)
             m.submodules[f"chain_{number}"] = chain
-            rows = Signal(2 * 8 * BLOCK, name=f"rows_{number}")
-            pairs = Cat(weights.as_value().word_select(q * config.chains + number, len(rows))
-                        for q in range(config.passes))
+            pair, single, indices = self._rows(number, weights, step)
             i = chain.i.payload
             m.d.comb += [
-                rows.eq(pairs.word_select(step.pass_, len(rows))),
-                chain.i.valid.eq(step_valid), i.acts[0].eq(self.acts), i.weights.eq(rows), i.breaks.eq(DENSE_BREAKS),
-                accumulators.sums[number].eq(chain.o_sums.payload),
+                chain.i.valid.eq(1), i.acts.eq(acts), i.sparse.eq(step_in.sparse), i.breaks.eq(DENSE_BREAKS),
+                i.weights.eq(delay(m, Cat(Mux(step.sparse, single, pair[:len(single)]), pair[len(single):]),
+                                   SELECT_LATENCY, f"weights_{number}")),
+                i.indices.eq(delay(m, indices, SELECT_LATENCY, f"indices_{number}")),
             ]
+            sums.append(chain.o_sums.payload)
+        return sums
+
+    def _rows(self, number, weights, step):
+        """What chain ``number`` needs of a round: two neighbouring rows (dense), or one and its indices (sparse)."""
+        chains, passes = self.config.chains, self.config.passes
+        rows, indices = ([each.as_value() for each in weights[name]] for name in ("weights", "indices"))
+        pairs = [rows[N_LANES * (q * chains + number) + i] for q in range(passes) for i in range(N_LANES)]
+        turns = range(number, BLOCK, chains)
+        turn = Cat(step.token, step.pass_)
+        return (Cat(pairs).word_select(step.pass_, N_LANES * len(rows[0])),
+                Cat(rows[i] for i in turns).word_select(turn, len(rows[0])),
+                Cat(indices[i] for i in turns).word_select(turn, len(indices[0])))
+
+    def _turn(self, m, sums, step, words):
+        """The sums of a (row, pass). Dense: both of every chain. Sparse: one token's, of both steps of its pair.
+
+        Token 0's are those of ``step`` and of the next, token 1's those of the step before and of ``step``.
+        """
+        pairs, first, second = [], [], []
+        for number, following in enumerate(sums):
+            this = data.View(SUMS, delay(m, following.as_value(), TURN_LATENCY, f"this_{number}"))
+            before = data.View(SUMS, delay(m, this.as_value(), 1, f"before_{number}"))
+            pairs += [this.sum0, this.sum1]
+            first.append(Mux(step.token, before.sum1, this.sum0))
+            second.append(Mux(step.token, this.sum1, following.sum0))
+        for number, (dense, sparse) in enumerate(zip(pairs, first + second, strict=True)):
+            m.d.comb += words[number].eq(Mux(step.sparse, sparse, dense))

@@ -73,6 +73,9 @@ class Sequencer(wiring.Component):
         fetched = data.View(INSTRUCTION, self.word)
         execute, ready = Signal(), Signal()
         m.d.comb += [self.tag.eq(self.at), self.error_pc.eq(self.at), self.pc.eq(self.entry)]
+        # In every state: an address that waits for arready must stay.
+        address = self.b + self.instruction.imm
+        m.d.comb += [self.bus.araddr.eq(address[4:32] << 6), self.bus.arlen.eq(0), self.bus.rready.eq(1)]
         with m.FSM():
             with m.State("WAIT"), m.If(self.go & self.run):
                 m.d.sync += self.at.eq(self.entry)
@@ -138,9 +141,7 @@ class Sequencer(wiring.Component):
             fail(Error.WATCHDOG)
 
     def _lds_request(self, m, ready):
-        """The address goes out in the first cycle with LD idle."""
-        address = self.b + self.instruction.imm
-        m.d.comb += [self.bus.araddr.eq(address[4:32] << 6), self.bus.arlen.eq(0), self.bus.rready.eq(1)]
+        """The request goes out in the first cycle with LD idle."""
         with m.If(ready & (self.instruction.op == Op.LDS)):
             m.d.comb += self.stall_lds.eq(1)
             with m.If(self.idle[Unit.LD]):

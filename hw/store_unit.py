@@ -7,7 +7,7 @@ from amaranth.utils import ceil_log2
 
 from hw.interfaces import BEAT_BITS, AXI4Write, BufferWrite, UnitPort
 from hw.spec.config import BEAT_BYTES, GRANULE_LANES, Config
-from hw.spec.isa import Error, StMode, Unit
+from hw.spec.isa import Error, StKind, StMode, Unit
 
 STRIDES = {
     # mode: what a step of t, h, g adds to the beat address
@@ -27,7 +27,7 @@ class StoreUnit(wiring.Component):
     """ST and the store buffer.
 
     Contract: `hw.spec.isa.StMode`; addresses mod 2**32. A source beyond SB is BUFFER_RANGE in its issue cycle; an
-    undefined mode or a zero count ILLEGAL_DESCRIPTOR in s + 1; a bad response BUS_WRITE.
+    undefined mode or kind or a zero count ILLEGAL_DESCRIPTOR in s + 1; a bad response BUS_WRITE.
     Latency and throughput: item beat k issues in s + 1 + k, its AW and W are presented ST_PIPE = 3 cycles later (read
     and multiply, add and place, present); done in the cycle after the last B.
     Back-pressure: AW and W are held until both are taken, and the whole pipe with them. With `run` low nothing new is
@@ -68,7 +68,7 @@ class StoreUnit(wiring.Component):
         counts = (desc.n_tok == 0) | (desc.n_head == 0) | (desc.n_gran == 0)
         outside = issued_valid & (issued["source"] >= self.config.sb_granules)
         m.d.comb += [
-            illegal.eq(busy & (counts | (desc.mode > max(StMode)))),
+            illegal.eq(busy & (counts | (desc.mode > max(StMode)) | (desc.kind > max(StKind)))),
             issued_valid.eq(active & ~illegal & self.run),
         ]
         self._walk(m, desc, issued, active, issued_valid & advance)

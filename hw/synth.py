@@ -1,4 +1,5 @@
-"""Resources of a configuration: Yosys `synth_xilinx -family xcup`, each Verilog module synthesised once.
+"""Resources of a Verilog text: Yosys `synth_xilinx -family xcup`, each module synthesised once (whole configurations:
+`hw.synth_units`).
 
 Counts are Yosys's, hierarchical (a matrix unit counts as often as it is instantiated). LUT counts are rough, there is
 no timing: Yosys maps carries without CARRY8 and does not retime. DSP48E2, block RAM and UltraRAM counts are structural.
@@ -9,9 +10,6 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from hw.emit import TOP, accelerator_verilog
-from hw.spec import config as configurations
-from hw.spec.resources import dsp_total
 from hw.verilog_writer import run_yosys
 
 LUT_COSTS = "2:2,3,6:5,10,20"
@@ -63,28 +61,21 @@ def hierarchy_cells(modules: dict[str, dict], top: str) -> dict[str, dict[str, i
     return done
 
 
-def synthesise(verilog: str, top: str) -> dict[str, dict[str, int]]:
-    """Primitives of each module of a Verilog text, submodules included."""
+def synthesise(verilog: str, top: str, flatten: bool = False) -> dict[str, dict[str, int]]:
+    """Primitives of each module of a Verilog text, submodules included.
+
+    flatten: dissolve the hierarchy first, so that constants reach into submodules.
+    """
     with tempfile.TemporaryDirectory(prefix="alula-synth-") as name:
         source, answer = Path(name) / "design.v", Path(name) / "stat.json"
         source.write_text(verilog)
         run_yosys([
             f"read_verilog {source}",
-            f"synth_xilinx -family xcup -noiopad -noclkbuf -uram -top {top} -run begin:map_luts",
+            f"synth_xilinx -family xcup -noiopad -noclkbuf -uram {'-flatten' if flatten else ''} -top {top} "
+            "-run begin:map_luts",
             f"abc -luts {LUT_COSTS}", "clean",
             f"tee -q -o {answer} stat -json",
         ])  # fmt: skip
         modules = json.loads(answer.read_text())["modules"]
     found = next(key for key in modules if key.lstrip("\\") == top)
     return {key.lstrip("\\"): cells for key, cells in hierarchy_cells(modules, found).items()}
-
-
-def resources(name: str, verilog: str | None = None) -> dict:
-    """{"total": table, "modules": {module: table}, "dsp_formula": the configuration's} of a configuration.
-
-    verilog: its text (without the primitive's model) where the caller has it already.
-    """
-    config = configurations.get(name)
-    cells = synthesise(verilog or accelerator_verilog(name), TOP)
-    return {"config": name, "total": tally(cells[TOP]), "modules": {module: tally(c) for module, c in cells.items()},
-            "primitives": cells[TOP], "dsp_formula": dsp_total(config)}

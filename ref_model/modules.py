@@ -11,6 +11,7 @@ the details.
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,6 +27,9 @@ __all__ = [
     "apply_rope", "causal_mask", "rope_tables",
 ]
 
+Order = Sequence[int] | np.ndarray | Tensor
+"""Rows of [tile features; newline token], one a visual token."""
+
 
 class LlavaModel(nn.Module):
     """The whole model; `vision_tower` and `multi_modal_projector` are absent when the configuration has no vision."""
@@ -36,6 +40,8 @@ class LlavaModel(nn.Module):
         if config.vision is not None:
             self.vision_tower = VisionTower(config.vision)
             self.multi_modal_projector = Projector(config.vision.hidden, config.text.hidden, config.projector_bias)
+        if config.pinpoints:
+            self.image_newline = nn.Parameter(torch.zeros(config.text.hidden))
         self.language_model = LlamaModel(config.text)
         self.lm_head = nn.Linear(config.text.hidden, config.text.vocab, bias=False)
         if config.text.tied_embeddings:
@@ -49,8 +55,12 @@ class LlavaModel(nn.Module):
         model.load_state_dict(dict(state), strict=True, assign=True)
         return model.eval().requires_grad_(False)
 
-    def encode_images(self, pixels: Tensor) -> Tensor:
-        """Images float[3, H, W] or float[n_images, 3, H, W] -> visual tokens float[n_images * n_features, hidden]."""
+    def encode_images(self, pixels: Tensor, order: Order | None = None) -> Tensor:
+        """Images float[3, H, W] or float[n_images, 3, H, W] -> visual tokens float[n_images * n_features, hidden].
+
+        With pinpoints the images are tiles (`ref_model.anyres.tiles`) and `order` (`ref_model.anyres.layout`) picks
+        float[len(order), hidden] from their features and the newline token.
+        """
         vision = self.config.vision
         if vision is None:
             raise UserError(f"model {self.config.name} has no vision tower: leave the image out")
@@ -58,11 +68,17 @@ class LlavaModel(nn.Module):
         if images.shape[1:] != (3, vision.image_size, vision.image_size):
             raise UserError(f"image has shape {list(images.shape[1:])}, the tower takes {vision.image_size} x "
                             f"{vision.image_size} pixels in 3 channels: use ref_model.preprocess.preprocess")
-        return torch.cat([
+        if (order is None) == bool(self.config.pinpoints):
+            raise UserError(f"model {self.config.name} takes images {'as tiles with' if order is None else 'without'} "
+                            "an order: see ref_model.anyres")
+        features = [
             self.multi_modal_projector(self.vision_tower(image_patches(image, vision.patch_size))) for image in images
-        ])
+        ]
+        if order is None:
+            return torch.cat(features)
+        return torch.cat([*features, self.image_newline[None]])[torch.as_tensor(order)]
 
-    def embed(self, input_ids: Tensor, pixels: Tensor | None = None) -> Tensor:
+    def embed(self, input_ids: Tensor, pixels: Tensor | None = None, order: Order | None = None) -> Tensor:
         """Token embeddings float[seq, hidden] of int64[seq], visual tokens put in order at the image token's places.
 
         `input_ids` holds the image token once per visual token (`ref_model.tokenizer.expand_image_tokens`).
@@ -75,18 +91,20 @@ class LlavaModel(nn.Module):
                             f"{self.config.text.vocab} tokens: use this model's own tokenizer")
         x = self.language_model.embed_tokens(text_ids)
         n_features = 0 if pixels is None else (1 if pixels.ndim == 3 else len(pixels)) * self.config.n_visual_tokens
+        n_features = n_features if order is None else len(order)
         if int(places.sum()) != n_features:
             raise UserError(f"the prompt has {int(places.sum())} image tokens, the images give {n_features}: "
                             "expand each <image> to one token per visual token")
         if pixels is not None:
-            x = x.masked_scatter(places[:, None], self.encode_images(pixels).to(x.dtype))
+            x = x.masked_scatter(places[:, None], self.encode_images(pixels, order).to(x.dtype))
         return x
 
-    def prefill(self, input_ids: Sequence[int] | Tensor, pixels: Tensor | None = None) -> tuple[Tensor, KvCache]:
+    def prefill(self, input_ids: Sequence[int] | Tensor, pixels: Tensor | None = None,
+                order: Order | None = None) -> tuple[Tensor, KvCache]:
         """Run a whole prompt int64[seq]; returns (logits float[seq, vocab], cache)."""
         ids = torch.as_tensor(input_ids, dtype=torch.int64)
         self._require_positions(0, len(ids))
-        hidden, cache = self.language_model(self.embed(ids, pixels), torch.arange(len(ids)),
+        hidden, cache = self.language_model(self.embed(ids, pixels, order), torch.arange(len(ids)),
                                             self.language_model.empty_cache())
         return self.lm_head(hidden), cache
 
@@ -103,9 +121,9 @@ class LlavaModel(nn.Module):
         return self.lm_head(hidden), cache
 
     def generate(self, input_ids: Sequence[int] | Tensor, n_new: int, pixels: Tensor | None = None,
-                 eos_id: int | None = None) -> list[int]:
+                 eos_id: int | None = None, order: Order | None = None) -> list[int]:
         """Greedy continuation: at most `n_new` token ids, `eos_id` included when it ends the text."""
-        logits, cache = self.prefill(input_ids, pixels)
+        logits, cache = self.prefill(input_ids, pixels, order)
         tokens: list[int] = []
         while len(tokens) < n_new:
             tokens.append(int(logits[-1].argmax()))

@@ -1,32 +1,33 @@
-"""CLIP image preprocessing, as `CLIPImageProcessor` with Pillow does it.
+"""Image preprocessing, as `CLIPImageProcessor` with Pillow does it.
 
-RGB, bicubic resize of the shortest edge, centre crop, scale by 1/255, normalise by CLIP's mean and deviation.
+RGB, bicubic resize of the shortest edge, centre crop, scale by 1/255, normalise by mean and deviation (CLIP's,
+unless the model's configuration has others).
 """
 
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from alula.errors import UserError
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+from .config import CLIP_MEAN, CLIP_STD, Rgb, VisionConfig
+
 PAD_COLOUR = (122, 116, 104)
 """CLIP's mean as 8-bit values, the border of the original LLaVA's square padding."""
 
 
 def open_image(path: str | Path) -> Image.Image:
-    """Read an image file of any kind that Pillow knows; UserError if it cannot be read."""
+    """Read an image file of any kind that Pillow knows, turned upright; UserError if it cannot be read."""
     try:
-        image = Image.open(path)
+        image = ImageOps.exif_transpose(Image.open(path))
         image.load()
     except FileNotFoundError:
         raise UserError(f"no image at {path}: give the path of an image file") from None
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-        message = str(error).splitlines()[0]
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        message = str(error).partition("\n")[0]
         raise UserError(f"cannot read {path} as an image ({message}): give a complete PNG or JPEG file") from error
     return image
 
@@ -49,16 +50,27 @@ def resize_and_crop(image: Image.Image, image_size: int) -> Image.Image:
     return resized.crop((left, top, left + image_size, top + image_size))
 
 
-def preprocess(image: Image.Image, image_size: int, pad: bool = False) -> Tensor:
+def preprocess(image: Image.Image, image_size: int, pad: bool = False, mean: Rgb = CLIP_MEAN,
+               std: Rgb = CLIP_STD) -> Tensor:
     """Normalised pixels float32[3, image_size, image_size] of any Pillow image.
 
-    `pad` makes the image square by a border first, in place of losing its long ends to the crop.
+    `pad` makes the image square by a border first, in place of losing its long ends to the crop. `mean`, `std`: of
+    values 0..1, one a channel.
     """
     image = image.convert("RGB")
-    image = resize_and_crop(pad_to_square(image) if pad else image, image_size)
+    return normalise(resize_and_crop(pad_to_square(image) if pad else image, image_size), mean, std)
+
+
+def normalise(image: Image.Image, mean: Rgb = CLIP_MEAN, std: Rgb = CLIP_STD) -> Tensor:
+    """float32[3, H, W] of an RGB image: scaled to 0..1, less `mean`, divided by `std`."""
     values: np.ndarray = np.asarray(image, dtype=np.float32) * np.float32(1 / 255)
-    values = (values - np.asarray(CLIP_MEAN, dtype=np.float32)) / np.asarray(CLIP_STD, dtype=np.float32)
+    values = (values - np.asarray(mean, dtype=np.float32)) / np.asarray(std, dtype=np.float32)
     return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1)))
+
+
+def image_pixels(image: Image.Image, config: VisionConfig) -> Tensor:
+    """Normalised pixels float32[3, image_size, image_size] as the tower of `config` wants them."""
+    return preprocess(image, config.image_size, mean=config.pixel_mean, std=config.pixel_std)
 
 
 def patches(pixels: Tensor, patch: int) -> Tensor:

@@ -6,17 +6,19 @@ operators need (docs/machine.md, "Operators as passes") are folded into channel 
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 import torch
 
 from hw.spec import numerics as nm
-from ref_model.calibrate import Maxima, smoothing
+from ref_model.calibrate import Maxima, smoothed_layer
 from ref_model.checkpoints import Checkpoint
+from ref_model.compress.format import BlockFormat
+from ref_model.compress.recipe import Compressor
 from ref_model.config import LlavaConfig, TextConfig, VisionConfig
-from ref_model.decoder import rope_tables
+from ref_model.decoder import paired_rows, rope_tables
 
 Array = np.ndarray
 QUERY_FACTOR = nm.LOG2_E * 2**14 / 127**2
@@ -32,12 +34,14 @@ MAX_G = 40
 
 @dataclass(frozen=True)
 class QuantLinear:
-    """weight: int8[out, in]; words: int64[out] scale words; shift: G; bias: int64[out] Q16 or None."""
+    """weight: int8[out, in]; words: int64[out] scale words; shift: G; bias: int64[out] Q16 or None; format: how a
+    compressed weight is divided, None for dense INT8."""
 
     weight: Array
     words: Array
     shift: int
     bias: Array | None = None
+    format: BlockFormat | None = None
 
 
 @dataclass(frozen=True)
@@ -116,16 +120,17 @@ class QuantText:
 
 @dataclass(frozen=True)
 class QuantVision:
-    """class_embedding int64[d] and position int64[n_positions, d] in Q16."""
+    """class_embedding int64[d], position int64[n_positions, d], newline int64[d_text] (LLaVA-NeXT) in Q16."""
 
     config: VisionConfig
     patch: QuantLinear
     class_embedding: Array
     position: Array
-    pre_norm: QuantNorm
+    pre_norm: QuantNorm | None
     layers: Sequence[QuantVisionLayer]
     projector1: QuantLinear
     projector2: QuantLinear
+    newline: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -154,16 +159,26 @@ def fixed(values, frac: int = nm.FRAC) -> Array:
     return np.clip(scaled, nm.INT32_MIN, nm.INT32_MAX).astype(np.int64)
 
 
-def linear(weight: Array, bias: Array | None = None, factor: float | Array = 1.0) -> QuantLinear:
-    """Quantise float[out, in] row by row; `factor` (scalar or [out]) multiplies the result, bias included."""
+def linear(weight: Array, bias: Array | None = None, factor: float | Array = 1.0,
+           compressed: tuple[str, Compressor | None] = ("", None)) -> QuantLinear:
+    """Quantise float[out, in] row by row; `factor` (scalar or [out]) multiplies the result, bias included.
+
+    `compressed`: canonical module name and the compressor that may choose the integers.
+    """
     weight = weight.reshape(weight.shape[0], -1)
-    row_max = np.maximum(np.abs(weight).max(axis=1), 1e-30).astype(np.float32)
-    integers = np.rint(weight * (np.float32(nm.ACT_MAX) / row_max)[:, None]).astype(np.int8)
-    scales = row_max.astype(np.float64) / nm.ACT_MAX**2 * factor
+    name, compressor = compressed
+    chosen = None if compressor is None else compressor.compress(name, weight)
+    if chosen is None:
+        row_max = np.maximum(np.abs(weight).max(axis=1), 1e-30).astype(np.float32)
+        integers = np.rint(weight * (np.float32(nm.ACT_MAX) / row_max)[:, None]).astype(np.int8)
+        scales, division = row_max.astype(np.float64) / nm.ACT_MAX**2 * factor, None
+    else:
+        integers, units, division = chosen
+        scales = units / nm.ACT_MAX * factor
     shift = math.floor(math.log2(2**31 / (nm.ACT_MAX**2 * weight.shape[1] * scales.max())))
     shift = max(0, min(MAX_G, shift))
     wide_bias = None if bias is None else fixed(bias.astype(np.float64) * factor)
-    return QuantLinear(integers, encode_scales(scales * 2.0**shift), shift, wide_bias)
+    return QuantLinear(integers, encode_scales(scales * 2.0**shift), shift, wide_bias, division)
 
 
 def norm(weight: Array, epsilon: float, bias: Array | None = None) -> QuantNorm:
@@ -175,12 +190,6 @@ def norm(weight: Array, epsilon: float, bias: Array | None = None) -> QuantNorm:
     if bias is None:
         return QuantNorm(words, -(nm.FRAC + half), raw_epsilon)
     return QuantNorm(words, -(nm.FRAC + half), raw_epsilon, fixed(bias), nm.encode_scale(1 / width))
-
-
-def paired_rows(heads: int, head_dim: int) -> Array:
-    """Row order that puts rotation pair (i, i + head_dim/2) at rows 2i, 2i+1 of every head."""
-    order = np.arange(head_dim).reshape(2, head_dim // 2).T.reshape(-1)
-    return (np.arange(heads)[:, None] * head_dim + order).reshape(-1)
 
 
 def rope_words(config: TextConfig, positions: Sequence[int]) -> Array:
@@ -214,100 +223,103 @@ class _Reader:
         return self(name) if self.prefix + name in self.checkpoint.shapes else None
 
 
-def text_layer(checkpoint: Checkpoint, index: int, maxima: Maxima | None = None) -> QuantTextLayer:
+def text_layer(checkpoint: Checkpoint, index: int, maxima: Maxima | None = None,
+               compressor: Compressor | None = None) -> QuantTextLayer:
     """Quantise decoder layer `index`, smoothed where calibration `maxima` are given."""
-    prefix = f"language_model.layers.{index}."
-    read, c = _Reader(checkpoint, prefix), checkpoint.config.text
-    qkv = {p: read(f"self_attn.{p}_proj.weight") for p in "qkv"}
-    gate, up, down = (read(f"mlp.{p}_proj.weight") for p in ("gate", "up", "down"))
-    gain, post_gain = read("input_layernorm.weight"), read("post_attention_layernorm.weight")
-    if maxima is not None:
-        s = smoothing(maxima[prefix + "self_attn.q_proj"], list(qkv.values()))
-        gain, qkv = gain / s, {p: w * s for p, w in qkv.items()}
-        s = smoothing(maxima[prefix + "mlp.down_proj"], [down])
-        up, down = up / s[:, None], down * s
-        s = smoothing(maxima[prefix + "mlp.gate_proj"], [gate, up])
-        post_gain, gate, up = post_gain / s, gate * s, up * s
+    prefix, c = f"language_model.layers.{index}.", checkpoint.config.text
+    read = smoothed_layer(checkpoint, index, maxima) if compressor is None else compressor.layer(checkpoint, index)
     rows = {"q": paired_rows(c.heads, c.head_dim), "k": paired_rows(c.kv_heads, c.head_dim),
             "v": np.arange(c.kv_width)}
-    v_factor = value_factor(qkv["v"], gain, read.optional("self_attn.v_proj.bias"))
+    v_factor = value_factor(read["self_attn.v_proj.weight"], read["input_layernorm.weight"],
+                            read.get("self_attn.v_proj.bias"))
     factors = {"q": QUERY_FACTOR / math.sqrt(c.head_dim), "k": 1.0, "v": v_factor}
 
     def attention(p: str) -> QuantLinear:
-        bias = read.optional(f"self_attn.{p}_proj.bias")
-        return linear(qkv[p][rows[p]], None if bias is None else bias[rows[p]], factors[p])
+        name = f"self_attn.{p}_proj"
+        bias = read.get(f"{name}.bias")
+        return linear(read[f"{name}.weight"][rows[p]], None if bias is None else bias[rows[p]], factors[p],
+                      (prefix + name, compressor))
+
+    def projection(name: str, factor: float = 1.0) -> QuantLinear:
+        return linear(read[f"{name}.weight"], None, factor, (prefix + name, compressor))
 
     return QuantTextLayer(
-        input_norm=norm(gain, c.rms_eps),
+        input_norm=norm(read["input_layernorm.weight"], c.rms_eps),
         q=attention("q"), k=attention("k"), v=attention("v"),
-        o=linear(read("self_attn.o_proj.weight"), None, ATTENTION_OUT_FACTOR / v_factor),
-        post_norm=norm(post_gain, c.rms_eps),
-        gate=linear(gate), up=linear(up),
-        down=linear(down, None, 2.0**-GATED_FRAC_BITS),
+        o=projection("self_attn.o_proj", ATTENTION_OUT_FACTOR / v_factor),
+        post_norm=norm(read["post_attention_layernorm.weight"], c.rms_eps),
+        gate=projection("mlp.gate_proj"), up=projection("mlp.up_proj"),
+        down=projection("mlp.down_proj", 2.0**-GATED_FRAC_BITS),
     )
 
 
-def vision_layer(checkpoint: Checkpoint, index: int) -> QuantVisionLayer:
+def vision_layer(checkpoint: Checkpoint, index: int, compressor: Compressor | None = None) -> QuantVisionLayer:
     """Quantise vision layer `index`."""
-    read, c = _Reader(checkpoint, f"vision_tower.encoder.layers.{index}."), checkpoint.config.vision
+    prefix, c = f"vision_tower.encoder.layers.{index}.", checkpoint.config.vision
+    read = _Reader(checkpoint, prefix)
     assert c is not None
 
     def projection(name, factor=1.0):
-        return linear(read(f"self_attn.{name}_proj.weight"), read(f"self_attn.{name}_proj.bias"), factor)
+        return linear(read(f"{name}.weight"), read(f"{name}.bias"), factor, (prefix + name, compressor))
 
     gain = read("layer_norm1.weight")
     v_bias = read("self_attn.v_proj.bias") + read("self_attn.v_proj.weight") @ read("layer_norm1.bias")
     v_factor = value_factor(read("self_attn.v_proj.weight"), gain, v_bias)
+    # The factor undoes the value scaling and leaves the bias alone.
+    out = linear(read("self_attn.out_proj.weight"), None, ATTENTION_OUT_FACTOR / v_factor,
+                 (prefix + "self_attn.out_proj", compressor))
     return QuantVisionLayer(
         norm1=norm(gain, c.ln_eps, read("layer_norm1.bias")),
-        q=projection("q", QUERY_FACTOR / math.sqrt(c.head_dim)),
-        k=projection("k"),
-        v=projection("v", v_factor),
-        out=_output(read("self_attn.out_proj.weight"), read("self_attn.out_proj.bias"), v_factor),
+        q=projection("self_attn.q_proj", QUERY_FACTOR / math.sqrt(c.head_dim)),
+        k=projection("self_attn.k_proj"),
+        v=projection("self_attn.v_proj", v_factor),
+        out=replace(out, bias=fixed(read("self_attn.out_proj.bias"))),
         norm2=norm(read("layer_norm2.weight"), c.ln_eps, read("layer_norm2.bias")),
-        fc1=linear(read("mlp.fc1.weight"), read("mlp.fc1.bias")),
-        fc2=linear(read("mlp.fc2.weight"), read("mlp.fc2.bias")),
+        fc1=projection("mlp.fc1"),
+        fc2=projection("mlp.fc2"),
         func=c.activation,
     )
 
 
-def _output(weight: Array, bias: Array, v_factor: float) -> QuantLinear:
-    """Attention's output projection: the factor undoes the value scaling and leaves the bias alone."""
-    quantised = linear(weight, None, ATTENTION_OUT_FACTOR / v_factor)
-    return QuantLinear(quantised.weight, quantised.words, quantised.shift, fixed(bias))
-
-
-def _vision(checkpoint: Checkpoint) -> QuantVision | None:
+def _vision(checkpoint: Checkpoint, compressor: Compressor | None) -> QuantVision | None:
     c = checkpoint.config.vision
     if c is None:
         return None
     read, projector = _Reader(checkpoint, "vision_tower."), _Reader(checkpoint, "multi_modal_projector.")
+
+    def projection(name: str) -> QuantLinear:
+        return linear(projector(f"{name}.weight"), projector.optional(f"{name}.bias"),
+                      compressed=(f"multi_modal_projector.{name}", compressor))
+
     return QuantVision(
         config=c,
-        patch=linear(read("embeddings.patch_embedding.weight")),
+        patch=linear(read("embeddings.patch_embedding.weight"),
+                     compressed=("vision_tower.embeddings.patch_embedding", compressor)),
         class_embedding=fixed(read("embeddings.class_embedding")),
         position=fixed(read("embeddings.position_embedding.weight")),
-        pre_norm=norm(read("pre_layrnorm.weight"), c.ln_eps, read("pre_layrnorm.bias")),
-        layers=Lazy(c.num_executed_vision_layers, lambda i: vision_layer(checkpoint, i), keep=64),
-        projector1=linear(projector("linear_1.weight"), projector.optional("linear_1.bias")),
-        projector2=linear(projector("linear_2.weight"), projector.optional("linear_2.bias")),
+        pre_norm=norm(read("pre_layrnorm.weight"), c.ln_eps, read("pre_layrnorm.bias")) if c.pre_norm else None,
+        layers=Lazy(c.num_executed_vision_layers, lambda i: vision_layer(checkpoint, i, compressor), keep=64),
+        projector1=projection("linear_1"),
+        projector2=projection("linear_2"),
+        newline=fixed(_Reader(checkpoint, "")("image_newline")) if checkpoint.config.pinpoints else None,
     )
 
 
 def quantise(checkpoint: Checkpoint, keep_layers: int = 64, with_vision: bool = True,
-             maxima: Maxima | None = None) -> QuantModel:
+             maxima: Maxima | None = None, compression: Compressor | None = None) -> QuantModel:
     """The integer model of a checkpoint.
 
     Layers are quantised on first use, `keep_layers` of them stay in memory. `maxima` (from
-    `ref_model.calibrate.activation_maxima`) turns on smoothing.
+    `ref_model.calibrate.activation_maxima`) turns on smoothing. `compression` (from
+    `ref_model.compress.Compression.compressor`) chooses integers for the layers in its plan and does its own smoothing.
     """
     c = checkpoint.config
     read = _Reader(checkpoint, "")
     text = QuantText(
         config=c.text,
         embed=fixed(read("language_model.embed_tokens.weight")).astype(np.int32),
-        layers=Lazy(c.text.layers, lambda i: text_layer(checkpoint, i, maxima), keep=keep_layers),
+        layers=Lazy(c.text.layers, lambda i: text_layer(checkpoint, i, maxima, compression), keep=keep_layers),
         norm=norm(read("language_model.norm.weight"), c.text.rms_eps),
-        head=linear(read("lm_head.weight")),
+        head=linear(read("lm_head.weight"), compressed=("lm_head", compression)),
     )
-    return QuantModel(c, _vision(checkpoint) if with_vision else None, text)
+    return QuantModel(c, _vision(checkpoint, compression) if with_vision else None, text)

@@ -3,6 +3,7 @@
 All offer the same four members (`Tokenizer`). `expand_image_tokens` then repeats the image token once per visual token.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -14,7 +15,7 @@ from alula.errors import UserError
 
 from .checkpoints import PACKAGED, packaged_path
 from .checkpoints.gguf_file import metadata, open_reader
-from .config import LlavaConfig
+from .config import LlavaConfig, named_config
 
 IMAGE_PLACEHOLDER = "<image>"
 LLAVA_SYSTEM = ("A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, "
@@ -79,18 +80,24 @@ class ByteTokenizer:
 
 
 class LibraryTokenizer:
-    """A tokenizer of the `tokenizers` library; `bos_id` (or None) is put in front if the backend does not do it."""
+    """A tokenizer of the `tokenizers` library; `bos_id` (or None) is put in front if the backend does not do it.
 
-    def __init__(self, backend: tokenizers.Tokenizer, eos_id: int | None, bos_id: int | None = None) -> None:
+    `image_word`: the vocabulary's token that stands for `<image>`, where it is not written like that.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, eos_id: int | None, bos_id: int | None = None,
+                 image_word: str = IMAGE_PLACEHOLDER) -> None:
         self.backend = backend
         self.eos_id = eos_id
         self.bos_id = bos_id
+        self.image_word = image_word
 
     @property
     def vocab(self) -> int:
         return self.backend.get_vocab_size(with_added_tokens=True)
 
     def encode(self, text: str) -> list[int]:
+        text = text.replace(IMAGE_PLACEHOLDER, self.image_word)
         ids = self.backend.encode(text.encode("utf-8", errors="replace").decode()).ids
         return ids if self.bos_id is None else [self.bos_id, *ids]
 
@@ -132,8 +139,17 @@ def gguf_tokenizer(path: Path) -> LibraryTokenizer:
                             bos_id=metadata(reader, "tokenizer.ggml.bos_token_id") if begins else None)
 
 
+def _end_token(folder: Path) -> str | None:
+    """`eos_token` of a folder's tokenizer_config.json; None if it has no readable one."""
+    try:
+        end = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))["eos_token"]
+        return end["content"] if isinstance(end, dict) else end
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def json_tokenizer(folder: Path) -> LibraryTokenizer:
-    """`tokenizer.json` of a Hugging Face folder; the end token is the first known of `</s>` and its successors."""
+    """`tokenizer.json` of a Hugging Face folder; the end token is tokenizer_config.json's, or a usual one."""
     path = folder / "tokenizer.json"
     if not path.exists():
         raise UserError(f"no tokenizer.json in {folder}: save the model's fast tokenizer there")
@@ -141,7 +157,8 @@ def json_tokenizer(folder: Path) -> LibraryTokenizer:
         backend = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # The library raises plain Exception for malformed files.
         raise UserError(f"{path} is not a tokenizer ({error}): download it again") from error
-    ends = (backend.token_to_id(token) for token in ("</s>", "<|im_end|>", "<|eot_id|>", "<|endoftext|>"))
+    usual = ("</s>", "<|im_end|>", "<|eot_id|>", "<|endoftext|>")
+    ends = (backend.token_to_id(token) for token in (_end_token(folder), *usual) if isinstance(token, str))
     return LibraryTokenizer(backend, next((token for token in ends if token is not None), None))
 
 
@@ -150,7 +167,11 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
     if str(source) == "llava-tiny":
         return ByteTokenizer()
     if str(source) in PACKAGED:
-        return gguf_tokenizer(packaged_path(str(source)))
+        tokenizer = gguf_tokenizer(packaged_path(str(source)))
+        image = named_config(str(source)).image_token_index
+        if image is not None:
+            tokenizer.image_word = tokenizer.backend.id_to_token(image) or IMAGE_PLACEHOLDER
+        return tokenizer
     path = Path(source)
     if path.is_dir():
         return json_tokenizer(path)
@@ -165,9 +186,20 @@ def llava_prompt(question: str) -> str:
     return f"{LLAVA_SYSTEM} USER: {IMAGE_PLACEHOLDER}\n{question} ASSISTANT:"
 
 
-def expand_image_tokens(ids: Sequence[int], config: LlavaConfig) -> list[int]:
-    """Repeat each image token once per visual token of its image, as `LlavaModel.embed` wants them."""
-    expanded: list[int] = []
-    for token in ids:
-        expanded += [token] * (config.n_visual_tokens if token == config.image_token_index else 1)
-    return expanded
+def expand_image_tokens(ids: Sequence[int], config: LlavaConfig, counts: Sequence[int] | None = None) -> list[int]:
+    """Repeat each image token once per visual token of its image, as `LlavaModel.embed` wants them.
+
+    `counts`: visual tokens of each image in order, lengths of `ref_model.anyres.layout` for models with pinpoints;
+    None: one tile for every image token.
+    """
+    found = 0 if config.image_token_index is None else list(ids).count(config.image_token_index)
+    if counts is None:
+        if found and config.pinpoints:
+            raise UserError(f"{config.name} cuts images into tiles, the prompt needs each image's number of visual "
+                            "tokens: see ref_model.anyres.layout")
+        counts = [config.n_visual_tokens] * found
+    if len(counts) != found:
+        raise UserError(f"the prompt has {found} image tokens, there are {len(counts)} images: "
+                        f"write {IMAGE_PLACEHOLDER} once for each, with this model's own tokenizer")
+    left = iter(counts)
+    return [same for token in ids for same in [token] * (next(left) if token == config.image_token_index else 1)]

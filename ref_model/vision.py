@@ -1,4 +1,4 @@
-"""The image side of the float reference: CLIP's vision transformer and LLaVA's projector.
+"""The image side of the float reference: CLIP's vision transformer (or one without pre-norm) and LLaVA's projector.
 
 There is no batch dimension; see `ref_model.modules`. Sources: Radford et al. 2021 (CLIP), Liu et al. 2023 (LLaVA-1.5).
 """
@@ -103,7 +103,7 @@ class VisionTower(nn.Module):
         super().__init__()
         self.config = config
         self.embeddings = VisionEmbeddings(config)
-        self.pre_layrnorm = nn.LayerNorm(config.hidden, config.ln_eps)
+        self.pre_layrnorm = nn.LayerNorm(config.hidden, config.ln_eps) if config.pre_norm else nn.Identity()
         self.encoder = VisionEncoder(config)
 
     def forward(self, patches: Tensor) -> Tensor:

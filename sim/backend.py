@@ -29,6 +29,8 @@ class Invocation:
     instruction_limit: int = 0
     """0: none."""
     flags: int = 0
+    own_scalars: bool = False
+    """The program loads scalars that it stores itself: cycles depend on data."""
 
 
 @dataclass(frozen=True, order=True)
@@ -39,6 +41,9 @@ class Event:
     unit: Unit
     tag: int
     end: int
+    work: int = field(default=0, compare=False)
+    """What it moved, where the executor says so (cycle simulator): beats (LD; RD: of every channel), items (ST), block
+    products of a row and a unit (MX), words (VU)."""
 
 
 @dataclass
@@ -75,7 +80,7 @@ class MachineError(Exception):
 
 
 def backend(name: str, **options) -> Backend:
-    """The backend called `functional`, `cycle` or `rtl`, with that backend's options."""
+    """The backend called `functional`, `cycle`, `rtl` or `xrt`, with that backend's options."""
     if name == "functional":
         from sim.functional import FunctionalBackend
 
@@ -88,4 +93,8 @@ def backend(name: str, **options) -> Backend:
         from sim.rtl.backend import RtlBackend
 
         return RtlBackend(**options)
-    raise ValueError(f"unknown backend {name!r}; choose functional, cycle or rtl")
+    if name == "xrt":
+        from sim.xrt.backend import XrtBackend
+
+        return XrtBackend(**options)
+    raise ValueError(f"unknown backend {name!r}; choose functional, cycle, rtl or xrt")

@@ -5,11 +5,14 @@ image holds, so a program must not load scalars that it stored itself.
 """
 
 import heapq
-from collections import deque
+import math
+from collections import Counter, deque
+
+import numpy as np
 
 from hw.spec.config import BEAT_BYTES, Config
-from hw.spec.csr import COUNTERS
-from hw.spec.isa import SEMAPHORE_MAX, Error, Op, StMode, Unit
+from hw.spec.csr import COUNTERS, LD_BEATS, RD_BEATS, store_counter
+from hw.spec.isa import SEMAPHORE_MAX, Error, LdKind, Op, StMode, StreamFormat, Unit
 from hw.spec.memory import MemoryModel
 from hw.spec.timing import (
     LDS_RETURN,
@@ -23,12 +26,19 @@ from sim.backend import KEEP_PROGRAM, Event, Invocation, MachineError, Result
 from sim.cycle_streams import Streams
 from sim.functional import Executor, fetch_beats
 from sim.functional_checks import check
-from sim.functional_matrix import bursts
+from sim.functional_matrix import bursts, plans_of
 from sim.functional_sequencer import Issued, Sequencer
+from sim.functional_state import cache_writes
 from sim.memory_image import MemoryImage
 
 FETCH_FIRST_AR = 1
 """The program fetch presents its burst j at cycle FETCH_FIRST_AR + j, like an LD that starts at cycle 0."""
+UNITS = tuple(Unit)
+_WORK = {
+    Unit.LD: ("n_outer", "n_inner"), Unit.ST: ("n_tok", "n_head", "n_gran"), Unit.RD: ("n_outer", "n_inner"),
+    Unit.MX: ("n_rows", "kb", "ob"), Unit.VU: ("n_outer", "n_mid", "n_words"),
+}  # fmt: skip
+"""Fields whose product is `Event.work`."""
 _ITEM_BYTES = {StMode.LIN: BEAT_BYTES, StMode.K: 16, StMode.V: 16, StMode.SC: 4}
 
 
@@ -37,13 +47,15 @@ class AuxReads:
 
     def __init__(self, config: Config, model: MemoryModel):
         self.port, self.model = config.aux_port, model
-        self.requests, self.last, self.beats = 0, -1, 0
+        self.requests, self.last = 0, -1
+        self.beats: Counter[str] = Counter()
+        """By counter."""
 
-    def read(self, t: int, n_beats: int) -> int:
+    def read(self, t: int, n_beats: int, counter: str) -> int:
         """Cycle of the last beat of a burst whose address is accepted at t."""
         first = max(t + self.model.latency(self.port, self.requests), self.last + 1)
         self.requests += 1
-        self.beats += n_beats
+        self.beats[counter] += n_beats
         self.last = first + n_beats - 1
         return self.last
 
@@ -91,16 +103,19 @@ class CycleMachine:
         if self.call.flags & KEEP_PROGRAM or not beats:
             return SEQ_FIRST
         lengths = bursts({"addr": self.call.program_addr, "n_outer": 1, "n_inner": beats, "stride": 0})
-        return max(self.aux.read(FETCH_FIRST_AR + j, n) for j, n in enumerate(lengths)) + SEQ_AFTER_FETCH
+        last = max(self.aux.read(FETCH_FIRST_AR + j, n, "read_beats_fetch") for j, n in enumerate(lengths))
+        return last + SEQ_AFTER_FETCH
 
     def _cycle(self, t: int) -> None:
         """Everything that happens at t; the sequencer sees the state before the starts of t."""
+        if 0 < self.streams.next_known <= t:
+            self._streams_moved(None, self.streams.advance(t))
         while self.ends and self.ends[0][0] < t:
             e, unit = heapq.heappop(self.ends)
-            self._end(Unit(unit), e)
+            self._end(UNITS[unit], e)
         if self.ready <= t:
             self._sequence(t)
-        for unit in Unit:
+        for unit in UNITS:
             if self.queues[unit] and self.running[unit] is None:
                 self._start(unit, t)
 
@@ -137,7 +152,7 @@ class CycleMachine:
     def _load_scalar(self, t: int, a: int, b: int, imm: int) -> None:
         if self.lds_done is None:
             if self._idle(1 << Unit.LD):
-                self.lds_done = self.aux.read(t, 1) + LDS_RETURN
+                self.lds_done = self.aux.read(t, 1, "read_beats_scalars") + LDS_RETURN
                 heapq.heappush(self.wakes, self.lds_done)
         elif t >= self.lds_done:
             self.lds_done = None
@@ -162,7 +177,7 @@ class CycleMachine:
         self._scalars()
 
     def _idle(self, mask: int) -> bool:
-        return not any(mask >> u & 1 and (self.running[u] or self.queues[u]) for u in Unit)
+        return not any(mask >> u & 1 and (self.running[u] or self.queues[u]) for u in UNITS)
 
     # --- units -------------------------------------------------------------------------------------------
 
@@ -170,7 +185,7 @@ class CycleMachine:
         entry = self.queues[unit][0]
         if entry.visible > t:
             return
-        producers = [p for p in Unit if entry.wait >> p & 1]
+        producers = [p for p in UNITS if entry.wait >> p & 1]
         if any(not self.semaphores[p][unit] for p in producers):
             return
         for p in producers:
@@ -182,14 +197,14 @@ class CycleMachine:
             self.executor.begin(entry)
         self.running[unit] = entry, t
         heapq.heappush(self.wakes, t + 1)
-        _TIMES[unit](self, t, entry.fields)
+        _TIMES[unit](self, t, entry)
 
     def _ends_at(self, unit: Unit, e: int) -> None:
         """The unit's running instruction ends at e."""
         running = self.running[unit]
         assert running is not None
         entry, s = running
-        self.trace.append(Event(s, unit, entry.pc, e))
+        self.trace.append(Event(s, unit, entry.pc, e, math.prod(entry.fields[name] for name in _WORK[unit])))
         self.counters[f"busy_{unit.name.lower()}"] += e - s
         heapq.heappush(self.ends, (e, int(unit)))
         heapq.heappush(self.wakes, e + 1)
@@ -202,39 +217,54 @@ class CycleMachine:
             self.executor.finish(entry)
         self.running[unit] = None
         self.idle_from[unit] = e + 1
-        for consumer in Unit:
+        for consumer in UNITS:
             if entry.signal >> consumer & 1:
                 self.semaphores[unit][consumer] += 1
                 if self.semaphores[unit][consumer] > SEMAPHORE_MAX:
                     raise MachineError(Error.SEMAPHORE, unit, entry.pc)
 
-    def _load(self, t: int, f: dict[str, int]) -> None:
-        last = max(self.aux.read(t + 1 + j, n) for j, n in enumerate(bursts(f)))
+    def _load(self, t: int, entry: Issued) -> None:
+        f = entry.fields
+        counter = LD_BEATS[LdKind(f["kind"])]
+        last = max(self.aux.read(t + 1 + j, n, counter) for j, n in enumerate(bursts(f)))
         self._ends_at(Unit.LD, last + 1)
 
-    def _store(self, t: int, f: dict[str, int]) -> None:
+    def _store(self, t: int, entry: Issued) -> None:
+        f = entry.fields
         items = f["n_tok"] * f["n_head"] * f["n_gran"]
         beats = items * (4 if f["mode"] == StMode.V else 1)
         to = "write_bytes_channels" if f["mode"] in (StMode.K, StMode.V) else "write_bytes_aux"
-        self.counters[to] += items * _ITEM_BYTES[StMode(f["mode"])]
+        for name in (to, store_counter(f["mode"], f["kind"])):
+            self.counters[name] += items * _ITEM_BYTES[StMode(f["mode"])]
+        if self.model.hbm and f["mode"] in (StMode.K, StMode.V):
+            self.streams.write(t + 1 + ST_PIPE + np.arange(beats), *cache_writes(self.config, f))
         last = t + 1 + (beats - 1) + ST_PIPE
         self._ends_at(Unit.ST, last + self.model.write_latency + 1)
 
-    def _read(self, t: int, f: dict[str, int]) -> None:
-        self.counters["read_beats_channels"] += f["n_outer"] * f["n_inner"] * self.config.units
-        self.streams.start_read(t, f)
-        self._streams_moved(Unit.RD)
+    def _read(self, t: int, entry: Issued) -> None:
+        f = entry.fields
+        for name in ("read_beats_channels", RD_BEATS[StreamFormat(f["fmt"])]):
+            self.counters[name] += f["n_outer"] * f["n_inner"] * self.config.units
+        fine = self.streams.start_read(t, f, plans_of(self.memory, entry))
+        self._streams_moved(Unit.RD, fine)
 
-    def _multiply(self, t: int, f: dict[str, int]) -> None:
-        self.streams.start_multiply(t, f)
-        self._streams_moved(Unit.MX)
+    def _multiply(self, t: int, entry: Issued) -> None:
+        self._streams_moved(Unit.MX, self.streams.start_multiply(t, entry.fields))
 
-    def _vector(self, t: int, f: dict[str, int]) -> None:
+    def _vector(self, t: int, entry: Issued) -> None:
+        f = entry.fields
         self._ends_at(Unit.VU, t + f["n_outer"] * f["n_mid"] * f["n_words"] + VU_LATENCY)
 
-    def _streams_moved(self, started: Unit) -> None:
-        """Readers and matrix units have advanced: either's end may be known now."""
-        self.undetermined |= {started}
+    def _streams_moved(self, started: Unit | None, fine: bool) -> None:
+        """Readers and matrix units have advanced: either's end may be known now. Not fine: a round is refused."""
+        if not fine:
+            running = self.running[Unit.MX] or (None if started is None else self.running[started])
+            assert running is not None
+            raise MachineError(Error.STREAM_HEADER, Unit.MX, running[0].pc)
+        if started is not None:
+            self.undetermined |= {started}
+        if self.streams.next_known:
+            heapq.heappush(self.wakes, self.streams.next_known)
         for unit, end in ((Unit.RD, self.streams.read_end), (Unit.MX, self.streams.multiply_end)):
             if unit in self.undetermined and (e := end()) is not None:
                 self.undetermined -= {unit}
@@ -256,7 +286,7 @@ class CycleBackend:
         self.model, self.with_data = model, with_data
 
     def run(self, config: Config, memory: MemoryImage, invocation: Invocation) -> Result:
-        model = self.model or MemoryModel(config.read_latency, config.write_latency)
+        model = self.model or MemoryModel.of(config, "fixed")
         try:
             machine = CycleMachine(config, memory, invocation, model, self.with_data)
         except MachineError as error:
@@ -268,8 +298,9 @@ class CycleBackend:
         except MachineError as error:
             status, detail, pc = error.status, error.detail, error.pc
         cycles = (machine.now if machine.halted is None else machine.halted) + 1
-        counters = machine.counters | machine.streams.counters()
+        counters = machine.counters | machine.streams.counters(cycles - 1)
         counters |= {
-            "cycles": cycles, "instructions": machine.sequencer.executed, "read_beats_aux": machine.aux.beats,
+            "cycles": cycles, "instructions": machine.sequencer.executed,
+            "read_beats_aux": machine.aux.beats.total(), **machine.aux.beats,
         }  # fmt: skip
         return Result(status, detail, pc, cycles, counters, sorted(machine.trace))

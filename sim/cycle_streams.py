@@ -1,8 +1,10 @@
-"""Readers, FIFOs, block assemblers and the matrix units' front in time: docs/machine.md as a max-plus recurrence.
+"""Readers, FIFOs, weight buffers and the matrix units' front in time: docs/machine.md as a max-plus recurrence.
 
-Everything of a channel up to the next unknown is computed at once: a pop needs the take of the block before it, a
-take needs a full block in every channel, an address needs pops that free its space. Readers and matrix units are
-therefore advanced together, whenever one of them starts an instruction.
+Everything of a channel up to the next unknown is computed at once: a pop needs the take that makes room for the round
+it belongs to, a take needs a round in every channel, an address needs pops that free its space. Readers and matrix
+units are therefore advanced together, whenever one of them starts an instruction. With HBM, reads also wait for the
+writes among them (`hw.spec.hbm`): beats are told up to the first write epoch that is not over yet, and all goes on when
+it is.
 """
 
 from dataclasses import dataclass
@@ -10,123 +12,190 @@ from dataclasses import dataclass
 import numba
 import numpy as np
 
+from hw.spec import hbm
 from hw.spec.config import BLOCK_BEATS, Config
-from hw.spec.isa import MxMode, StreamFormat
+from hw.spec.isa import MxMode
 from hw.spec.memory import MemoryModel
-from hw.spec.timing import BURST_BEATS, MX_ACC_LATENCY, MX_DRAIN_LATENCY
+from hw.spec.timing import BURST_BEATS, MX_ACC_LATENCY, MX_DRAIN_LATENCY, WEIGHT_BUFFER_ROUNDS
+from sim.weight_stream import LAST, SPARSE, Plans
 
 # Columns of a channel's state. Times are cycles, positions are beats since the start of the run.
-(AR_LAST, ASKED, ARRIVED_LAST, POPPED, POP_LAST, FULL_BLOCKS, FULL_FROM, FILL, REQUEST, ROW, COLUMN,
- READING) = range(12)  # fmt: skip
+(AR_LAST, ASKED, ARRIVED_LAST, POPPED, POP_LAST, ROUNDS, REQUEST, ROW, COLUMN, READING, BEAT, PLAN_AT, PLAN_END,
+ RAW_FILL, STALL, TOLD, COLUMNS) = range(17)  # fmt: skip
 # Words of the shared state: the reader's descriptor, the matrix instruction, takes and stalls.
-(RD_START, RD_ADDR, RD_OUTER, RD_INNER, RD_STRIDE, RD_HEADER, TAKEN, TAKE_LAST, MX_ACTIVE, MX_NEXT, MX_BLOCKS,
- MX_KB, MX_COST, MX_READY, MX_DRAIN, DEND_1, DEND_2, WEIGHT_STALL, DRAIN_STALL, FIFO,
- LATENCY, JITTER, SEED) = range(23)  # fmt: skip
+(RD_START, RD_ADDR, RD_OUTER, RD_INNER, RD_STRIDE, RD_STREAM, TAKEN, MX_ACTIVE, MX_STEP, MX_STEPS, MX_K, MX_KB,
+ MX_DENSE, MX_SPARSE, MX_READY, MX_DRAIN, DEND_1, DEND_2, WEIGHT_STALL, DRAIN_STALL, FIFO,
+ LATENCY, JITTER, SEED, FORMAT, REFUSED, HBM, KNOWN, WORDS) = range(29)  # fmt: skip
+_NONE, _RAW = -1, 1 << 16
+"""Kinds of beats: completes no round, completes a RAW round, or the info of the STREAM round that it completes."""
 _M32 = 0xFFFFFFFF
+_FIRST_WRITES = 64
+_serve = numba.njit(cache=True)(hbm.serve)
 
 
 @numba.njit(cache=True)
-def _latency(g, port, request):
-    """`MemoryModel.latency`."""
+def _extra(g, port, request):
+    """`MemoryModel.extra`."""
     if g[JITTER] == 0:
-        return g[LATENCY]
+        return 0
     x = (g[SEED] * 0x9E3779B1 + port * 0x85EBCA77 + request * 0xC2B2AE3D) & _M32
     x ^= x >> 16
     x = (x * 0x85EBCA6B) & _M32
     x ^= x >> 13
     x = (x * 0xC2B2AE35) & _M32
     x ^= x >> 16
-    return g[LATENCY] + x % (g[JITTER] + 1)
+    return x % (g[JITTER] + 1)
 
 
 @numba.njit(cache=True)
-def _ask(g, ch, port, arrivals, headers, pops):
-    """Sends the reader's next address if its space is known to be free; whether it did."""
-    if ch[READING] == 0:
+def _mark(g, channels, c, kinds, ends, info, n):
+    """Notes the kinds of the n beats of channel c that are being asked for, as its plan says."""
+    wrap = kinds.shape[1] - 1
+    asked = channels[c, ASKED]
+    for i in range(asked, asked + n):
+        kinds[c, i & wrap] = _NONE
+    if g[RD_STREAM]:
+        begin = asked - channels[c, BEAT]
+        at, end, behind = channels[c, PLAN_AT], channels[c, PLAN_END], channels[c, BEAT] + n
+        while at < end and ends[at] < behind:
+            kinds[c, begin + ends[at] & wrap] = info[at]
+            at += 1
+        channels[c, PLAN_AT] = at
+    else:
+        fill = channels[c, RAW_FILL]
+        for i in range(asked + BLOCK_BEATS - 1 - fill, asked + n, BLOCK_BEATS):
+            kinds[c, i & wrap] = _RAW
+        channels[c, RAW_FILL] = (fill + n) % BLOCK_BEATS
+    channels[c, BEAT] += n
+
+
+@numba.njit(cache=True)
+def _ask(g, channels, c, arrivals, kinds, pops, ends, info, requests):
+    """Sends the next address of channel c's reader if its space is known to be free; whether it did."""
+    if channels[c, READING] == 0:
         return False
-    size = len(arrivals)
-    address = (g[RD_ADDR] + ch[ROW] * g[RD_STRIDE] + ch[COLUMN]) & _M32
-    n = min(BURST_BEATS, g[RD_INNER] - ch[COLUMN], 64 - address % 64)
-    freeing = ch[ASKED] + n - g[FIFO] - 1
-    if freeing >= ch[POPPED]:
+    wrap = arrivals.shape[1] - 1
+    column, asked = channels[c, COLUMN], channels[c, ASKED]
+    address = (g[RD_ADDR] + channels[c, ROW] * g[RD_STRIDE] + column) & _M32
+    n = min(BURST_BEATS, g[RD_INNER] - column, 64 - (address & 63))
+    freeing = asked + n - g[FIFO] - 1
+    if freeing >= channels[c, POPPED]:
         return False
-    t = max(g[RD_START] + 1, ch[AR_LAST] + 1)
+    t = max(g[RD_START] + 1, channels[c, AR_LAST] + 1)
     if freeing >= 0:
-        t = max(t, pops[freeing % size] + 1)
-    first = t + _latency(g, port, ch[REQUEST])
-    for i in range(n):
-        ch[ARRIVED_LAST] = max(first + i, ch[ARRIVED_LAST] + 1)
-        at = (ch[ASKED] + i) % size
-        arrivals[at] = ch[ARRIVED_LAST]
-        headers[at] = g[RD_HEADER] == 1 and i == 0 and ch[ROW] == 0 and ch[COLUMN] == 0
-    ch[AR_LAST] = t
-    ch[ASKED] += n
-    ch[REQUEST] += 1
-    ch[COLUMN] += n
-    if ch[COLUMN] == g[RD_INNER]:
-        ch[COLUMN] = 0
-        ch[ROW] += 1
-        if ch[ROW] == g[RD_OUTER]:
-            ch[READING] = 0
+        t = max(t, pops[c, freeing & wrap] + 1)
+    extra = _extra(g, c, channels[c, REQUEST])
+    if g[HBM]:
+        for i in range(n):
+            at = asked + i & wrap
+            requests[c, 0, at], requests[c, 1, at], requests[c, 2, at] = address + i, t, extra
+    else:
+        arrived = max(t + g[LATENCY] + extra, channels[c, ARRIVED_LAST] + 1)
+        for i in range(n):
+            arrivals[c, asked + i & wrap] = arrived + i
+        channels[c, ARRIVED_LAST] = arrived + n - 1
+        channels[c, TOLD] = asked + n
+    _mark(g, channels, c, kinds, ends, info, n)
+    channels[c, AR_LAST] = t
+    channels[c, ASKED] = asked + n
+    channels[c, REQUEST] += 1
+    channels[c, COLUMN] = column + n
+    if column + n == g[RD_INNER]:
+        channels[c, COLUMN] = 0
+        channels[c, ROW] += 1
+        if channels[c, ROW] == g[RD_OUTER]:
+            channels[c, READING] = 0
     return True
 
 
 @numba.njit(cache=True)
-def _pop(g, ch, arrivals, headers, pops):
-    """Pops beats into the assembler as far as takes are known; whether any."""
-    moved = False
-    size = len(arrivals)
-    while ch[POPPED] < ch[ASKED] and ch[FULL_BLOCKS] <= g[TAKEN]:
-        at = ch[POPPED] % size
-        t = max(arrivals[at] + 1, ch[POP_LAST] + 1)
-        if ch[FILL] == 0 and g[TAKEN] > 0:
-            t = max(t, g[TAKE_LAST])
-        pops[at] = t
-        ch[POP_LAST] = t
-        ch[POPPED] += 1
-        moved = True
-        if not headers[at]:
-            ch[FILL] += 1
-            if ch[FILL] == BLOCK_BEATS:
-                ch[FILL] = 0
-                ch[FULL_BLOCKS] += 1
-                ch[FULL_FROM] = t + 1
-    return moved
+def _tell(g, channels, c, arrivals, requests, banks, writes):
+    """Serves channel c's beats as far as writes are known; whether any."""
+    told, asked = channels[c, TOLD], channels[c, ASKED]
+    if told == asked or banks[c, hbm.NEED] > g[KNOWN]:
+        return False
+    _serve(banks[c], asked, requests[c, 0], requests[c, 1], requests[c, 2], arrivals[c], writes[c], g[KNOWN])
+    channels[c, TOLD] = banks[c, hbm.SERVED]
+    return channels[c, TOLD] > told
 
 
 @numba.njit(cache=True)
-def _take(g, channels):
-    """Takes the matrix instruction's next block if it is full in every channel; whether it did."""
+def _pop(g, channels, c, arrivals, kinds, pops, takes, ready, rounds):
+    """Pops beats of channel c as far as the takes that make room are known; whether any.
+
+    takes: cycle of take i at i mod WEIGHT_BUFFER_ROUNDS; ready, rounds: when the channel's round i can be taken, and
+    its kind, at the same place.
+    """
+    wrap, buffer = arrivals.shape[1] - 1, WEIGHT_BUFFER_ROUNDS - 1
+    began, told = channels[c, POPPED], channels[c, TOLD]
+    last, i, stall = channels[c, POP_LAST], channels[c, ROUNDS], channels[c, STALL]
+    popped, most = began, g[TAKEN] + WEIGHT_BUFFER_ROUNDS
+    while popped < told and i < most:
+        room = takes[i & buffer] + 1 if i >= WEIGHT_BUFFER_ROUNDS else 0
+        kind = np.int64(_NONE)
+        while popped < told and kind == _NONE:
+            at = popped & wrap
+            t = max(arrivals[c, at], last) + 1
+            stall += max(0, room - t)
+            last = max(t, room)
+            pops[c, at] = last
+            kind = kinds[c, at]
+            popped += 1
+        if kind != _NONE:
+            ready[c, i & buffer] = last + 1
+            rounds[c, i & buffer] = kind
+            i += 1
+    channels[c, POPPED], channels[c, POP_LAST] = popped, last
+    channels[c, ROUNDS], channels[c, STALL] = i, stall
+    return popped > began
+
+
+@numba.njit(cache=True)
+def _take(g, channels, takes, ready, rounds):
+    """Takes the matrix instruction's next round if every channel has it; whether it did."""
+    taken = g[TAKEN]
+    at = taken & WEIGHT_BUFFER_ROUNDS - 1
+    kind = rounds[0, at]
     full = 0
     for c in range(len(channels)):
-        if channels[c, FULL_BLOCKS] <= g[TAKEN]:
+        if channels[c, ROUNDS] <= taken:
             return False
-        full = max(full, channels[c, FULL_FROM])
-    step, k = g[MX_NEXT] // g[MX_KB], g[MX_NEXT] % g[MX_KB]
-    ready = g[MX_READY]
-    t = max(ready, full)
-    g[WEIGHT_STALL] += max(0, full - ready)
-    if k == 0 and step >= 2:
+        full = max(full, ready[c, at])
+        if rounds[c, at] != kind:
+            g[REFUSED] = 1
+    if g[MX_K] == 0:
+        g[FORMAT] = kind & _RAW
+    elif g[FORMAT] != kind & _RAW:
+        g[REFUSED] = 1
+    if g[REFUSED]:
+        return False
+    step = g[MX_STEP]
+    now = g[MX_READY]
+    t = max(now, full)
+    g[WEIGHT_STALL] += max(0, full - now)
+    if g[MX_K] == 0 and step >= 2:
         free = g[DEND_2] + 1
         g[DRAIN_STALL] += max(0, free - t)
         t = max(t, free)
-    g[TAKE_LAST] = t
+    takes[at] = t
     g[TAKEN] += 1
-    g[MX_NEXT] += 1
-    g[MX_READY] = t + g[MX_COST]
-    if k == g[MX_KB] - 1:
-        start = t + g[MX_COST] + MX_ACC_LATENCY
+    g[MX_K] += 1
+    g[MX_READY] = t + (g[MX_SPARSE] if kind & SPARSE else g[MX_DENSE])
+    if g[MX_K] == g[MX_KB] if kind == _RAW else kind & LAST:
+        start = g[MX_READY] + MX_ACC_LATENCY
         if step >= 1:
             start = max(start, g[DEND_1] + 1)
         g[DEND_2] = g[DEND_1]
         g[DEND_1] = start + g[MX_DRAIN] - 1
-    if g[MX_NEXT] == g[MX_BLOCKS]:
-        g[MX_ACTIVE] = 0
+        g[MX_K] = 0
+        g[MX_STEP] += 1
+        if g[MX_STEP] == g[MX_STEPS]:
+            g[MX_ACTIVE] = 0
     return True
 
 
 @numba.njit(cache=True)
-def _advance(g, channels, arrivals, headers, pops):
+def _advance(g, channels, arrivals, kinds, pops, takes, ready, rounds, ends, info, requests, banks, writes):
     """Moves everything as far as it is determined."""
     moved = True
     while moved:
@@ -134,52 +203,118 @@ def _advance(g, channels, arrivals, headers, pops):
         for c in range(len(channels)):
             going = True
             while going:
-                going = _ask(g, channels[c], c, arrivals[c], headers[c], pops[c])
-                going = _pop(g, channels[c], arrivals[c], headers[c], pops[c]) or going
+                going = _pop(g, channels, c, arrivals, kinds, pops, takes, ready, rounds)
+                while _ask(g, channels, c, arrivals, kinds, pops, ends, info, requests):
+                    going = True
+                if g[HBM]:
+                    going = _tell(g, channels, c, arrivals, requests, banks, writes) or going
                 moved = moved or going
-        if g[MX_ACTIVE] == 1 and _take(g, channels):
+        while g[MX_ACTIVE] == 1 and _take(g, channels, takes, ready, rounds):
             moved = True
+
+
+_BY_CHANNEL = ("channels", "arrivals", "kinds", "pops", "ready", "rounds", "requests", "banks", "writes")
 
 
 @dataclass
 class Streams:
-    """The state of all channels; with no jitter one channel stands for all."""
+    """The state of all channels. Those that had equal streams and no writes so far, without jitter, share a row."""
 
     config: Config
     model: MemoryModel
 
     def __post_init__(self):
         n = self.config.units if self.model.jitter else 1
-        size = self.config.fifo_beats + 2 * BURST_BEATS
-        self.channels = np.zeros((n, 12), np.int64)
+        self.row_of = np.arange(self.config.units) % n
+        """Row of each unit's channel."""
+        size = 1 << (self.config.fifo_beats + 2 * BURST_BEATS - 1).bit_length()
+        self.channels = np.zeros((n, COLUMNS), np.int64)
         self.channels[:, (AR_LAST, ARRIVED_LAST, POP_LAST)] = -1
-        self.arrivals, self.pops = (np.zeros((n, size), np.int64) for _ in range(2))
-        self.headers = np.zeros((n, size), np.bool_)
-        self.shared = np.zeros(23, np.int64)
-        self.shared[[FIFO, LATENCY, JITTER, SEED]] = (
-            self.config.fifo_beats, self.model.read_latency, self.model.jitter, self.model.seed & _M32,
+        self.arrivals, self.kinds, self.pops = (np.zeros((n, size), np.int64) for _ in range(3))
+        self.requests = np.zeros((n, 3, size), np.int64)
+        self.banks = np.tile(hbm.new_channel(), (n, 1))
+        self.writes = np.zeros((n, _FIRST_WRITES, 3), np.int64)
+        self.ready, self.rounds = (np.zeros((n, WEIGHT_BUFFER_ROUNDS), np.int64) for _ in range(2))
+        self.takes = np.zeros(WEIGHT_BUFFER_ROUNDS, np.int64)
+        self.ends, self.info = np.zeros(0, np.int32), np.zeros(0, np.uint16)
+        self.next_known = 0
+        """The cycle from which on more is determined though nothing starts, or 0."""
+        self.shared = np.zeros(WORDS, np.int64)
+        self.shared[[FIFO, LATENCY, JITTER, SEED, HBM]] = (
+            self.config.fifo_beats, self.model.read_latency, self.model.jitter, self.model.seed & _M32, self.model.hbm,
         )  # fmt: skip
 
-    def start_read(self, s: int, f: dict[str, int]) -> None:
-        """RD starts at cycle s."""
-        self.shared[RD_START : RD_HEADER + 1] = (
-            s, f["addr"], f["n_outer"], f["n_inner"], f["stride"], f["fmt"] == StreamFormat.STREAM,
+    def start_read(self, s: int, f: dict[str, int], plans: Plans | None) -> bool:
+        """RD starts at cycle s, with these plans for STREAM; False for a stream that begins inside a RAW block."""
+        if plans and self.channels[0, RAW_FILL]:
+            return False
+        self.shared[RD_START : RD_STREAM + 1] = (
+            s, f["addr"], f["n_outer"], f["n_inner"], f["stride"], plans is not None,
         )  # fmt: skip
-        self.channels[:, (ROW, COLUMN)] = 0
+        if plans:
+            if not plans.same:
+                self._own_rows(np.arange(self.config.units))
+            self.ends, self.info = plans.ends, plans.info
+            self.channels[self.row_of, PLAN_AT] = plans.bounds[0] if plans.same else plans.bounds[:-1]
+            self.channels[self.row_of, PLAN_END] = plans.bounds[1] if plans.same else plans.bounds[1:]
+        self.channels[:, (ROW, COLUMN, BEAT)] = 0
         self.channels[:, READING] = 1
-        self.advance()
+        return self.advance(s)
 
-    def start_multiply(self, s: int, f: dict[str, int]) -> None:
-        """MX starts at cycle s."""
+    def _own_rows(self, units: np.ndarray) -> None:
+        """Every one of these units gets a row of its own, a copy of the one that it has shared."""
+        n = len(self.channels)
+        rows = list(range(n))
+        for unit in units.tolist():
+            row = self.row_of[unit]
+            if np.count_nonzero(self.row_of == row) > 1:
+                self.row_of[unit] = len(rows)
+                rows.append(row)
+        if len(rows) > n:
+            for name in _BY_CHANNEL:
+                setattr(self, name, getattr(self, name)[rows])
+
+    def write(self, cycles: np.ndarray, units: np.ndarray, addresses: np.ndarray, words: np.ndarray) -> None:
+        """Writes of single beats to the channels, in the order of the cycles in which they are accepted."""
+        beats = np.stack([cycles, addresses, words], 1)
+        written = np.unique(units)
+        self._own_rows(written)
+        for unit in written.tolist():
+            self._append(self.row_of[unit], beats[units == unit])
+
+    def _append(self, row: int, beats: np.ndarray) -> None:
+        """Puts writes behind those that channel `row` has not drained."""
+        h, size = self.banks[row], self.writes.shape[1]
+        need = int(h[hbm.TAIL] - h[hbm.HEAD]) + len(beats)
+        if need > size:
+            larger = np.zeros((len(self.writes), 1 << (need - 1).bit_length(), 3), np.int64)
+            for i, other in enumerate(self.banks):
+                at = np.arange(other[hbm.HEAD], other[hbm.TAIL])
+                larger[i, at % larger.shape[1]] = self.writes[i, at % size]
+            self.writes = larger
+        at = np.arange(h[hbm.TAIL], h[hbm.TAIL] + len(beats))
+        self.writes[row, at % self.writes.shape[1]] = beats
+        h[hbm.TAIL] += len(beats)
+
+    def start_multiply(self, s: int, f: dict[str, int]) -> bool:
+        """MX starts at cycle s; False if its rounds are refused, see `advance`."""
         c, n_rows = self.config, f["n_rows"]
         per_row = c.drain_cycles_a_row if f["mode"] == MxMode.SPLIT_N else 1
         self.shared[MX_ACTIVE : MX_DRAIN + 1] = (
-            1, 0, f["kb"] * f["ob"], f["kb"], n_rows * c.passes, s + 1, n_rows * per_row,
+            1, 0, f["ob"], 0, f["kb"], n_rows * c.passes, (n_rows + 1) // 2 * 2 * c.passes, s + 1, n_rows * per_row,
         )  # fmt: skip
-        self.advance()
+        return self.advance(s)
 
-    def advance(self) -> None:
-        _advance(self.shared, self.channels, self.arrivals, self.headers, self.pops)
+    def advance(self, now: int) -> bool:
+        """False where the running MX meets rounds that differ between units, or two formats in a step.
+
+        Every instruction that starts before cycle `now` has started.
+        """
+        self.shared[KNOWN] = now
+        _advance(self.shared, self.channels, self.arrivals, self.kinds, self.pops, self.takes, self.ready,
+                 self.rounds, self.ends, self.info, self.requests, self.banks, self.writes)  # fmt: skip
+        self.next_known = int(self.banks[:, hbm.NEED].max())
+        return not self.shared[REFUSED]
 
     def read_end(self) -> int | None:
         """End of the running RD; None while it depends on instructions that have not started."""
@@ -189,8 +324,18 @@ class Streams:
         """End of the running MX, or None."""
         return None if self.shared[MX_ACTIVE] else int(self.shared[DEND_1]) + MX_DRAIN_LATENCY
 
-    def counters(self) -> dict[str, int]:
+    def counters(self, end: int) -> dict[str, int]:
+        """The front's counters of a run whose last cycle is end."""
         return {
             "mx_weight_stall": int(self.shared[WEIGHT_STALL]),
             "mx_drain_stall": int(self.shared[DRAIN_STALL]),
+            "unpack_stall": int(self.channels[self.row_of[0], STALL]) + self._held(end),
         }
+
+    def _held(self, end: int) -> int:
+        """Cycles up to end in which unit 0 holds back its next beat, which nothing makes room for any more."""
+        ch, arrivals = self.channels[self.row_of[0]], self.arrivals[self.row_of[0]]
+        if ch[POPPED] == ch[TOLD] or ch[ROUNDS] < self.shared[TAKEN] + WEIGHT_BUFFER_ROUNDS:
+            return 0
+        since = max(arrivals[ch[POPPED] % len(arrivals)], ch[POP_LAST]) + 1
+        return max(0, end + 1 - int(since))

@@ -7,7 +7,7 @@ ends with WATCHDOG, as the machine would.
 from collections import deque
 from collections.abc import Callable
 
-from hw.spec.config import BEAT_BYTES, BLOCK_BEATS, Config
+from hw.spec.config import BEAT_BYTES, Config
 from hw.spec.isa import SEMAPHORE_MAX, Error, Op, Unit
 from sim import functional_matrix as mx
 from sim.backend import SEQUENCER, Invocation, MachineError, Result
@@ -21,41 +21,38 @@ _AT_ONCE: dict[int, Callable[[State, Issued], None]] = {Unit.LD: load, Unit.ST: 
 
 
 class Executor:
-    """What each unit's instruction does to the state. MX waits for blocks of readers that have started."""
+    """What each unit's instruction does to the state. MX waits for rounds of readers that have started."""
 
     def __init__(self, config: Config, memory: MemoryImage):
         self.config = config
         self.state = State(config, memory)
         self.stream = mx.Stream(config)
-        self._pieces: list = []
-        self._missing = 0
+        self._job: mx.Job | None = None
 
     def begin(self, entry: Issued) -> None:
         """What happens at an instruction's start: its descriptor is checked, readers see memory as it is now."""
         check(self.config, entry)
         if entry.unit == Unit.RD:
-            self.stream.start(*mx.read(self.state, entry))
+            self.stream.start(mx.read(self.state, entry), entry)
         elif entry.unit == Unit.MX:
-            self._pieces, self._missing = [], entry.fields["kb"] * entry.fields["ob"]
+            self._job = mx.Job(entry, entry.fields["ob"])
 
     def finish(self, entry: Issued) -> bool:
         """Does the instruction; False when it has to wait (for weights, or for space in the FIFOs)."""
         if entry.unit == Unit.RD:
             return self.stream.reader_done()
         if entry.unit == Unit.MX:
-            return self._multiply(entry)
+            return self._multiply()
         _AT_ONCE[entry.unit](self.state, entry)
         return True
 
-    def _multiply(self, entry: Issued) -> bool:
-        blocks = min(self._missing, self.stream.available // BLOCK_BEATS)
-        if blocks:
-            self._pieces += self.stream.take(blocks)
-            self._missing -= blocks
-        if self._missing:
+    def _multiply(self) -> bool:
+        assert self._job is not None
+        self.stream.take(self._job)
+        if self._job.left:
             return False
-        mx.multiply(self.state, entry, self._pieces)
-        self._pieces = []
+        mx.multiply(self.state, self._job)
+        self._job = None
         return True
 
 
@@ -91,7 +88,7 @@ class Machine:
                 if not self._idle(1 << Unit.LD):
                     return False
                 s.load(self.memory, self.config.aux_port, a, b, imm)
-                self.executor.state.counters["read_beats_aux"] += 1
+                self.executor.state.count(1, "read_beats_aux", "read_beats_scalars")
             elif not self._idle(imm if op == Op.FENCE else ~0):
                 return False
             elif op == Op.FENCE:
@@ -123,9 +120,9 @@ class Machine:
         entry = self.running[unit]
         if entry is None:
             return False
-        available = self.executor.stream.available
+        taken = self.executor.stream.taken
         if not self.executor.finish(entry):
-            return started or available != self.executor.stream.available
+            return started or taken != self.executor.stream.taken
         self.running[unit] = None
         for consumer in Unit:
             if entry.signal >> consumer & 1:
@@ -155,7 +152,6 @@ class FunctionalBackend:
     name = "functional"
 
     def run(self, config: Config, memory: MemoryImage, invocation: Invocation) -> Result:
-        counters: dict[str, int] = {}
         status, detail, pc = Error.NONE, 0, 0
         try:
             machine = Machine(config, memory, invocation)
@@ -166,8 +162,9 @@ class FunctionalBackend:
             pc = machine.sequencer.pc
         except MachineError as error:
             status, detail, pc = error.status, error.detail, error.pc
-        counters = dict(machine.executor.state.counters) | {"instructions": machine.sequencer.executed}
-        counters["read_beats_aux"] += fetch_beats(invocation)
+        state = machine.executor.state
+        state.count(fetch_beats(invocation), "read_beats_aux", "read_beats_fetch")
+        counters = state.counters | {"instructions": machine.sequencer.executed}
         return Result(status, detail, pc, None, counters)
 
 

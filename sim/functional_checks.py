@@ -1,11 +1,12 @@
 """What a unit refuses when it starts a descriptor: zero counts, undefined enumerations, addresses beyond a buffer."""
 
 from enum import IntEnum
+from functools import lru_cache
 
 import numpy as np
 
 from hw.spec.config import Config
-from hw.spec.isa import CTL0, CTL1, Dst, Error, MxMode, StMode, StreamFormat, Unit, unpack_bits
+from hw.spec.isa import CTL0, CTL1, Dst, Error, LdKind, MxMode, StKind, StMode, StreamFormat, Unit, unpack_bits
 from sim.backend import MachineError
 from sim.functional_sequencer import Issued
 
@@ -17,8 +18,9 @@ _COUNTS: dict[int, tuple[str, ...]] = {
     Unit.MX: ("n_rows", "kb", "ob"),
     Unit.VU: ("n_outer", "n_mid", "n_words"),
 }
-_MODES: dict[int, tuple[str, type[IntEnum]]] = {
-    Unit.ST: ("mode", StMode), Unit.RD: ("fmt", StreamFormat), Unit.MX: ("mode", MxMode),
+_MODES: dict[int, dict[str, type[IntEnum]]] = {
+    Unit.LD: {"kind": LdKind}, Unit.ST: {"mode": StMode, "kind": StKind}, Unit.RD: {"fmt": StreamFormat},
+    Unit.MX: {"mode": MxMode},
 }
 _CONTROL: tuple[tuple[str, int, type[int]], ...] = CTL0
 _ENUMERATED = [(name, kind) for name, _, kind in _CONTROL if issubclass(kind, IntEnum)]
@@ -28,9 +30,7 @@ def check(config: Config, entry: Issued) -> None:
     """Raises the MachineError with which the unit would refuse this descriptor."""
     unit, f = entry.unit, entry.fields
     bad = any(f[name] == 0 for name in _COUNTS[unit])
-    if unit in _MODES:
-        name, kind = _MODES[unit]
-        bad = bad or f[name] not in kind._value2member_map_
+    bad = bad or any(f[name] not in kind._value2member_map_ for name, kind in _MODES.get(unit, {}).items())
     if unit == Unit.MX:
         bad = bad or f["n_rows"] > config.acc_rows
         if f["mode"] == MxMode.SPLIT_K:
@@ -46,10 +46,16 @@ def control(f: dict[str, int]) -> dict:
     return unpack_bits(CTL0, f["ctl0"]) | unpack_bits(CTL1, f["ctl1"])
 
 
-def _bad_control(config: Config, f: dict[str, int]) -> bool:
-    ctl = control(f)
+@lru_cache(maxsize=4096)
+def _control_kind(ctl0: int) -> tuple[bool, bool]:
+    """(whether a code is undefined, whether it writes operand blocks)."""
+    ctl = unpack_bits(CTL0, ctl0)
     undefined = any(ctl[name] not in kind._value2member_map_ for name, kind in _ENUMERATED)
-    into_blocks = ctl["dst"] in (Dst.OB, Dst.OBH, Dst.OBL)
+    return undefined, ctl["dst"] in (Dst.OB, Dst.OBH, Dst.OBL)
+
+
+def _bad_control(config: Config, f: dict[str, int]) -> bool:
+    undefined, into_blocks = _control_kind(f["ctl0"])
     return undefined or (into_blocks and any(f[d] % config.granules_per_word for d in ("d", "d_out", "d_mid")))
 
 

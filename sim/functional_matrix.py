@@ -1,107 +1,205 @@
 """The weight streams and the matrix units' meaning, through BLAS where float32 is exact."""
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import groupby
 
 import numpy as np
 
 from hw.spec.config import BEAT_BYTES, BLOCK, BLOCK_BEATS, Config
+from hw.spec.csr import RD_BEATS
 from hw.spec.isa import Error, MxMode, StreamFormat, Unit
-from hw.spec.timing import burst_length
-from hw.spec.weights import HEADER_MAGIC
+from hw.spec.timing import WEIGHT_BUFFER_ROUNDS, burst_length
+from hw.spec.weights import WINDOW, ceil_div
+from sim import weight_stream
 from sim.backend import MachineError
-from sim.functional_checks import limit, spread
+from sim.functional_checks import MASK, limit, spread
 from sim.functional_sequencer import Issued
 from sim.functional_state import State, rows_of_beats
-from sim.memory_image import OutOfRange
+from sim.memory_image import MemoryImage, OutOfRange
+from sim.weight_stream import WINDOW_SHIFT
 
 EXACT_TERMS = 1024
 """float32 holds every partial sum of this many int8 products exactly: 1024 * 128 * 128 = 2**24."""
+LARGEST = 128
+"""Largest magnitude of a weight for which EXACT_TERMS holds; only repeated indices or blocks give larger ones."""
 CACHE_BYTES = 2 << 30
 """Largest total of float32 matrices kept for weights that nobody writes."""
 
 
 @dataclass
 class Run:
-    """The data beats of one RD: uint8[units, beats, 64], and where they came from when they cannot change."""
+    """The beats of one RD: uint8[units, beats, 64], and where they came from when they cannot change."""
 
     data: np.ndarray | None
     n_beats: int
     fields: dict[str, int]
     clean: bool
     """Whether the matrix made of it may be cached under `fields`."""
+    plans: weight_stream.Plans | None
+    """None for RAW."""
+    n_rounds: int = 0
+    """Rounds that beats of it complete."""
+    start: int = 0
+    """Beats of a channel asked for before."""
+    offset: int = 0
+    """RAW: beats of it that still belong to the round before."""
     at: int = 0
-    """Beats of it already given to blocks."""
+    """Rounds of it already taken."""
+    raw_at: int = 0
+    """RAW: beats of it already taken."""
+
+    def behind(self, unit: int, number: int) -> int:
+        """Beats of the unit's channel up to the end of this round of the run."""
+        if self.plans:
+            return self.start + self.plans.last_beat(unit, number, self.n_beats) + 1
+        return self.start + self.offset + (number + (self.offset == 0)) * BLOCK_BEATS
+
+
+@dataclass
+class Piece:
+    """What an MX took of a run: STREAM: rounds, RAW: beats; and the steps that end in it."""
+
+    run: Run
+    first: int
+    n: int
+    steps: int
+
+    @property
+    def key(self) -> tuple[int, ...]:
+        return (*self.run.fields.values(), self.first, self.n)
 
 
 class Stream:
-    """What the readers have asked for and the matrix units have not taken yet; space as in the FIFOs.
-
-    Positions count beats of one channel since the start of the program, headers included.
-    """
+    """What the readers have asked for and the matrix units have not taken yet; space as in the FIFOs."""
 
     def __init__(self, config: Config):
-        self.fifo_beats = config.fifo_beats
-        self.runs: deque[Run] = deque()
-        self.available = 0
-        """Data beats (no headers) not yet taken."""
+        self.config = config
         self.asked = 0
-        self.taken_at = 0
-        """Position behind the last beat of the last block taken."""
-        self._headers: deque[int] = deque()
+        """Beats of one channel since the start of the program."""
+        self.taken = 0
+        """Rounds since the start of the program."""
+        self._rounds: deque[Run] = deque()
+        """Runs with rounds not yet taken."""
+        self._raw: deque[Run] = deque()
+        """RAW runs with beats not yet taken."""
+        self._raw_fill = 0
+        """Beats of the RAW round that is not complete yet."""
 
-    def start(self, run: Run, header: bool) -> None:
-        if header:
-            self._headers.append(self.asked)
-        self.runs.append(run)
-        self.asked += run.n_beats + header
-        self.available += run.n_beats
+    def start(self, run: Run, entry: Issued) -> None:
+        """The readers start; MachineError for a stream that begins inside a RAW block."""
+        run.start = self.asked
+        self.asked += run.n_beats
+        if run.plans:
+            if self._raw_fill:
+                raise MachineError(Error.STREAM_HEADER, Unit.MX, entry.pc)
+            run.n_rounds = run.plans.n_rounds
+        else:
+            run.n_rounds, rest = divmod(self._raw_fill + run.n_beats, BLOCK_BEATS)
+            run.offset = -self._raw_fill % BLOCK_BEATS
+            self._raw_fill = rest
+            self._raw.append(run)
+        if run.n_rounds:
+            self._rounds.append(run)
 
     def reader_done(self) -> bool:
-        """Whether every address is out, given that the assembler holds one more block than was taken."""
-        return self.asked - self._after_block(self.taken_at) <= self.fifo_beats
+        """Whether every address is out: the fronts pop beats until their weight buffers are full."""
+        return all(self.asked - self._popped(u) <= self.config.fifo_beats for u in range(self.config.units))
 
-    def _after_block(self, position: int) -> int:
-        """Position behind the next whole block, or everything when there is none."""
-        beats = 0
-        headers = iter(self._headers)
-        header = next(headers, None)
-        while beats < BLOCK_BEATS and position < self.asked:
-            if position == header:
-                header = next(headers, None)
+    def _popped(self, unit: int) -> int:
+        ahead = WEIGHT_BUFFER_ROUNDS
+        for run in self._rounds:
+            left = run.n_rounds - run.at
+            if ahead <= left:
+                return run.behind(unit, run.at + ahead - 1)
+            ahead -= left
+        return self.asked
+
+    def take(self, job: "Job") -> None:
+        """Gives an MX what is there of the rounds that it still needs."""
+        while job.left and self._rounds:
+            run = self._rounds[0]
+            first = run.at
+            if run.plans:
+                job.enter(StreamFormat.STREAM)
+                n, steps = self._take_stream(run, run.plans, job)
+                job.pieces.append(Piece(run, first, n, steps))
             else:
-                beats += 1
-            position += 1
-        return position
-
-    def take(self, blocks: int) -> list[tuple[Run, int, int]]:
-        """(run, first beat, beats) of this many whole blocks, which must be available."""
-        pieces, need = [], blocks * BLOCK_BEATS
-        self.available -= need
-        self._move(need)
-        while need:
-            run = self.runs[0]
-            n = min(need, run.n_beats - run.at)
-            pieces.append((run, run.at, n))
+                job.enter(StreamFormat.RAW)
+                n, steps = self._take_raw(run, job)
+            job.left -= steps
+            self.taken += n
             run.at += n
-            need -= n
-            if run.at == run.n_beats:
-                self.runs.popleft()
-        return pieces
+            if run.at == run.n_rounds:
+                self._rounds.popleft()
 
-    def _move(self, beats: int) -> None:
-        end = self.taken_at + beats
-        while self._headers and self._headers[0] < end:
-            self._headers.popleft()
-            end += 1
-        self.taken_at = end
+    @staticmethod
+    def _take_stream(run: Run, plans: weight_stream.Plans, job: "Job") -> tuple[int, int]:
+        before = int(np.searchsorted(plans.step_ends, run.at))
+        steps = min(job.left, len(plans.step_ends) - before)
+        whole = steps == job.left
+        n = int(plans.step_ends[before + steps - 1]) + 1 - run.at if whole else run.n_rounds - run.at
+        if run.at + n > plans.agree:
+            raise job.refused()
+        job.k = 0 if plans.info[run.at + n - 1] & weight_stream.LAST else job.k + n
+        return n, steps
+
+    def _take_raw(self, run: Run, job: "Job") -> tuple[int, int]:
+        kb = job.entry.fields["kb"]
+        n = min(job.left * kb - job.k, run.n_rounds - run.at)
+        steps, job.k = divmod(job.k + n, kb)
+        need, done = n * BLOCK_BEATS, steps
+        while need:
+            source = self._raw[0]
+            beats = min(need, source.n_beats - source.raw_at)
+            job.pieces.append(Piece(source, source.raw_at, beats, done))
+            source.raw_at += beats
+            need, done = need - beats, 0
+            if source.raw_at == source.n_beats:
+                self._raw.popleft()
+        return n, steps
 
 
-def read(state: State, entry: Issued) -> tuple[Run, bool]:
-    """RD: (the run of data beats, whether a header stands before it). Headers are checked here."""
+@dataclass
+class Job:
+    """An MX being executed: what it took so far."""
+
+    entry: Issued
+    left: int
+    """Steps to go."""
+    k: int = 0
+    """Rounds of the current step so far."""
+    format: StreamFormat | None = None
+    pieces: list[Piece] = field(default_factory=list)
+
+    def enter(self, kind: StreamFormat) -> None:
+        """Rounds of this format come next: a step has one format, SPLIT_K none but RAW."""
+        mixed = self.k and kind != self.format
+        self.format = kind
+        if mixed or (kind == StreamFormat.STREAM and self.entry.fields["mode"] == MxMode.SPLIT_K):
+            raise self.refused()
+
+    def refused(self) -> MachineError:
+        return MachineError(Error.STREAM_HEADER, Unit.MX, self.entry.pc)
+
+
+def plans_of(memory: MemoryImage, entry: Issued) -> weight_stream.Plans | None:
+    """The rounds of an RD's streams, None for RAW; MachineError for what is no stream."""
+    f = entry.fields
+    if f["fmt"] != StreamFormat.STREAM:
+        return None
+    try:
+        return weight_stream.plans(memory, rows_of_beats(f), f["n_inner"])
+    except OutOfRange:
+        raise MachineError(Error.BUS_READ, Unit.RD, entry.pc) from None
+    except ValueError:
+        raise MachineError(Error.STREAM_HEADER, Unit.MX, entry.pc) from None
+
+
+def read(state: State, entry: Issued) -> Run:
+    """RD: its beats. Headers are checked here."""
     f, config = entry.fields, state.config
     n_beats = f["n_outer"] * f["n_inner"]
-    header = f["fmt"] == StreamFormat.STREAM
     try:
         clean = all(
             state.memory.ports[u].clean_region(a * BEAT_BYTES, f["n_inner"] * BEAT_BYTES)
@@ -110,31 +208,23 @@ def read(state: State, entry: Issued) -> tuple[Run, bool]:
         )
         # What may be written later is read now; what nobody writes when it is needed.
         data = None if clean else _read(state, f)
-        if header:
-            _check_headers(state, f, entry)
     except OutOfRange:
         raise MachineError(Error.BUS_READ, Unit.RD, entry.pc) from None
-    state.counters["read_beats_channels"] += n_beats * config.units
-    return Run(data, n_beats - header, f, clean), header
-
-
-def _check_headers(state: State, f: dict[str, int], entry: Issued) -> None:
-    for unit in range(state.config.units):
-        magic, bits, nonzeros, zero = state.memory.read(unit, f["addr"] * BEAT_BYTES, 4).tolist()
-        if (magic, bits, nonzeros, zero) != (HEADER_MAGIC, 8, BLOCK, 0):
-            raise MachineError(Error.STREAM_HEADER, Unit.MX, entry.pc)
+    state.count(n_beats * config.units, "read_beats_channels", RD_BEATS[StreamFormat(f["fmt"])])
+    return Run(data, n_beats, f, clean, plans_of(state.memory, entry))
 
 
 def _read(state: State, f: dict[str, int]) -> np.ndarray:
-    """Data beats of every unit, the header cut off: int8[units, beats, 64]."""
+    """Beats of every unit: uint8[units, beats, 64]."""
+    units = range(state.config.units)
+    return np.stack([_unit_beats(state, f, unit) for unit in units])
+
+
+def _unit_beats(state: State, f: dict[str, int], unit: int) -> np.ndarray:
+    """Beats of one unit: uint8[beats, 64], a view where one attached array holds them all."""
     n = f["n_inner"] * BEAT_BYTES
-    rows = rows_of_beats(f)
-    units = []
-    for unit in range(state.config.units):
-        parts = [state.memory.read(unit, a * BEAT_BYTES, n) for a in rows]
-        units.append(parts[0] if len(parts) == 1 else np.concatenate(parts))
-    skip = int(f["fmt"] == StreamFormat.STREAM)
-    return np.stack(units).view(np.int8).reshape(state.config.units, -1, BEAT_BYTES)[:, skip:]
+    parts = [state.memory.read(unit, a * BEAT_BYTES, n) for a in rows_of_beats(f)]
+    return (parts[0] if len(parts) == 1 else np.concatenate(parts)).reshape(-1, BEAT_BYTES)
 
 
 def _data(state: State, run: Run) -> np.ndarray:
@@ -144,27 +234,59 @@ def _data(state: State, run: Run) -> np.ndarray:
     return run.data
 
 
-def matrix(state: State, f: dict[str, int], pieces: list[tuple[Run, int, int]]) -> np.ndarray:
-    """The weights as float32[inputs, outputs] for BLAS, from the blocks in stream order."""
+def matrix(state: State, f: dict[str, int], pieces: list[Piece]) -> np.ndarray:
+    """The weights as float32[inputs, outputs] for BLAS, from the rounds in stream order.
+
+    SPLIT_N: inputs (kb, column), in whole windows where weights lie behind kb; outputs (ob, unit, row). SPLIT_K:
+    inputs (kb, unit, column), outputs (ob, row). float64 where weights of one input add up to more than an int8.
+    """
     key = None
-    if len(pieces) == 1 and pieces[0][0].clean:
-        run, first, n = pieces[0]
-        key = (*run.fields.values(), first, n, f["kb"], f["ob"], f["mode"])
+    if all(piece.run.clean for piece in pieces):
+        key = (tuple(piece.key for piece in pieces), f["kb"], f["ob"], f["mode"])
         if key in state.memory.cache:
             return state.memory.cache[key]
-    parts = [_data(state, run)[:, first : first + n] for run, first, n in pieces]
-    data = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
-    blocks = data.reshape(state.config.units, f["ob"], f["kb"], BLOCK, BLOCK)
-    # SPLIT_N: outputs (ob, unit, row), inputs (kb, column); SPLIT_K: outputs (ob, row), inputs (kb, unit, column).
-    order = (2, 4, 1, 0, 3) if f["mode"] == MxMode.SPLIT_N else (2, 0, 4, 1, 3)
-    columns = f["ob"] * BLOCK * (state.config.units if f["mode"] == MxMode.SPLIT_N else 1)
-    out = blocks.transpose(order).reshape(-1, columns).astype(np.float32)
+    groups = [list(g) for _, g in groupby(pieces, key=lambda piece: piece.run.plans is None)]
+    parts = [_raw(state, f, g) if g[0].run.plans is None else _streamed(state, f, g) for g in groups]
+    inputs = max(len(part) for part in parts)
+    parts = [np.pad(part, ((0, inputs - len(part)), (0, 0))) for part in parts] if len(parts) > 1 else parts
+    out = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
     if key is not None:
         _keep(state.memory.cache, key, out)
-    for run, _, _ in pieces:
-        if run.at == run.n_beats and run.clean:
-            run.data = None
     return out
+
+
+def _raw(state: State, f: dict[str, int], pieces: list[Piece]) -> np.ndarray:
+    parts = [_data(state, p.run)[:, p.first : p.first + p.n] for p in pieces]
+    data = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+    blocks = data.view(np.int8).reshape(state.config.units, -1, f["kb"], BLOCK, BLOCK)
+    order = (2, 4, 1, 0, 3) if f["mode"] == MxMode.SPLIT_N else (2, 0, 4, 1, 3)
+    columns = blocks.shape[1] * BLOCK * (state.config.units if f["mode"] == MxMode.SPLIT_N else 1)
+    out = blocks.transpose(order).reshape(-1, columns).astype(np.float32)
+    for p in pieces:
+        if p.run.raw_at == p.run.n_beats and p.run.clean:
+            p.run.data = None
+    return out
+
+
+def _streamed(state: State, f: dict[str, int], pieces: list[Piece]) -> np.ndarray:
+    units, inputs = state.config.units, f["kb"] * BLOCK
+    steps = sum(p.steps for p in pieces)
+    stride = units * BLOCK
+    out = np.zeros((ceil_div(f["kb"], WINDOW) * WINDOW * BLOCK, steps * stride), np.float32)
+    step, largest = 0, 0
+    for p in pieces:
+        for unit in range(units):
+            beats = p.run.data[unit] if p.run.data is not None else _unit_beats(state, p.run.fields, unit)
+            runs = weight_stream.walk(beats)[1]
+            first, last = np.searchsorted(runs[:, weight_stream.ROUND], (p.first, p.first + p.n)).tolist()
+            chosen = runs[first:last]
+            column = step * stride + unit * BLOCK
+            start = int(chosen[0, weight_stream.STEP])
+            largest = max(largest, weight_stream.add_weights(beats, chosen, start, out, column, stride))
+        step += p.steps
+    if not out[inputs:].any():
+        out = out[:inputs]
+    return out if largest <= LARGEST else out.astype(np.float64)
 
 
 def _keep(cache: dict, key: tuple, value: np.ndarray) -> None:
@@ -177,21 +299,35 @@ def _keep(cache: dict, key: tuple, value: np.ndarray) -> None:
     cache["bytes"] = held
 
 
-def multiply(state: State, entry: Issued, pieces: list[tuple[Run, int, int]]) -> None:
-    """MX: products of OB rows with the streamed blocks into AB, see `MxMode`."""
-    f = entry.fields
+def multiply(state: State, job: Job) -> None:
+    """MX: products of OB rows with the streamed weights into AB, see `MxMode`."""
+    entry, f = job.entry, job.entry.fields
     n_rows, units = f["n_rows"], state.config.units
     wide = f["mode"] == MxMode.SPLIT_N
-    act = spread(f["act"], (n_rows, f["act_stride"]), (f["kb"] * (1 if wide else units), 1))
+    _limit_acts(state, job)
     to = spread(f["dst"], (n_rows, f["dst_stride"]), (f["ob"] * (units if wide else 1), 1))
-    limit(entry, act, len(state.ob))
     limit(entry, to, len(state.ab))
-    x = state.ob[act].reshape(n_rows, -1).astype(np.float32)
-    w = matrix(state, f, pieces)
+    w = matrix(state, f, job.pieces)
+    act = spread(f["act"], (n_rows, f["act_stride"]), (len(w) // BLOCK, 1)) % len(state.ob)
+    x = state.ob[act].reshape(n_rows, -1).astype(w.dtype)
     total = (x[:, :EXACT_TERMS] @ w[:EXACT_TERMS]).astype(np.int32)
     for k in range(EXACT_TERMS, len(w), EXACT_TERMS):
         total += (x[:, k : k + EXACT_TERMS] @ w[k : k + EXACT_TERMS]).astype(np.int32)
     state.ab[to] = total.reshape(n_rows, -1, BLOCK)
+
+
+def _limit_acts(state: State, job: Job) -> None:
+    """Refuses windows behind kb, and rounds whose first act block is beyond OB."""
+    f = job.entry.fields
+    streamed = [p for p in job.pieces if p.run.plans]
+    blocks = [np.unique(p.run.plans.info[p.first : p.first + p.n] >> WINDOW_SHIFT) * WINDOW for p in streamed
+              if p.run.plans]  # fmt: skip
+    if any(b.max() >= f["kb"] for b in blocks):
+        raise job.refused()
+    if len(streamed) < len(job.pieces):
+        blocks.append(np.arange(f["kb"]) * (state.config.units if f["mode"] == MxMode.SPLIT_K else 1))
+    rows = spread(f["act"], (f["n_rows"], f["act_stride"]))
+    limit(job.entry, (rows[:, None] + np.concatenate(blocks)) & MASK, len(state.ob))
 
 
 def bursts(f: dict[str, int]) -> list[int]:

@@ -3,9 +3,10 @@
 import numpy as np
 
 from hw.spec.config import BEAT_BYTES, BLOCK, GRANULE_LANES, Config
-from hw.spec.isa import Error, StMode, Unit
+from hw.spec.csr import LD_BEATS, TRAFFIC, store_counter
+from hw.spec.isa import Error, LdKind, StMode, Unit
 from sim.backend import MachineError
-from sim.functional_checks import limit, spread
+from sim.functional_checks import MASK, limit, spread
 from sim.functional_sequencer import Issued
 from sim.memory_image import MemoryImage, OutOfRange
 
@@ -22,9 +23,12 @@ class State:
         self.ob = np.zeros((config.ob_blocks, BLOCK), np.int8)
         self.raw = np.zeros(config.rs_entries, np.int64)
         self.fin = np.zeros(config.rs_entries, np.int64)
-        self.counters = dict.fromkeys(
-            ("read_beats_aux", "read_beats_channels", "write_bytes_aux", "write_bytes_channels"), 0
-        )
+        self.counters = dict.fromkeys(TRAFFIC, 0)
+
+    def count(self, amount: int, *names: str) -> None:
+        """Adds to each of the counters."""
+        for name in names:
+            self.counters[name] += amount
 
     def words(self, buffer: np.ndarray) -> np.ndarray:
         """The buffer as vector-unit words: int32[words, lanes]."""
@@ -48,7 +52,7 @@ def load(state: State, entry: Issued) -> None:
         except OutOfRange:
             raise MachineError(Error.BUS_READ, Unit.LD, entry.pc) from None
         state.pb[target : target + n] = np.ascontiguousarray(data).view("<i4").reshape(n, GRANULE_LANES)
-    state.counters["read_beats_aux"] += f["n_outer"] * n
+    state.count(f["n_outer"] * n, "read_beats_aux", LD_BEATS[LdKind(f["kind"])])
 
 
 def store(state: State, entry: Issued) -> None:
@@ -64,13 +68,13 @@ def store(state: State, entry: Issued) -> None:
 
 def _store_linear(state: State, f: dict[str, int], granules: np.ndarray) -> None:
     to = spread(f["addr"], (f["n_tok"], f["stride_tok"]), (f["n_head"], f["stride_head"]), (f["n_gran"], 1))
-    _write(state, np.int64(state.config.aux_port), to * BEAT_BYTES, granules.view(np.uint8))
+    _write(state, f, np.int64(state.config.aux_port), to * BEAT_BYTES, granules.view(np.uint8))
 
 
-def _keys(state: State, f: dict[str, int]) -> tuple[np.ndarray, ...]:
+def _keys(config: Config, f: dict[str, int]) -> tuple[np.ndarray, ...]:
     """(unit, slot, key within its block), each int64[n_tok, 1, 1]."""
     key = spread(f["pos"], (f["n_tok"], 1))[:, None, None]
-    return (key >> 4) % state.config.units, (key >> 4) // state.config.units, key & 15
+    return (key >> 4) % config.units, (key >> 4) // config.units, key & 15
 
 
 def _cache_beats(f: dict[str, int], slot: np.ndarray) -> np.ndarray:
@@ -79,31 +83,44 @@ def _cache_beats(f: dict[str, int], slot: np.ndarray) -> np.ndarray:
     return base[None] + slot * f["stride_slot"] & 0xFFFFFFFF
 
 
+def cache_writes(config: Config, f: dict[str, int]) -> tuple[np.ndarray, ...]:
+    """(unit, beat address, mask of 32-byte words written) of every beat that a K or V store writes, in its order."""
+    unit, slot, k = _keys(config, f)
+    beats, words = _cache_beats(f, slot)[..., None], np.full((1, 1, 1, 1), 3)
+    if f["mode"] == StMode.K:
+        beats, words = beats + (k >> 2)[..., None], 1 << ((k & 3) >> 1)[..., None]
+    else:
+        beats = beats + np.arange(4)
+    return tuple(np.broadcast_to(x, beats.shape).reshape(-1) for x in (unit[..., None], beats & MASK, words))
+
+
 def _store_k(state: State, f: dict[str, int], granules: np.ndarray) -> None:
-    unit, slot, k = _keys(state, f)
+    unit, slot, k = _keys(state.config, f)
     to = (_cache_beats(f, slot) + (k >> 2)) * BEAT_BYTES + (k & 3) * BLOCK
-    _write(state, unit, to, granules.astype(np.int8).view(np.uint8))
+    _write(state, f, unit, to, granules.astype(np.int8).view(np.uint8))
 
 
 def _store_v(state: State, f: dict[str, int], granules: np.ndarray) -> None:
-    unit, slot, k = _keys(state, f)
+    unit, slot, k = _keys(state.config, f)
     lane = np.arange(GRANULE_LANES)
     beat = _cache_beats(f, slot)[..., None] + lane // 4
     to = beat * BEAT_BYTES + lane % 4 * BLOCK + k[..., None]
-    _write(state, unit[..., None], to, granules.astype(np.int8).view(np.uint8)[..., None])
+    _write(state, f, unit[..., None], to, granules.astype(np.int8).view(np.uint8)[..., None])
 
 
 def _store_scalar(state: State, f: dict[str, int], granules: np.ndarray) -> None:
     key = spread(f["pos"], (f["n_tok"], 1))[:, None, None]
     head = spread(f["addr"], (f["n_head"], f["stride_head"]))[None, :, None]
     to = (head + (key >> 4)) * BEAT_BYTES + (key & 15) * 4 + np.zeros((1, 1, f["n_gran"]), np.int64)
-    _write(state, np.int64(state.config.aux_port), to, np.ascontiguousarray(granules[..., :1]).view(np.uint8))
+    _write(state, f, np.int64(state.config.aux_port), to, np.ascontiguousarray(granules[..., :1]).view(np.uint8))
 
 
 _STORES = {StMode.LIN: _store_linear, StMode.K: _store_k, StMode.V: _store_v, StMode.SC: _store_scalar}
 
 
-def _write(state: State, port: np.ndarray | np.int64, addresses: np.ndarray, data: np.ndarray) -> None:
+def _write(
+    state: State, f: dict[str, int], port: np.ndarray | np.int64, addresses: np.ndarray, data: np.ndarray
+) -> None:
     """data: uint8[..., width], one row an address."""
     port = np.broadcast_to(port, addresses.shape)
     rows = data.reshape(-1, data.shape[-1])
@@ -112,4 +129,4 @@ def _write(state: State, port: np.ndarray | np.int64, addresses: np.ndarray, dat
         chosen = flat == number
         state.memory.ports[number].scatter(at[chosen], rows[chosen])
         where = "write_bytes_aux" if number == state.config.aux_port else "write_bytes_channels"
-        state.counters[where] += int(chosen.sum()) * rows.shape[1]
+        state.count(int(chosen.sum()) * rows.shape[1], where, store_counter(f["mode"], f["kind"]))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from alula.errors import InternalError
-from hw.spec.config import Config
+from hw.spec.config import BEAT_BYTES, Config
 
 PAGE_BYTES = 1 << 16
 
@@ -29,6 +29,9 @@ class Region:
     data: np.ndarray | None
     dirty: bool = False
     """Written to since it was attached: pages lie over parts of it."""
+    headers: tuple[np.ndarray, np.ndarray] | None = None
+    """Of absent data, the header beats of its weight streams: (int64[n] ascending beats behind `start`, uint8[n, 64]).
+    Regions with the same headers may share this object."""
 
     @property
     def end(self) -> int:
@@ -53,14 +56,20 @@ class Port:
         at = bisect_right(self.regions, address, key=lambda r: r.start) - 1
         return self.regions[at] if at >= 0 and address < self.regions[at].end else None
 
-    def attach(self, address: int, data: np.ndarray | None, n_bytes: int) -> None:
+    def attach(
+        self,
+        address: int,
+        data: np.ndarray | None,
+        n_bytes: int,
+        headers: tuple[np.ndarray, np.ndarray] | None = None,
+    ) -> None:
         self.check(address, n_bytes)
         at = bisect_right(self.regions, address, key=lambda r: r.start)
         if (at and self.regions[at - 1].end > address) or (
             at < len(self.regions) and self.regions[at].start < address + n_bytes
         ):
             raise InternalError(f"attached regions overlap at 0x{address:x}")
-        self.regions.insert(at, Region(address, n_bytes, data))
+        self.regions.insert(at, Region(address, n_bytes, data, headers=headers))
 
     def clean_region(self, address: int, n_bytes: int) -> Region | None:
         """The never-written region holding all of these bytes, if there is one."""
@@ -86,6 +95,18 @@ class Port:
                 out[done : done + n] = held[offset : offset + n]
             done += n
         return out
+
+    def header_beats(self, address: int, n_bytes: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """(beats uint8[n, 64], their positions int64[n] behind address): all beats (positions None) or, where the
+        data is absent, the attached header beats. Do not write to them."""
+        self.check(address, n_bytes)
+        region = self.clean_region(address, n_bytes)
+        if region is None or region.data is not None or region.headers is None:
+            return self.read(address, n_bytes).reshape(-1, BEAT_BYTES), None
+        first = (address - region.start) // BEAT_BYTES
+        where, beats = region.headers
+        chosen = slice(*np.searchsorted(where, (first, first + n_bytes // BEAT_BYTES)).tolist())
+        return beats[chosen], where[chosen] - first
 
     def page(self, number: int) -> np.ndarray:
         """The writable page, made from what is attached below it."""
@@ -140,12 +161,13 @@ class Port:
 
 
 class MemoryImage:
-    """All ports of a machine. `cache` keeps what a backend derived from clean regions."""
+    """All ports of a machine. `cache` and `plans` keep what a backend derived from clean regions."""
 
     def __init__(self, config: Config):
         self.config = config
         self.ports = [Port(config.channel_bytes) for _ in range(config.units)] + [Port(config.aux_bytes)]
         self.cache: dict = {}
+        self.plans: dict = {}
 
     @property
     def sizes_bytes(self) -> list[int]:
@@ -156,9 +178,15 @@ class MemoryImage:
         flat = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
         self.ports[port].attach(address, flat, flat.nbytes)
 
-    def attach_absent(self, port: int, address: int, n_bytes: int) -> None:
-        """Reserves bytes whose values nobody will need: timing-only runs."""
-        self.ports[port].attach(address, None, n_bytes)
+    def attach_absent(
+        self, port: int, address: int, n_bytes: int, headers: tuple[np.ndarray, np.ndarray] | None = None
+    ) -> None:
+        """Reserves bytes whose values nobody will need: timing-only runs.
+
+        headers: the header beats of the weight streams in it, which time depends on: (int64[n] ascending beats
+        behind `address`, uint8[n, 64]). Regions that share this object are known to be alike.
+        """
+        self.ports[port].attach(address, None, n_bytes, headers)
 
     def read(self, port: int, address: int, n_bytes: int) -> np.ndarray:
         return self.ports[port].read(address, n_bytes)
@@ -173,7 +201,7 @@ class MemoryImage:
         for mine, its in zip(self.ports, other.ports, strict=True):
             its.size_bytes = mine.size_bytes
             its.pages = {number: page.copy() for number, page in mine.pages.items()}
-            its.regions = [Region(r.start, r.n_bytes, r.data, r.dirty) for r in mine.regions]
+            its.regions = [Region(r.start, r.n_bytes, r.data, r.dirty, r.headers) for r in mine.regions]
         return other
 
     def touched(self) -> Iterator[tuple[int, int, int]]:

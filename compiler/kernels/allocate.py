@@ -1,5 +1,7 @@
 """Placement of an entry point's regions, and the largest token tile that fits."""
 
+import math
+
 from alula.errors import UserError
 from hw.spec.config import Config
 
@@ -91,8 +93,23 @@ def text_regions(layout: Layout, tile: int) -> dict[str, Region]:
                **{"P:text.norm.words": geo.granules(text.hidden), "P:head.words": layout.head.granules})
     place.regions["P:" + text.norm.name + ".words"] = place.regions["P:text.norm.words"]
     place.regions["P:" + text.head.name + ".words"] = place.regions["P:head.words"]
-    place.ring("SB", LOGITS=layout.head.granules, RESIDUAL=geo.granules(text.hidden))
+    place.ring("SB", LOGITS=layout.head.granules, RESIDUAL=geo.granules(text.hidden),
+               SB_SCORES=geo.cache_granules(layout.context))
+    place.take("RS", BEST=layout.head.count, PLACE=layout.head.count, TOP=1)
+    place.allocators["VB"].at = 0  # behind the final norm nothing else is needed
+    place.take("VB", DISTANCE=max(layout.head.granules, layout.head.count * geo.gpw), HUGE=geo.gpw)
+    _ranking_regions(place, geo, geo.cache_granules(layout.context))
     return place.regions
+
+
+def _ranking_regions(place: Placer, geo: Geometry, row: int) -> None:
+    """Between segments, when residual rows are in memory: everything is free."""
+    for buffer in ("PB", "SB", "VB", "RS"):
+        place.allocators[buffer].at = 0
+    place.take("VB", VALUES=row, REST=row, DIFFERENCE=row)
+    place.take("PB", BITS=geo.gpw**2, SALIENCY=row, BIAS=row, TABLE=2 * geo.gpw)
+    place.take("SB", SB_WORDS=2 * row * geo.gpw)
+    place.take("RS", UNIT=1, BIG=1, ONE=1, COUNT=1, MASKS=2 * row)
 
 
 def vision_regions(layout: Layout, tile: int) -> dict[str, Region]:
@@ -115,8 +132,21 @@ def vision_regions(layout: Layout, tile: int) -> dict[str, Region]:
     place.allocators["OB"].at = 0
     place.take("OB", PATCH_Q=tile * geo.granules(patch.n_in), FEATURE_Q=tile * geo.granules(out))
     place.allocators["OB"].at = 0
-    place.ring("SB", SB_FEATURE=tile * geo.granules(out))
+    place.ring("SB", SB_FEATURE=tile * geo.granules(out), SB_SALIENCY=geo.granules(tokens))
+    _selection_regions(place, geo, tokens, math.isqrt(vision.n_patches))
     return place.regions
+
+
+def _selection_regions(place: Placer, geo: Geometry, tokens: int, side: int) -> None:
+    """Between layers and projector: everything but the residual is free."""
+    row, starts = geo.granules(tokens), {"PB": 0, "SB": 0, "VB": place.regions["X"].base + place.regions["X"].size,
+                                         "RS": 0}
+    for buffer, at in starts.items():
+        place.allocators[buffer].at = at
+    place.take("VB", VALUES=row, REST=row, DIFFERENCE=row)
+    place.take("PB", NUMBERS=tokens * geo.gpw, BITS=geo.gpw**2, SALIENCY=row)
+    place.take("SB", SB_NUMBERS=tokens * geo.gpw, SB_WORDS=max(2 * row, side) * geo.gpw)
+    place.take("RS", UNIT=1, BIG=1, ONE=1, COUNT=1, MASKS=2 * row, ROW_SUMS=side + 1)
 
 
 def largest_tile(layout: Layout, ops: list, regions, limit: int) -> tuple[int, dict[str, Region]]:

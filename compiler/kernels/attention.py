@@ -3,14 +3,15 @@
 Here: projections and cache writes; `attention_heads` has what happens between queries and cache.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from hw.spec import weights
-from hw.spec.isa import Mul1, Mul2, Op, Row, Src, StMode
+from hw.spec.isa import Mul1, Mul2, Op, Row, Src, StKind, StMode
 
 from .. import ir
-from . import attention_heads
-from .attention_heads import CACHE, SCALES
+from .attention_heads import CACHE, SCALES, Heads
+from .attention_mask import MaskedHeads
 from .builder import At, Reg, Rows, Value
 from .context import Context
 from .linear import ABSMAX, absmax, matmul, project, quantise
@@ -42,6 +43,7 @@ def _heads(ctx: Context, op: ir.Attention, linear: ir.Linear, acc: str, rows: At
 def _store_cache(ctx: Context, op: ir.Attention, rows: At, which: str, position: Value, context: int) -> None:
     geo, b, n, hd = ctx.geo, ctx.b, op.kv_heads, op.head_dim
     step, width = geo.words(hd), geo.words(op.k.n_out)
+    b.operator = "cache"
     entries, cache, scales = Rows(ctx["EH"], n, 1), ctx["SB_" + which], ctx["SB_scale_" + which]
     b.vu_pass((ctx.m, n, step), hd, v=At(rows.region, rows.out, step), d=At(cache, width, step), r0=entries,
               src=Src.V, mul2=Mul2.R0, row0=Row.FIN, clip8=1)
@@ -55,14 +57,32 @@ def _store_cache(ctx: Context, op: ir.Attention, rows: At, which: str, position:
               row0=Row.SCALE if which == "k" else Row.RAW)
     b.store(StMode.SC, scales, SCALES, addr=ctx.pointers["scales"] + ctx.records["scales"][which],
             src_tok=n * geo.gpw, src_head=geo.gpw, pos=position, n_tok=ctx.m, n_head=n,
-            stride_head=geo.cache_granules(context))
+            stride_head=geo.cache_granules(context), kind=StKind.KV_SCALES)
+
+
+def _by_shape(ctx: Context, heads: MaskedHeads, mask: Reg, position: Reg,
+              single: Callable[[Heads], None] | None) -> None:
+    """Several tokens, a single one, or present slots only."""
+    b = ctx.b
+    with b.alternatives() as leave:
+        with b.unless(Op.BNE, mask, 0):
+            with b.unless(Op.BEQ, ctx.m, 1):
+                heads.one_by_one()
+                leave()
+            heads.together(single)
+            leave()
+        heads.masked(mask, position)
 
 
 def queries(ctx: Context, op: ir.Attention, length: Value, slots: Reg, score_row: Reg, first_limit: Value,
-            context: int) -> None:
+            context: int, mask: Reg | None = None,
+            each_head: Callable[[Heads, Reg], None] | None = None,
+            single: Callable[[Heads], None] | None = None) -> None:
     """Attention of the tile's queries over the cache; leaves o quantised in XQ with entries E.
 
-    length: keys; score_row: granules of a score row (slots * units); first_limit: keys the first token sees.
+    length: keys; score_row: granules of a score row (slots * units); first_limit: keys the first token sees; mask:
+    address of the table of present slots, or zero (causal attention has it, and then first_limit is position + 1).
+    each_head: see `Heads.one_by_one`; without a mask only. single: see `Heads.together`.
     """
     geo, b = ctx.geo, ctx.b
     matmul(ctx, op.q, "XQ", ctx["ACC_Q"])
@@ -73,14 +93,11 @@ def queries(ctx: Context, op: ir.Attention, length: Value, slots: Reg, score_row
     b.vu_pass((ctx.m, op.heads, step), op.head_dim, v=At(rows.region, rows.out, step),
               d=At(ctx["QQ"], blocks, head_blocks), r0=Rows(ctx["EH"], op.heads, 1),
               src=Src.V, mul2=Mul2.R0, row0=Row.FIN)
-    heads = attention_heads.Heads(ctx, op, length, slots, score_row, first_limit, context)
-    if op.causal:
-        with ctx.b.unless(Op.BNE, ctx.m, 1):
-            heads.together()
-        with ctx.b.unless(Op.BEQ, ctx.m, 1):
-            heads.one_by_one()
+    heads = MaskedHeads(ctx, op, length, slots, score_row, first_limit, context)
+    if mask is None or not isinstance(first_limit, Reg):
+        heads.one_by_one(each_head)
     else:
-        heads.one_by_one()
+        _by_shape(ctx, heads, mask, first_limit + -1, single)
     out = ctx.rows("O", op.q.n_out)
     absmax(ctx, out, op.q.n_out, Rows(ctx["E"], 1))
     quantise(ctx, out, op.q.n_out, "XQ", Rows(ctx["E"], 1))

@@ -5,11 +5,28 @@ planes [token][head][plane]. A single token takes all heads together, [kv head][
 latency is then paid once, not once a head.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from hw.spec import weights
-from hw.spec.isa import Add, Dst, Fin, Func, Mul1, Mul2, Mul3, MxMode, Op, Reduce, Row, Src, StreamFormat, Tap
+from hw.spec.isa import (
+    Add,
+    Dst,
+    Fin,
+    Func,
+    LdKind,
+    Mul1,
+    Mul2,
+    Mul3,
+    MxMode,
+    Op,
+    Reduce,
+    Row,
+    Src,
+    StreamFormat,
+    Tap,
+)
 from hw.spec.numerics import encode_scale
 
 from .. import ir
@@ -19,6 +36,7 @@ from .regions import memory_region
 
 KEY_ADJUST, QUERY_ADJUST = 14, 16
 VALUE_REFERENCE = encode_scale(2.0**-21)
+ZERO = Reg(0)
 CACHE, SCALES = memory_region("cache"), memory_region("scales")
 
 
@@ -35,15 +53,15 @@ class _Strides:
     """Words from one outer row's key scales to the next's; 0 when the rows share them."""
     entry: int
     out: int
-    entry_at: Value = 0
-    out_at: Value = 0
+    entry_at: Reg = ZERO
+    """First head of the group."""
 
 
 class Heads:
     """Attention of one tile, queries in QQ and their maxima in EH; results in O."""
 
-    TEMPORARIES = ("kv_at", "scale_at", "q_at", "q_step", "q_entry", "o_at", "query_rows", "plane_rows", "score_group",
-                   "plane_row", "plane_token", "score_words", "score_at", "score_step", "plane_at", "pv_at")
+    TEMPORARIES = ("kv_at", "scale_at", "q_at", "q_entry", "query_rows", "score_group", "plane_row", "plane_token",
+                   "score_words", "score_at", "score_step")
 
     def __init__(self, ctx: Context, op: ir.Attention, length: Value, slots: Reg, score_row: Reg, first_limit: Value,
                  context: int) -> None:
@@ -54,38 +72,48 @@ class Heads:
 
     # --- a head at a time ------------------------------------------------------------------------------
 
-    def one_by_one(self) -> None:
-        """Several tokens: loop over key-value heads."""
+    def one_by_one(self, each_head: Callable[["Heads", Reg], None] | None = None) -> None:
+        """Several tokens: loop over key-value heads. each_head: code behind a head's, its scores still in place; gets
+        the entry of the head's first query."""
         ctx, b, op, group = self.ctx, self.ctx.b, self.op, self.group
         self._row_registers()
         self.query_rows = self._scaled("query_rows", ctx.m, group)
-        self.plane_rows = self._scaled("plane_rows", self.query_rows, 2)
-        score_group = b.alu(Op.MUL, b.reg("score_group"), ctx.m, self.words) if group > 1 else 0
+        strides = self._tile_strides()
         kv_at = b.set(b.reg("kv_at"), ctx.pointers["cache"])
         scale_at = b.set(b.reg("scale_at"), ctx.pointers["scales"])
-        q_at, q_entry, o_at = (b.set(b.reg(n), 0) for n in ("q_at", "q_entry", "o_at"))
-        q_step = self._scaled("q_step", self.query_rows, ctx.geo.granules(op.head_dim))
-        strides = _Strides(ctx.m, int(op.causal), self.words, score_group, 0, op.heads, ctx.geo.words(op.q.n_out),
-                           q_entry, o_at)
+        q_at = b.set(b.reg("q_at"), 0)
         with b.loop(b.set(b.reg("_left"), op.kv_heads)):
             self._scores(kv_at, q_at, self.query_rows)
             self._load_scales(scale_at, 1)
             self._read_values(kv_at)
             self._softmax(strides, 1)
-            self._values(self.plane_rows)
+            self._values(b.scaled("_g", self.query_rows, 2))
             self._combine(strides)
-            b.fence()
             b.set(kv_at, kv_at + self.cache_beats)
             b.set(scale_at, scale_at + ctx.geo.cache_granules(self.context))
-            b.alu(Op.ADD, q_at, q_at, q_step)
-            b.set(q_entry, q_entry + group)
-            b.set(o_at, o_at + group * self.step)
+            self._next_queries(strides, q_at, self.query_rows)
+            b.fence()
+            if each_head is not None:
+                each_head(self, strides.entry_at + -group)
         b.free(*self.TEMPORARIES)
+
+    def _tile_strides(self) -> "_Strides":
+        """Strides of a tile's rows [token][head of the group]; entries from register q_entry on."""
+        ctx, b, op = self.ctx, self.ctx.b, self.op
+        score_group = b.alu(Op.MUL, b.reg("score_group"), ctx.m, self.words) if self.group > 1 else 0
+        entry = b.set(b.reg("q_entry"), 0)
+        return _Strides(ctx.m, int(op.causal), self.words, score_group, 0, op.heads, ctx.geo.words(op.q.n_out), entry)
+
+    def _next_queries(self, strides: "_Strides", q_at: Reg, rows: Reg) -> None:
+        """Advance to the queries of the next key-value head; the sequencer has time for it while the units work."""
+        b = self.ctx.b
+        b.alu(Op.ADD, q_at, q_at, self._scaled("_g", rows, self.ctx.geo.granules(self.op.head_dim)))
+        b.set(strides.entry_at, strides.entry_at + self.group)
 
     # --- all heads together ----------------------------------------------------------------------------
 
-    def together(self) -> None:
-        """One token: all scores, one softmax, all values."""
+    def together(self, single: Callable[["Heads"], None] | None = None) -> None:
+        """One token: all scores, one softmax, all values. single: code behind the softmax, while scores are there."""
         ctx, b, op, group, heads = self.ctx, self.ctx.b, self.op, self.group, self.op.kv_heads
         self._row_registers()
         score_step = self._scaled("score_step", self.score_row, group)
@@ -101,7 +129,9 @@ class Heads:
             b.set(q_at, q_at + group * ctx.geo.granules(op.head_dim))
             b.alu(Op.ADD, score_at, score_at, score_step)
         self._softmax(strides, heads)
-        plane_at, pv_at = b.set(b.reg("plane_at"), 0), b.set(b.reg("pv_at"), 0)
+        plane_at, pv_at = b.set(score_at, 0), b.set(q_at, 0)
+        if single is not None:
+            single(self)
         b.set(kv_at, ctx.pointers["cache"])
         with b.loop(b.set(b.reg("_left"), heads), free_running=True):
             self._read_values(kv_at)
@@ -127,21 +157,29 @@ class Heads:
         self.plane_token = self._scaled("plane_token", self.plane_row, self.group)
 
     def _scores(self, kv_at: Reg, q_at: Value, rows: Value, score_at: Value = 0) -> None:
-        ctx, b = self.ctx, self.ctx.b
+        b = self.ctx.b
         beats = b.scaled("_g", self.slots, self.hb * weights.BLOCK_BEATS)
-        b.read(kv_at + ctx.records["cache"]["k"], beats, fmt=StreamFormat.RAW, source=CACHE)
+        b.operator = "scores"
+        b.read(kv_at + self.ctx.records["cache"]["k"], beats, fmt=StreamFormat.RAW, source=CACHE)
+        self._score_matrix(q_at, rows, score_at)
+
+    def _score_matrix(self, q_at: Value, rows: Value, score_at: Value = 0) -> None:
+        ctx, b = self.ctx, self.ctx.b
+        b.operator = "scores"
         b.matmul(ctx["QQ"], ctx["SCORES"], rows=rows, kb=self.hb, ob=self.slots,
                  act_stride=ctx.geo.granules(self.op.head_dim), out_stride=self.score_row, act_offset=q_at,
                  out_offset=score_at)
 
     def _load_scales(self, scale_at: Reg, heads: int) -> None:
         stride = self.ctx.geo.cache_granules(self.context)
+        self.ctx.b.operator = "softmax"
         for which in "kv":
             self.ctx.b.load(scale_at + self.ctx.records["scales"][which], self.ctx[f"P:{which}_scale"], self.score_row,
-                            rows=heads, stride=stride, row_stride=self.score_row, source=SCALES)
+                            rows=heads, stride=stride, row_stride=self.score_row, source=SCALES, kind=LdKind.KV_SCALES)
 
     def _read_values(self, kv_at: Reg) -> None:
         ctx, b = self.ctx, self.ctx.b
+        b.operator = "values"
         beats = b.scaled("_g", self.slots, weights.BLOCK_BEATS)
         stride = weights.v_strides(self.context, ctx.geo.config.units)["gran"]
         b.read(kv_at + ctx.records["cache"]["v"], beats, rows=self.hb, stride=stride, fmt=StreamFormat.RAW,
@@ -149,6 +187,7 @@ class Heads:
 
     def _values(self, rows: Value, plane_at: Value = 0, pv_at: Value = 0) -> None:
         ctx = self.ctx
+        ctx.b.operator = "values"
         ctx.b.matmul(ctx["PLANES"], ctx["PV"], rows=rows, kb=self.slots, ob=self.hb, act_stride=self.score_row,
                      out_stride=ctx.geo.granules(self.op.head_dim), mode=MxMode.SPLIT_K, act_offset=plane_at,
                      out_offset=pv_at)
@@ -160,9 +199,14 @@ class Heads:
                     "r0": Rows(ctx["EH"], s.entry, 1, s.entry_at), "src": Src.A, "mul1": Mul1.P, "adj1": KEY_ADJUST,
                     "mul2": Mul2.R0, "row0": Row.SCALE, "adj2": QUERY_ADJUST}
 
+    def score_of(self, entry: Reg) -> dict[str, Any]:
+        """Operands of a pass over the scores of the first row, whose query has that entry."""
+        return {key: value for key, value in self._score(_Strides(1, 0, 0, 0, 0, 0, 0, entry)).items() if key != "step"}
+
     def _softmax(self, s: _Strides, heads: int) -> None:
         ctx, b = self.ctx, self.ctx.b
         shape = (s.outer, self.group, self.words)
+        b.operator = "softmax"
         top, total = Rows(ctx["MAX"], self.group, 1), Rows(ctx["SUM"], self.group, 1)
         b.vu_pass((heads, 1, self.words), self.length, p=At(ctx["P:v_scale"], s.scale), d=At(ctx["V_ROW"], s.scale),
                   imm0=VALUE_REFERENCE, src=Src.P, mul1=Mul1.IMM, adj1=-15)
@@ -180,10 +224,12 @@ class Heads:
         """(low planes / 16 + high planes * 16) / sum into O."""
         ctx, b, hd, step, group = self.ctx, self.ctx.b, self.op.head_dim, self.step, self.group
         shape = (s.outer, group, step)
+        b.operator = "values"
+        out_at = s.entry_at if s.entry_at == ZERO else self._scaled("_g", s.entry_at, step)
         low = At(ctx["PV"], 2 * group * step, 2 * step, step)
         high = At(ctx["PV"], 2 * group * step, 2 * step)
         half = At(ctx["T"], group * step, step)
         b.vu_pass(shape, hd, a=low, d=half, imm0=encode_scale(1 / 16), src=Src.A, mul1=Mul1.IMM)
         b.vu_pass(shape, hd, a=high, v=half, r1=Rows(ctx["SUM"], group, 1), imm0=encode_scale(16.0), src=Src.A,
                   mul1=Mul1.IMM, add=Add.V, mul3=Mul3.R1, row1=Row.FIN, adj2=-22,
-                  d=At(ctx["O"], s.out, step, s.out_at))
+                  d=At(ctx["O"], s.out, step, out_at))

@@ -69,7 +69,10 @@ class Builder:
         self._registers: dict[str, int] = {}
         self._versions = [0] * isa.REGISTERS
         self._known: dict[tuple, tuple] = {}
-        self.comments: dict[int, str] = {}
+        self.operator = "program"
+        """Which operator the next instructions are for; kernels set it, it means nothing to the machine."""
+        self.operators: dict[int, str] = {}
+        """pc of every ISSUE -> operator."""
 
     # --- registers -------------------------------------------------------------------------------------
 
@@ -91,6 +94,14 @@ class Builder:
         for name in names:
             self._registers.pop(name, None)
 
+    @contextmanager
+    def borrowed(self, *keep: str):
+        """Every register but those named is free; what was in them is lost when the program comes here."""
+        saved = self._registers
+        self._registers = {name: index for name, index in saved.items() if name in keep}
+        yield
+        self._registers = saved
+
     def new_entry(self) -> None:
         """Forget register names at the start of another entry point."""
         self._registers, self._known = {}, {}
@@ -111,6 +122,8 @@ class Builder:
         return target
 
     def _reg(self, value: Value, spare: str) -> int:
+        if value == 0:
+            return 0
         if isinstance(value, Reg) and value.plus == 0:
             return value.index
         return self.set(self.reg(spare), value).index
@@ -176,21 +189,60 @@ class Builder:
         if free_running and ahead:
             self.close()  # loads go on during the loop; the fence behind it waits for them
         self.fence_if_needed()
+        with self.repeat(count):
+            yield
+            if free_running and {access.unit for access in self.block} <= {Unit.RD, Unit.MX}:
+                self.close()
+            self.fence_if_needed()
+        if free_running:
+            self.fence()
+
+    @contextmanager
+    def repeat(self, count: Reg):
+        """The bare loop, without fences: for `running_ahead` bodies."""
         start = self.emit(Op.LOOP, b=count.index)
         self._known = {}
         self._versions = [v + 1 for v in self._versions]
         yield
-        if free_running and {access.unit for access in self.block} <= {Unit.RD, Unit.MX}:
-            self.close()
-        self.fence_if_needed()
         self.program[start] = Instruction(Op.LOOP, 0, count.index, 0, self.emit(Op.ENDL))
         self._known = {}
-        if free_running:
-            self.fence()
+
+    @contextmanager
+    def running_ahead(self):
+        """RDs and LDs inside a basic block, in loops if need be: they take no tokens.
+
+        Nothing before them in the block may conflict with them; what follows finds LD's work done, as the sequencer
+        waits for it at the end.
+        """
+        outer, self.block = self.block, []
+        known = {key: state for key, state in self._known.items() if key[0] not in (Unit.LD, Unit.RD)}
+        yield
+        inner, self.block, self._known = self.block, outer, known
+        if not {access.unit for access in inner} <= {Unit.LD, Unit.RD} or any(
+                i.conflicts(o) for i in inner for o in outer if i.unit != o.unit):
+            raise InternalError("what runs ahead is more than reads, or needs what comes before it")
+        if any(access.unit == Unit.LD for access in inner):
+            self.emit(Op.FENCE, imm=1 << Unit.LD)
 
     def branch(self, op: Op, left: Value, right: Value, target: int) -> None:
         self.fence_if_needed()
         self.emit(op, 0, self._reg(left, "_left"), self._reg(right, "_right"), target)
+
+    @contextmanager
+    def alternatives(self):
+        """Yields a function that jumps behind the block: each alternative but the last ends with it."""
+        jumps: list[int] = []
+
+        def leave() -> None:
+            self.fence_if_needed()
+            jumps.append(self.emit(Op.BEQ))
+
+        yield leave
+        self.fence_if_needed()
+        for at in jumps:
+            self.program[at] = Instruction(Op.BEQ, 0, 0, 0, len(self.program))
+        self._known = {}
+        self._versions = [v + 1 for v in self._versions]
 
     @contextmanager
     def unless(self, op: Op, left: Value, right: Value):
@@ -221,19 +273,27 @@ class Builder:
 
     def issue(self, unit: Unit, fields: dict[str, Value], reads: Iterable[Region], writes: Iterable[Region]) -> None:
         self._fields(unit, fields)
-        self.block.append(tokens.Access(self.emit(Op.ISSUE, unit), unit, tuple(reads), tuple(writes)))
+        pc = self.emit(Op.ISSUE, unit)
+        self.operators[pc] = self.operator
+        self.block.append(tokens.Access(pc, unit, tuple(reads), tuple(writes)))
+
+    def prepare(self, unit: Unit, fields: dict[str, Value]) -> None:
+        """Set descriptor fields that several `issue`s leave as they are."""
+        self._fields(unit, fields)
 
     def load(self, address: Value, region: Region, beats: Value, rows: Value = 1, stride: Value = 0,
-             offset: Value = 0, row_stride: Value = 0, source: Region | None = None) -> None:
-        """LD aux beats into PB at granule `offset` of the region."""
+             offset: Value = 0, row_stride: Value = 0, source: Region | None = None,
+             kind: Value = isa.LdKind.ACTIVATIONS) -> None:
+        """LD aux beats into PB at granule `offset` of the region; kind for the traffic counters."""
         self.issue(Unit.LD, {"addr": address, "n_outer": rows, "n_inner": beats, "stride": stride,
-                             "dst": offset + region.base, "dst_stride": row_stride},
+                             "dst": offset + region.base, "dst_stride": row_stride, "kind": kind},
                    (source,) if source else (), (region,))
 
     def store(self, mode: isa.StMode, region: Region, target: Region, **fields: Value) -> None:
         """ST from SB granules of the region; fields as in hw.spec.isa, src relative to the region."""
         values = {"mode": mode, "addr": 0, "src": 0, "src_tok": 0, "src_head": 0, "pos": 0, "n_tok": 1, "n_head": 1,
-                  "n_gran": 1, "stride_tok": 0, "stride_head": 0, "stride_slot": 0, "stride_gran": 0} | fields
+                  "n_gran": 1, "stride_tok": 0, "stride_head": 0, "stride_slot": 0, "stride_gran": 0,
+                  "kind": isa.StKind.ACTIVATIONS} | fields
         values["src"] = values["src"] + region.base
         self.issue(Unit.ST, values, (region,), (target,))
 

@@ -3,10 +3,12 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from hw.spec.isa import LdKind, Op
+
 from ..geometry import Geometry
 from ..ir import Norm, linears
-from ..layout import SHIFTS, Record
-from .builder import At, Builder, Rows, Value
+from ..layout import TABLE, Record, Table
+from .builder import At, Builder, Reg, Rows, Value
 from .regions import Region
 
 
@@ -23,9 +25,11 @@ class Context:
     a: Any = 0
     records: dict[str, Record] = field(default_factory=dict)
     pointers: dict[str, Any] = field(default_factory=dict)
-    """Beat addresses of the current layer's params, weights, cache and scales records."""
-    shift_slots: dict[str, int] = field(default_factory=dict)
-    """Byte of the shifts beat of every linear layer."""
+    """Beat addresses of the current layer's params, cache and scales records, and of the next weight stream."""
+    linears: list[str] = field(default_factory=list)
+    """Linear layers in the order of the record's table."""
+    prefetched: str = ""
+    """The linear layer whose stream is read and not used yet."""
     operand: str = "XQ"
     """OB region that holds what the next residual linear layer multiplies."""
 
@@ -54,7 +58,9 @@ class Context:
     def load_parameter(self, name: str) -> None:
         """A field of the parameter record into its PB region."""
         record = self.records["params"]
-        self.b.load(self.pointers["params"] + record[name], self["P:" + name], record.sizes[name])
+        self.b.operator = name.rpartition(".")[0]
+        self.b.load(self.pointers["params"] + record[name], self["P:" + name], record.sizes[name],
+                    kind=LdKind.PARAMETERS)
 
     def load_parameters(self, op) -> None:
         """Everything the record holds for one fused operator."""
@@ -64,20 +70,32 @@ class Context:
                 if field_name in self.records["params"].sizes:
                     self.load_parameter(field_name)
 
-    def load_shifts(self, ops: list) -> None:
-        """The operators' G bytes into registers, four a register."""
-        names = [op.name for op in linears(ops)]
-        self.shift_slots = {name: at for at, name in enumerate(names)}
-        pointer = self.pointers["params"]
-        address: Value = pointer * 16 if isinstance(pointer, int) else self.b.shift(self.b.reg("_g"), pointer, 4)
-        if isinstance(address, int):
-            address = self.b.set(self.b.reg("_g"), address)
-        for word in range((len(names) + 3) // 4):
-            self.b.load_word(self.b.reg(f"shifts{word}"), address + (16 * self.records["params"][SHIFTS] + word))
+    def table_address(self, word: int = 0) -> Reg:
+        """4-byte address of a word of the record's table, in a scratch register."""
+        pointer, target = self.pointers["params"], self.b.reg("_g")
+        if isinstance(pointer, int):
+            self.b.set(target, pointer * 16)
+        else:
+            self.b.shift(target, pointer, 4)
+        return target + (16 * self.records["params"][TABLE] + word)
+
+    @property
+    def table(self) -> Table:
+        return Table(len(self.linears))
+
+    def use_linears(self, ops: list) -> None:
+        """The operators that the record's table is about."""
+        self.linears = [op.name for op in linears(ops)]
+
+    def load_shifts(self) -> None:
+        """The linear layers' G bytes into registers, four a register."""
+        address = self.table_address()
+        for word in range(self.table.shift_words):
+            self.b.load_word(self.b.reg(f"shifts{word}"), address + word)
 
     def control(self, linear: str, sh3: int = 0) -> Value:
         """ctl1 of a linear pass: G in adj2."""
-        word, byte = divmod(self.shift_slots[linear], 4)
+        word, byte = self.table.shift(self.linears.index(linear))
         target = self.b.reg("_g")
         self.b.shift(target, self.b.reg(f"shifts{word}"), 24 - 8 * byte)
         self.b.shift(target, target, -24)
@@ -85,8 +103,26 @@ class Context:
 
     # --- weights ---------------------------------------------------------------------------------------
 
+    def seek(self, name: str) -> None:
+        """Point at the stream of a linear layer; the following ones lie behind it in the table's order."""
+        word = self.table.address(self.linears.index(name))
+        self.b.load_word(self.pointers["weights"], self.table_address(word))
+
+    def prefetch(self, op) -> None:
+        """Read the first weight stream of an operator (which is the next one) ahead of its use."""
+        name = linears([op])[0].name
+        if self.prefetched != name:
+            self.stream(name)
+        self.prefetched = name
+
     def stream(self, name: str) -> None:
-        """Read a linear layer's weight stream."""
-        record = self.records["weights"]
-        self.b.read(self.pointers["weights"] + record[name], record.sizes[name])
+        """Read a linear layer's weight stream, which is the next one, unless that was done."""
+        prefetched, self.prefetched = self.prefetched, ""
+        if prefetched == name:
+            return
+        pointer, beats = self.pointers["weights"], self.b.reg("_g")
+        self.b.load_word(beats, self.table_address(self.table.length(self.linears.index(name))))
+        self.b.operator = name
+        self.b.read(pointer, beats)
+        self.b.alu(Op.ADD, pointer, pointer, beats)
 

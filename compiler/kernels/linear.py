@@ -6,7 +6,7 @@ from typing import Any
 from hw.spec.isa import Add, Dst, Fin, Mul1, Mul2, Reduce, Row, Src
 
 from .. import ir
-from .builder import At, Rows
+from .builder import At, Rows, Value
 from .context import Context
 from .regions import Region
 
@@ -35,26 +35,37 @@ def matmul(ctx: Context, op: ir.Linear, act: str, acc: Region) -> None:
     """Stream the weights of `op` against the tile's int8 rows."""
     geo = ctx.geo
     ctx.stream(op.name)
+    ctx.b.operator = op.name
     ctx.b.matmul(ctx[act], acc, rows=ctx.m, kb=geo.kb(op.n_in), ob=geo.steps(op.n_out),
                  act_stride=geo.granules(op.n_in), out_stride=geo.acc_granules(op.n_out))
 
 
 def project(ctx: Context, op: ir.Linear, acc: Region, target: At, *, heads: int = 1, residual: bool = False,
-            scratch: At | None = None, sh3: int = 0, **tail) -> None:
+            scratch: At | None = None, sh3: int = 0, length: Value | None = None, by_word: bool = False,
+            **tail) -> None:
     """Wide rows from accumulators: scale, bias, and what `tail` adds to the last pass.
 
     target: rows (with heads > 1: of heads). Without a bias one pass; with one, the bias pass carries the tail. A
-    residual is added before the bias, which differs from after it only beyond int32.
+    residual is added before the bias, which differs from after it only beyond int32. length: of the row, if not all
+    of it counts. by_word: a single row, each word of it a row of the pass (no bias then).
     """
     geo, b = ctx.geo, ctx.b
-    width = op.n_out // heads
-    step = geo.words(width) if heads > 1 else 0
-    shape = (ctx.m, heads, geo.words(width))
+    b.operator = op.name
+    width: Value = op.n_out // heads
+    words = geo.words(op.n_out // heads)
+    step = words if heads > 1 else 0
+    shape = (ctx.m, heads, words)
     first: dict[str, Any] = {
         "a": At(acc, geo.acc_words(op.n_out), step), "p": replace(ctx.parameter(f"{op.name}.words"), mid=step),
         "r0": Rows(ctx["E"], 1), "mul1": Mul1.P, "mul2": Mul2.R0, "row0": Row.SCALE, "src": Src.A,
         "ctl1": ctx.control(op.name, sh3)}
     target = replace(target, mid=step) if heads > 1 else target
+    if by_word:
+        assert ctx.m == 1 and heads == 1 and not op.bias
+        shape, width = (1, words, 1), geo.config.lanes
+        first |= {"a": replace(first["a"], mid=1), "p": replace(first["p"], mid=1)}
+        target = replace(target, mid=1)
+    width = width if length is None else length
     if residual:
         first |= {"v": target, "add": Add.V}
     if not op.bias:

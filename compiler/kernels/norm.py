@@ -22,6 +22,7 @@ def normalise(ctx: Context, op: ir.Norm, source: At, target: At, entries: Rows) 
     """Wide normalised rows in `target` with their absolute maxima in `entries`."""
     constants = constants_of(op)
     b, shape = ctx.b, (ctx.m, 1, ctx.geo.words(op.width))
+    b.operator = op.name
     maxima, sums = ctx.maxima(), Rows(ctx["S"], 1)
     if op.kind == "layer":
         b.vu_pass(shape, op.width, v=source, w=sums, imm1=constants["mean_word"], src=Src.V,

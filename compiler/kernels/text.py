@@ -1,21 +1,35 @@
 """Entry point `lm`: prefill in chunks, decode as a chunk of one token, logits (or residual) of the last token."""
 
-from hw.spec.isa import Op, Src, StMode
+from contextlib import contextmanager
+
+from hw.spec.isa import LdKind, Op, Src, StKind, StMode
 
 from .. import ir
 from ..layout import Layout
-from . import attention, linear, mlp, norm
+from . import attention, attention_mask, linear, mlp, norm, ranking
 from .allocate import largest_tile, text_regions
+from .argmax import Choice
+from .attention_heads import Heads
 from .builder import At, Builder, Reg, Rows
 from .context import Context
 from .regions import memory_region
 
-ARGUMENTS = ("n_tokens", "position", "row_list", "rope_list", "result", "n_layers", "first_layer")
-"""Registers 1.. at the start. Lists are 4-byte aux addresses of one beat address a token; result is a beat address;
-first_layer counts layers of the compiled model. The word behind the last row address says what the result is: 1 for the
-last token's logits, 0 for its residual row (runs of some layers only)."""
-POINTERS = ("params", "weights", "cache", "scales")
-LOGITS = memory_region("logits")
+ARGUMENTS = ("n_tokens", "position", "row_list", "rope_list", "n_layers", "first_layer", "mask", "more")
+"""Registers 1.. at the start. Lists are 4-byte aux addresses of one beat address a token; first_layer counts layers of
+the compiled model; mask is 0 or the word address of the table of present key slots (see `attention_mask`). The word
+behind the last row address says what the result is: 1 for the last token's logits, 0 for its residual row (runs of some
+layers only).
+
+Layers come in segments of the same tokens: the arguments describe the first one, `more` is the word address of the
+next one's record, 0 behind the last. A segment leaves its residual rows in section `residual` for the next one, unless
+that one's rope_list is 0: it goes on with the rows that are on the chip."""
+SEGMENT = ("n_tokens", "position", "row_list", "rope_list", "n_layers", "more")
+"""Words of a record: registers as for the first segment. `host.Session` writes them before each run."""
+START, RANKED, BIAS = range(len(SEGMENT), len(SEGMENT) + 3)
+"""Further words, about the segment before: its first position; its tokens if they are ranked, which makes this one's
+lists (0: the lists are there); beat address of a row of biases for that."""
+POINTERS = ("params", "cache", "scales")
+LOGITS, ROWS = memory_region("logits"), memory_region("residual")
 
 
 def emit(b: Builder, layout: Layout) -> dict:
@@ -28,21 +42,37 @@ def emit(b: Builder, layout: Layout) -> dict:
     slots, score_row = b.reg("slots"), b.reg("score_row")
     chunk = b.label()
     b.alu(Op.MIN, ctx.m, args["n_tokens"], tile)
+    with _if_ranked(b, args["more"]):
+        # The last token has a chunk of its own.
+        _but_last(b, ctx.m, args["n_tokens"])
     b.alu(Op.ADD, slots, args["position"], ctx.m)
     key_slots(b, layout, slots, score_row)
-    _load_rows(ctx, layout, args)
+    with b.unless(Op.BEQ, args["mask"], 0):
+        attention_mask.shorten_tile(b, layout.geo, args["mask"], args["position"], ctx.m, slots, score_row,
+                                    layout.context)
+    with b.unless(Op.BEQ, args["rope_list"], 0):
+        _load_rows(ctx, layout, args)
     layer_pointers(ctx, layout, "text", args["first_layer"])
+    ctx.use_linears(layout.model.text.layer)
+    ctx.seek(ctx.linears[0])  # the layers' streams lie behind each other
     with b.loop(args["n_layers"]):
-        _layer(ctx, layout, args["position"], slots, score_row)
+        _layer(ctx, layout, args, slots, score_row)
         advance_layer(ctx)
     b.alu(Op.ADD, args["position"], args["position"], ctx.m)
     b.alu(Op.SUB, args["n_tokens"], args["n_tokens"], ctx.m)
+    with b.unless(Op.BEQ, args["more"], 0):
+        with b.unless(Op.BEQ, b.load_word(b.reg("_g"), args["more"] + SEGMENT.index("rope_list")), 0):
+            _store_rows(ctx, layout, args)
+        b.branch(Op.BNE, args["n_tokens"], 0, chunk)
+        _rank(ctx, layout, args["more"])
+        _next_segment(b, args)
+        b.branch(Op.BEQ, 0, 0, chunk)
     b.branch(Op.BNE, args["n_tokens"], 0, chunk)
     with b.unless(Op.BNE, b.load_word(b.reg("wants_logits"), args["row_list"]), 0):
-        _residual_row(ctx, layout, args["result"])
+        _residual_row(ctx, layout)
         b.halt()
     b.free("wants_logits")
-    _head(ctx, layout, args["result"])
+    _head(ctx, layout)
     b.halt()
     return {"entry": entry, "args": list(ARGUMENTS), "tile": tile}
 
@@ -56,8 +86,9 @@ def key_slots(b: Builder, layout: Layout, slots: Reg, score_row: Reg) -> None:
 
 
 def layer_pointers(ctx: Context, layout: Layout, prefix: str, first: Reg | None) -> None:
-    """Pointer registers at the records of layer `first` (None: layer 0)."""
+    """Pointer registers at the records of layer `first` (None: layer 0); the weights' is set by `Context.seek`."""
     b = ctx.b
+    ctx.pointers["weights"] = b.reg("p_weights")
     for name in POINTERS:
         space = layout.aux if name in ("params", "scales") else layout.channel
         pointer, base = b.reg("p_" + name), space[f"{prefix}.{name}"].base
@@ -77,18 +108,24 @@ def advance_layer(ctx: Context) -> None:
 
 
 def _load_rows(ctx: Context, layout: Layout, args: dict[str, Reg]) -> None:
-    """Rows of the row list into X with their maxima in A, table rows of the RoPE list into ROPE."""
-    b, geo = ctx.b, ctx.geo
+    """Rows of the row list into X with their maxima in A, table rows of the RoPE list into ROPE.
+
+    Rows in the embedding are counted as such, any others as activations.
+    """
+    b, geo, embed = ctx.b, ctx.geo, layout.aux["embed"]
     width, beats = ctx.width, geo.granules(ctx.width)
     rope = next(op for op in layout.model.text.layer if isinstance(op, ir.Attention)).head_dim
-    word, entry, table, address = (b.reg(n) for n in ("row_word", "row_entry", "row_table", "row_address"))
+    names = ("row_word", "row_entry", "row_table", "row_address", "row_kind")
+    word, entry, table, address, kind = (b.reg(n) for n in names)
+    b.operator = "rows"
     for register in (word, entry, table):
         b.set(register, 0)
     with b.loop(ctx.m):
         b.load_word(address, args["rope_list"])
-        b.load(address, ctx["ROPE"], geo.granules(rope), offset=table)
+        b.load(address, ctx["ROPE"], geo.granules(rope), offset=table, kind=LdKind.TABLES)
         b.load_word(address, args["row_list"])
-        b.load(address, ctx["ROW"], beats)
+        b.shift(kind, b.set(kind, address + -(embed.base + embed.beats)), -31)  # 1: the address is below the end
+        b.load(address, ctx["ROW"], beats, kind=kind)
         b.vu_pass((1, 1, geo.words(width)), width, p=At(ctx["ROW"]), d=At(ctx["X"], 0, 0, word),
                   w=Rows(ctx["A"], 0, 0, entry), src=Src.P, **linear.ABSMAX)
         b.fence()
@@ -97,25 +134,66 @@ def _load_rows(ctx: Context, layout: Layout, args: dict[str, Reg]) -> None:
         b.set(table, table + geo.granules(rope))
         for name in ("row_list", "rope_list"):
             b.set(args[name], args[name] + 1)
-    b.free("row_word", "row_entry", "row_table", "row_address")
+    b.free(*names)
 
 
-def _layer(ctx: Context, layout: Layout, position: Reg, slots: Reg, score_row: Reg) -> None:
+@contextmanager
+def _if_ranked(b: Builder, more: Reg):
+    """The body runs where the segment's tokens are ranked."""
+    with b.unless(Op.BEQ, more, 0), b.unless(Op.BEQ, b.load_word(b.reg("_g"), more + RANKED), 0):
+        yield
+
+
+def _but_last(b: Builder, m: Reg, n_tokens: Reg) -> None:
+    """m = n_tokens - 1 at most, but at least 1."""
+    others = b.set(b.reg("_g"), n_tokens + -1)
+    b.alu(Op.MAX, others, others, 1)
+    b.alu(Op.MIN, m, m, others)
+
+
+def _rank(ctx: Context, layout: Layout, more: Reg) -> None:
+    """Rank the segment's tokens, if that was asked for: it makes the next segment's lists."""
+    b = ctx.b
+    with _if_ranked(b, more), b.borrowed(*ARGUMENTS):
+        names = ("tokens", "keep", "bias", "rows", "rope")
+        tokens, keep, bias, *lists = (b.reg(name) for name in names)
+        words = (RANKED, 0, BIAS, SEGMENT.index("row_list"), SEGMENT.index("rope_list"))
+        for register, word in zip((tokens, keep, bias, *lists), words, strict=True):
+            b.load_word(register, more + word)
+        ranking.Ranking(ctx, layout).rank(tokens, keep, bias, (lists[0], lists[1]))
+
+
+def _scores_of_last(ctx: Context, layout: Layout, args: dict[str, Reg], heads: Heads) -> None:
+    """Attention that the segment's last token gives, if the tokens are ranked."""
+    with ctx.b.unless(Op.BEQ, args["more"], 0), ctx.b.unless(Op.BNE, args["n_tokens"], 1), _if_ranked(
+            ctx.b, args["more"]):
+        ranking.AttentionScores(ctx, layout).add_up(heads)
+
+
+def _layer(ctx: Context, layout: Layout, args: dict[str, Reg], slots: Reg, score_row: Reg) -> None:
     """One decoder layer: the fused operators in order."""
-    ops, b = layout.model.text.layer, ctx.b
-    ctx.load_shifts(ops)
+    ops, b, position = layout.model.text.layer, ctx.b, args["position"]
+    ctx.prefetch(ops[1])
     ctx.load_parameters(ops[0])
     for op, following in zip(ops, [*ops[1:], None], strict=True):
+        # Weights come while the norm before them runs. LDS waits for loads, so parameters come behind it.
+        first = op is ops[0]
+        if not first:
+            ctx.prefetch(following if isinstance(op, ir.Norm) else op)
         # One operator ahead: parameters arrive during its work and LD's queue never fills.
-        if following is not None:
+        if following is not None and not first:
             ctx.load_parameters(following)
         match op:
             case ir.Norm():
                 norm.norm(ctx, op)
+                if first:  # the sequencer waits for memory while the norm runs
+                    ctx.load_shifts()
+                    ctx.load_parameters(following)
             case ir.Attention():
                 attention.keys_and_values(ctx, op, position, layout.context)
                 keys = b.alu(Op.ADD, b.reg("keys"), position, ctx.m)
-                attention.queries(ctx, op, keys, slots, score_row, position + 1, layout.context)
+                attention.queries(ctx, op, keys, slots, score_row, position + 1, layout.context,
+                                  args["mask"], single=lambda heads: _scores_of_last(ctx, layout, args, heads))
                 b.free("keys")
             case ir.Residual():
                 linear.residual(ctx, op)
@@ -125,42 +203,87 @@ def _layer(ctx: Context, layout: Layout, position: Reg, slots: Reg, score_row: R
                 mlp.plain(ctx, op)
 
 
-def _residual_row(ctx: Context, layout: Layout, result: Reg) -> None:
+def _store_rows(ctx: Context, layout: Layout, args: dict[str, Reg]) -> None:
+    """The tile's residual rows, which end at `position`, to auxiliary memory."""
+    b, geo, width = ctx.b, ctx.geo, layout.model.text.hidden
+    b.operator = "rows"
+    target = b.load_word(b.reg("row_address"), args["more"] + START)
+    b.alu(Op.SUB, target, args["position"], target)
+    b.alu(Op.SUB, target, target, ctx.m)
+    b.scaled("row_address", target, geo.granules(width))
+    b.set(target, target + layout.aux["residual"].base)
+    row = b.set(b.reg("row_word"), 0)
+    with b.loop(ctx.m):
+        b.vu_pass((1, 1, geo.words(width)), width, v=At(ctx["X"], 0, 0, row), d=At(ctx["RESIDUAL"]), src=Src.V)
+        b.store(StMode.LIN, ctx["RESIDUAL"], ROWS, addr=target, n_gran=geo.granules(width))
+        b.set(target, target + geo.granules(width))
+        b.set(row, row + geo.words(width))
+    b.free("row_word", "row_address")
+
+
+def _next_segment(b: Builder, args: dict[str, Reg]) -> None:
+    """Arguments of the next segment; its layers are those behind this one's."""
+    b.alu(Op.ADD, args["first_layer"], args["first_layer"], args["n_layers"])
+    for word, name in enumerate(SEGMENT):  # `more` comes last
+        b.load_word(args[name], args["more"] + word)
+
+
+def _residual_row(ctx: Context, layout: Layout) -> None:
     """The tile's last residual row, as it is."""
     b, geo, width = ctx.b, ctx.geo, layout.model.text.hidden
     last = b.reg("last")
+    b.operator = "rows"
     b.set(last, ctx.m + -1)
     row = b.scaled("last_x", last, geo.words(width))
     b.vu_pass((1, 1, geo.words(width)), width, v=At(ctx["X"], 0, 0, row), d=At(ctx["RESIDUAL"]), src=Src.V)
-    b.store(StMode.LIN, ctx["RESIDUAL"], LOGITS, addr=result, n_gran=geo.granules(width))
+    b.store(StMode.LIN, ctx["RESIDUAL"], LOGITS, addr=layout.aux["logits"].base, n_gran=geo.granules(width))
     b.free("last", "last_x")
 
 
-def _head(ctx: Context, layout: Layout, result: Reg) -> None:
+def _head(ctx: Context, layout: Layout) -> None:
     """Logits of the tile's last row, slice by slice of the vocabulary."""
     b, geo, text, slices = ctx.b, ctx.geo, layout.model.text, layout.head
-    last = b.reg("last")
+    b.free(*ARGUMENTS)
+    last, result = b.reg("last"), b.set(b.reg("result"), layout.aux["logits"].base)
     b.set(last, ctx.m + -1)
     ctx.a, ctx.x = last, b.scaled("last_x", last, geo.words(text.hidden))
     ctx.m = 1
     ctx.records = {"params": layout.head_record}
-    ctx.pointers = {"params": layout.aux["head.params"].base}
-    ctx.load_shifts([text.head])
+    stream, words, at, beats = (b.reg(n) for n in ("p_weights", "words", "slice_at", "slice_beats"))
+    number, places, left, length = (b.reg(n) for n in ("number", "places", "vocab_left", "length"))
+    choice = Choice(ctx, layout)
+    ctx.pointers = {"params": layout.aux["head.params"].base, "weights": stream}
+    ctx.use_linears([text.head])
     ctx.load_parameter(f"{text.norm.name}.words")
     norm.norm(ctx, text.norm)
-    stream, words = b.set(b.reg("stream"), layout.channel["head"].base), b.reg("words")
-    b.set(words, layout.aux["head.words"].base)
+    b.operator = text.head.name
+    choice.prepare()
+    ctx.load_shifts()  # the sequencer waits for memory while the norm runs
+    ctx.seek(text.head.name)
+    b.load_word(beats, b.set(at, ctx.table_address(slices.table.length(0))))
+    for register, value in ((words, layout.aux["head.words"].base), (places, layout.aux["head.places"].base),
+                            (number, 0), (left, text.head.n_out)):
+        b.set(register, value)
+    width = slices.granules * 16
+    narrow = ir.Linear(text.head.name, text.head.n_in, width)
     with b.loop(b.set(b.reg("_left"), slices.count)):
-        b.read(stream, slices.stream_beats)
-        b.load(words, ctx["P:head.words"], slices.granules)
+        b.operator = text.head.name
+        b.read(stream, beats)
+        b.load(words, ctx["P:head.words"], slices.granules, kind=LdKind.PARAMETERS)
         b.matmul(ctx["XQ"], ctx["ACC_HEAD"], rows=1, kb=geo.kb(text.head.n_in), ob=slices.steps,
                  act_stride=geo.granules(text.hidden), out_stride=slices.granules)
-        width = slices.granules * 16
-        narrow = ir.Linear(text.head.name, text.head.n_in, width)
-        linear.project(ctx, narrow, ctx["ACC_HEAD"], At(ctx["LOGITS"]))
-        b.store(StMode.LIN, ctx["LOGITS"], LOGITS, addr=result, n_gran=slices.granules)
+        b.alu(Op.MIN, length, left, width)
+        linear.project(ctx, narrow, ctx["ACC_HEAD"], At(ctx["LOGITS"]), length=length, **choice.best(number))
+        choice.distance(narrow, number)
+        b.store(StMode.LIN, ctx["LOGITS"], LOGITS, addr=result, n_gran=slices.granules, kind=StKind.RESULTS)
+        b.alu(Op.ADD, stream, stream, beats)
+        b.load_word(beats, b.set(at, at + 1))  # the next slice's, while units work on this one
+        choice.place(number, places, length)
         b.fence()
-        b.set(stream, stream + slices.stream_beats)
+        b.set(number, number + 1)
+        b.alu(Op.SUB, left, left, length)
+        b.set(places, places + slices.granules)
         b.set(words, words + slices.granules)
         b.set(result, result + slices.granules)
-    b.free("last", "last_x", "stream", "words")
+    choice.store()
+    b.free("last", "last_x", "words", "slice_at", "slice_beats", "number", "places", "vocab_left", "length")

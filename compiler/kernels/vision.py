@@ -1,21 +1,25 @@
 """Entry point `vision`: patches to feature rows. The residual of all tokens stays on chip; rows go in tiles."""
 
+import math
 from collections.abc import Callable
+from functools import partial
 
-from hw.spec.isa import Add, Op, Src, StMode
+from hw.spec.isa import Add, LdKind, Op, Src, StMode
 
 from .. import ir
-from ..layout import SHIFTS, Layout
+from ..layout import TABLE, Layout
 from . import attention, linear, mlp, norm
 from .allocate import largest_tile, vision_regions
-from .builder import At, Builder, Reg, Rows
+from .builder import At, Builder, Reg, Rows, Value
 from .context import Context
 from .linear import ABSMAX
 from .regions import memory_region
-from .text import advance_layer, key_slots, layer_pointers
+from .select import Saliency, Survivors
+from .text import POINTERS, advance_layer, key_slots, layer_pointers
 
-ARGUMENTS = ("patches", "result", "n_layers")
-"""Registers 1.. at the start: beat addresses of the patch rows and of the feature rows; layers to run."""
+ARGUMENTS = ("patches", "result", "n_layers", "keep", "by_rows")
+"""Registers 1.. at the start: beat addresses of the patch rows and of the feature rows; layers to run; how many tokens
+(by_rows: rows of the patch grid) to keep by the class token's attention, 0 for all."""
 FEATURES = memory_region("features")
 
 
@@ -30,7 +34,8 @@ def emit(b: Builder, layout: Layout) -> dict:
     ctx = Context(b, layout.geo, regions, vision.layer_width, m=b.reg("m"), x=b.reg("x"), a=b.reg("a"))
     tower = _Tower(ctx, layout, tile, tokens)
     tower.stem(args["patches"])
-    tower.layers(args["n_layers"])
+    tower.layers(args["n_layers"], args["keep"])
+    tower.select(args["keep"], args["by_rows"])
     tower.project(args["result"])
     b.halt()
     return {"entry": entry, "args": list(ARGUMENTS), "tile": tile}
@@ -40,11 +45,14 @@ class _Tower:
     def __init__(self, ctx: Context, layout: Layout, tile: int, tokens: int) -> None:
         self.ctx, self.layout, self.tile, self.tokens = ctx, layout, tile, tokens
         self.vision = layout.tower
+        self.saliency = Saliency(ctx, layout, tokens)
 
-    def _tiles(self, first: int, body: Callable[[], None], *advance: tuple[Reg, int]) -> None:
-        """Run `body` for tiles of tokens first..tokens-1; each register of `advance` grows by its factor a token."""
+    def _tiles(self, first: int, body: Callable[[], None], *advance: tuple[Reg, int],
+               count: Value | None = None) -> None:
+        """Run `body` for tiles of `count` tokens (None: all) from the first on; each register of `advance` grows by its
+        factor a token."""
         ctx, b = self.ctx, self.ctx.b
-        left = b.set(b.reg("left"), self.tokens - first)
+        left = b.set(b.reg("left"), self.tokens - first if count is None else count)
         b.set(ctx.a, first)
         b.set(ctx.x, first * ctx.geo.words(ctx.width))
         start = b.label()
@@ -57,40 +65,43 @@ class _Tower:
         b.alu(Op.SUB, left, left, ctx.m)
         b.branch(Op.BNE, left, 0, start)
 
-    def _use(self, name: str, record, streams, ops: list) -> None:
-        """Parameters of the stem or projector: shifts, scale words, streams."""
+    def _use(self, name: str, record, ops: list) -> None:
+        """Parameters of the stem or projector: shifts and scale words."""
         ctx = self.ctx
         ctx.b.fence_if_needed()
-        ctx.records = {"params": record, "weights": streams}
-        ctx.pointers = {"params": self.layout.aux[f"{name}.params"].base,
-                        "weights": self.layout.channel[f"{name}.weights"].base}
-        ctx.load_shifts(ops)
+        ctx.records = {"params": record}
+        ctx.pointers = {"params": self.layout.aux[f"{name}.params"].base, "weights": ctx.b.reg("p_weights")}
+        ctx.use_linears(ops)
+        ctx.load_shifts()
         for field in record.sizes:
-            if field != SHIFTS:
+            if field != TABLE:
                 ctx.load_parameter(field)
 
     # --- stem ------------------------------------------------------------------------------------------
 
     def stem(self, patches: Reg) -> None:
-        """Patch rows, class row and positions, pre-norm."""
+        """Patch rows, class row and positions, pre-norm where there is one."""
         ctx, b, geo, layout = self.ctx, self.ctx.b, self.ctx.geo, self.layout
-        patch, pre = self.vision.stem
-        self._use("stem", layout.stem, layout.stem_weights, self.vision.stem)
+        patch, *pre = self.vision.stem
+        self._use("stem", layout.stem, self.vision.stem)
         width = ctx.width
-        b.load(layout.aux["position"].base, ctx["POSITION"], geo.granules(width))
+        b.load(layout.aux["position"].base, ctx["POSITION"], geo.granules(width), kind=LdKind.TABLES)
         b.vu_pass((1, 1, geo.words(width)), width, p=At(ctx["POSITION"]), d=At(ctx["X"]), src=Src.P)
         position = b.set(b.reg("position"), layout.aux["position"].base + geo.granules(width))
         self._tiles(1, lambda: self._patches(patch, patches, position), (patches, geo.granules(patch.n_in)),
                     (position, geo.granules(width)))
-        self._tiles(0, lambda: self._pre_norm(pre))
+        for pre_norm in pre:
+            self._tiles(0, partial(self._pre_norm, pre_norm))
         b.free("position")
 
     def _patches(self, patch: ir.Linear, patches: Reg, position: Reg) -> None:
         ctx, b, geo = self.ctx, self.ctx.b, self.ctx.geo
         width, entries = patch.n_in, Rows(ctx["E"], 1)
         rows = At(ctx["PATCHES"], geo.words(width))
+        b.operator = patch.name
+        ctx.seek(patch.name)
         b.load(patches, ctx["PATCHES"], b.scaled("_g", ctx.m, geo.granules(width)))
-        b.load(position, ctx["POSITION"], b.scaled("_g", ctx.m, geo.granules(ctx.width)))
+        b.load(position, ctx["POSITION"], b.scaled("_g", ctx.m, geo.granules(ctx.width)), kind=LdKind.TABLES)
         linear.absmax(ctx, rows, width, entries)
         linear.quantise(ctx, rows, width, "PATCH_Q", entries)
         linear.matmul(ctx, patch, "PATCH_Q", ctx["ACC"])
@@ -106,28 +117,50 @@ class _Tower:
 
     # --- layers ----------------------------------------------------------------------------------------
 
-    def layers(self, count: Reg) -> None:
-        """Every layer in two rounds of tiles: all keys and values first, then the rest."""
+    def layers(self, count: Reg, keep: Reg) -> None:
+        """Every layer in two rounds of tiles: all keys and values first, then the rest.
+
+        The class token is the first row of the first tile: in the last layer its attention is kept, if asked for.
+        """
         ctx, b, layout = self.ctx, self.ctx.b, self.layout
         ctx.records = layout.vision
         layer_pointers(ctx, layout, "vision", None)
+        ctx.use_linears(self.vision.layer)
         slots, score_row = b.reg("slots"), b.reg("score_row")
         b.set(slots, self.tokens)
         key_slots(b, layout, slots, score_row)
         with b.loop(count):
-            ctx.load_shifts(self.vision.layer)
+            ctx.load_shifts()
             for field in layout.vision["params"].sizes:
-                if field != SHIFTS:
+                if field != TABLE:
                     ctx.load_parameter(field)
             self._tiles(0, self._keys)
+            b.set(count, count + -1)
+            self._watch(count, keep)
             self._tiles(0, lambda: self._rest(slots, score_row))
             advance_layer(ctx)
+        b.free("slots", "score_row", "watched", *("p_" + name for name in POINTERS))
+
+    def _watch(self, layers_left: Reg, keep: Reg) -> None:
+        """Register `watched` is not zero where attention is to be kept."""
+        b = self.ctx.b
+        watched = b.set(b.reg("watched"), 0)
+        with b.unless(Op.BNE, layers_left, 0):
+            b.set(watched, keep)
+        with b.unless(Op.BEQ, watched, 0):
+            self.saliency.clear()
+
+    def _each_head(self, heads: attention.Heads, entry: Reg) -> None:
+        b = self.ctx.b
+        with b.unless(Op.BEQ, b.reg("watched"), 0):
+            self.saliency.add(heads, entry)
 
     def _keys(self) -> None:
         for op in self.vision.layer:
             if isinstance(op, ir.Norm):
                 norm.norm(self.ctx, op)
             elif isinstance(op, ir.Attention):
+                self.ctx.seek(op.k.name)
                 attention.keys_and_values(self.ctx, op, self.ctx.a, self.tokens)
                 return
 
@@ -137,7 +170,10 @@ class _Tower:
                 case ir.Norm():
                     norm.norm(self.ctx, op)
                 case ir.Attention():
-                    attention.queries(self.ctx, op, self.tokens, slots, score_row, self.tokens, self.tokens)
+                    self.ctx.seek(op.q.name)
+                    attention.queries(self.ctx, op, self.tokens, slots, score_row, self.tokens, self.tokens,
+                                      each_head=self._each_head)
+                    self.ctx.b.set(self.ctx.b.reg("watched"), 0)
                 case ir.Residual():
                     linear.residual(self.ctx, op)
                 case ir.GatedMlp():
@@ -145,18 +181,34 @@ class _Tower:
                 case ir.PlainMlp():
                     mlp.plain(self.ctx, op)
 
+    # --- selection -------------------------------------------------------------------------------------
+
+    def select(self, keep: Reg, by_rows: Reg) -> None:
+        """Move the survivors' rows to the front; without a choice all stay where they are."""
+        b = self.ctx.b
+        moved = b.set(b.reg("moved"), self.vision.n_patches)
+        with b.unless(Op.BEQ, keep, 0):
+            side = math.isqrt(self.vision.n_patches)
+            Survivors(self.ctx, self.layout, self.tokens, side).select(keep, by_rows, moved)
+
     # --- projector -------------------------------------------------------------------------------------
 
     def project(self, result: Reg) -> None:
         """Feature rows of the selected tokens to aux memory."""
         geo, out = self.ctx.geo, self.layout.model.text.hidden
-        self._use("projector", self.layout.projector, self.layout.projector_weights, self.vision.projector)
-        self._tiles(1 if self.vision.drop_class else 0, lambda: self._project_tile(result), (result, geo.granules(out)))
+        self._use("projector", self.layout.projector, self.vision.projector)
+        first, moved = 1, self.ctx.b.reg("moved")
+        if not self.vision.drop_class:
+            first = 0
+            self.ctx.b.set(moved, moved + 1)
+        self._tiles(first, lambda: self._project_tile(result), (result, geo.granules(out)), count=moved)
 
     def _project_tile(self, result: Reg) -> None:
         ctx, b, geo = self.ctx, self.ctx.b, self.ctx.geo
         first, second = self.vision.projector
+        b.operator = first.name
         entries, hidden = Rows(ctx["E"], 1), ctx.rows("FEATURE", first.n_out)
+        ctx.seek(first.name)
         linear.absmax(ctx, ctx.residual(), ctx.width, entries)
         linear.quantise(ctx, ctx.residual(), ctx.width, "XQ", entries)
         linear.matmul(ctx, first, "XQ", ctx["PROJECTED"])

@@ -63,6 +63,8 @@ class Config:
         need(self.lanes % GRANULE_LANES == 0, f"lanes = {self.lanes} is not a multiple of {GRANULE_LANES}")
         need((self.units * GRANULE_LANES) % self.lanes == 0,
              f"lanes = {self.lanes} does not divide units x 16 = {self.units * GRANULE_LANES}")
+        need(self.ob_blocks & (self.ob_blocks - 1) == 0 and self.ob_blocks >= self.ob_banks,
+             f"ob_blocks = {self.ob_blocks} is not a power of two of at least {self.ob_banks} blocks")
         need(self.fifo_beats >= 32, f"fifo_beats = {self.fifo_beats} is below two bursts (32 beats)")
         for field in ("ab_granules", "pb_granules", "vb_granules", "sb_granules"):
             need(getattr(self, field) % self.granules_per_word == 0,
@@ -73,6 +75,11 @@ class Config:
     def granules_per_word(self) -> int:
         """Granules in one vector-unit word."""
         return self.lanes // GRANULE_LANES
+
+    @property
+    def ob_banks(self) -> int:
+        """Banks of the operand buffer: a window of WINDOW blocks, or a block for every unit, is read in a cycle."""
+        return max(self.units, 8)
 
     @property
     def passes(self) -> int:
@@ -120,6 +127,14 @@ CONFIGS = {c.name: c for c in (
     Config(name="u280", units=32, chains=8, lanes=64, ob_blocks=131072, ab_granules=262144, pb_granules=32768,
            vb_granules=196608, sb_granules=32768, rs_entries=16384, acc_rows=256, fifo_beats=512,
            imem_instructions=8192, clock_hz=225_000_000, channel_bytes=256 * _MIB, aux_bytes=16384 * _MIB,
+           read_latency=48, write_latency=24),
+    Config(name="u55c", units=16, chains=8, lanes=64, ob_blocks=131072, ab_granules=262144, pb_granules=32768,
+           vb_granules=196608, sb_granules=32768, rs_entries=16384, acc_rows=256, fifo_beats=512,
+           imem_instructions=8192, clock_hz=225_000_000, channel_bytes=512 * _MIB, aux_bytes=8192 * _MIB,
+           read_latency=48, write_latency=24),
+    Config(name="u50", units=16, chains=8, lanes=64, ob_blocks=65536, ab_granules=131072, pb_granules=16384,
+           vb_granules=98304, sb_granules=16384, rs_entries=16384, acc_rows=256, fifo_beats=512,
+           imem_instructions=8192, clock_hz=225_000_000, channel_bytes=256 * _MIB, aux_bytes=4096 * _MIB,
            read_latency=48, write_latency=24),
 )}
 

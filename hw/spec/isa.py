@@ -50,9 +50,9 @@ class Op(IntEnum):
 
 
 FIELDS = {
-    Unit.LD: ("addr", "n_outer", "n_inner", "stride", "dst", "dst_stride"),
+    Unit.LD: ("addr", "n_outer", "n_inner", "stride", "dst", "dst_stride", "kind"),
     Unit.ST: ("mode", "addr", "src", "src_tok", "src_head", "pos", "n_tok", "n_head", "n_gran",
-              "stride_tok", "stride_head", "stride_slot", "stride_gran"),
+              "stride_tok", "stride_head", "stride_slot", "stride_gran", "kind"),
     Unit.RD: ("addr", "n_outer", "n_inner", "stride", "fmt"),
     Unit.MX: ("act", "act_stride", "n_rows", "kb", "ob", "dst", "dst_stride", "mode"),
     Unit.VU: ("ctl0", "ctl1", "imm0", "imm1", "n_outer", "n_mid", "n_words", "len0", "len_step",
@@ -63,6 +63,7 @@ FIELDS = {
 """Every field is 32 bits unsigned.
 
 LD: for o in n_outer: n_inner beats from aux beat address addr + o*stride to PB granule dst + o*dst_stride.
+LD's kind (LdKind) and ST's (StKind, in the modes that write aux) choose the counter, nothing else.
 ST: see StMode. RD: for o in n_outer: n_inner beats from the channel's beat address addr + o*stride, the same
 in every unit's own channel. MX: see MxMode. VU: see `hw.spec.vector`.
 """
@@ -79,6 +80,25 @@ class StMode(IntEnum):
     #          the granule's 16 low bytes at byte (k & 3)*16
     V = 2    # as K, beats addr + ... + i for i in 0..3: low byte of lane 4i+j at byte j*16 + k, j in 0..3
     SC = 3   # aux beat addr + h*stride_head + (key >> 4): lane 0 (int32) at byte (key & 15)*4 (g ignored)
+
+
+class LdKind(IntEnum):
+    """What an LD reads, for the traffic counters. What a program does not declare counts as activations."""
+
+    ACTIVATIONS = 0  # patches, feature rows, residual rows
+    EMBEDDING = 1    # rows of the embedding
+    PARAMETERS = 2   # scale words, biases, norms
+    KV_SCALES = 3    # scales of cached keys and values
+    TABLES = 4       # RoPE and position tables
+
+
+class StKind(IntEnum):
+    """What an ST writes to aux, for the traffic counters."""
+
+    ACTIVATIONS = 0  # feature rows, residual rows
+    RESULTS = 1      # logits
+    KV_SCALES = 2    # scales of cached keys and values
+    LISTS = 3        # indices and lists that the program reads back
 
 
 class StreamFormat(IntEnum):

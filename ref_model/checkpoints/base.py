@@ -15,8 +15,10 @@ class Checkpoint(ABC):
     """Weights of one model, read lazily so that a 7B model can be processed layer by layer.
 
     `config`: the model; `shapes`: canonical name -> shape of everything `read` answers to; `origin`: what to call it in
-    messages.
+    messages; `quantised`: how its linears come quantised, such as "Q4_1", empty for floating point.
     """
+
+    quantised = ""
 
     def __init__(self, config: LlavaConfig, origin: str) -> None:
         self.config = config

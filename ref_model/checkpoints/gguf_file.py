@@ -20,6 +20,7 @@ from .base import Checkpoint
 from .names import EMBEDDING, HEAD
 
 ARCHITECTURES = ("llama", "qwen2")
+FLOATS = {"F64", "F32", "F16", "BF16"}
 _TOP = {"token_embd.weight": EMBEDDING, "output_norm.weight": "language_model.norm.weight", "output.weight": HEAD}
 _LEAVES = {
     "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
@@ -114,6 +115,8 @@ class GgufCheckpoint(Checkpoint):
                 raise UserError(f"{path}: tensor {tensor.name} has no place in a Llama model: "
                                 "this architecture is not supported")
             self._stored[name] = tensor
+        types = {tensor.tensor_type.name for tensor in reader.tensors if len(tensor.shape) > 1}
+        self.quantised = "+".join(sorted(types - FLOATS))
 
     def _fetch(self, name: str) -> Tensor | None:
         if name not in self._stored:

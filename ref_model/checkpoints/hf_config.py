@@ -1,4 +1,5 @@
-"""Hugging Face `config.json` -> `LlavaConfig`, for LLaVA-1.5 and the Llama family, transformers 4.x and 5.x.
+"""Hugging Face `config.json` -> `LlavaConfig`, for LLaVA-1.5, LLaVA-NeXT and the Llama family, transformers 4.x and
+5.x. How images are to be prepared comes from the preprocessor's file beside it.
 
 Files omit what equals transformers' defaults, so the defaults here are those of `LlamaConfig` and `CLIPVisionConfig`.
 Anything that would change the arithmetic and is not implemented is refused, never ignored.
@@ -6,11 +7,12 @@ Anything that would change the arithmetic and is not implemented is refused, nev
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from alula.errors import UserError
-from ref_model.config import LlavaConfig, RopeScaling, TextConfig, VisionConfig
+from ref_model.config import LlavaConfig, Rgb, RopeScaling, TextConfig, VisionConfig
 
 TEXT_TYPES = ("llama", "mistral", "qwen2")
 FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -58,6 +60,7 @@ LLAVA_VISION_DEFAULTS: dict[str, Any] = {
     "image_size": 336,
     "patch_size": 14,
 }
+NEXT_PINPOINTS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
 
 
 def _number(values: Mapping[str, Any], key: str, kind: type = int) -> Any:
@@ -68,12 +71,12 @@ def _number(values: Mapping[str, Any], key: str, kind: type = int) -> Any:
     return kind(value)
 
 
-def _require(values: Mapping[str, Any], key: str, *supported: Any) -> None:
+def _require(values: Mapping[str, Any], key: str, *supported: Any, file: str = "config.json") -> None:
     """Refuse a setting outside `supported`, whose first value is the default."""
     value = values.get(key, supported[0])
     if value not in supported:
         choices = " or ".join(repr(choice) for choice in supported)
-        raise UserError(f"config.json: {key} is {value!r}, supported is {choices}: convert the model or choose another")
+        raise UserError(f"{file}: {key} is {value!r}, supported is {choices}: convert the model or choose another")
 
 
 def _rope(values: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
@@ -153,6 +156,57 @@ def _vision_config(top: Mapping[str, Any]) -> VisionConfig:
     )
 
 
+def _pinpoints(top: Mapping[str, Any]) -> tuple[tuple[int, int], ...]:
+    """(height, width) pairs of `image_grid_pinpoints`, LLaVA-NeXT only."""
+    given = top.get("image_grid_pinpoints")
+    try:
+        return NEXT_PINPOINTS if given is None else tuple((int(height), int(width)) for height, width in given)
+    except (TypeError, ValueError):
+        raise UserError(f"config.json: image_grid_pinpoints is {given!r}, pairs of numbers are needed: "
+                        "correct the file") from None
+
+
+def _rgb(values: Mapping[str, Any], key: str, default: Rgb, file: str) -> Rgb:
+    given = values.get(key, default)
+    try:
+        red, green, blue = map(float, given)
+    except (TypeError, ValueError):
+        raise UserError(f"{file}: {key} is {given!r}, three numbers are needed: correct the file") from None
+    return red, green, blue
+
+
+def _preprocessor(folder: Path) -> tuple[str, dict[str, Any]]:
+    """(file name, settings of the image processor) as transformers 5.x or 4.x stores them; empty without a file."""
+    for file, inner in (("processor_config.json", True), ("preprocessor_config.json", False)):
+        if (folder / file).exists():
+            top = _read_json(folder / file)
+            values = top.get("image_processor") if inner else top
+            if isinstance(values, dict):
+                return file, values
+    return "", {}
+
+
+def _with_preprocessing(config: LlavaConfig, folder: Path) -> LlavaConfig:
+    """The configuration with the preprocessor's mean and deviation; UserError if it prepares images otherwise than
+    `ref_model.preprocess` and `ref_model.anyres` do."""
+    file, values = _preprocessor(folder)
+    vision = config.vision
+    if vision is None or not values:
+        return config
+    edge = vision.image_size
+    for key in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
+        _require(values, key, True, file=file)
+    _require(values, "resample", 3, file=file)
+    _require(values, "size", {"shortest_edge": edge}, edge, file=file)
+    _require(values, "crop_size", {"height": edge, "width": edge}, edge, file=file)
+    if config.pinpoints:
+        _require(values, "image_grid_pinpoints", [list(pair) for pair in config.pinpoints], file=file)
+    elif values.get("image_processor_type") == "LlavaImageProcessor":
+        _require(values, "do_pad", False, None, file=file)
+    return replace(config, vision=replace(vision, pixel_mean=_rgb(values, "image_mean", vision.pixel_mean, file),
+                                          pixel_std=_rgb(values, "image_std", vision.pixel_std, file)))
+
+
 def _llava_config(name: str, top: Mapping[str, Any]) -> LlavaConfig:
     if "mm_vision_tower" in top:
         raise UserError(
@@ -167,11 +221,11 @@ def _llava_config(name: str, top: Mapping[str, Any]) -> LlavaConfig:
         vision=_vision_config(top),
         image_token_index=_number({"image_token_index": index}, "image_token_index"),
         projector_bias=bool(top.get("multimodal_projector_bias", True)),
+        pinpoints=_pinpoints(top) if top.get("model_type") == "llava_next" else (),
     )
 
 
-def read_config(path: Path) -> LlavaConfig:
-    """The model that a `config.json` describes; UserError if it is missing, malformed or not supported."""
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         top = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -180,11 +234,18 @@ def read_config(path: Path) -> LlavaConfig:
         raise UserError(f"{path} is not readable as JSON ({error}): download it again") from error
     if not isinstance(top, dict):
         raise UserError(f"{path} holds no JSON object: give a Hugging Face model folder")
-    if top.get("quantization_config"):
-        raise UserError(f"{path.parent} is already quantised: give the floating-point checkpoint")
+    return top
+
+
+def read_config(path: Path) -> LlavaConfig:
+    """The model that a `config.json` describes; UserError if it is missing, malformed or not supported."""
+    top = _read_json(path)
+    packing = top.get("quantization_config")
+    if packing and not (isinstance(packing, dict) and packing.get("quant_method") in ("gptq", "awq")):
+        raise UserError(f"{path.parent} is already quantised, not by GPTQ or AWQ: give the floating-point checkpoint")
     name = path.resolve().parent.name
-    if top.get("model_type") == "llava" or "mm_vision_tower" in top:
-        return _llava_config(name, top)
+    if top.get("model_type") in ("llava", "llava_next") or "mm_vision_tower" in top:
+        return _with_preprocessing(_llava_config(name, top), path.parent)
     if "model_type" not in top:
         raise UserError(f"{path} has no model_type: give a Hugging Face model folder of LLaVA or a Llama-family model")
     return LlavaConfig(name=name, text=text_config(top))

@@ -67,9 +67,13 @@ class HuggingFaceCheckpoint(Checkpoint):
             for stored in _header(file):
                 self._stored[canonical_name(stored, has_vision)] = (file, stored)
         for name, (_, stored) in self._stored.items():
-            if name not in self.shapes and not _UNUSED.search(name):
+            if not self._known(name):
                 raise UserError(f"{self.origin}: tensor {stored} has no place in a {self.config.name} model: "
                                 "this architecture is not supported")
+
+    def _known(self, name: str) -> bool:
+        """Whether a stored tensor belongs to the model, or may be left out."""
+        return name in self.shapes or _UNUSED.search(name) is not None
 
     def _fetch(self, name: str) -> Tensor | None:
         if name not in self._stored:

@@ -10,6 +10,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 EMBEDDING = "language_model.embed_tokens.weight"
 HEAD = "lm_head.weight"
+NEWLINE = "image_newline"
 
 
 def vision_layer_shapes(config: VisionConfig, index: int) -> Shapes:
@@ -48,9 +49,9 @@ def _vision_shapes(config: VisionConfig) -> Shapes:
         "vision_tower.embeddings.class_embedding": (d,),
         "vision_tower.embeddings.patch_embedding.weight": (d, 3, p, p),
         "vision_tower.embeddings.position_embedding.weight": (config.n_positions, d),
-        "vision_tower.pre_layrnorm.weight": (d,),
-        "vision_tower.pre_layrnorm.bias": (d,),
     }
+    if config.pre_norm:
+        shapes |= {"vision_tower.pre_layrnorm.weight": (d,), "vision_tower.pre_layrnorm.bias": (d,)}
     for index in range(config.num_executed_vision_layers):
         shapes |= vision_layer_shapes(config, index)
     return shapes
@@ -72,6 +73,8 @@ def state_shapes(config: LlavaConfig) -> Shapes:
     if config.vision is not None:
         shapes |= _vision_shapes(config.vision)
         shapes |= _projector_shapes(config.vision.hidden, text.hidden, config.projector_bias)
+    if config.pinpoints:
+        shapes[NEWLINE] = (text.hidden,)
     shapes[EMBEDDING] = (text.vocab, text.hidden)
     for index in range(text.layers):
         shapes |= text_layer_shapes(text, index)

@@ -6,9 +6,24 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from hw.spec import numerics as nm
+from ref_model.mask import BlockMask
 from ref_model.quantise import QuantModel, QuantTextLayer, QuantVision, QuantVisionLayer, fixed
+from ref_model.reduction import Reduction
 
-from .operators import GATES, Array, add_linear, attend, gated, linear, normalise, quantise_rows, rotate
+from .operators import (
+    GATES,
+    Array,
+    add_linear,
+    attend,
+    gated,
+    importance,
+    linear,
+    normalise,
+    probabilities,
+    quantise_rows,
+    rotate,
+)
+from .selection import class_attention, survivors
 
 
 @dataclass
@@ -42,6 +57,8 @@ class GoldenText:
     layers: int | None = None
     first: int = 0
     cache: list[LayerCache] = field(default_factory=list)
+    scores: Array | None = None
+    """Attention that the rows of the latest scored layer got from its last row: int64[n] Q24, summed over heads."""
 
     def __post_init__(self):
         c = self.model.text.config
@@ -57,13 +74,24 @@ class GoldenText:
             rows[places] = features
         return rows
 
-    def forward(self, rows: Array, positions: Sequence[int] | None = None) -> Array:
-        """Run wide rows int64[n, d] behind what is cached; returns the residual int64[n, d] after the layers."""
+    def forward(self, rows: Array, positions: Sequence[int] | None = None, mask: BlockMask | None = None,
+                reduction: Reduction | None = None) -> Array:
+        """Run wide rows int64[n, d] behind what is cached; returns the residual int64[m, d] after the layers.
+
+        mask: keys that it leaves out do not exist for a query: neither maximum, sum nor values know them. reduction:
+        visual tokens that it drops are gone from a layer on, so that the last layers return fewer rows than went in.
+        """
         start = self.cache[0].k8.shape[1]
         positions = range(start, start + len(rows)) if positions is None else positions
         table = self.model.text.rope_table(positions)
-        for i, cache in enumerate(self.cache):
-            rows = self._layer(self.model.text.layers[self.first + i], rows, table, cache)
+        places, self.scores = np.arange(len(rows)), None
+        for i, cache in enumerate(self.cache, self.first):
+            drop = None if reduction is None else reduction.at(i)
+            if reduction is not None and drop is not None:
+                kept = reduction.keep(drop, places, self.scores)
+                rows, table, places = rows[kept], table[kept], places[kept]
+            scored = reduction is not None and reduction.scored(i)
+            rows = self._layer(self.model.text.layers[i], rows, table, cache, mask, scored)
         return rows
 
     def logits(self, rows: Array) -> Array:
@@ -82,7 +110,8 @@ class GoldenText:
             rows = self.embed(tokens[-1:])
         return tokens
 
-    def _layer(self, w: QuantTextLayer, x: Array, table: Array, cache: LayerCache) -> Array:
+    def _layer(self, w: QuantTextLayer, x: Array, table: Array, cache: LayerCache, mask: BlockMask | None,
+               scored: bool) -> Array:
         c = self.model.text.config
         q8, raw = quantise_rows(normalise(x, w.input_norm))
 
@@ -93,13 +122,27 @@ class GoldenText:
         query = quantise_rows(rotate(heads(w.q, c.heads), table))
         cache.append(quantise_rows(rotate(heads(w.k, c.kv_heads), table)), quantise_rows(heads(w.v, c.kv_heads)))
         limit = start + 1 + np.arange(len(x))[:, None]
+        present = None if mask is None else mask.rows(start, len(x), start + len(x))
         group = c.heads // c.kv_heads
+        if scored:
+            self.scores = self._importance(query, cache, limit, present)[start:]
         outs = [attend(query[0][:, h], query[1][:, h], (cache.k8[h // group], cache.k_words[h // group]),
-                       (cache.v8[h // group], cache.v_raw[h // group]), limit) for h in range(c.heads)]
+                       (cache.v8[h // group], cache.v_raw[h // group]), limit, present) for h in range(c.heads)]
         x = add_linear(x, *quantise_rows(np.concatenate(outs, axis=1)), w.o)
         q8, raw = quantise_rows(normalise(x, w.post_norm))
         hidden = gated(linear(q8, raw, w.gate), linear(q8, raw, w.up))
         return add_linear(x, *quantise_rows(hidden), w.down)
+
+    def _importance(self, query: tuple[Array, Array], cache: LayerCache, limit: Array, present: Array | None) -> Array:
+        """What every key gets of the last row's attention, summed over the heads: int64[kv] Q24."""
+        c, last = self.model.text.config, slice(-1, None)
+        total = np.zeros(cache.k8.shape[1], np.int64)
+        for h in range(c.heads):
+            at = h // (c.heads // c.kv_heads)
+            p = probabilities(query[0][last, h], query[1][last, h], (cache.k8[at], cache.k_words[at]), limit[last],
+                              None if present is None else present[last])
+            total = nm.sat32(total + importance(p)[0])
+        return total
 
 
 @dataclass
@@ -108,6 +151,10 @@ class GoldenVision:
 
     model: QuantModel
     layers: int | None = None
+    saliency: Array | None = None
+    """What the class token of the last layer run gives every patch, int64[n_patches]."""
+    survivors: list[int] = field(default_factory=list)
+    """Patches that `forward` kept, ascending."""
 
     @property
     def vision(self) -> QuantVision:
@@ -119,7 +166,8 @@ class GoldenVision:
         v = self.vision
         tokens = linear(*quantise_rows(fixed(patches)), v.patch)
         tokens = np.concatenate([v.class_embedding[None], tokens])
-        return normalise(nm.sat32(tokens + v.position), v.pre_norm)
+        x = nm.sat32(tokens + v.position)
+        return x if v.pre_norm is None else normalise(x, v.pre_norm)
 
     def tower(self, x: Array) -> Array:
         """The executed layers."""
@@ -134,10 +182,18 @@ class GoldenVision:
         hidden = nm.gate(linear(*quantise_rows(x), v.projector1), nm.GELU_TABLE)
         return linear(*quantise_rows(hidden), v.projector2)
 
-    def forward(self, patches: Array) -> Array:
-        """Visual tokens int64[n_features, d_text] Q16 of one image's patches."""
+    def forward(self, patches: Array, keep: int | None = None, strategy: str = "rank") -> Array:
+        """Visual tokens int64[n_features, d_text] Q16 of one image's patches; keep, strategy: see `survivors`."""
         x = self.tower(self.stem(patches))
+        assert self.saliency is not None
+        self.survivors = survivors(self.saliency, keep, strategy)
+        x = np.concatenate([x[:1], x[1:][self.survivors]])
         return self.project(x[1:] if self.vision.config.drop_class else x)
+
+    def gather(self, features: Array, order: Array) -> Array:
+        """Visual tokens in the order of `ref_model.anyres.layout`, of all tiles' features int64[n, d_text]."""
+        newline = self.vision.newline
+        return (features if newline is None else np.concatenate([features, newline[None]]))[order]
 
     def _layer(self, w: QuantVisionLayer, x: Array) -> Array:
         c = self.vision.config
@@ -148,6 +204,7 @@ class GoldenVision:
 
         (q, q_raw), (k, k_raw), (v, v_raw) = heads(w.q), heads(w.k), heads(w.v)
         limit = np.full((len(x), 1), len(x))
+        self.saliency = class_attention(q, q_raw, k, k_raw)
         outs = [attend(q[:, h], q_raw[:, h], (k[:, h], nm.to_scale(k_raw[:, h, 0])), (v[:, h], v_raw[:, h, 0]), limit)
                 for h in range(c.heads)]
         x = add_linear(x, *quantise_rows(np.concatenate(outs, axis=1)), w.out)

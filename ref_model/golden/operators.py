@@ -11,6 +11,7 @@ Array = np.ndarray
 EXACT_TERMS = 1024
 """int8 products that float32 sums exactly (at most 1,040)."""
 GATED_SHIFT = 14
+IMPORTANCE_FRAC = 24
 VALUE_REFERENCE = nm.encode_scale(2.0**-21)
 GATES = {"silu": nm.SILU_TABLE, "gelu": nm.GELU_TABLE, "quick_gelu": nm.QGELU_TABLE}
 
@@ -66,17 +67,16 @@ def rotate(x: Array, table: Array) -> Array:
     return nm.rope(x, partner, table[:, None, :])
 
 
-def attend(q: Array, q_raw: Array, keys: tuple[Array, Array], values: tuple[Array, Array], limit: Array) -> Array:
+def attend(q: Array, q_raw: Array, keys: tuple[Array, Array], values: tuple[Array, Array], limit: Array,
+           present: Array | None = None) -> Array:
     """Attention of one head.
 
     q: int8[n, hd], q_raw: int64[n, 1]; keys: int8[kv, hd] and scale words int64[kv]; values: int8[kv, hd]
-    and raw maxima int64[kv]; limit: int64[n, 1], keys each query may see. Wide Q20 int64[n, hd].
+    and raw maxima int64[kv]; limit: int64[n, 1], keys each query may see; present: bool[n, kv], keys that exist for
+    a query (None: all). Wide Q20 int64[n, hd].
     """
-    (k8, k_words), (v8, v_raw) = keys, values
-    scores = nm.mul_scale(nm.mul_scale(matmul(q, k8), k_words, 14), nm.to_scale(q_raw), 16)
-    seen = np.arange(len(k8)) < limit
-    top = np.where(seen, scores, nm.INT32_MIN).max(axis=1, keepdims=True)
-    p = np.where(seen, nm.exp2_prob(nm.sat32(scores - top)), 0)
+    v8, v_raw = values
+    p = probabilities(q, q_raw, keys, limit, present)
     inverse = nm.recip_scale(p.sum(axis=1, keepdims=True))
     weighted = nm.multiply_shift(p, nm.mul_scale(v_raw, VALUE_REFERENCE, -15), 15)
     high, low = nm.split_planes(nm.clip(weighted, 0, nm.PROB_MAX))
@@ -84,6 +84,22 @@ def attend(q: Array, q_raw: Array, keys: tuple[Array, Array], values: tuple[Arra
     o = nm.mul_scale(matmul(high.astype(np.int8), v), nm.encode_scale(16.0))
     o = nm.sat32(nm.mul_scale(matmul(low.astype(np.int8), v), nm.encode_scale(1 / 16)) + o)
     return nm.mul_scale(o, inverse, -22)
+
+
+def probabilities(q: Array, q_raw: Array, keys: tuple[Array, Array], limit: Array, present: Array | None) -> Array:
+    """Unnormalised probabilities int64[n, kv] of one head, 0..PROB_MAX; arguments as in `attend`."""
+    k8, k_words = keys
+    scores = nm.mul_scale(nm.mul_scale(matmul(q, k8), k_words, 14), nm.to_scale(q_raw), 16)
+    seen = np.arange(len(k8)) < limit
+    if present is not None:
+        seen &= present
+    top = np.where(seen, scores, nm.INT32_MIN).max(axis=1, keepdims=True)
+    return np.where(seen, nm.exp2_prob(nm.sat32(scores - top)), 0)
+
+
+def importance(p: Array) -> Array:
+    """Probabilities of one head as shares of their sum, Q24; operator 11 adds them up over the heads."""
+    return nm.mul_scale(p, nm.recip_scale(p.sum(axis=1, keepdims=True)), -IMPORTANCE_FRAC)
 
 
 def gated(gate: Array, up: Array) -> Array:

@@ -1,5 +1,6 @@
 """The accelerator as a simulation design. Its Verilog is kept in the cache under a digest of the sources in `hw`."""
 
+from dataclasses import replace
 from functools import lru_cache
 from hashlib import sha256
 from importlib.metadata import version
@@ -21,25 +22,50 @@ def source_digest() -> str:
     return state.hexdigest()[:24]
 
 
-def verilog(name: str) -> str:
-    """`hw.emit.simulation_verilog`, from the cache if the sources are unchanged."""
-    path = cache_dir() / "verilog" / f"{configurations.get(name).digest()}-{source_digest()}.v"
+def verilog(name: str, imem_instructions: int | None = None) -> str:
+    """A configuration's Verilog and the model of its primitive, from the cache if the sources are unchanged.
+
+    imem_instructions: size of the instruction memory, if not the configuration's.
+    """
+    config = configurations.get(name)
+    config = replace(config, imem_instructions=imem_instructions or config.imem_instructions)
+    path = cache_dir() / "verilog" / f"{config.digest()}-{source_digest()}.v"
     if not path.exists():
-        from hw.emit import simulation_verilog
+        from hw.accelerator import Accelerator
+        from hw.emit import DSP_MODEL, TOP
+        from hw.verilog_writer import convert
 
         path.parent.mkdir(parents=True, exist_ok=True)
-        text = simulation_verilog(name)
+        text = convert(Accelerator(config, primitive=True, shared=True), TOP) + "\n" + DSP_MODEL.read_text()
         work = path.with_suffix(".tmp")
         work.write_text(text)
         work.replace(path)
     return path.read_text()
 
 
+def synthesisable(name: str) -> str:
+    """The accelerator's text without the primitive's model, from the same cache."""
+    from hw.emit import DSP_MODEL
+
+    return verilog(name).removesuffix("\n" + DSP_MODEL.read_text())
+
+
 @lru_cache
-def design(name: str, *, waves: bool = False) -> Design:
-    """The configuration's design for `sim.rtl.run`. Its memory ports: the channels, then aux."""
+def design(name: str, *, waves: bool = False, imem_instructions: int | None = None) -> Design:
+    """The configuration's design for `sim.rtl.run`, as in `verilog`. Its memory ports: the channels, then aux."""
     from hw.emit import TOP
 
     units = configurations.get(name).units
-    large = units > 2
-    return Design(verilog(name), TOP, units + 1, hierarchical=("matrix_unit",) if large else (), waves=waves)
+    hierarchical = ("matrix_unit",) if units > 2 else ()
+    return Design(verilog(name, imem_instructions), TOP, units + 1, hierarchical=hierarchical, waves=waves)
+
+
+@lru_cache
+def kernel_design(name: str) -> Design:
+    """The same, packaged as XRT takes it (`hw.kernel`): no trace."""
+    from hw.emit import kernel_verilog
+    from hw.kernel import KERNEL
+
+    units = configurations.get(name).units
+    parts = ("matrix_unit",) if units > 2 else ()
+    return Design(kernel_verilog(name, verilog(name)), KERNEL, units + 1, hierarchical=parts, kernel=True)

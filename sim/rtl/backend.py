@@ -3,17 +3,15 @@
 from collections.abc import Callable, Iterable
 
 from hw.spec.config import Config
-from hw.spec.csr import COUNTERS, CTRL, CTRL_START, REGISTERS, counter_offset
-from hw.spec.isa import Error, Unit
+from hw.spec.csr import CTRL, CTRL_START, GIER, IER
+from hw.spec.isa import Unit
 from hw.spec.memory import MemoryModel
 from sim.backend import Event, Invocation, Result
 from sim.functional import FunctionalBackend
 from sim.memory_image import MemoryImage
+from sim.registers import argument_writes, read_result, result_offsets
 from sim.rtl import run as rtl
 from sim.rtl.build import Design
-
-_STATUS = ("status", "status_detail", "status_pc")
-GIER, IER = 0x04, 0x08
 
 
 class RtlBackend:
@@ -36,7 +34,7 @@ class RtlBackend:
         """Everything the latest run left: AXI events, port statistics."""
 
     def run(self, config: Config, memory: MemoryImage, invocation: Invocation) -> Result:
-        model = self.model or MemoryModel(config.read_latency, config.write_latency)
+        model = self.model or MemoryModel.of(config, "fixed")
         wanted = list(self.dump) if self.dump is not None else written_ranges(config, memory, invocation)
         self.last = rtl.run(
             self.design_of(config),
@@ -44,7 +42,7 @@ class RtlBackend:
             memory=model,
             image=[rtl.MemoryImage(port, address, data) for port, address, data in memory.contents()],
             csr_writes=csr_writes(invocation),
-            csr_reads=csr_reads(),
+            csr_reads=result_offsets(),
             dump_ranges=[rtl.DumpRange(*place) for place in wanted],
             max_cycles=self.max_cycles,
             **self.options,
@@ -70,27 +68,15 @@ def written_ranges(config: Config, memory: MemoryImage, invocation: Invocation) 
 
 def csr_writes(invocation: Invocation) -> list[tuple[int, int]]:
     """(offset, value) that start this invocation."""
-    values = {
-        "program_addr": invocation.program_addr, "program_length": invocation.program_length,
-        "entry": invocation.entry, "flags": invocation.flags, "watchdog": invocation.watchdog,
-        "instruction_limit": invocation.instruction_limit,
-    }  # fmt: skip
-    values |= {f"arg{i}": value & 0xFFFFFFFF for i, value in enumerate(invocation.args, 1)}
-    writes = [(REGISTERS[name], value) for name, value in values.items()]
-    return [*writes, (GIER, 1), (IER, 1), (CTRL, CTRL_START)]
-
-
-def csr_reads() -> list[int]:
-    counters = [counter_offset(name) + half for name in COUNTERS for half in (0, 4)]
-    return [REGISTERS[name] for name in _STATUS] + counters
+    return [*argument_writes(invocation), (GIER, 1), (IER, 1), (CTRL, CTRL_START)]
 
 
 def result_of(run: rtl.RunResult) -> Result:
     """The registers and events of a run in the terms of every backend."""
-    status, detail, pc = run.csr[:3]
-    halves = run.csr[3:]
-    counters = {name: halves[2 * i] | halves[2 * i + 1] << 32 for i, name in enumerate(COUNTERS)}
+    values = dict(zip(result_offsets(), run.csr, strict=True))
+    result = read_result(values.__getitem__)
     trace = [
         Event(e.start_cycle, Unit[e.unit.upper()], e.tag, e.done_cycle) for e in run.events if e.done_cycle is not None
     ]
-    return Result(Error(status), detail, pc, counters["cycles"], counters, sorted(trace))
+    result.trace = sorted(trace)
+    return result

@@ -34,7 +34,8 @@ class Design:
 
     verilog: one text that holds every module; top: the top module's name; n_ports: AXI4 memory ports, aux (the last)
     included; hierarchical: modules that Verilator compiles apart, once for all of their instances (worth it from a few
-    hundred DSPs on; the boundary costs time); waves: the binary can write a VCD, and is slower for it.
+    hundred DSPs on; the boundary costs time); waves: the binary can write a VCD, and is slower for it; kernel: the top
+    is the packaged one (`hw.kernel`).
     """
 
     verilog: str
@@ -42,14 +43,16 @@ class Design:
     n_ports: int
     hierarchical: tuple[str, ...] = ()
     waves: bool = False
+    kernel: bool = False
 
     def sources(self) -> dict[str, str]:
         """File name -> text of everything that is compiled."""
         return {
             "design.v": self.verilog,
-            "tb.sv": bench.testbench(self.top, self.n_ports),
+            "tb.sv": bench.testbench(self.top, self.n_ports, self.kernel),
+            "axi_guard.sv": files("sim.rtl").joinpath("native", "axi_guard.sv").read_text(),
             "control.vlt": self._control_file(),
-            "memory.cpp": files("sim.rtl").joinpath("native", "memory.cpp").read_text(),
+            **{name: files("sim.rtl").joinpath("native", name).read_text() for name in ("memory.cpp", "hbm.h")},
         }
 
     def _control_file(self) -> str:
@@ -77,7 +80,7 @@ def _verilator_command(design: Design) -> list[str]:
         "--x-assign", "fast", "--x-initial", "fast", "--output-split", "20000",
         "-CFLAGS", _COMPILER_FLAGS, "-MAKEFLAGS", "OPT_FAST=-O2 OPT_SLOW=-O1 OPT_GLOBAL=-O2",
         "-LDFLAGS", f"-Wl,-rpath,{libs} -L{libs} -lcocotbvpi_verilator",
-        "control.vlt", "design.v", "tb.sv", "memory.cpp", str(cocotb_main()),
+        "control.vlt", "design.v", "axi_guard.sv", "tb.sv", "memory.cpp", str(cocotb_main()),
     ]  # fmt: skip
 
 

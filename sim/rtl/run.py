@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 
 from alula.errors import InternalError
+from hw.spec import hbm
 from hw.spec.memory import MemoryModel
 from sim.rtl.build import BINARY, Design, build
 from sim.rtl.testbench import UNITS
@@ -119,11 +120,14 @@ def run(
     faults: Sequence[Fault] = (),
     log_axi: bool = False,
     waves: Path | None = None,
+    stall_percent: int = 0,
 ) -> RunResult:
     """Builds `design` if need be, writes the registers in order, waits for `irq`, reads registers and memories.
 
     sizes_bytes: the size of each port's memory; beyond it requests answer DECERR. csr_writes: (offset, value).
     log_axi: keep every burst in `RunResult.axi`. waves: the VCD file to write (`design.waves` must be set).
+    stall_percent: share of the cycles in which a handshake of a memory port waits, at random (cycle counts then mean
+    nothing).
     Raises InternalError when the run does not end within `max_cycles`, or when a port breaks the AXI4 protocol.
     """
     if len(sizes_bytes) != design.n_ports:
@@ -139,7 +143,7 @@ def run(
         (folder / "job.json").write_text(json.dumps({"operations": operations}))
         _write_setup(folder, sizes_bytes, dump_ranges, memory, max_cycles, faults, log_axi)
         _write_image(folder / "image.bin", image)
-        _simulate(binary, folder, max_cycles, waves)
+        _simulate(binary, folder, max_cycles, waves, stall_percent, memory.seed)
         return _collect(folder, dump_ranges)
 
 
@@ -162,6 +166,9 @@ def _write_setup(
         f"max_cycles {max_cycles}",
         f"log_axi {int(log_axi)}",
     ]
+    if memory.hbm:
+        values = hbm.parameters()
+        lines.append(f"hbm {len(values)} {' '.join(map(str, values))}")
     lines += [f"fault {f.port} {int(f.kind == 'write')} {f.request} {f.response}" for f in faults]
     lines += [f"dump {r.port} {r.address} {r.length_bytes}" for r in dump_ranges]
     (folder / "native.txt").write_text("\n".join(lines) + "\n")
@@ -201,10 +208,13 @@ def _cocotb_environment(folder: Path) -> dict[str, str]:
     }
 
 
-def _simulate(binary: Path, folder: Path, max_cycles: int, waves: Path | None) -> None:
+def _simulate(
+    binary: Path, folder: Path, max_cycles: int, waves: Path | None, stall_percent: int = 0, seed: int = 0
+) -> None:
     """Runs the simulation; says in one error what its log, its answer and its summary tell of a failure."""
     log = folder / "simulation.log"
     arguments = ["--trace", "--trace-file", str(waves.resolve())] if waves else []
+    arguments += [f"+alula_stall={stall_percent}", f"+alula_stall_seed={seed & 0x7FFFFFFF}"] if stall_percent else []
     with log.open("w") as output:
         code = subprocess.run(
             [str(binary), *arguments], cwd=folder, env=_cocotb_environment(folder), stdout=output,

@@ -25,6 +25,9 @@ AXI_SIGNALS = {
 }  # fmt: skip
 """The signals of a memory port `m{i:02d}_axi_`."""
 
+HANDSHAKES = tuple(name for name in AXI_SIGNALS if name.endswith(("valid", "ready")))
+"""Of a memory port; on the top's side of the guard (native/axi_guard.sv) their names begin with `dut_`."""
+
 CSR_SIGNALS = {
     "awaddr": (CSR_ADDRESS_BITS, "in"), "awvalid": (1, "in"), "awready": (1, "out"),
     "wdata": (32, "in"), "wstrb": (4, "in"), "wvalid": (1, "in"), "wready": (1, "out"),
@@ -55,13 +58,21 @@ def public_signals() -> tuple[str, ...]:
     return ("csr_*", "rst", "stop", "timeout", "failed", "cycle", "irq")
 
 
-def testbench(top: str, n_ports: int) -> str:
-    """The test bench's text, for the top module named `top`."""
+def testbench(top: str, n_ports: int, kernel: bool = False) -> str:
+    """The test bench's text, for the top module named `top`; kernel: one as `hw.kernel` packages it, without trace."""
     template = files(__package__).joinpath("native", "tb.sv").read_text()
-    connections = [".clk(clk)", ".rst(rst)"]
-    connections += [f".s_axi_control_{name}(control_{name})" for name in CSR_SIGNALS]
-    connections += [f".m{port:02d}_axi_{name}({name}[{port}])" for port in range(n_ports) for name in AXI_SIGNALS]
-    connections += [f".{name}({_trace_wire(name)})" for name in TRACE_SIGNALS] + [".irq(irq)"]
+    connections = [f".s_axi_control_{name}(control_{name})" for name in CSR_SIGNALS]
+    connections += [
+        f".m{port:02d}_axi_{name}({_memory_wire(name)}[{port}])" for port in range(n_ports) for name in AXI_SIGNALS
+    ]
+    untraced = ""
+    if kernel:
+        connections += [".ap_clk(clk)", ".ap_rst_n(!rst)", ".interrupt(irq)"]
+        untraced = ";\n    assign trace_start = 0;\n    assign trace_done = 0;\n    assign trace_cycle = 0"
+    else:
+        connections += [".clk(clk)", ".rst(rst)", ".irq(irq)"]
+        connections += [f".{name}({_trace_wire(name)})" for name in TRACE_SIGNALS]
+    payload = [name for name in AXI_SIGNALS if name not in HANDSHAKES]
     replacements = {
         "@N_PORTS@": str(n_ports),
         "@N_UNITS@": str(len(UNITS)),
@@ -69,7 +80,12 @@ def testbench(top: str, n_ports: int) -> str:
         "@CSR_ADDRESS_BITS@": str(CSR_ADDRESS_BITS),
         "@MEMORY_SIGNALS@": "\n".join(_declare(name, bits, " [N_PORTS]") for name, (bits, _) in AXI_SIGNALS.items()),
         "@CONTROL_SIGNALS@": "\n".join(_declare(f"control_{name}", bits) for name, (bits, _) in CSR_SIGNALS.items()),
-        "@TOP@": f"{top} dut (\n        " + ",\n        ".join(connections) + "\n    )",
+        "@DUT_HANDSHAKES@": "\n".join(_declare(f"dut_{name}", 1, " [N_PORTS]") for name in HANDSHAKES),
+        "@GUARD_CONNECTIONS@": ", ".join(
+            [f".{name}({name}[g]), .dut_{name}(dut_{name}[g])" for name in HANDSHAKES]
+            + [f".{name}({name}[g])" for name in payload]
+        ),
+        "@TOP@": f"{top} dut (\n        " + ",\n        ".join(connections) + f"\n    ){untraced}",
     }  # fmt: skip
     for mark, text in replacements.items():
         template = template.replace(mark, text)
@@ -78,6 +94,10 @@ def testbench(top: str, n_ports: int) -> str:
 
 def _declare(name: str, bits: int, dimension: str = "") -> str:
     return f"    logic {f'[{bits - 1}:0] ' if bits > 1 else ''}{name}{dimension};"
+
+
+def _memory_wire(name: str) -> str:
+    return f"dut_{name}" if name in HANDSHAKES else name
 
 
 def _trace_wire(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from alula.cli import main
@@ -23,11 +24,47 @@ CASES = {
     "too many layers": ["simulate", "--layers", "3"],
     "context of nothing": ["simulate", "--context", "0"],
     "lengths that are no numbers": ["verify", "--lengths", "1,x"],
+    "precision that is none": ["simulate", "--bits", "five"],
+    "precision beyond 8": ["compile", "-o", "{tmp}/out.alula", "--bits", "9"],
+    "unknown sparsity": ["verify", "--sparsity", "3:16"],
+    "unknown recipe": ["simulate", "--bits", "4", "--recipe", "worst"],
+    "random precisions with a fixed sparsity": ["verify", "--bits", "mixed", "--sparsity", "4:16"],
+    "unknown attention mask": ["simulate", "--attention-mask", "diagonal"],
+    "window that is no number": ["simulate", "--attention-mask", "window:wide"],
+    "window of nothing": ["verify", "--attention-mask", "window:0"],
+    "missing mask": ["simulate", "--attention-mask", "{tmp}/absent.npy"],
+    "mask that is none": ["verify", "--attention-mask", "{tmp}/junk.npy"],
+    "mask of another shape": ["simulate", "--attention-mask", "{tmp}/narrow.npy"],
+    "mask of numbers": ["simulate", "--attention-mask", "{tmp}/numbers.npy"],
+    "mask without its diagonal": ["simulate", "--attention-mask", "{tmp}/hole.npy"],
+    "mask for decode": ["simulate", "--phase", "decode", "--attention-mask", "causal"],
+    "no visual token kept": ["simulate", "--phase", "vision", "--keep-visual", "0"],
+    "more visual tokens kept than patches": ["verify", "--keep-visual", "17"],
+    "kept tokens of no image": ["generate", *TINY, "--prompt", "x", "--keep-visual", "4"],
+    "schedule that is none": ["simulate", "--keep-schedule", "1"],
+    "schedule that keeps nothing": ["simulate", "--keep-schedule", "1:0"],
+    "schedule that keeps more than there are": ["simulate", "--keep-schedule", "1:17", "--tokens", "33"],
+    "schedule from the first layer on": ["simulate", "--keep-schedule", "0:4"],
+    "missing schedule": ["simulate", "--keep-schedule", "{tmp}/absent.json"],
+    "scores that keep nothing": ["verify", "--fastv", "1:0"],
+    "scores that keep more than there are": ["verify", "--fastv", "1:17"],
+    "scores that keep less than nothing": ["verify", "--fastv", "1:-1"],
+    "exit before the first layer": ["simulate", "--exit-layer", "0"],
+    "exit behind the last layer": ["verify", "--exit-layer", "2"],
+    "visual tokens beyond the prompt": ["simulate", "--exit-layer", "1", "--image-tokens", "16"],
+    "reduction of a prompt without an image": ["generate", *TINY, "--prompt", "x", "--exit-layer", "1"],
+    "reduction in decode": ["simulate", "--phase", "decode", "--exit-layer", "1"],
+    "scores under a mask": ["verify", "--fastv", "1:4", "--attention-mask", "causal", "--lengths", "33"],
+    "reduction in streams for one length": ["verify", "--program", "unrolled", "--exit-layer", "1"],
+    "prompt beyond the context": ["generate", *TINY, "--prompt", "word " * 60],
     "missing container": ["disasm", "{tmp}/absent.alula"],
     "missing assembly": ["asm", "{tmp}/absent.s", "-o", "{tmp}/out.bin"],
     "missing image": ["generate", *TINY, "--prompt", "x", "--image", "{tmp}/no.png"],
     "image that is none": ["generate", *TINY, "--prompt", "x", "--image", "{tmp}/junk"],
     "placeholder without an image": ["generate", *TINY, "--prompt", "<image>"],
+    "demo of another model": ["demo", "--model", "smollm2-135m", "-o", "{tmp}/demo"],
+    "demo of no tokens": ["demo", "--tokens", "0", "-o", "{tmp}/demo"],
+    "demo of an image that is none": ["demo", "--image", "{tmp}/junk", "-o", "{tmp}/demo"],
     "wrong checkpoint": ["simulate", "--model", "{tmp}/junk"],
     "empty checkpoint folder": ["simulate", "--model", "{tmp}"],
     "a container that is none": ["disasm", "{tmp}/junk"],
@@ -48,6 +85,10 @@ def test_one_line(name: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> N
     (tmp_path / "junk").write_bytes(b"not a checkpoint")
     (tmp_path / "junk.bin").write_bytes(b"123")
     (tmp_path / "junk.s").write_text("FROB r1\n")
+    (tmp_path / "junk.npy").write_bytes(b"not an array")
+    np.save(tmp_path / "narrow.npy", np.ones((8, 4), bool))
+    np.save(tmp_path / "numbers.npy", np.ones((8, 8)))
+    np.save(tmp_path / "hole.npy", np.tri(8, k=-1, dtype=bool))
     before = sorted(tmp_path.iterdir())
     assert run([part.replace("{tmp}", str(tmp_path)) for part in CASES[name]]) == 1
     shown = capsys.readouterr().err

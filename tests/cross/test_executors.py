@@ -1,9 +1,12 @@
 """One encoded program on every executor: equal in every byte, and the cycle simulator equals the RTL in every cycle."""
 
+import numpy as np
 import pytest
 
 from alula.session import open_flow
 from alula.verification import verify
+from ref_model.compress import Compression
+from ref_model.mask import BlockMask
 
 
 def require_exact(result: dict) -> None:
@@ -20,6 +23,28 @@ def test_llava_tiny() -> None:
     assert result["cases"][0]["name"] == "vision"
     assert len(result["cases"]) == 8
     require_exact(result)
+
+
+def test_every_block_of_another_precision_and_sparsity() -> None:
+    """2, 3, 4 and 8 bits and 0, 1, 2, 4, 8 and 16 non-zeros of 16, mixed from block to block; vision too."""
+    flow = open_flow("llava-tiny", "tiny", compression=Compression.parse("mixed", "mixed", "plain"))
+    require_exact(verify(flow, "rtl", lengths=(5, 16), steps=1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("bits", "sparsity"), [("8", "8:16"), ("4", "8:16"), ("3", "4:16"), ("2", "2:16"),
+                                                ("8", "1:16"), ("4", "dense"), ("3", "dense"), ("2", "dense")])
+def test_one_precision_and_sparsity(bits: str, sparsity: str) -> None:
+    flow = open_flow("llava-tiny", "tiny", vision=False, compression=Compression.parse(bits, sparsity, "plain"))
+    require_exact(verify(flow, "rtl", lengths=(5, 16), steps=1))
+
+
+def test_llava_tiny_with_absent_keys() -> None:
+    """The last queries see three runs of keys: the first, the third and their own tile."""
+    flow = open_flow("llava-tiny", "tiny", vision=False)
+    tiles = np.arange(8)
+    mask = BlockMask(32, (tiles[:, None] - tiles) % 2 == 0)
+    require_exact(verify(flow, "rtl", lengths=(135,), steps=1, mask=mask))
 
 
 @pytest.mark.slow

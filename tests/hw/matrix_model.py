@@ -1,10 +1,10 @@
 """docs/machine.md's formulas for RD and MX, read aloud: every cycle from the cycles at which the outside acted."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from hw.spec.config import BLOCK_BEATS, Config
+from hw.spec.config import Config
 from hw.spec.isa import MxMode, StreamFormat
-from hw.spec.timing import MX_ACC_LATENCY, MX_DRAIN_LATENCY, burst_length
+from hw.spec.timing import MX_ACC_LATENCY, MX_DRAIN_LATENCY, WEIGHT_BUFFER_ROUNDS, burst_length
 
 
 @dataclass
@@ -26,15 +26,10 @@ class Rd:
                 yield at, length
                 at, left = at + length, left - length
 
-    @property
-    def headers(self) -> list[bool]:
-        total = self.n_outer * self.n_inner
-        return [self.fmt == StreamFormat.STREAM and i == 0 for i in range(total)]
-
 
 @dataclass
 class Mx:
-    """An MX instruction."""
+    """An MX instruction; ``rounds``: whether each is sparse, and whether it ends its step."""
 
     act: int
     act_stride: int
@@ -44,6 +39,10 @@ class Mx:
     dst: int
     dst_stride: int
     mode: MxMode
+    rounds: list[tuple[bool, bool]] = field(default_factory=list)
+
+    def cost(self, config: Config, sparse: bool) -> int:
+        return (2 * -(-self.n_rows // 2) if sparse else self.n_rows) * config.passes
 
 
 @dataclass
@@ -55,48 +54,58 @@ class MxTimes:
 
 
 class FrontModel:
-    """One unit's pops, from the cycles its beats arrive and its blocks are taken."""
+    """One unit's pops, from the cycles its beats arrive and its rounds are taken."""
 
-    def __init__(self, arrivals: list[int], headers: list[bool]):
-        self.beats = list(zip(arrivals, headers, strict=False))
+    def __init__(self, arrivals: list[int], completes: list[bool]):
+        """completes: whether a beat is the last of a round."""
+        self.beats = list(zip(arrivals, completes, strict=False))
         self.pops: list[int] = []
-        self.free = 0  # cycle from which the next block's first beat may be popped
+        self.takes: list[int] = []
+        self.round_pops: list[int] = []
 
     def full(self) -> int | None:
-        """The cycle from which the next block is full, or None if its beats never come."""
-        n = 0
-        while n < BLOCK_BEATS:
-            if len(self.pops) == len(self.beats):
+        """The cycle from which the next round is full, or None if its beats never come."""
+        while len(self.round_pops) == len(self.takes):
+            if not self.pop():
                 return None
-            arrival, header = self.beats[len(self.pops)]
-            after = self.pops[-1] + 1 if self.pops else 0
-            self.pops.append(max(arrival + 1, after, self.free))
-            n += not header
-        return self.pops[-1] + 1
+        return self.round_pops[len(self.takes)] + 1
 
-    def take(self, cycle: int):
-        self.free = cycle
+    def pop(self) -> bool:
+        """Pops one more beat; False if there is none, or if room depends on a take to come."""
+        if len(self.pops) == len(self.beats):
+            return False
+        freed = len(self.round_pops) - WEIGHT_BUFFER_ROUNDS
+        if freed >= len(self.takes):
+            return False
+        arrival, completes = self.beats[len(self.pops)]
+        self.pops.append(max(arrival + 1, self.pops[-1] + 1 if self.pops else 0,
+                             self.takes[freed] + 1 if freed >= 0 else 0))
+        if completes:
+            self.round_pops.append(self.pops[-1])
+        return True
+
+    def stalls(self) -> int:
+        """Cycles in which a beat is held back for want of room."""
+        ready = [max(arrival, before) + 1 for (arrival, _), before in zip(self.beats, [-1, *self.pops], strict=False)]
+        return sum(pop - at for pop, at in zip(self.pops, ready, strict=True))
 
 
 def mx_times(config: Config, starts: list[int], program: list[Mx], fronts: list[FrontModel]) -> list[MxTimes]:
     """Takes, drains and ends of MX instructions started in ``starts``."""
     times = []
     for s, mx in zip(starts, program, strict=False):
-        cost = mx.n_rows * config.passes
         d = config.drain_cycles_a_row if mx.mode == MxMode.SPLIT_N else 1
-        takes, drains = [], []
-        for i in range(mx.ob * mx.kb):
-            step, k = divmod(i, mx.kb)
-            take = max([front.full() for front in fronts] + [s + 1])
-            if i:
-                take = max(take, takes[-1] + cost)
-            if k == 0 and step >= 2:
-                take = max(take, drains[step - 2][1] + 1)
+        takes, drains, free, first = [], [], s + 1, True
+        for sparse, last in mx.rounds:
+            take = max([front.full() for front in fronts] + [free])
+            if first and len(drains) >= 2:
+                take = max(take, drains[-2][1] + 1)
             for front in fronts:
-                front.take(take)
+                front.takes.append(take)
             takes.append(take)
-            if k == mx.kb - 1:
-                dstart = take + cost + MX_ACC_LATENCY
+            free, first = take + mx.cost(config, sparse), last
+            if last:
+                dstart = free + MX_ACC_LATENCY
                 if drains:
                     dstart = max(dstart, drains[-1][1] + 1)
                 drains.append((dstart, dstart + mx.n_rows * d - 1))

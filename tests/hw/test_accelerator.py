@@ -6,7 +6,7 @@ import pytest
 from hw.emit import TOP
 from hw.spec import config as configurations
 from hw.spec import csr
-from hw.spec.isa import CTL0, Dst, Error, Op, Src, StMode, Unit, pack_bits
+from hw.spec.isa import CTL0, FIELDS, Dst, Error, LdKind, Op, Src, StKind, StMode, StreamFormat, Unit, pack_bits
 from hw.spec.timing import (
     LDS_RETURN,
     MX_ACC_LATENCY,
@@ -185,6 +185,37 @@ def test_matmul():
     assert got.read_beats_channels == 4 * kb * units
 
 
+def test_traffic_by_purpose():
+    """A counter for every purpose; together they are what the ports count."""
+    program, beats = Program(), {kind: 3 + 2 * kind for kind in LdKind}
+    for kind, n in beats.items():
+        program.issue(LD, addr=64, n_outer=1, n_inner=n, dst=0, kind=kind)
+    for _ in range(7):
+        program.add(Op.LDS, 1)
+    stores = {kind: 2 + kind for kind in StKind}
+    program.set(ST, addr=9000, src=0, n_tok=1, n_head=1)
+    for kind, n in stores.items():
+        program.issue(ST, mode=StMode.LIN, kind=kind, n_gran=n)
+    for mode in (StMode.SC, StMode.K, StMode.V):
+        program.issue(ST, mode=mode, kind=StKind.KV_SCALES, n_gran=1)
+    rounds = 3
+    program.issue(RD, addr=0, n_outer=1, n_inner=4 * rounds, fmt=StreamFormat.RAW)
+    program.issue(MX, n_rows=1, kb=rounds, ob=1)
+    program.issue(RD, addr=64, n_outer=1, n_inner=1, fmt=StreamFormat.STREAM)  # nobody takes them: zeros
+    program.halt()
+    got, units = execute(program).values, CONFIG.units
+    assert got["status"] == 0
+    assert {kind: got[name] for kind, name in csr.LD_BEATS.items()} == beats
+    assert got["read_beats_scalars"] == 7 and got["read_beats_fetch"] == -(-len(program.words) // 8)
+    assert (got["read_beats_kv"], got["read_beats_weights"]) == (units * 4 * rounds, units)
+    written = {kind: 64 * n for kind, n in stores.items()}
+    written[StKind.KV_SCALES] += 4
+    assert {kind: got[name] for kind, name in csr.ST_BYTES.items()} == written and got["write_bytes_kv"] == 32
+    assert got["read_beats_aux"] == sum(beats.values()) + got["read_beats_scalars"] + got["read_beats_fetch"]
+    assert got["read_beats_channels"] == got["read_beats_kv"] + got["read_beats_weights"]
+    assert got["write_bytes_aux"] == sum(written.values()) and got["write_bytes_channels"] == 32
+
+
 def test_loops_registers_and_lds():
     """A nested loop of stores whose addresses the program computes; values read back by LDS and stored again."""
     program = Program()
@@ -233,7 +264,7 @@ def failing():
     load = {"addr": 0, "n_outer": 1, "n_inner": 8, "dst": 0}
     yield "opcode", (raw, {}), Error.ILLEGAL_INSTRUCTION, 5, 0
     yield "register", one((Op.ADDI, 32, 0, 0, 1)), Error.ILLEGAL_INSTRUCTION, 5, 0
-    yield "field", one((Op.SET, 6)), Error.ILLEGAL_INSTRUCTION, 5, 0
+    yield "field", one((Op.SET, len(FIELDS[LD]))), Error.ILLEGAL_INSTRUCTION, 5, 0
     yield "too long", one(halt, length=CONFIG.imem_instructions + 1), Error.ILLEGAL_INSTRUCTION, 5, None
     yield "pc", one((Op.BEQ, 0, 0, 0, 9), halt), Error.PC_RANGE, 5, 9
     yield "end", one((Op.ADDI, 1, 0, 0, 1)), Error.PC_RANGE, 5, 1
@@ -244,6 +275,8 @@ def failing():
     yield "watchdog", one(lambda p: p.issue(LD, wait=[VU], **load), halt, watchdog=200), Error.WATCHDOG, 5, 5
     yield "zero", one(lambda p: p.issue(LD, **load | {"n_inner": 0}), halt), Error.ILLEGAL_DESCRIPTOR, LD, 4
     yield "mode", one(lambda p: p.issue(ST, mode=4, n_tok=1, n_head=1, n_gran=1), halt), Error.ILLEGAL_DESCRIPTOR, ST, 4
+    kind = {"n_outer": 1, "n_inner": 8, "kind": len(LdKind)}
+    yield "kind", one(lambda p: p.issue(LD, **kind), halt), Error.ILLEGAL_DESCRIPTOR, LD, 3
     far = load | {"dst": CONFIG.pb_granules - 3}
     yield "load range", one(lambda p: p.issue(LD, **far), halt), Error.BUFFER_RANGE, LD, 4
     store = {"mode": 0, "addr": 0, "n_tok": 1, "n_head": 1, "n_gran": 9}
@@ -255,9 +288,9 @@ def failing():
     yield "write", one(lambda p: p.issue(ST, **store), halt, faults=[Fault(AUX, "write", 3)]), Error.BUS_WRITE, ST, 5
     stream = {"addr": 0, "n_outer": 1, "n_inner": 64, "fmt": 0}
     yield "weights", one(lambda p: p.issue(RD, **stream), halt, faults=[Fault(0, "read", 1)]), Error.BUS_READ, RD, None
-    header = stream | {"fmt": 1}
+    header, unknown = stream | {"fmt": 1}, MemoryImage(0, 0, np.full(64, 0xFF, np.uint8))
     yield "header", one(lambda p: p.issue(RD, **header), lambda p: p.issue(
-        MX, n_rows=1, kb=1, ob=1), halt), Error.STREAM_HEADER, RD, 4
+        MX, n_rows=1, kb=1, ob=1), halt, image=[unknown]), Error.STREAM_HEADER, RD, 4
 
 
 @pytest.mark.parametrize(("case", "status", "detail", "pc"), [

@@ -17,7 +17,7 @@ def draw(rng, n_nonzero, extreme=False):
     act = lambda: rng.choice((-128, 127)) if extreme else rng.randint(-128, 127)  # noqa: E731
     groups_a_row = min(n_nonzero or 8, 8) // 2
     return {
-        "acts": [[act() for _ in range(16)] for _ in range(2)],
+        "acts": [[[act() for _ in range(16)] for _ in range(2)] for _ in range(8)],
         "weights": [[weight() for _ in range(16)] for _ in range(2)],
         "indices": [rng.randrange(16) for _ in range(16)],
         "sparse": int(n_nonzero > 0),
@@ -28,7 +28,11 @@ def draw(rng, n_nonzero, extreme=False):
 def oracle(step):
     """(lo, hi) of every tap: dot products since the last break."""
     acts, weights = np.array(step["acts"]), np.array(step["weights"])
-    products = acts[:, step["indices"]] * weights[0] if step["sparse"] else acts[0] * weights
+    groups = np.arange(16) // 2
+    if step["sparse"]:
+        products = acts[groups, :, step["indices"]].T * weights[0]
+    else:
+        products = acts[groups, 0, np.arange(16)] * weights
     taps, first = [], 0
     for group in range(8):
         if step["breaks"] >> group & 1:
@@ -121,7 +125,7 @@ def test_breaks_anywhere():
 
 @pytest.mark.parametrize(("weight", "act"), [(-127, -128), (127, -128), (-127, 127), (127, 127)])
 def test_full_lanes_at_the_extremes(weight, act):
-    dense = {"acts": [[act] * 16] * 2, "indices": list(range(16)), "sparse": 0, "breaks": DENSE_BREAKS}
+    dense = {"acts": [[[act] * 16] * 2] * 8, "indices": list(range(16)), "sparse": 0, "breaks": DENSE_BREAKS}
     rows = [[weight] * 16, [-weight] * 16]
     compare(SparseChain(), [dense | {"weights": list(pair)} for pair in ((rows[0], rows[1]), (rows[1], rows[0]))])
 
@@ -132,7 +136,8 @@ def test_latency_constants():
 
 def test_nine_products_are_too_many():
     """What the contract forbids does go wrong: a ninth product of one sign overflows the lower lane."""
-    step = {"acts": [[-128] * 16] * 2, "weights": [[-127] * 16] * 2, "indices": [0] * 16, "sparse": 0, "breaks": 1}
+    step = {"acts": [[[-128] * 16] * 2] * 8, "weights": [[-127] * 16] * 2, "indices": [0] * 16, "sparse": 0,
+            "breaks": 1}
     taps, _ = run(SparseChain(), [step])
     (got,) = taps.values()
     assert got[:4] == oracle(step)[:4] and got[4] != oracle(step)[4]

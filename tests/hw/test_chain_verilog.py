@@ -15,7 +15,7 @@ MODEL = files("hw").joinpath("verilog", "dsp48e2.v").read_text()
 
 # Both tops offer a `mismatch` output, so that Verilator compares what it simulates anyway.
 CHAIN_TOP = """
-module top(input clk, rst, i_valid, input [584:0] i, output o_valid, sums_valid, output [303:0] o,
+module top(input clk, rst, i_valid, input [2376:0] i, output o_valid, sums_valid, output [303:0] o,
            output [39:0] sums, output mismatch);
   wire [303:0] o_plain; wire [39:0] sums_plain; wire o_valid_plain, sums_valid_plain;
   chain_primitive primitive_(.clk, .rst, .i__valid(i_valid), .i__payload(i), .o__valid(o_valid), .o__payload(o),
@@ -67,26 +67,28 @@ int main(int, char** argv) {
     std::deque<Step> taps, sums;
     int sent = 0;
     for (int cycle = 0; sent < n_steps || !sums.empty(); cycle++) {
-        int act[2][16], weight[2][16], index[16], sparse = rng() & 1, breaks = always_break, group = 0;
+        int act[8][2][16], weight[2][16], index[16], sparse = rng() & 1, breaks = always_break, group = 0;
         while (group < 8) { group += 1 + rng() % 4; breaks |= 1 << group; }
         breaks &= 255;
         for (int i = 0; i < 16; i++) {
             for (int j = 0; j < 2; j++) {
-                put((j * 16 + i) * 8, 8, act[j][i] = draw(-128, 127));
-                put(256 + (j * 16 + i) * 8, 8, weight[j][i] = draw(-127, 127));
+                for (int g = 0; g < 8; g++)
+                    put(((g * 2 + j) * 16 + i) * 8, 8, act[g][j][i] = draw(-128, 127));
+                put(2048 + (j * 16 + i) * 8, 8, weight[j][i] = draw(-127, 127));
             }
-            put(512 + 4 * i, 4, index[i] = rng() % 16);
+            put(2304 + 4 * i, 4, index[i] = rng() % 16);
         }
-        put(576, 1, sparse);
-        put(577, 8, breaks);
+        put(2368, 1, sparse);
+        put(2369, 8, breaks);
         top.i_valid = sent < n_steps && rng() % 4;
         if (top.i_valid) {
             Step step;
             int sum[2] = {0, 0};
             for (int i = 0; i < 16; i++)
                 for (int lane = 0; lane < 2; lane++) {
+                    auto& own = act[i / 2];
                     if (i % 2 == 0 && breaks >> i / 2 & 1) sum[lane] = 0;
-                    sum[lane] += sparse ? act[lane][index[i]] * weight[0][i] : act[0][i] * weight[lane][i];
+                    sum[lane] += sparse ? own[lane][index[i]] * weight[0][i] : own[0][i] * weight[lane][i];
                     step.lanes[i / 2][lane] = sum[lane];
                 }
             step.due = cycle + latency;

@@ -8,7 +8,7 @@ from amaranth.sim import Simulator
 
 from hw.load_unit import LoadUnit
 from hw.spec import config as configurations
-from hw.spec.isa import Error, StMode
+from hw.spec.isa import Error, LdKind, StKind, StMode
 from hw.spec.timing import ST_PIPE, burst_length
 from hw.store_unit import StoreUnit
 
@@ -199,6 +199,9 @@ def test_store(mode, stalls, config):
 @pytest.mark.parametrize(("dut", "fields", "code"), [
     (LoadUnit, {"n_outer": 1, "n_inner": 0}, Error.ILLEGAL_DESCRIPTOR),
     (LoadUnit, {"n_outer": 0, "n_inner": 1}, Error.ILLEGAL_DESCRIPTOR),
+    (LoadUnit, {"n_outer": 1, "n_inner": 1, "kind": len(LdKind)}, Error.ILLEGAL_DESCRIPTOR),
+    (LoadUnit, {"n_outer": 1, "n_inner": 1, "kind": 1 << 31}, Error.ILLEGAL_DESCRIPTOR),
+    (StoreUnit, {"n_tok": 1, "n_head": 1, "n_gran": 1, "kind": len(StKind)}, Error.ILLEGAL_DESCRIPTOR),
     (StoreUnit, {"n_tok": 1, "n_head": 1, "n_gran": 0}, Error.ILLEGAL_DESCRIPTOR),
     (StoreUnit, {"n_tok": 1, "n_head": 1, "n_gran": 1, "mode": 4}, Error.ILLEGAL_DESCRIPTOR),
     (StoreUnit, {"n_tok": 1, "n_head": 1, "n_gran": 1, "src": 1 << 31}, Error.BUFFER_RANGE),

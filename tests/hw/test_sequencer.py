@@ -166,3 +166,28 @@ def test_random_programs(seed):
     events, retired = simulate(words, arguments, limit)
     assert events == expected
     assert retired == [2 + SEQ_INTERVAL * i for i in range(n)]
+
+
+@pytest.mark.parametrize("stall", [0, 1, 5])
+def test_a_scalar_load_keeps_its_address_until_it_is_taken(stall):
+    """An LDS whose request waits: valid and address stay, whatever the number of cycles."""
+    dut, seen = Sequencer(CONFIG), []
+    words = [Instruction(Op.ADDI, 1, 0, 0, 0x234).encode(), Instruction(Op.LDS, 2, 1, 0, 0x1000).encode()]
+
+    async def bench(ctx):
+        for name, value in {"run": 1, "go": 1, "length": len(words), "idle": -1}.items():
+            ctx.set(getattr(dut, name), value)
+        for _ in range(40):
+            pc = ctx.get(dut.pc)
+            valid = ctx.get(dut.bus.arvalid)
+            if valid:
+                seen.append(ctx.get(dut.bus.araddr))
+            ctx.set(dut.bus.arready, len(seen) > stall)
+            await ctx.tick()
+            ctx.set(dut.word, words[pc] if pc < len(words) else 0)
+
+    simulator = Simulator(dut)
+    simulator.add_clock(1e-6)
+    simulator.add_testbench(bench)
+    simulator.run()
+    assert seen == [0x1234 // 16 * 64] * (stall + 1)

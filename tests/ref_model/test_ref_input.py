@@ -65,6 +65,17 @@ def test_image_file_errors(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot read"):
         open_image(tmp_path / "cut.png")
     assert open_image(tmp_path / "whole.png").size == (64, 64)
+    (tmp_path / "cut.ppm").write_bytes(b"P6\n4 ")
+    with pytest.raises(UserError, match="cannot read"):
+        open_image(tmp_path / "cut.ppm")
+
+
+def test_photographs_are_turned_upright(tmp_path: Path) -> None:
+    """As transformers' `load_image` does; cameras store the turn beside the pixels."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # Orientation: a quarter turn clockwise.
+    Image.new("RGB", (30, 20)).save(tmp_path / "turned.jpg", exif=exif)
+    assert open_image(tmp_path / "turned.jpg").size == (20, 30)
 
 
 def test_byte_tokenizer_round_trip_and_image_expansion() -> None:

@@ -8,32 +8,40 @@ import pytest
 
 from hw.spec.assembly import assemble
 from hw.spec.config import CONFIGS
-from hw.spec.isa import FIELDS, Error, Unit
+from hw.spec.csr import KV_BYTES, LD_BEATS, RD_BEATS, ST_BYTES, TRAFFIC
+from hw.spec.isa import FIELDS, Error, LdKind, StKind, Unit
 from hw.spec.memory import MemoryModel
 from sim.backend import Event, Invocation
 from sim.cycle import CycleBackend
+from sim.functional import FunctionalBackend
 from sim.memory_image import MemoryImage
+from tests.sim.streams import header_positions, random_shape, random_streams
 from tests.sim.ticker import Ticker
 
 TINY = CONFIGS["tiny"]
+STREAMS = 16384
+"""Beat address of the weight streams, where nothing is stored."""
 
 
 def random_fields(rng: random.Random, unit: Unit) -> dict[str, int]:
     f = dict.fromkeys(FIELDS[unit], 0)
     if unit == Unit.LD:
         return f | {"addr": 64 + rng.randrange(200), "n_outer": rng.randint(1, 3), "n_inner": rng.randint(1, 40),
-                    "stride": 41, "dst_stride": 40}  # fmt: skip
+                    "stride": 41, "dst_stride": 40, "kind": rng.randrange(len(LdKind))}  # fmt: skip
     if unit == Unit.ST:
         return f | {"mode": rng.randrange(4), "addr": 4096, "n_tok": rng.randint(1, 3), "n_head": rng.randint(1, 2),
-                    "n_gran": rng.randint(1, 3)}  # fmt: skip
+                    "n_gran": rng.randint(1, 3), "kind": rng.randrange(len(StKind))}  # fmt: skip
     if unit == Unit.VU:
         return f | {"n_outer": rng.randint(1, 3), "n_mid": rng.randint(1, 3), "n_words": rng.randint(1, 5)}
-    return f | {"addr": rng.randrange(100), "n_outer": 1, "fmt": rng.randrange(2)}
+    return f | {"addr": rng.randrange(100), "n_outer": 1}
 
 
-def random_steps(rng: random.Random, n: int):
-    """Issues that cannot deadlock: waits are for signals of earlier issues only, a product follows its reads."""
-    pending, steps = {(p, c): 0 for p in Unit for c in Unit}, []
+def random_steps(rng: random.Random, n: int, units: int, mixed: bool = True):
+    """Issues that cannot deadlock: waits are for signals of earlier issues only, a product follows its reads.
+
+    Gives (steps, streams): [(RD fields, bytes a unit)] to be found in the channels. mixed: units' runs differ.
+    """
+    pending, steps, streams = {(p, c): 0 for p in Unit for c in Unit}, [], []
 
     def add(unit, fields):
         # A product that waits for the end of its own reads would never free their space.
@@ -46,17 +54,51 @@ def random_steps(rng: random.Random, n: int):
             pending[unit, c] += signal >> c & 1
         steps.append((unit, fields, wait, signal))
 
+    def product(kb, ob, mode):
+        f = {"n_rows": rng.choice([1, 1, 2, 7]), "kb": kb, "ob": ob, "mode": mode}
+        add(Unit.MX, dict.fromkeys(FIELDS[Unit.MX], 0) | f)
+
+    def stream():
+        """Some steps of runs, read by an RD or two and used by an MX or two."""
+        windows, ob = rng.randint(1, 3), rng.randint(1, 4)
+        shape = random_shape(rng, ob, windows, most=2)
+        parts = [(shape, True)]
+        if rng.random() < 0.3:
+            # The last step goes on in a second RD, which may be all of it.
+            parts = [([*shape[:-1], shape[-1][:1]], len(shape[-1]) == 1), ([shape[-1][1:]], True)]
+            parts = [p for p in parts if any(p[0])]
+        for part, ends in parts:
+            add(Unit.RD, placed(random_streams(rng, units, part, ends, not mixed or rng.random() < 0.3)))
+        first = rng.randint(1, ob)
+        for steps_taken in (first, ob - first):
+            if steps_taken:
+                product(windows * 8 - rng.randrange(8), steps_taken, 0)
+
+    def placed(data):
+        """RD fields for these streams, in rows that are apart."""
+        rows = rng.choice([1, 1, 2])
+        n = -(-len(data[0]) // 64 // rows)
+        at = STREAMS + sum(f["n_outer"] * f["stride"] for f, _ in streams)
+        f = {"addr": at, "n_outer": rows, "n_inner": n, "stride": n + 3, "fmt": 1}
+        streams.append((f, [d.ljust(rows * n * 64, b"\0") for d in data]))
+        return f
+
     for _ in range(n):
         unit = rng.choice([Unit.LD, Unit.ST, Unit.VU, Unit.RD, Unit.RD])
+        if unit == Unit.RD and rng.random() < 0.6:
+            stream()
+            continue
         f = random_fields(rng, unit)
         kb, ob = rng.randint(1, 5), rng.randint(1, 5)
         if unit == Unit.RD:
-            f["n_inner"] = kb * ob * 4 + f["fmt"]
+            f["n_inner"] = kb * ob * 4
         add(unit, f)
         if unit == Unit.RD:
-            product = {"n_rows": rng.choice([1, 1, 2, 7]), "kb": kb, "ob": ob, "mode": rng.randrange(2)}
-            add(Unit.MX, dict.fromkeys(FIELDS[Unit.MX], 0) | product)
-    return steps
+            product(kb, ob, rng.randrange(2))
+    if rng.random() < 0.5:
+        # Nobody takes these: some stay in the weight buffer, some in the FIFO.
+        add(Unit.RD, random_fields(rng, Unit.RD) | {"n_inner": rng.randint(1, 64)})
+    return steps, streams
 
 
 def program_of(steps):
@@ -79,26 +121,39 @@ def names(mask: int) -> str:
     return "|".join(u.name.lower() for u in Unit if mask >> u & 1) or "none"
 
 
-def weights_everywhere(memory: MemoryImage) -> None:
-    """Streams that any read can start with a header, so that data runs too."""
-    beat = np.zeros(64, np.uint8)
-    beat[:3] = 0xA1, 8, 16
-    for port in range(memory.config.units):
-        memory.attach(port, 0, np.tile(beat, 4096))
+def attach(memory: MemoryImage, streams) -> None:
+    for f, data in streams:
+        for unit, o in np.ndindex(memory.config.units, f["n_outer"]):
+            row = np.frombuffer(data[unit], np.uint8).reshape(f["n_outer"], -1)[o]
+            memory.attach(unit, (f["addr"] + o * f["stride"]) * 64, row)
 
 
-@pytest.mark.parametrize("seed", range(12))
+def attach_headers(memory: MemoryImage, streams) -> None:
+    """What timing needs: of the streams only the header beats."""
+    for unit in range(memory.config.units):
+        where, beats = [], []
+        for f, data in streams:
+            for i in header_positions(data[unit]):
+                where.append(f["addr"] - STREAMS + i // f["n_inner"] * f["stride"] + i % f["n_inner"])
+                beats.append(data[unit][i * 64 : i * 64 + 64])
+        headers = np.array(where, np.int64), np.frombuffer(b"".join(beats), np.uint8).reshape(-1, 64)
+        memory.attach_absent(unit, STREAMS * 64, 1 << 20, headers)
+
+
+@pytest.mark.parametrize("seed", range(16))
 @pytest.mark.parametrize("jitter", [0, 37])
-def test_equals_the_ticking_model(seed, jitter):
+@pytest.mark.parametrize("mixed", [False, True])
+def test_equals_the_ticking_model(seed, jitter, mixed):
     rng = random.Random(seed)
-    config = replace(TINY, fifo_beats=rng.choice([32, 64]), queue_depth=rng.choice([2, 8]), units=rng.choice([1, 2, 4]))
+    config = replace(TINY, fifo_beats=rng.choice([32, 64]), queue_depth=rng.choice([2, 8]), units=rng.choice([1, 2, 4]),
+                     chains=rng.choice([2, 8]))  # fmt: skip
     model = MemoryModel(rng.choice([1, 5, 20]), rng.choice([1, 10]), jitter, seed)
-    steps = random_steps(rng, 25)
+    steps, streams = random_steps(rng, 25, config.units, mixed)
     program, ticks = program_of(steps)
-    ticker = Ticker(config, model, ticks)
-    cycles = ticker.run()
     memory = MemoryImage(config)
-    weights_everywhere(memory)
+    attach(memory, streams)
+    ticker = Ticker(config, model, ticks, memory)
+    cycles = ticker.run()
     base = config.aux_bytes // 2
     memory.write(config.aux_port, base, program)
     call = Invocation(base // 64, len(program) // 8, flags=1)
@@ -108,8 +163,34 @@ def test_equals_the_ticking_model(seed, jitter):
     assert result.cycles == cycles
     assert result.counters["mx_weight_stall"] == ticker.weight_stall
     assert result.counters["mx_drain_stall"] == ticker.drain_stall
+    assert result.counters["unpack_stall"] == ticker.channels[0].held_back
     with_data = CycleBackend(model, with_data=True).run(config, memory, call)
     assert (with_data.trace, with_data.counters) == (result.trace, result.counters)
+    bare = MemoryImage(config)
+    bare.write(config.aux_port, base, program)
+    attach_headers(bare, streams)
+    assert CycleBackend(model).run(config, bare, call) == result
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_traffic_equals_the_functional_simulators_and_adds_up(seed):
+    steps, streams = random_steps(random.Random(seed), 25, TINY.units)
+    lds = assemble("LDS r1, r0 + 1024\nLDS r1, r0 + 1025\n")
+    program, _ = program_of(steps)
+    memory, base = MemoryImage(TINY), TINY.aux_bytes // 2
+    attach(memory, streams)
+    memory.write(TINY.aux_port, base, lds + program)
+    call = Invocation(base // 64, len(lds + program) // 8)
+    functional, cycle = (one.run(TINY, memory.fork(), call) for one in (FunctionalBackend(), CycleBackend()))
+    assert functional.status == cycle.status == Error.NONE
+    c = cycle.counters
+    assert {name: functional.counters[name] for name in TRAFFIC} == {name: c[name] for name in TRAFFIC}
+    assert c["read_beats_fetch"] == -(-call.program_length // 8) and c["read_beats_scalars"] == 2
+    scalars = c["read_beats_fetch"] + c["read_beats_scalars"]
+    assert c["read_beats_aux"] == sum(c[name] for name in LD_BEATS.values()) + scalars
+    assert c["read_beats_channels"] == sum(c[name] for name in RD_BEATS.values())
+    assert c["write_bytes_aux"] == sum(c[name] for name in ST_BYTES.values())
+    assert c["write_bytes_channels"] == c[KV_BYTES]
 
 
 def test_fetch_comes_before_the_first_instruction():

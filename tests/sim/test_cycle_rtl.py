@@ -12,7 +12,7 @@ from sim.cycle import CycleBackend
 from sim.memory_image import MemoryImage
 from sim.rtl.backend import RtlBackend
 from sim.trace import differences
-from tests.sim.test_cycle import program_of, random_steps, weights_everywhere
+from tests.sim.test_cycle import attach, program_of, random_steps
 
 TINY = CONFIGS["tiny"]
 
@@ -22,9 +22,10 @@ TINY = CONFIGS["tiny"]
 @pytest.mark.parametrize("jitter", [0, 37])
 def test_equals_the_rtl(seed, jitter):
     rng = random.Random(seed)
-    program, _ = program_of(random_steps(rng, 40))
+    steps, streams = random_steps(rng, 40, TINY.units)
+    program, _ = program_of(steps)
     memory = MemoryImage(TINY)
-    weights_everywhere(memory)
+    attach(memory, streams)
     base = TINY.aux_bytes // 2
     memory.write(TINY.aux_port, base, program)
     call = Invocation(base // 64, len(program) // 8)

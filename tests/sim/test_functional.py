@@ -29,13 +29,16 @@ from hw.spec.isa import (
     Unit,
     pack_bits,
 )
+from sim import weight_stream
 from sim.backend import Invocation, MachineError
+from sim.cycle import CycleBackend
 from sim.functional import FunctionalBackend, Machine
 from sim.functional_checks import control
 from sim.functional_sequencer import Issued
 from sim.functional_state import State, store
 from sim.functional_vector import vector_pass
 from sim.memory_image import MemoryImage
+from tests.sim import streams
 
 TINY = CONFIGS["tiny"]
 PROGRAM = 65536
@@ -62,21 +65,37 @@ def status(*text: str, **options) -> Error:
     return FunctionalBackend().run(TINY, memory, call).status
 
 
-def stream_of(matrix: np.ndarray, units: int, unit: int, mode: MxMode, header: bool) -> np.ndarray:
-    """One unit's stream of int8[out, in], block by block."""
+def raw_stream(matrix: np.ndarray, units: int, unit: int, mode: MxMode) -> np.ndarray:
+    """One unit's RAW blocks of int8[out, in]."""
     n_out, n_in = matrix.shape
     blocks = []
     rows = range(unit, n_out // BLOCK, units) if mode == MxMode.SPLIT_N else range(n_out // BLOCK)
     columns = range(n_in // BLOCK) if mode == MxMode.SPLIT_N else range(unit, n_in // BLOCK, units)
     for j in rows:
         blocks += [matrix[j * 16 : j * 16 + 16, k * 16 : k * 16 + 16].tobytes() for k in columns]
-    head = weights.header(len(blocks)) if header else b""
-    return np.frombuffer(head + b"".join(blocks), np.uint8)
+    return np.frombuffer(b"".join(blocks), np.uint8)
+
+
+def blocks_of(matrix: np.ndarray, units: int, unit: int) -> np.ndarray:
+    """The unit's output blocks of int[out, in]: int[steps * 16, in]."""
+    return matrix.reshape(-1, units, BLOCK, matrix.shape[1])[:, unit].reshape(-1, matrix.shape[1])
+
+
+def put(memory: MemoryImage, data: list[bytes], clean: bool = True) -> int:
+    """Streams of all units at beat 16; beats of one."""
+    for unit, bytes_of_unit in enumerate(data):
+        if clean:
+            memory.attach(unit, 1024, np.frombuffer(bytes_of_unit, np.uint8))
+        else:
+            memory.write(unit, 1024, bytes_of_unit)
+    return len(data[0]) // 64
 
 
 @pytest.mark.parametrize("mode", list(MxMode))
 @pytest.mark.parametrize("header", [0, 1])
 def test_product(mode, header):
+    if header and mode == MxMode.SPLIT_K:
+        return
     rng = np.random.default_rng(1)
     n_rows, units = 5, TINY.units
     ob, kb = 3, 40
@@ -85,9 +104,11 @@ def test_product(mode, header):
     w = rng.integers(-127, 128, (n_out, n_in), np.int8)
     x = rng.integers(-127, 128, (n_rows, n_in), np.int8)
     memory = MemoryImage(TINY)
-    for unit in range(units):
-        memory.attach(unit, 1024, stream_of(w, units, unit, mode, bool(header)))
-    beats = ob * kb * 4 + header
+    if header:
+        beats = put(memory, [streams.dense(blocks_of(w, units, u)) for u in range(units)])
+        assert beats == weights.stream_beats(n_out, n_in, units)
+    else:
+        beats = put(memory, [raw_stream(w, units, u, mode).tobytes() for u in range(units)])
     m = machine(
         memory,
         issue("rd", addr=16, n_outer=1, n_inner=beats, fmt=header),
@@ -98,6 +119,146 @@ def test_product(mode, header):
     m.run()
     got = m.executor.state.ab[7 : 7 + n_rows * n_out // 16].reshape(n_rows, n_out)
     np.testing.assert_array_equal(got, x.astype(np.int64) @ w.T.astype(np.int64))
+
+
+@pytest.mark.parametrize("bits", weights.BITS)
+@pytest.mark.parametrize("nonzeros", weights.NONZEROS)
+def test_every_format_reads_back(bits, nonzeros):
+    """Encoded weights, and random payload bytes against the slow reader, over all numbers of rounds."""
+    rng = random.Random(bits * 100 + nonzeros)
+    for rounds in range(1, 1 + weights.WINDOW // weights.round_blocks(nonzeros)):
+        run = streams.random_run(rng, bits, nonzeros, 1, rounds, True)
+        w = streams.random_weights(rng, run)
+        data = streams.stream([(run, streams.encode_run(run, w))])
+        np.testing.assert_array_equal(weight_stream.matrix(beats_of(data), 256)[0, :, 128:], w)
+        noise = streams.stream([(run, rng.randbytes(64 * run.beats()))])
+        np.testing.assert_array_equal(weight_stream.matrix(beats_of(noise), 256), streams.decode(noise, 256))
+
+
+def beats_of(data: bytes) -> np.ndarray:
+    return np.frombuffer(data, np.uint8).reshape(-1, 64)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_random_streams(seed):
+    """Plans and weights of mixed streams, products that share reads, from attached and from written memory."""
+    rng = random.Random(seed)
+    units, windows, ob, n_rows = TINY.units, 3, 3, 3
+    kb = windows * 8 - rng.randrange(8)
+    data = streams.random_streams(rng, units, streams.random_shape(rng, ob, windows, most=3))
+    for one in data:
+        plan, _ = weight_stream.walk(beats_of(one))
+        kinds = {i: kind for i, kind in enumerate(streams.beat_kinds(one)) if kind}
+        assert plan.ends.tolist() == list(kinds)
+        assert plan.info.tolist() == [window << 2 | last << 1 | sparse for window, sparse, last in kinds.values()]
+    dense = np.stack([streams.decode(one, windows * 128) for one in data], axis=1)  # [ob, units, 16, inputs]
+    first = rng.randint(1, ob)
+    numbers = np.random.default_rng(seed)
+    for clean in (True, False):
+        memory = MemoryImage(TINY)
+        n = put(memory, data, clean)
+        fields = {"act": TINY.ob_blocks - 24, "act_stride": (1 << 32) - 100, "n_rows": n_rows, "kb": kb}
+        products = [issue("mx", ob=count, dst=100 * i, dst_stride=ob * units, **fields)
+                    for i, count in enumerate((first, ob - first)) if count]  # fmt: skip
+        m = machine(memory, issue("rd", addr=16, n_outer=1, n_inner=n, fmt=1), *products, "HALT 0")
+        m.executor.state.ob[:] = numbers.integers(-128, 128, m.executor.state.ob.shape)
+        at = (TINY.ob_blocks - 24 - 100 * np.arange(n_rows)[:, None] + np.arange(windows * 8)) % TINY.ob_blocks
+        x = m.executor.state.ob[at].reshape(n_rows, -1).astype(np.int64)
+        m.run()
+        expected = np.einsum("ri,suoi->rsuo", x, dense).reshape(n_rows, ob * units, 16)
+        for i, (low, high) in enumerate([(0, first), (first, ob)]):
+            for r in range(n_rows):
+                granules = m.executor.state.ab[100 * i + r * ob * units :][: (high - low) * units]
+                np.testing.assert_array_equal(granules, expected[r, low * units : high * units])
+
+
+def test_repeated_indices_add_up_exactly():
+    """Masks without bits: all eight weights of a row meet input 0, far beyond what an int8 weight can reach."""
+    run = weights.Run(8, 8, 0, 0b11111111, True)
+    body = b"".join(bytes(64) + b"\x7f" * 256 for _ in run.rounds())
+    memory = MemoryImage(TINY)
+    n = put(memory, [streams.stream([(run, body)])] * TINY.units)
+    m = machine(memory, issue("rd", addr=16, n_outer=1, n_inner=n, fmt=1), issue("mx", n_rows=1, kb=8, ob=1), "HALT 0")
+    m.executor.state.ob[:] = 127
+    m.run()
+    assert (m.executor.state.ab[: TINY.units] == 8 * 8 * 127 * 127).all()
+
+
+def refusal(data: list[bytes], *text: str) -> tuple:
+    """(status, detail, instructions before the one it names) of a program on these streams."""
+    results = []
+    for backend in (FunctionalBackend(), CycleBackend(), CycleBackend(with_data=True)):
+        memory = MemoryImage(TINY)
+        put(memory, data)
+        code = assemble("\n".join(text))
+        memory.write(TINY.aux_port, PROGRAM * 64, code)
+        result = backend.run(TINY, memory, Invocation(PROGRAM, len(code) // 8))
+        results.append((result.status, result.detail, result.pc))
+    return results
+
+
+def filler(window: int = 0, nonzeros: int = 16, last: bool = True, blocks: int = 1) -> bytes:
+    run = weights.Run(2, nonzeros, window, blocks, last)
+    return streams.stream([(run, bytes(run.beats() * 64))])
+
+
+RD_PC = len(FIELDS[Unit.RD])
+MX_PC = RD_PC + 1 + len(FIELDS[Unit.MX])
+
+
+@pytest.mark.parametrize(
+    "data, fields",
+    [
+        ((filler(), filler(window=1)), {}),
+        ((filler(), filler(last=False)), {}),
+        ((filler(nonzeros=8).ljust(256, b"\0"), filler().ljust(256, b"\0")), {}),
+        ((filler(blocks=3), filler().ljust(192, b"\0")), {}),
+        ((filler(), filler()), {"mode": 1}),
+        ((filler(window=2), filler(window=2)), {"kb": 16}),
+    ],
+)  # fmt: skip
+def test_rounds_that_a_product_refuses(data, fields):
+    product = {"n_rows": 1, "kb": 24, "ob": 1} | fields
+    text = [issue("rd", addr=16, n_outer=1, n_inner=len(data[0]) // 64, fmt=1), issue("mx", **product), "HALT 0"]
+    functional, timing, both = refusal(data, *text)
+    assert functional == both == (Error.STREAM_HEADER, Unit.MX, MX_PC)
+    if not fields:
+        assert timing == functional
+
+
+@pytest.mark.parametrize("place, value", [(0, 0xB), (2, 0x40), (3, 0x08), (1, 0x01)])
+def test_slots_that_are_no_runs(place, value):
+    """Magic, N beyond the list, the zero field, and a run cut off by the end of its read."""
+    data = bytearray(filler(blocks=255 if place == 1 else 1))
+    if place == 2:
+        word = int.from_bytes(data[:4], "little") | 7 << 6
+        data[:4] = word.to_bytes(4, "little")
+    elif place != 1:
+        data[place] |= value
+    n = len(data) // 64 - (place == 1)
+    text = issue("rd", addr=16, n_outer=1, n_inner=n, fmt=1), issue("mx", n_rows=1, kb=8, ob=1), "HALT 0"
+    for unit in range(TINY.units):
+        both = [filler(blocks=255 if place == 1 else 1)] * TINY.units
+        both[unit] = bytes(data)
+        assert set(refusal(both, *text)) == {(Error.STREAM_HEADER, Unit.MX, RD_PC)}
+
+
+def test_a_stream_inside_a_raw_block_and_a_step_of_two_formats():
+    two = issue("rd", addr=16, n_outer=1, n_inner=2, fmt=1)
+    inside = refusal([filler()] * 2, issue("rd", addr=16, n_outer=1, n_inner=2), two, "HALT 0")
+    assert {r[:2] for r in inside} == {(Error.STREAM_HEADER, Unit.MX)}
+    raw = issue("rd", addr=16, n_outer=1, n_inner=4)
+    mixed = refusal([filler()] * 2, raw, two, issue("mx", n_rows=1, kb=2, ob=1), "HALT 0")
+    assert {r[:2] for r in mixed} == {(Error.STREAM_HEADER, Unit.MX)}
+    whole = refusal([filler()] * 2, raw, two, issue("mx", n_rows=1, kb=1, ob=2), "HALT 0")
+    assert {r[0] for r in whole} == {Error.NONE}
+
+
+@pytest.mark.parametrize("window, act, expected", [(0, 4095, Error.NONE), (1, 4095, Error.BUFFER_RANGE),
+                                                  (1, 4087, Error.NONE), (1, 4088, Error.BUFFER_RANGE)])  # fmt: skip
+def test_windows_wrap_at_the_end_of_the_operand_buffer(window, act, expected):
+    text = issue("rd", addr=16, n_outer=1, n_inner=2, fmt=1), issue("mx", act=act, n_rows=1, kb=16, ob=1), "HALT 0"
+    assert refusal([filler(window)] * 2, *text)[0][0] == expected
 
 
 def test_load_vector_store_and_loops():
@@ -256,10 +417,11 @@ def test_vector_pass(seed):
         ("ADDI r1, r0, 1\nBEQ r0, r0, 0", Error.INSTRUCTION_LIMIT),
         ("ISSUE vu, wait=ld, signal=none\nHALT 0", Error.WATCHDOG),
         (issue("vu") + "\nHALT 0", Error.ILLEGAL_DESCRIPTOR),
+        (issue("ld", n_outer=1, n_inner=1, kind=5) + "\nHALT 0", Error.ILLEGAL_DESCRIPTOR),
+        (issue("st", n_tok=1, n_head=1, n_gran=1, kind=4) + "\nHALT 0", Error.ILLEGAL_DESCRIPTOR),
         (issue("ld", addr=1 << 30, n_outer=1, n_inner=1) + "\nHALT 0", Error.BUS_READ),
         (issue("ld", n_outer=1, n_inner=1, dst=2048) + "\nHALT 0", Error.BUFFER_RANGE),
         (issue("st", addr=1 << 30, n_tok=1, n_head=1, n_gran=1) + "\nHALT 0", Error.BUS_WRITE),
-        (issue("rd", n_outer=1, n_inner=5, fmt=1) + "\nHALT 0", Error.STREAM_HEADER),
         ("\n".join(f"ADDI r1, r0, 1\nLOOP r1, {2 * i + 1}" for i in range(5)), Error.LOOP_STACK),
     ],
 )  # fmt: skip
@@ -267,10 +429,15 @@ def test_statuses(text, expected):
     assert status(text, instruction_limit=1000) == expected
 
 
-def test_reads_beyond_the_fifo_wait_for_the_product():
-    """A product that waits for the end of a read which waits for space: nothing can move."""
-    read = issue("rd", n_outer=1, n_inner=100, signal="mx")
-    product = issue("mx", wait="rd", n_rows=1, kb=25, ob=1)
+@pytest.mark.parametrize("blocks", [25, 24])
+def test_reads_beyond_the_fifo_wait_for_the_product(blocks):
+    """A product that waits for the end of a read which waits for space: nothing can move. The weight buffer holds 8
+    rounds of 4 beats, the FIFO 64."""
+    read = issue("rd", n_outer=1, n_inner=4 * blocks, signal="mx")
+    product = issue("mx", wait="rd", n_rows=1, kb=blocks, ob=1)
+    if blocks == 24:
+        assert status(read, product, "HALT 0") == Error.NONE
+        return
     assert status(read, product, "HALT 0") == Error.WATCHDOG
     assert status(read, product.replace("wait=rd", "wait=none"), "HALT 0") == Error.NONE
 

@@ -6,7 +6,16 @@ It knows time only: programs of SET, ISSUE, FENCE, HALT (kept in instruction mem
 from hw.spec.config import Config
 from hw.spec.isa import MxMode, StMode, Unit
 from hw.spec.memory import MemoryModel
-from hw.spec.timing import MX_ACC_LATENCY, MX_DRAIN_LATENCY, SEQ_FIRST, ST_PIPE, VU_LATENCY, burst_length
+from hw.spec.timing import (
+    MX_ACC_LATENCY,
+    MX_DRAIN_LATENCY,
+    SEQ_FIRST,
+    ST_PIPE,
+    VU_LATENCY,
+    WEIGHT_BUFFER_ROUNDS,
+    burst_length,
+)
+from tests.sim.streams import beat_kinds
 
 
 class Port:
@@ -40,36 +49,54 @@ def bursts(f):
 
 
 class Channel:
-    """Reader, FIFO and assembler."""
+    """Reader, FIFO and weight buffer. Beats carry what they complete: (window, sparse, last), "raw" or None."""
 
     def __init__(self, number, model, fifo_beats):
         self.port, self.size = Port(number, model), fifo_beats
-        self.bursts, self.first, self.reserved, self.last_ar = [], False, 0, 0
-        self.asked_headers, self.fifo, self.fill, self.full = [], [], 0, False
+        self.bursts, self.reserved, self.last_ar = [], 0, 0
+        self.kinds, self.fifo, self.raw, self.buffer = [], [], 0, []
+        self.held_back = 0
+
+    def start(self, f, data):
+        """A read of this descriptor; data: what a STREAM read gives."""
+        self.bursts = bursts(f)
+        if f["fmt"]:
+            self.kinds += beat_kinds(data)
+        else:
+            for _ in range(f["n_outer"] * f["n_inner"]):
+                self.raw = (self.raw + 1) % 4
+                self.kinds.append(None if self.raw else "raw")
 
     def tick(self, t, s, taken):
+        """One cycle; taken: a round is taken in it. What was registered before decides."""
         reserved = self.reserved
         if self.bursts and t >= s + 1 and reserved + self.bursts[0] <= self.size:
             n = self.bursts.pop(0)
             self.port.accept(t, n)
-            self.asked_headers += [self.first] + [False] * (n - 1)
-            self.first, self.last_ar = False, t
+            self.last_ar = t
             self.reserved += n
-        full = self.full and not taken
-        if not full and self.fifo and self.fifo[0][0] <= t:
-            _, header = self.fifo.pop(0)
-            self.reserved -= 1
-            self.fill += not header
+        popped = None
+        if self.fifo and self.fifo[0][0] <= t:
+            if len(self.buffer) == WEIGHT_BUFFER_ROUNDS:
+                self.held_back += 1
+            else:
+                popped = self.fifo.pop(0)[1]
+                self.reserved -= 1
         if self.port.beat(t):
-            self.fifo.append((t + 1, self.asked_headers.pop(0)))
-        self.full = full
-        if self.fill == 4:
-            self.full, self.fill = True, 0
+            self.fifo.append((t + 1, self.kinds.pop(0)))
+        if taken:
+            self.buffer.pop(0)
+        if popped:
+            self.buffer.append(popped)
 
 
 class Ticker:
-    def __init__(self, config: Config, model: MemoryModel, issues):
-        """issues: [(kind, unit or mask, fields, wait, signal, pc)] with kind "set", "issue", "fence", "halt"."""
+    def __init__(self, config: Config, model: MemoryModel, issues, memory=None):
+        """issues: [(kind, unit or mask, fields, wait, signal, pc)] with kind "set", "issue", "fence", "halt".
+
+        memory: the image that STREAM reads find their streams in.
+        """
+        self.memory = memory
         self.config, self.model, self.program = config, model, list(issues)
         self.channels = [Channel(u, model, config.fifo_beats) for u in range(config.units)]
         self.aux = Port(config.units, model)
@@ -89,6 +116,9 @@ class Ticker:
                 done, pushed = self.sequencer(t)
                 if done:
                     if self.program[0][0] == "halt":
+                        # Counters count up to this cycle; every reader is idle and nothing is taken any more.
+                        for c in self.channels:
+                            c.tick(t, 0, self.taken)
                         return t + 1
                     self.program.pop(0)
                     next_at = t + 2
@@ -139,10 +169,12 @@ class Ticker:
             a["bursts"] = bursts(a["f"])
             a["left"], a["last"] = sum(a["bursts"]), 0
         elif u == Unit.RD:
-            for c in self.channels:
-                c.bursts, c.first = bursts(a["f"]), bool(a["f"]["fmt"])
+            f = a["f"]
+            for u, c in enumerate(self.channels):
+                rows = [f["addr"] + o * f["stride"] for o in range(f["n_outer"] if f["fmt"] else 0)]
+                c.start(f, b"".join(self.memory.read(u, x * 64, f["n_inner"] * 64).tobytes() for x in rows))
         elif u == Unit.MX:
-            a |= {"i": 0, "busy_to": a["s"] + 1, "steps": [], "dend": {}}
+            a |= {"step": 0, "k": 0, "busy_to": a["s"] + 1, "steps": [], "dend": {}}
 
     def end(self, u, t):
         a = self.active[u]
@@ -177,18 +209,24 @@ class Ticker:
         f = a["f"]
         split_n = f["mode"] == MxMode.SPLIT_N
         drain = f["n_rows"] * (self.config.drain_cycles_a_row if split_n else 1)
-        if a["i"] < f["ob"] * f["kb"] and t >= a["busy_to"] and t > a["s"]:
-            step, k = divmod(a["i"], f["kb"])
-            full = all(c.full for c in self.channels)
+        if a["step"] < f["ob"] and t >= a["busy_to"] and t > a["s"]:
+            step, k = a["step"], a["k"]
+            full = all(c.buffer for c in self.channels)
             free = k or step < 2 or (step - 2 in a["dend"] and t >= a["dend"][step - 2] + 1)
             self.weight_stall += not full
             self.drain_stall += full and not free
             if full and free:
                 self.taken = True
-                a["i"] += 1
-                a["busy_to"] = t + f["n_rows"] * self.config.passes
-                if k == f["kb"] - 1:
+                kinds = {c.buffer[0] for c in self.channels}
+                assert len(kinds) == 1, "units differ"
+                kind = kinds.pop()
+                _, sparse, last = (0, False, k == f["kb"] - 1) if kind == "raw" else kind
+                rows = f["n_rows"] + (f["n_rows"] % 2 if sparse else 0)
+                a["k"] += 1
+                a["busy_to"] = t + rows * self.config.passes
+                if last:
                     a["steps"].append((step, a["busy_to"] + MX_ACC_LATENCY))
+                    a["step"], a["k"] = step + 1, 0
         if a["steps"]:
             step, at = a["steps"][0]
             if t >= at and (step == 0 or t >= a["dend"][step - 1] + 1):

@@ -7,6 +7,8 @@
 // Model (MemoryModel in hw/spec/memory.py). Ports are independent, and each serves its requests in order.
 //   reads   AR accepted in cycle t; request j has latency L = latency(port, j);
 //           beat i is presented in cycle max(t + L + i, cycle in which the previous beat was taken + 1)
+//           with HBM (the ports before the last, hbm.h): max(what it says, cycle in which the previous beat was taken + 1);
+//           its time is that of the design's run, cycle 0 of which is known from trace_cycle
 //   writes  B is presented in cycle max(last W beat's or AW's cycle, the later + write_latency, previous B taken + 1)
 // A write reaches memory when its B is presented, a read takes its data when its beat is presented: a program that does
 // not wait for B, or overwrites what it has not yet read, computes something else here.
@@ -25,6 +27,7 @@
 #include <utility>
 #include <vector>
 
+#include "hbm.h"
 #include "svdpi.h"
 
 namespace {
@@ -118,6 +121,7 @@ struct Parameters {
     uint32_t read_latency = 1, write_latency = 1, jitter = 0, seed = 0;
     uint64_t max_cycles = 0;
     bool log_axi = false;
+    std::unique_ptr<Hbm> hbm;
 };
 
 struct Read {
@@ -159,6 +163,7 @@ class Port {
     Statistics statistics;
     std::map<uint32_t, uint32_t> read_faults, write_faults;  // request number -> response
 
+    void begin(uint64_t cycle, uint64_t run_cycle);
     void accept_read(int port, uint64_t cycle, uint64_t address, uint32_t beats);
     void accept_write_address(uint64_t cycle, uint64_t address, uint32_t beats);
     void accept_write_beat(uint64_t cycle, const svBitVecVal* data, uint64_t strobes, bool last);
@@ -177,10 +182,13 @@ class Port {
     std::deque<WriteAddress> addresses_;
     std::deque<WriteBeat> beats_;
     std::deque<Response> responses_;
+    std::unique_ptr<PseudoChannel> channel_;  // none: the latency is fixed
+    uint64_t began_ = 0;                      // bench cycle of the run's cycle 0
     uint64_t first_beat_ = 0;
     uint32_t n_write_requests_ = 0;
 
     void match_write();
+    bool beat_ready(uint64_t cycle);
     void commit(const Response& response);
 };
 
@@ -217,6 +225,13 @@ Bench& bench() {
     return instance;
 }
 
+// A request comes in a run that may be a new one: channels begin as they are at the start of a run.
+void Port::begin(uint64_t cycle, uint64_t run_cycle) {
+    if (channel_ && (began_ == cycle - run_cycle || !reads_.empty())) return;
+    began_ = cycle - run_cycle;
+    channel_ = std::make_unique<PseudoChannel>(*bench().parameters.hbm);
+}
+
 void Port::accept_read(int port, uint64_t cycle, uint64_t address, uint32_t beats) {
     const Parameters& p = bench().parameters;
     const uint32_t index = static_cast<uint32_t>(statistics.reads++);
@@ -224,6 +239,18 @@ void Port::accept_read(int port, uint64_t cycle, uint64_t address, uint32_t beat
     uint32_t response = memory.contains(address, beats * BEAT_BYTES) ? RESP_OKAY : RESP_DECERR;
     if (const auto fault = read_faults.find(index); fault != read_faults.end()) response = fault->second;
     reads_.push_back({address, cycle, cycle + p.read_latency + extra, index, beats, 0, response});
+    if (!channel_) return;
+    for (uint32_t i = 0; i < beats; i++)
+        channel_->asked.push_back({int64_t(address / BEAT_BYTES + i), int64_t(cycle - began_), extra});
+}
+
+// Whether the next beat is on the bus in the cycle after this one.
+bool Port::beat_ready(uint64_t cycle) {
+    if (!channel_) return !reads_.empty() && reads_.front().due <= cycle + 1;
+    channel_->serve(int64_t(cycle - began_));
+    if (channel_->arrivals.empty() || began_ + uint64_t(channel_->arrivals.front()) > cycle + 1) return false;
+    channel_->arrivals.pop_front();
+    return true;
 }
 
 void Port::step_reads(int port, uint64_t cycle, bool ready) {
@@ -242,7 +269,7 @@ void Port::step_reads(int port, uint64_t cycle, bool ready) {
         }
         read_valid = false;
     }
-    if (!read_valid) read_valid = !reads_.empty() && reads_.front().due <= cycle + 1;
+    if (!read_valid) read_valid = beat_ready(cycle);
 }
 
 void Port::read_data(uint8_t* target) {
@@ -284,6 +311,11 @@ void Port::match_write() {
     r.response = memory.contains(burst.address, burst.beats * BEAT_BYTES) ? RESP_OKAY : RESP_DECERR;
     if (const auto fault = write_faults.find(r.index); fault != write_faults.end()) r.response = fault->second;
     statistics.writes++;
+    for (uint32_t i = 0; channel_ && i < r.beats.size(); i++) {
+        const uint64_t strobes = r.beats[i].strobes;
+        const int64_t words = (strobes << 32 != 0) | (strobes >> 32 != 0) << 1;
+        channel_->writes.push_back({int64_t(r.accepted - began_), int64_t(r.address / BEAT_BYTES + i), words});
+    }
     responses_.push_back(std::move(r));
 }
 
@@ -332,6 +364,16 @@ void check_burst(const char* channel, int port, uint64_t address, uint32_t lengt
     if (address % BOUNDARY_BYTES + bytes > BOUNDARY_BYTES) report("the burst crosses a 4 KiB boundary");
 }
 
+// The line's `n` parameters, as `parameters` in hw/spec/hbm.py gives them.
+void load_hbm(uint64_t n, std::FILE* file) {
+    std::vector<int64_t> values(n);
+    for (int64_t& value : values)
+        if (std::fscanf(file, "%" SCNd64, &value) != 1) die("native.txt: bad value of hbm");
+    if (n != HBM_PARAMETERS) die("native.txt: %" PRIu64 " parameters of hbm, not %d", n, HBM_PARAMETERS);
+    bench().parameters.hbm = std::make_unique<Hbm>();
+    std::memcpy(bench().parameters.hbm.get(), values.data(), sizeof(Hbm));
+}
+
 void load_setup() {
     Bench& b = bench();
     File file = b.open("native.txt", "r");
@@ -350,6 +392,7 @@ void load_setup() {
         else if (name == "jitter") b.parameters.jitter = v[0];
         else if (name == "seed") b.parameters.seed = v[0];
         else if (name == "max_cycles") b.parameters.max_cycles = v[0];
+        else if (name == "hbm") load_hbm(v[0], file.get());
         else if (name == "log_axi") b.parameters.log_axi = v[0];
         else if (name == "fault") (v[1] ? b.ports[v[0]].write_faults : b.ports[v[0]].read_faults)[v[2]] = v[3];
         else if (name == "dump") b.dumps.push_back({uint32_t(v[0]), v[1], v[2]});
@@ -418,13 +461,14 @@ uint64_t alula_open(int n_ports) {
     return b.parameters.max_cycles;
 }
 
-// flags: bit 0 arvalid, 1 awvalid, 2 rready, 3 bready; attributes: size[2:0] burst[4:3] of AR, the same of AW from bit 5 on.
+// run_cycle: the design's own count. flags: bit 0 arvalid, 1 awvalid, 2 rready, 3 bready; attributes: size[2:0] burst[4:3] of AR, the same of AW from bit 5 on.
 // Result: bit 0 rvalid, 1 rlast, 3:2 rresp, 4 bvalid, 6:5 bresp, 7 busy, 8 error.
-uint32_t alula_step(int index, uint64_t cycle, uint32_t flags, uint32_t attributes, uint64_t araddr, uint32_t arlen,
-                    uint64_t awaddr, uint32_t awlen) {
+uint32_t alula_step(int index, uint64_t cycle, uint64_t run_cycle, uint32_t flags, uint32_t attributes, uint64_t araddr,
+                    uint32_t arlen, uint64_t awaddr, uint32_t awlen) {
     Bench& b = bench();
     Port& port = b.ports[index];
     b.cycle = cycle;
+    if ((flags & 3) && b.parameters.hbm && &port != &b.ports.back()) port.begin(cycle, run_cycle);
     if (flags & 1) {
         check_burst("AR", index, araddr, arlen, attributes & 7, attributes >> 3 & 3);
         port.accept_read(index, cycle, araddr, arlen + 1);
@@ -464,6 +508,12 @@ void alula_trace(uint32_t starts, uint32_t dones, uint64_t cycle, const svBitVec
         write_trace(unit, started.front().first, started.front().second, cycle);
         started.pop_front();
     }
+}
+
+// What native/axi_guard.sv found.
+void alula_violation(int index, uint64_t cycle, const char* what) {
+    bench().cycle = cycle;
+    bench().fail("port " + std::to_string(index) + " " + what);
 }
 
 void alula_close(uint64_t cycle) {

@@ -1,0 +1,136 @@
+"""Ranking of a segment's tokens by the attention that the last one gives them (operator 11 of docs/machine.md), and the
+lists of those that go on.
+
+`AttentionScores` adds the shares of the last token, a chunk of its own, over the heads of a layer. `Ranking` adds
+2**30 to the scores of tokens that are not visual, finds the threshold as `select.Survivors` does, and walks over the
+survivors: the address of a survivor's residual row (table `rows`) and of its RoPE row (table `rope`) go to the next
+segment's lists; table `rope` is compacted with them, for a ranking that follows.
+"""
+
+from hw.spec.config import GRANULE_LANES
+from hw.spec.isa import Add, Func, LdKind, Mul1, Mul2, Op, Row, Src, StKind, StMode
+from hw.spec.numerics import PROB_MAX
+
+from ..layout import Layout
+from .attention_heads import Heads
+from .builder import At, Reg, Rows
+from .context import Context
+from .regions import memory_region
+from .select import SHARE_FRAC, TOP_BIT, Survivors
+
+RANKING = memory_region("ranking")
+LISTS = memory_region("lists")
+
+
+class AttentionScores:
+    """Scores of a single token's attention, in row `scores` of the ranking record."""
+
+    def __init__(self, ctx: Context, layout: Layout) -> None:
+        self.ctx = ctx
+        self.address = layout.aux["ranking"].base + layout.ranking["scores"]
+
+    def add_up(self, heads: Heads) -> None:
+        """Behind the softmax of `Heads.together`: its registers that are not needed any more are used."""
+        ctx, b = self.ctx, self.ctx.b
+        b.vu_pass((1, 1, heads.words), heads.length, r0=Rows(ctx["E"]), d=At(ctx["SB_SCORES"]), imm0=0, src=Src.R0,
+                  mul1=Mul1.IMM)
+        self._store(heads)
+        scores, entry, scales = (b.set(b.reg(name), 0) for name in ("score_step", "score_group", "kv_at"))
+        with b.loop(b.set(b.reg("_left"), heads.op.kv_heads)):
+            with b.loop(b.set(b.reg("_left"), heads.group)):
+                self._add(heads, scores, entry, scales)
+                b.alu(Op.ADD, scores, scores, heads.words)
+                b.set(entry, entry + 1)
+            b.alu(Op.ADD, scales, scales, heads.words)
+
+    def _add(self, heads: Heads, scores: Reg, entry: Reg, scales: Reg) -> None:
+        """One head's shares."""
+        ctx, b, shape = self.ctx, self.ctx.b, (1, 1, heads.words)
+        share, before = At(ctx["V_ROW"]), ctx["P:v_scale"]
+        b.operator = "selection"
+        b.load(self.address, before, heads.score_row, source=RANKING)
+        places = {"a": At(ctx["SCORES"], 0, 0, scores), "p": At(ctx["P:k_scale"], 0, 0, scales)}
+        operands = heads.score_of(entry) | places
+        b.vu_pass(shape, heads.length, r1=Rows(ctx["MAX"], 0, 0, entry), row1=Row.RAW, add=Add.SUB_R1, func=Func.EXP2,
+                  d=share, **operands)
+        b.vu_pass(shape, heads.length, v=share, p=At(before), r0=Rows(ctx["SUM"], 0, 0, entry), src=Src.V,
+                  mul2=Mul2.R0, row0=Row.FIN, adj2=-SHARE_FRAC, add=Add.P, d=At(ctx["SB_SCORES"]))
+        self._store(heads)
+
+    def _store(self, heads: Heads) -> None:
+        self.ctx.b.store(StMode.LIN, self.ctx["SB_SCORES"], RANKING, addr=self.address, n_gran=heads.score_row,
+                         kind=StKind.LISTS)
+
+
+class Ranking(Survivors):
+    """Top-k over the scores of a segment's tokens; all registers but the arguments are free."""
+
+    def __init__(self, ctx: Context, layout: Layout) -> None:
+        self.ctx, self.b, self.geo = ctx, ctx.b, ctx.geo
+        self.record, self.base = layout.ranking, layout.aux["ranking"].base
+        self.granules = ctx.geo.cache_granules(layout.context)
+        self.words, self.tokens = self.granules // ctx.geo.gpw, layout.context
+
+    def rank(self, tokens: Reg, keep: Reg, bias: Reg, lists: tuple[Reg, Reg]) -> None:
+        """`keep` of `tokens` tokens into lists (4-byte addresses of rows and RoPE rows, whole beats)."""
+        b, (rows, rope) = self.b, lists
+        self._constants()
+        self._values(tokens, bias)
+        b.shift(rows, rows, -4)
+        b.shift(rope, rope, -4)
+        b.alu(Op.SUB, rope, rope, rows)
+        with self._threshold(keep, tokens) as allowed:
+            self._walk_all(allowed, tokens, rows, rope)
+
+    def _values(self, tokens: Reg, bias: Reg) -> None:
+        ctx, b, shape = self.ctx, self.b, (1, 1, self.words)
+        b.load(self.address("bits"), ctx["BITS"], self.geo.gpw**2, kind=LdKind.TABLES)
+        b.load(bias, ctx["BIAS"], self.granules, kind=LdKind.TABLES)
+        b.load(self.address("scores"), ctx["SALIENCY"], self.granules, source=RANKING)
+        b.vu_pass(shape, tokens, p=At(ctx["BIAS"]), d=At(ctx["VALUES"]), src=Src.P)
+        b.vu_pass(shape, tokens, p=At(ctx["SALIENCY"]), v=At(ctx["VALUES"]), d=At(ctx["VALUES"]), src=Src.P, add=Add.V)
+
+    def _walk_all(self, allowed: Reg, tokens: Reg, rows: Reg, rope: Reg) -> None:
+        b = self.b
+        r = {name: b.reg(name) for name in ("at_least", "above", "top", "masks", "table", "moved", "granules")}
+        b.set(r["top"], TOP_BIT)
+        b.set(r["masks"], self.address("masks") * 16)
+        b.set(r["table"], self.address("rows"))
+        b.set(r["moved"], 0)
+        b.shift(r["granules"], b.set(r["granules"], tokens + (GRANULE_LANES - 1)), -4)
+        with b.repeat(r["granules"]):
+            b.load_word(r["at_least"], r["masks"])
+            b.load_word(r["above"], r["masks"] + 1)
+            b.set(r["masks"], r["masks"] + 2)
+            for word in ("above", "at_least"):
+                b.shift(r[word], r[word], 16)
+            with b.repeat(b.set(b.reg("_left"), GRANULE_LANES)):
+                self._value(r, allowed, rows, rope)
+        b.free(*r)
+
+    def _value(self, r: dict[str, Reg], allowed: Reg, rows: Reg, rope: Reg) -> None:
+        """One token: its bits are the highest of the two words."""
+        b = self.b
+        hit = b.set(b.reg("_g"), r["above"])
+        with b.unless(Op.BGEU, hit, r["top"]), b.unless(Op.BEQ, allowed, 0), b.unless(
+                Op.BLTU, r["at_least"], r["top"]):
+            b.set(allowed, allowed + -PROB_MAX)
+            b.set(hit, r["top"])
+        with b.unless(Op.BLTU, hit, r["top"]):
+            self._append(r, rows, rope)
+            b.set(r["moved"], r["moved"] + 1)
+        for word in ("above", "at_least"):
+            b.shift(r[word], r[word], 1)
+        b.set(r["table"], r["table"] + 1)
+
+    def _append(self, r: dict[str, Reg], rows: Reg, rope: Reg) -> None:
+        """A survivor's two addresses behind the others; `table` is at its entry of table `rows`."""
+        ctx, b, gpw = self.ctx, self.b, self.geo.gpw
+        between = self.record["rope"] - self.record["rows"]
+        b.load(r["table"], ctx["TABLE"], 1, rows=2, stride=between, row_stride=gpw, kind=LdKind.TABLES, source=RANKING)
+        b.vu_pass((2, 1, 1), 1, p=At(ctx["TABLE"], 1), d=At(ctx["SB_WORDS"], 1), src=Src.P)
+        b.store(StMode.SC, ctx["SB_WORDS"], LISTS, addr=rows, src_head=gpw, n_head=2, pos=r["moved"], stride_head=rope,
+                kind=StKind.LISTS)
+        b.store(StMode.LIN, ctx["SB_WORDS"], RANKING, addr=r["moved"] + self.address("rope"), src=gpw,
+                kind=StKind.LISTS)
+        b.fence()

@@ -1,0 +1,304 @@
+"""Selection (operator 12 of docs/machine.md): the largest of a row of values, found and applied on the machine.
+
+`Saliency` collects the class token's attention during the last vision layer; `Survivors` finds the k largest values,
+moves their residual rows to the front and lists their numbers in auxiliary memory.
+
+A threshold t is compared with all values x at once: d = (x - t) * 2**15, then exp2_prob(d * 2**15) is PROB_MAX where
+x >= t and 0 elsewhere, and its sum counts. The k-th largest value T is found bit by bit (16 high ones, then 15), one
+count a bit, whatever the values. Values above T survive, and of those equal to T the first ones. Which values are
+above or equal goes to the sequencer as words of 16 bits, which walks over them in ascending order.
+"""
+
+from contextlib import contextmanager
+
+from hw.spec.config import GRANULE_LANES
+from hw.spec.isa import (
+    CTL0,
+    Add,
+    Dst,
+    Func,
+    LdKind,
+    Mul1,
+    Mul2,
+    Mul3,
+    Op,
+    Reduce,
+    Row,
+    Src,
+    StKind,
+    StMode,
+    Unit,
+    pack_bits,
+)
+from hw.spec.numerics import PROB_MAX, encode_scale, mul_scale
+
+from ..layout import Layout
+from .attention_heads import Heads
+from .builder import At, Reg, Rows, Value
+from .context import Context
+from .regions import memory_region
+
+SHARE_FRAC = 24
+"""Attention shares are Q24, summed over the heads."""
+HIGH_BITS, LOW_BITS = 16, 15
+UP = encode_scale(2.0**LOW_BITS)
+NEGATIVE = 1 << 24
+"""Sign of a scale word."""
+TOP_BIT = 1 << 31
+SELECTION, FEATURE_LIST = memory_region("selection"), memory_region("kept")
+
+
+def fraction_of_prob_max(value: int) -> int:
+    """Scale word that turns PROB_MAX into `value` exactly."""
+    word = encode_scale(value / PROB_MAX)
+    assert mul_scale(PROB_MAX, word) == value, f"{value} cannot be made of {PROB_MAX}"
+    return word
+
+
+class Saliency:
+    """The class token's attention, mean over the heads (times their number), from the scores of the last layer."""
+
+    def __init__(self, ctx: Context, layout: Layout, tokens: int) -> None:
+        self.ctx, self.tokens = ctx, tokens
+        self.address = layout.aux["selection"].base + layout.selection["saliency"]
+        self.words, self.granules = ctx.geo.words(tokens), ctx.geo.granules(tokens)
+
+    def clear(self) -> None:
+        """Sum of no heads."""
+        ctx, b = self.ctx, self.ctx.b
+        b.vu_pass((1, 1, self.words), self.tokens, r0=Rows(ctx["E"]), d=At(ctx["SB_SALIENCY"]), imm0=0, src=Src.R0,
+                  mul1=Mul1.IMM)
+        self._store()
+
+    def add(self, heads: Heads, entry: Reg) -> None:
+        """One head: its scores are in the accumulators, row 0 is the class token's, its query entry is `entry`."""
+        ctx, b = self.ctx, self.ctx.b
+        shape, share, before = (1, 1, self.words), ctx["V_ROW"], ctx["P:v_scale"]
+        b.operator = "selection"
+        b.load(self.address, before, self.granules, source=SELECTION)
+        b.vu_pass(shape, self.tokens, r1=Rows(ctx["MAX"]), row1=Row.RAW, add=Add.SUB_R1, func=Func.EXP2, d=At(share),
+                  **heads.score_of(entry))
+        b.vu_pass(shape, self.tokens, v=At(share), p=At(before), r0=Rows(ctx["SUM"]), src=Src.V, mul2=Mul2.R0,
+                  row0=Row.FIN, adj2=-SHARE_FRAC, add=Add.P, d=At(ctx["SB_SALIENCY"]))
+        self._store()
+
+    def _store(self) -> None:
+        self.ctx.b.store(StMode.LIN, self.ctx["SB_SALIENCY"], SELECTION, addr=self.address, n_gran=self.granules,
+                         kind=StKind.LISTS)
+
+
+class Survivors:
+    """Top-k over the saliency of `tokens` tokens, number 0 of which is the class token and never counts."""
+
+    def __init__(self, ctx: Context, layout: Layout, tokens: int, side: int) -> None:
+        self.ctx, self.b, self.geo, self.tokens, self.side = ctx, ctx.b, ctx.geo, tokens, side
+        self.record, self.base = layout.selection, layout.aux["selection"].base
+        self.words, self.granules, self.row_words = (
+            ctx.geo.words(tokens), ctx.geo.granules(tokens), ctx.geo.words(ctx.width))
+
+    def select(self, keep: Reg, by_rows: Reg, moved: Reg) -> None:
+        """`keep` strongest tokens, or rows of the patch grid, into residual rows 1..; `moved` = tokens kept."""
+        b = self.b
+        lanes, span, row = b.reg("lanes"), b.reg("span"), b.reg("row")
+        self._constants()
+        self._tables()
+        with b.alternatives() as leave:
+            with b.unless(Op.BEQ, by_rows, 0):
+                self._row_values()
+                for register, value in ((lanes, self.side), (span, self.side), (row, 1)):
+                    b.set(register, value)
+                leave()
+            self._token_values()
+            for register, value in ((lanes, self.tokens), (span, 1), (row, 0)):
+                b.set(register, value)
+        with self._threshold(keep, lanes) as allowed:
+            self._move(allowed, span, row, moved)
+        b.free("lanes", "span", "row")
+
+    def address(self, field: str) -> int:
+        """Beat of a field of the selection record."""
+        return self.base + self.record[field]
+
+    # --- preparation -----------------------------------------------------------------------------------
+
+    def _constants(self) -> None:
+        """Entries: PROB_MAX, 2**15 and 1."""
+        ctx, b = self.ctx, self.b
+        b.operator = "selection"
+        b.vu_pass((1, 1, 1), 1, r0=Rows(ctx["ONE"]), w=Rows(ctx["UNIT"]), imm0=0, src=Src.R0, mul1=Mul1.IMM,
+                  func=Func.EXP2, reduce=Reduce.MAX)
+        for name, value in (("BIG", 1 << LOW_BITS), ("ONE", 1)):
+            b.vu_pass((1, 1, 1), 1, r0=Rows(ctx["UNIT"]), w=Rows(ctx[name]), imm0=fraction_of_prob_max(value),
+                      src=Src.R0, mul1=Mul1.IMM, reduce=Reduce.MAX)
+
+    def _tables(self) -> None:
+        """Numbers of the tokens, a word each, where ST finds them; weights of a word's bits; the saliency."""
+        ctx, b, gpw = self.ctx, self.b, self.geo.gpw
+        b.load(self.address("numbers"), ctx["NUMBERS"], 1, rows=self.tokens, stride=1, row_stride=gpw,
+               kind=LdKind.TABLES)
+        b.vu_pass((self.tokens, 1, 1), 1, p=At(ctx["NUMBERS"], 1), d=At(ctx["SB_NUMBERS"], 1), src=Src.P)
+        b.load(self.address("bits"), ctx["BITS"], gpw * gpw, kind=LdKind.TABLES)
+        b.load(self.address("saliency"), ctx["SALIENCY"], self.granules, source=SELECTION)
+
+    def _token_values(self) -> None:
+        """Saliency with a class token that is below everything."""
+        ctx, b, shape = self.ctx, self.b, (1, 1, self.words)
+        b.vu_pass(shape, 1, r0=Rows(ctx["UNIT"]), d=At(ctx["VALUES"]), imm0=0xFFFF | NEGATIVE, src=Src.R0,
+                  mul1=Mul1.IMM)
+        b.vu_pass(shape, self.tokens, p=At(ctx["SALIENCY"]), v=At(ctx["VALUES"]), d=At(ctx["VALUES"]), src=Src.P,
+                  add=Add.V)
+
+    def _row_values(self) -> None:
+        """Saliency summed by row of the grid: differences of sums up to a row's end."""
+        ctx, b, side, gpw = self.ctx, self.b, self.side, self.geo.gpw
+        b.vu_pass((side + 1, 1, self.words), 1, step=side, p=At(ctx["SALIENCY"]), w=Rows(ctx["ROW_SUMS"], 1), src=Src.P,
+                  reduce=Reduce.SUM)
+        b.vu_pass((side, 1, 1), 1, r0=Rows(ctx["ROW_SUMS"], 1, 0, 1), r1=Rows(ctx["ROW_SUMS"], 1), src=Src.R0,
+                  add=Add.SUB_R1, row1=Row.RAW, d=At(ctx["SB_WORDS"], 1))
+        b.store(StMode.SC, ctx["SB_WORDS"], SELECTION, addr=self.address("rows"), src_tok=gpw, n_tok=side,
+                kind=StKind.LISTS)
+        b.load(self.address("rows"), ctx["SALIENCY"], self.geo.granules(side), source=SELECTION)
+        b.vu_pass((1, 1, self.words), side, p=At(ctx["SALIENCY"]), d=At(ctx["VALUES"]), src=Src.P)
+
+    # --- the k-th largest ------------------------------------------------------------------------------
+
+    @contextmanager
+    def _threshold(self, keep: Reg, lanes: Reg):
+        """The walk's words in aux; yields a register: PROB_MAX times the values equal to T that survive."""
+        b = self.b
+        need = b.alu(Op.MUL, b.reg("need"), keep, PROB_MAX)
+        for values, unit, bits in (("VALUES", "BIG", HIGH_BITS), ("REST", "ONE", LOW_BITS)):
+            found = self._search(values, unit, bits, lanes, need)
+            self._difference(values, unit, found, lanes, "REST")
+        b.free("found", "trial", "bit", "count")
+        for which in (0, 1):
+            self._bits(which, lanes)
+        b.alu(Op.SUB, need, need, self._count())
+        self._store_bits()
+        yield need
+        b.free("need")
+
+    def _search(self, values: str, unit: str, bits: int, lanes: Reg, need: Reg) -> Reg:
+        """Largest multiple of `unit` that enough values reach; in multiples."""
+        b = self.b
+        found, bit = b.set(b.reg("found"), 0), b.set(b.reg("bit"), 1 << bits - 1)
+        trial = b.reg("trial")
+        with b.loop(b.set(b.reg("_left"), bits)):
+            b.alu(Op.ADD, trial, found, bit)
+            self._compare(values, unit, trial, lanes)
+            self._reached(lanes)
+            with b.unless(Op.BLTU, self._count(), need):
+                b.set(found, trial)
+            b.shift(bit, bit, -1)
+        return found
+
+    def _difference(self, values: str, unit: str, times: Value, lanes: Reg, target: str, **tail) -> None:
+        """target = values - times * unit."""
+        ctx = self.ctx
+        self.b.vu_pass((1, 1, self.words), lanes, v=At(ctx[values]), r0=Rows(ctx[unit]), d=At(ctx[target]),
+                       imm0=times + NEGATIVE, src=Src.R0, mul1=Mul1.IMM, add=Add.V, **tail)
+
+    def _compare(self, values: str, unit: str, times: Value, lanes: Reg) -> None:
+        """Differences, saturating, times 2**15: at least 0 or at most -2**15."""
+        self._difference(values, unit, times, lanes, "DIFFERENCE", r1=Rows(self.ctx["BIG"]), mul3=Mul3.R1,
+                         row1=Row.SCALE)
+
+    def _reached(self, lanes: Reg) -> None:
+        """PROB_MAX where the difference is not negative; the sum goes to entry COUNT."""
+        place = At(self.ctx["DIFFERENCE"])
+        self.b.vu_pass((1, 1, self.words), lanes, v=place, d=place, w=Rows(self.ctx["COUNT"]), imm0=UP, src=Src.V,
+                       mul1=Mul1.IMM, func=Func.EXP2, reduce=Reduce.SUM)
+
+    def _count(self) -> Reg:
+        """Entry COUNT in a register: there is no way but through memory."""
+        ctx, b = self.ctx, self.b
+        b.vu_pass((1, 1, 1), 1, r0=Rows(ctx["COUNT"]), d=At(ctx["SB_WORDS"]), src=Src.R0)
+        b.store(StMode.LIN, ctx["SB_WORDS"], SELECTION, addr=self.address("count"), kind=StKind.LISTS)
+        b.fence()
+        return b.load_word(b.reg("count"), Reg(0, self.address("count") * 16))
+
+    def _bits(self, which: int, lanes: Reg) -> None:
+        """Entries of 16 values each: which ones are at least T (0) or above it (1); REST holds x - T."""
+        ctx, gpw = self.ctx, self.geo.gpw
+        self._compare("REST", "ONE", which, lanes)
+        self._reached(lanes)
+        self.b.vu_pass((self.words, gpw, 1), self.geo.config.lanes, v=At(ctx["DIFFERENCE"], 1),
+                       p=At(ctx["BITS"], 0, 1), w=Rows(ctx["MASKS"], 2 * gpw, 2, which), src=Src.V, mul1=Mul1.P,
+                       reduce=Reduce.SUM)
+
+    def _store_bits(self) -> None:
+        """Pairs of words: at least T, above T."""
+        ctx, n = self.ctx, 2 * self.granules
+        self.b.vu_pass((n, 1, 1), 1, r0=Rows(ctx["MASKS"], 1), d=At(ctx["SB_WORDS"], 1), src=Src.R0)
+        self.b.store(StMode.SC, ctx["SB_WORDS"], SELECTION, addr=self.address("masks"), src_tok=self.geo.gpw, n_tok=n,
+                     kind=StKind.LISTS)
+        self.b.fence()
+
+    # --- the walk --------------------------------------------------------------------------------------
+
+    def _move(self, allowed: Reg, span: Reg, row: Reg, moved: Reg) -> None:
+        """Survivors in ascending order: `span` tokens a value, the first value's at `row`."""
+        b = self.b
+        names = ("source", "target", "step", "number", "number_step", "at_least", "above", "top", "masks")
+        r = {name: b.reg(name) for name in names}
+        b.alu(Op.MUL, r["source"], row, self.row_words)
+        b.set(r["target"], self.row_words)
+        b.alu(Op.MUL, r["step"], span, self.row_words)
+        b.alu(Op.MUL, r["number"], row, self.geo.gpw)
+        b.alu(Op.MUL, r["number_step"], span, self.geo.gpw)
+        b.set(r["top"], TOP_BIT)
+        b.set(r["masks"], self.address("masks") * 16)
+        b.set(moved, 0)
+        self._prepare(span)
+        with b.repeat(b.set(b.reg("_left"), self.granules)):
+            b.load_word(r["at_least"], r["masks"])
+            b.load_word(r["above"], r["masks"] + 1)
+            b.set(r["masks"], r["masks"] + 2)
+            for word in ("above", "at_least"):
+                b.shift(r[word], r[word], 16)
+            with b.repeat(b.set(b.reg("_left"), GRANULE_LANES)):
+                self._walk(r, allowed, span, moved)
+        b.fence()
+        b.free(*names)
+
+    def _walk(self, r: dict[str, Reg], allowed: Reg, span: Reg, moved: Reg) -> None:
+        """One value: its bits are the highest of the two words."""
+        b = self.b
+        hit = b.set(b.reg("_g"), r["above"])
+        with b.unless(Op.BGEU, hit, r["top"]), b.unless(Op.BEQ, allowed, 0), b.unless(
+                Op.BLTU, r["at_least"], r["top"]):
+            b.set(allowed, allowed + -PROB_MAX)
+            b.set(hit, r["top"])
+        with b.unless(Op.BLTU, hit, r["top"]):
+            self._survivor(r, moved)
+            b.alu(Op.ADD, r["target"], r["target"], r["step"])
+            b.alu(Op.ADD, moved, moved, span)
+            b.close()  # rows move within X, numbers lie ready: nothing to wait for
+        for word in ("above", "at_least"):
+            b.shift(r[word], r[word], 1)
+        b.alu(Op.ADD, r["source"], r["source"], r["step"])
+        b.alu(Op.ADD, r["number"], r["number"], r["number_step"])
+
+    def _prepare(self, span: Reg) -> None:
+        """Descriptor fields that every survivor shares."""
+        b, words, gpw = self.b, self.row_words, self.geo.gpw
+        b.prepare(Unit.VU, {"ctl0": pack_bits(CTL0, {"src": Src.V, "dst": Dst.VB}), "ctl1": 0, "n_outer": span,
+                            "n_mid": 1, "n_words": words, "len0": self.ctx.width, "len_step": 0, "v_out": words,
+                            "v_mid": 0, "d_out": words, "d_mid": 0})
+        b.prepare(Unit.ST, {"mode": StMode.SC, "addr": self.address("kept"), "src_tok": gpw, "src_head": 0,
+                            "n_tok": span, "n_head": 1, "n_gran": 1, "kind": StKind.LISTS})
+
+    def _survivor(self, r: dict[str, Reg], moved: Reg) -> None:
+        ctx, b = self.ctx, self.b
+        x, numbers = ctx["X"], ctx["SB_NUMBERS"]
+        b.issue(Unit.VU, {"v": r["source"] + x.word, "d": r["target"] + x.word}, (x,), (x,))
+        b.issue(Unit.ST, {"src": r["number"] + numbers.base, "pos": moved}, (numbers,), (FEATURE_LIST,))
+
+
+def bit_weights(gpw: int) -> list[list[int]]:
+    """Rows of parameter words: row g turns PROB_MAX in the lanes of granule g of a word into bits, bit 15 first."""
+    words = [fraction_of_prob_max(1 << (GRANULE_LANES - 1 - i)) for i in range(GRANULE_LANES)]
+    return [[0] * (GRANULE_LANES * g) + words + [0] * (GRANULE_LANES * (gpw - 1 - g)) for g in range(gpw)]
+
+
+__all__ = ["Saliency", "Survivors", "bit_weights"]

@@ -1,0 +1,103 @@
+"""How long weight streams are and what is in them: dense, or as a compression plan says."""
+
+import hashlib
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+
+from hw.spec import weights
+from hw.spec.config import BLOCK
+from hw.spec.weights import ceil_div
+
+from . import ir, stream
+
+Blocks = tuple[np.ndarray, np.ndarray]
+"""(bits, non-zeros), each uint8[out_blocks, in_blocks]."""
+
+
+class Plan(Protocol):
+    """Precision and non-zeros of every block, known before the weights."""
+
+    def blocks(self, name: str, n_out: int, n_in: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """(bits, non-zeros) uint8[out_blocks, in_blocks] of the module called `name`; None: dense, 8 bits."""
+
+
+class Sizes:
+    """Beats of streams on `units` units. Counts what is asked for, for reports."""
+
+    def __init__(self, units: int, plan: Plan | None = None) -> None:
+        self.units, self.plan = units, plan
+        self.shares: dict[str, float] = {}
+        """Module name -> share of its weights that are in its stream."""
+        self._known: dict[tuple, int] = {}
+        self._headers: dict[tuple, list[stream.Headers]] = {}
+        self._compressed_bits = self._compressed_weights = 0
+        self._nonzeros = self._weights = 0.0
+
+    def beats(self, name: str, op: ir.Linear) -> int:
+        """Beats of a module's stream in every unit's channel."""
+        return self.slices(name, op, weights.output_blocks(op.n_out, self.units), 1)[0]
+
+    def slices(self, name: str, op: ir.Linear, steps: int, count: int) -> list[int]:
+        """Beats of the streams of `count` slices of `steps` output-block steps."""
+        blocks = self._blocks(name, op)
+        self._count(name, op, blocks)
+        found = []
+        for shape, part in self._parts(op, steps, count, blocks):
+            if part is None:
+                found.append(stream.dense_beats(shape, self.units, steps))
+            else:
+                key = _key(shape, part, steps)
+                if key not in self._known:  # layers that are divided alike are counted once
+                    self._known[key] = stream.beats(shape, *part, self.units, steps)
+                found.append(self._known[key])
+        return found
+
+    def headers(self, name: str, op: ir.Linear, steps: int, count: int) -> list[list[stream.Headers]]:
+        """Header beats of every unit's streams of those slices; streams that are divided alike share them."""
+        found = []
+        for shape, part in self._parts(op, steps, count, self._blocks(name, op)):
+            key, (bits, nonzeros) = _key(shape, part, steps), part or (None, None)
+            if key not in self._headers:
+                self._headers[key] = stream.headers(shape, bits, nonzeros, self.units, steps)
+            found.append(self._headers[key])
+        return found
+
+    def _blocks(self, name: str, op: ir.Linear) -> Blocks | None:
+        return None if self.plan is None else self.plan.blocks(name, op.n_out, op.n_in)
+
+    def _parts(self, op: ir.Linear, steps: int, count: int,
+               blocks: Blocks | None) -> Iterator[tuple[tuple[int, int], Blocks | None]]:
+        """Shape and blocks of each slice."""
+        width = steps * self.units * BLOCK
+        for first in range(0, count * width, width):
+            shape = (min(width, op.n_out - first), op.n_in)
+            rows = slice(first // BLOCK, ceil_div(first + shape[0], BLOCK))
+            yield shape, None if blocks is None else (blocks[0][rows], blocks[1][rows])
+
+    def _count(self, name: str, op: ir.Linear, blocks: tuple[np.ndarray, np.ndarray] | None) -> None:
+        share, n = 1.0, op.n_out * op.n_in
+        if blocks is not None:
+            bits, nonzeros = (b.astype(np.int64) for b in blocks)
+            share = float(nonzeros.mean()) / BLOCK
+            self._compressed_bits += int((bits * nonzeros).sum()) * BLOCK
+            self._compressed_weights += bits.size * BLOCK * BLOCK
+        self.shares[name] = share
+        self._nonzeros, self._weights = self._nonzeros + share * n, self._weights + n
+
+    @property
+    def average_bits(self) -> float:
+        """Payload bits a weight over the compressed layers, indices and scales not counted; 8 without any."""
+        return self._compressed_bits / self._compressed_weights if self._compressed_weights else 8.0
+
+    @property
+    def nonzeros(self) -> float:
+        """Share of all weights that are in the streams."""
+        return self._nonzeros / self._weights
+
+
+def _key(shape: tuple[int, int], blocks: Blocks | None, steps: int) -> tuple:
+    """Equal for streams of equal structure."""
+    digest = None if blocks is None else hashlib.sha256(blocks[0].tobytes() + blocks[1].tobytes()).digest()
+    return shape, steps, digest

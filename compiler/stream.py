@@ -1,0 +1,457 @@
+"""The weight stream's encoder: int8 matrices and their block formats to the beats of every unit's channel.
+
+The format is described in `hw/spec/weights.py`. `encode` and `beats` share the table of runs, so that layouts can be
+made from a plan (precision and non-zeros of every block) before there are weights.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from hw.spec import weights as spec
+from hw.spec.config import BEAT_BYTES, BLOCK, BLOCK_BEATS
+from hw.spec.weights import FILLER_BITS, HEADER_RUNS, MAX_SCALE, RUN_BYTES, WINDOW, ceil_div, round_blocks
+from ref_model.compress.format import BlockFormat, group_blocks
+
+Array = np.ndarray
+Headers = tuple[Array, Array]
+"""Header beats of a stream: their places int64[n], ascending, and their bytes uint8[n, 64]."""
+LOWEST = {8: -128, 4: -8, 3: -7, 2: -3}
+HIGHEST = {8: 127, 4: 7, 3: 7, 2: 3}
+
+
+def encode(weight: Array, fmt: BlockFormat | None, units: int, steps: int | None = None) -> Array:
+    """int8[out, in] -> uint8[units, bytes]; fmt None: dense, 8 bits. steps: output-block steps (default: as needed)."""
+    n_out, n_in = weight.shape
+    steps = _steps(n_out, units, steps)
+    if fmt is None:
+        return _encode_dense(weight, units, steps)
+    _check_shape((n_out, n_in), fmt.bits, fmt.nonzeros)
+    runs = _runs((n_out, n_in), fmt.bits, fmt.nonzeros, units, steps).ordered()
+    runs.place()
+    tensor = _Blocks(weight, fmt)
+    out = np.zeros((units, int(runs.unit_beats(units).max()), BEAT_BYTES), np.uint8)
+    tensor.check_runs(runs)
+    _write_headers(out, runs, tensor)
+    for bits, nonzeros in runs.classes():
+        _write_rounds(out, runs, tensor, bits, nonzeros)
+    return out.reshape(units, -1)
+
+
+def beats(shape: tuple[int, int], bits: Array, nonzeros: Array, units: int, steps: int | None = None) -> int:
+    """Beats of every unit's stream of a weight [out, in]; bits, nonzeros: uint8[out_blocks, in_blocks]."""
+    _check_shape(shape, bits, nonzeros)
+    runs = _runs(shape, bits, nonzeros, units, _steps(shape[0], units, steps))
+    return int(runs.unit_beats(units).max())
+
+
+def headers(shape: tuple[int, int], bits: Array | None, nonzeros: Array | None, units: int,
+            steps: int | None = None) -> list[Headers]:
+    """Header beats of every unit's stream, scales left zero; bits None: dense, 8 bits.
+
+    Units (all of them, when dense) whose streams are divided alike share one object.
+    """
+    steps = _steps(shape[0], units, steps)
+    if bits is None or nonzeros is None:
+        return [_dense_headers(shape[1], steps)] * units
+    _check_shape(shape, bits, nonzeros)
+    runs = _runs(shape, bits, nonzeros, units, steps).ordered()
+    runs.place()
+    assert runs.header is not None and runs.slot is not None
+    slots, found, known = _slots_of(runs), list[Headers](), dict[bytes, Headers]()
+    bounds, length = np.searchsorted(runs.unit, np.arange(units + 1)), runs.unit_beats(units)
+    for first, end, used in zip(bounds[:-1], bounds[1:], length, strict=True):
+        where, beat = np.unique(runs.header[first:end], return_inverse=True)
+        where = np.concatenate([where, np.arange(used, length.max())])  # padding is headers without runs
+        beats = np.zeros((len(where), HEADER_RUNS, RUN_BYTES), np.uint8)
+        beats[beat, runs.slot[first:end]] = slots[first:end]
+        key = where.tobytes() + beats.tobytes()
+        found.append(known.setdefault(key, (where, beats.reshape(-1, BEAT_BYTES))))
+    return found
+
+
+def dense_beats(shape: tuple[int, int], units: int, steps: int | None = None) -> int:
+    """Beats of every unit's dense 8-bit stream."""
+    return spec.stream_beats(_steps(shape[0], units, steps) * units * BLOCK, shape[1], units)
+
+
+def _steps(n_out: int, units: int, steps: int | None) -> int:
+    needed = spec.output_blocks(n_out, units)
+    if steps is not None and steps < needed:
+        raise ValueError(f"{n_out} outputs need {needed} steps of {units} units, there are {steps}")
+    return needed if steps is None else steps
+
+
+def _check_shape(shape: tuple[int, int], bits: Array, nonzeros: Array) -> None:
+    blocks = (ceil_div(shape[0], BLOCK), ceil_div(shape[1], BLOCK))
+    if bits.shape != blocks or nonzeros.shape != blocks:
+        raise ValueError(f"a weight {shape} has {blocks} blocks, its format is for {bits.shape}")
+    if spec.windows(shape[1]) > spec.MAX_WINDOWS:
+        raise ValueError(f"{shape[1]} inputs are beyond {spec.MAX_WINDOWS} windows")
+    for what, values, allowed in (("bits", bits, spec.BITS), ("non-zeros", nonzeros, (0, *spec.NONZEROS))):
+        if not np.isin(values, allowed).all():
+            raise ValueError(f"a block's {what} must be one of {allowed}")
+    if shape[1] % BLOCK and ((bits[:, -1] < 4) & (nonzeros[:, -1] > 0)).any():
+        raise ValueError(f"{shape[1]} inputs are not whole blocks, and 2 and 3 bits have no zero to fill them up")
+
+
+# --- dense ---------------------------------------------------------------------------------------------
+
+def _encode_dense(weight: Array, units: int, steps: int) -> Array:
+    """Every block, 8 bits: the windows of each step, four to a header."""
+    n_out, n_in = weight.shape
+    kb, windows = spec.input_blocks(n_in), spec.windows(n_in)
+    if windows > spec.MAX_WINDOWS:
+        raise ValueError(f"{n_in} inputs are beyond {spec.MAX_WINDOWS} windows")
+    padded = np.zeros((steps * units * BLOCK, kb * BLOCK), np.int8)
+    padded[:n_out, :n_in] = weight
+    blocks = padded.reshape(steps, units, BLOCK, kb, BLOCK).transpose(1, 0, 3, 2, 4)
+    body = np.ascontiguousarray(blocks).reshape(units, steps * kb, BLOCK_BEATS * BEAT_BYTES).view(np.uint8)
+    out = np.zeros((units, dense_beats((n_out, n_in), units, steps), BEAT_BYTES), np.uint8)
+    where, headers = _dense_headers(n_in, steps)
+    out[:, where] = headers
+    payload = np.ones(out.shape[1], bool)
+    payload[where] = False
+    out[:, payload] = body.reshape(units, -1, BEAT_BYTES)
+    return out.reshape(units, -1)
+
+
+@lru_cache(maxsize=64)
+def _dense_headers(n_in: int, steps: int) -> Headers:
+    """Of a dense stream: the windows of each step, four to a header."""
+    kb, windows = spec.input_blocks(n_in), spec.windows(n_in)
+    counts = [min(WINDOW, kb - w * WINDOW) for w in range(windows)]
+    runs = b"".join(spec.Run(8, BLOCK, w, (1 << n) - 1, w == windows - 1).encode() for w, n in enumerate(counts))
+    beats = np.zeros((ceil_div(steps * windows, HEADER_RUNS), BEAT_BYTES), np.uint8)
+    beats.reshape(-1)[: steps * len(runs)] = np.tile(np.frombuffer(runs, np.uint8), steps)
+    before = np.concatenate([[0], np.cumsum(np.tile(counts, steps))])[: steps * windows : HEADER_RUNS]
+    return before * BLOCK_BEATS + np.arange(len(beats)), beats
+
+
+# --- runs ----------------------------------------------------------------------------------------------
+
+@dataclass
+class _Runs:
+    """Runs of all units as parallel int64 arrays; `filler` runs hold no weights."""
+
+    unit: Array
+    step: Array
+    window: Array
+    bits: Array
+    nonzeros: Array
+    mask: Array
+    filler: Array
+    order: Array
+    """Place among the runs of a unit, step, window and kind."""
+    header: Array | None = None
+    """Beat of each run's header, in its unit's stream."""
+    slot: Array | None = None
+    payload: Array | None = None
+    """First payload beat of each run."""
+    last: Array | None = None
+
+    def rounds(self) -> Array:
+        return -(-_POPCOUNT[self.mask] // (BLOCK // np.maximum(self.nonzeros, 2)))
+
+    def beats(self) -> Array:
+        """Payload beats of each run."""
+        rounds, out = self.rounds(), np.zeros(len(self.unit), np.int64)
+        for bits, nonzeros in self.classes(fillers=True):
+            of = (self.bits == bits) & (self.nonzeros == nonzeros)
+            out[of] = _payload_beats(bits, nonzeros)[rounds[of]]
+        return out
+
+    def classes(self, fillers: bool = False) -> list[tuple[int, int]]:
+        """The (bits, non-zeros) that occur."""
+        chosen = np.ones(len(self.unit), bool) if fillers else ~self.filler
+        keys = np.unique(self.bits[chosen] * 32 + self.nonzeros[chosen])
+        return [(int(k) // 32, int(k) % 32) for k in keys]
+
+    def unit_beats(self, units: int) -> Array:
+        """Beats of each unit's stream: int64[units]."""
+        payload = np.bincount(self.unit, self.beats(), units).astype(np.int64)
+        return payload + -(-np.bincount(self.unit, minlength=units) // HEADER_RUNS)
+
+    def ordered(self) -> "_Runs":
+        """Sorted as they lie in the streams."""
+        at = np.lexsort((self.order, self.nonzeros < BLOCK, self.window, self.step, self.unit))
+        return _Runs(*(getattr(self, n)[at] for n in ("unit", "step", "window", "bits", "nonzeros", "mask", "filler",
+                                                      "order")))
+
+    def place(self) -> None:
+        """Header beats, slots, payload beats and ends of steps (of ordered runs)."""
+        size = self.beats()
+        first = np.searchsorted(self.unit, self.unit)
+        before = np.cumsum(size) - size
+        before -= before[first]
+        number = np.arange(len(self.unit)) - first
+        group = number // HEADER_RUNS
+        self.slot = number % HEADER_RUNS
+        self.header = (before[first + group * HEADER_RUNS] + group).astype(np.int64)
+        self.payload = before + group + 1
+        self.last = np.ones(len(self.unit), bool)
+        self.last[:-1] = (self.unit[1:] != self.unit[:-1]) | (self.step[1:] != self.step[:-1])
+
+
+_POPCOUNT = np.array([i.bit_count() for i in range(256)], np.int64)
+_PRESENT = np.array([([b for b in range(8) if i >> b & 1] + [-1] * 8)[:8] for i in range(256)], np.int64)
+"""The blocks of a run's mask in ascending order, then -1: int64[256, 8]."""
+
+
+@lru_cache(maxsize=64)
+def _payload_beats(bits: int, nonzeros: int) -> Array:
+    """Payload beats of a run of 0..8 rounds: int64[9]."""
+    each = [spec.round_beats(bits, nonzeros, i) for i in range(WINDOW)]
+    return np.cumsum([0, *each])
+
+
+def _groups(bits: Array, nonzeros: Array) -> Iterator[tuple[int, int, Array]]:
+    """(bits, non-zeros, mask): the possible runs of each (output block, window), from [blocks, windows, 8]."""
+    for width, n in sorted({(int(k) // 32, int(k) % 32) for k in np.unique(bits.astype(np.int64) * 32 + nonzeros)}):
+        if not n:
+            continue
+        chosen = (bits == width) & (nonzeros == n)
+        group = group_blocks(width, n)
+        for start in range(0, WINDOW, group):
+            part = np.zeros_like(chosen)
+            part[..., start : start + group] = chosen[..., start : start + group]
+            yield width, n, np.packbits(part, axis=-1, bitorder="little")[..., 0]
+
+
+def _runs(shape: tuple[int, int], bits: Array, nonzeros: Array, units: int, steps: int) -> _Runs:
+    """The runs of every unit, fillers included, in no particular order."""
+    windows = spec.windows(shape[1])
+    padded = [np.zeros((steps * units, windows * WINDOW), np.uint8) for _ in range(2)]
+    for target, values in zip(padded, (bits, nonzeros), strict=True):
+        target[: values.shape[0], : values.shape[1]] = values
+    found: list[tuple] = []
+    rounds = np.zeros((2, steps, units, windows), np.int64)  # dense, sparse
+    for order, (width, n, masks) in enumerate(_groups(*(p.reshape(-1, windows, WINDOW) for p in padded))):
+        block, window = np.nonzero(masks)
+        mask = masks[block, window].astype(np.int64)
+        found.append((block % units, block // units, window, width, n, mask, False, order))
+        count = -(-_POPCOUNT[masks] // round_blocks(n))
+        rounds[int(n < BLOCK)] += count.reshape(steps, units, windows)
+    found += _fillers(rounds)
+    columns = zip(*(np.broadcast_arrays(*run) for run in found), strict=True)
+    return _Runs(*(np.concatenate(column) for column in columns))
+
+
+def _fillers(rounds: Array) -> list[tuple]:
+    """Runs that bring every unit to the rounds of the busiest one; rounds: [kind, step, unit, window]."""
+    wanted = rounds.max(axis=2)
+    wanted[1, ~wanted.any(axis=(0, 2)), 0] = 1  # a step without any round
+    missing = wanted[:, :, None, :] - rounds
+    step, unit, window = np.nonzero(missing[0])
+    masks = (1 << missing[0][step, unit, window]) - 1
+    found = [(unit, step, window, FILLER_BITS, BLOCK, masks, True, len(_POPCOUNT))]
+    for number in range(int(missing[1].max(initial=0))):
+        step, unit, window = np.nonzero(missing[1] > number)
+        found.append((unit, step, window, FILLER_BITS, 1, np.int64(1), True, len(_POPCOUNT) + number))
+    return found
+
+
+# --- weights -------------------------------------------------------------------------------------------
+
+class _Blocks:
+    """A weight in blocks with its scales, checked as it is read."""
+
+    def __init__(self, weight: Array, fmt: BlockFormat) -> None:
+        n_out, n_in = weight.shape
+        ob, kb = fmt.bits.shape
+        padded = np.zeros((ob * BLOCK, kb * BLOCK), np.int8)
+        padded[:n_out, :n_in] = weight
+        self.values = np.ascontiguousarray(padded.reshape(ob, BLOCK, kb, BLOCK).transpose(0, 2, 1, 3))
+        """int8[out_blocks, in_blocks, 16 rows, 16 inputs]"""
+        scales = np.zeros((ob * BLOCK, kb), np.int8)
+        scales[:n_out] = fmt.scales[:n_out]
+        self.scales = np.ascontiguousarray(scales.reshape(ob, BLOCK, kb).transpose(0, 2, 1))
+        """int8[out_blocks, in_blocks, 16 rows]"""
+        limit = np.array([MAX_SCALE.get(b, 127) for b in range(9)])[fmt.bits]
+        used = (fmt.nonzeros > 0) & (fmt.bits < 8)
+        wrong = used & (np.abs(self.scales.astype(np.int16)).max(axis=2) > limit)
+        self.refuse(wrong, "a scale beyond its precision's largest")
+        left_out = (fmt.nonzeros == 0) & self.values.any(axis=(2, 3))
+        self.refuse(left_out, "weights, and its format says it is empty")
+
+    @staticmethod
+    def refuse(wrong: Array, what: str) -> None:
+        if wrong.any():
+            row, column = np.argwhere(wrong)[0]
+            raise ValueError(f"block ({row}, {column}) has {what}")
+
+    def check_runs(self, runs: _Runs) -> None:
+        """The blocks of a run have the same scales."""
+        kept = np.nonzero(~runs.filler & (runs.bits < 8))[0]
+        units = int(runs.unit.max()) + 1
+        present = _PRESENT[runs.mask[kept]]
+        ob, base = runs.step[kept] * units + runs.unit[kept], runs.window[kept] * WINDOW
+        first = self.scales[ob, base + present[:, 0]]
+        for place in range(1, WINDOW):
+            there = present[:, place] >= 0
+            same = (self.scales[ob[there], (base + present[:, place])[there]] == first[there]).all(axis=1)
+            if not same.all():
+                at = np.nonzero(there)[0][~same][0]
+                raise ValueError(f"block ({ob[at]}, {base[at] + present[at, place]}) has other scales than its run")
+
+    def codes(self, ob: Array, kb: Array, bits: int, nonzeros: int) -> tuple[Array, Array]:
+        """(codes uint8[n, 16 rows, N], their inputs uint8[n, 16, N]) of the blocks (ob, kb) [n]."""
+        values = self.values[ob, kb]
+        if nonzeros < BLOCK:
+            inputs, real = _slots(values, nonzeros, ob, kb)
+            values = np.take_along_axis(values, inputs.astype(np.intp), axis=2)
+        else:
+            inputs, real = np.empty((0,), np.uint8), values != 0
+        if bits == 8:
+            return values.view(np.uint8), inputs
+        scales = self.scales[ob, kb][:, :, None]
+        levels = values // np.where(scales, scales, 1)
+        bad = (levels * scales != values) | (levels < LOWEST[bits]) | (levels > HIGHEST[bits])
+        if bits < 4:
+            bad |= (scales != 0) & ~(real & (levels & 1).astype(bool))
+        if bad.any():
+            at = np.argwhere(bad.any(axis=(1, 2)))[0, 0]
+            raise ValueError(f"block ({ob[at]}, {kb[at]}) has weights that are no {bits}-bit level times its scales"
+                             + (f", or a row without {nonzeros} non-zeros" if bits < 4 else ""))
+        if bits == 4:
+            return (levels & 15).astype(np.uint8), inputs
+        lowest = LOWEST[bits]
+        return np.where(scales != 0, (levels - lowest) >> 1, 0).astype(np.uint8), inputs
+
+
+@lru_cache(maxsize=4)
+def _slot_table(nonzeros: int) -> Array:
+    """The N inputs of every row mask of at most N bits, filled up with the lowest free ones: uint8[65536, N]."""
+    places = np.arange(BLOCK)
+    bits = (np.arange(1 << BLOCK)[:, None] >> places & 1).astype(bool)
+    chosen = np.sort(np.argsort(~bits, axis=1, kind="stable")[:, :nonzeros], axis=1)
+    return chosen.astype(np.uint8)
+
+
+def _slots(values: Array, nonzeros: int, ob: Array, kb: Array) -> tuple[Array, Array]:
+    """(inputs uint8[n, 16, N] of every row's slots, which of them are non-zero); values: int8[n, 16, 16]."""
+    packed = np.packbits(values != 0, axis=2, bitorder="little").view(np.uint16)[..., 0]
+    over = (np.bitwise_count(packed) > nonzeros).any(axis=1)
+    if over.any():
+        at = np.nonzero(over)[0][0]
+        raise ValueError(f"block ({ob[at]}, {kb[at]}) has a row with more than {nonzeros} non-zeros")
+    inputs = _slot_table(nonzeros)[packed]
+    return inputs, np.take_along_axis(values, inputs.astype(np.intp), axis=2) != 0
+
+
+# --- beats ---------------------------------------------------------------------------------------------
+
+def _write_headers(out: Array, runs: _Runs, tensor: _Blocks) -> None:
+    assert runs.header is not None and runs.slot is not None
+    units, slots = out.shape[0], _slots_of(runs)
+    scaled = ~runs.filler & (runs.bits < 8)
+    first = runs.window[scaled] * WINDOW + _PRESENT[runs.mask[scaled], 0]
+    scales = tensor.scales[runs.step[scaled] * units + runs.unit[scaled], first]
+    slots[scaled, 4:] = _packed(scales.view(np.uint8), spec.SCALE_BITS)
+    out.reshape(units, -1, HEADER_RUNS, RUN_BYTES)[runs.unit, runs.header, runs.slot] = slots
+
+
+def _slots_of(runs: _Runs) -> Array:
+    """Descriptors with zero scales: uint8[runs, 16]."""
+    assert runs.last is not None
+    fields = {"magic": np.int64(spec.RUN_MAGIC), "bits": _index(spec.BITS)[runs.bits],
+              "nonzeros": _index(spec.NONZEROS)[runs.nonzeros], "last": runs.last.astype(np.int64),
+              "window": runs.window, "blocks": runs.mask, "zero": np.int64(0)}
+    word, at = np.zeros(len(runs.unit), np.int64), 0
+    for name, width in spec.RUN_FIELDS:
+        word |= fields[name] << at
+        at += width
+    slots = np.zeros((len(word), RUN_BYTES), np.uint8)
+    slots[:, :4] = word.astype("<u4").view(np.uint8).reshape(-1, 4)
+    return slots
+
+
+def _index(values: tuple[int, ...]) -> Array:
+    """Value -> place in the tuple, as an array."""
+    out = np.zeros(max(values) + 1, np.int64)
+    out[list(values)] = np.arange(len(values))
+    return out
+
+
+def _packed(values: Array, width: int) -> Array:
+    """uint8[n, m] -> uint8[n, m * width / 8]: the low `width` bits of each, little endian."""
+    if width == 8:
+        return values
+    if width == 4:
+        return (values[:, ::2] & 15) | values[:, 1::2] << 4
+    bits = values[:, :, None] >> np.arange(width, dtype=np.uint8) & 1
+    return np.packbits(bits.reshape(len(values), values.shape[1] * width), axis=1, bitorder="little")
+
+
+def _write_rounds(out: Array, runs: _Runs, tensor: _Blocks, bits: int, nonzeros: int) -> None:
+    """Payload of the runs of one class; everything else of `out` stays."""
+    assert runs.payload is not None
+    chosen = np.nonzero((runs.bits == bits) & (runs.nonzeros == nonzeros) & ~runs.filler)[0]
+    counts = runs.rounds()[chosen]
+    run = np.repeat(chosen, counts)
+    number = np.arange(len(run)) - np.repeat(np.cumsum(counts) - counts, counts)
+    size = round_blocks(nonzeros)
+    present = _PRESENT[runs.mask[run][:, None], number[:, None] * size + np.arange(size)]
+    at = runs.payload[run] + _payload_beats(bits, nonzeros)[number]
+    for part in np.array_split(np.arange(len(run)), max(1, len(run) * size >> 16)):
+        block, code, inputs = _gather(runs, tensor, run[part], present[part], bits, nonzeros, out.shape[0])
+        _write_indices(out, runs.unit[run[part]], at[part], inputs, block, nonzeros)
+        _write_codes(out, runs.unit[run[part]], at[part] + spec.index_beats(nonzeros), code, number[part], bits,
+                     nonzeros)
+
+
+def _gather(runs: _Runs, tensor: _Blocks, run: Array, present: Array, bits: int, nonzeros: int,
+            units: int) -> tuple[Array, Array, Array]:
+    """(which blocks there are bool[n, B], codes uint8[n, 16 rows, B, N], inputs likewise) of n rounds of B blocks."""
+    there = present >= 0
+    n, size = there.shape
+    ob = np.repeat(runs.step[run] * units + runs.unit[run], size).reshape(n, size)
+    kb = runs.window[run][:, None] * WINDOW + present
+    code, inputs = tensor.codes(ob[there], kb[there], bits, nonzeros)
+    if nonzeros == BLOCK:
+        return there, code[:, :, None], inputs
+    full = np.zeros((2, n, size, BLOCK, nonzeros), np.uint8)
+    full[0][there], full[1][there] = code, inputs
+    codes, places = full.transpose(0, 1, 3, 2, 4)
+    return there, codes, places
+
+
+def _write_indices(out: Array, unit: Array, at: Array, inputs: Array, there: Array, nonzeros: int) -> None:
+    """Index beats: masks for N = 8, nibbles below."""
+    n = len(at)
+    if nonzeros == BLOCK:
+        return
+    if nonzeros == 8:
+        masks = np.bitwise_or.reduce(np.uint16(1) << inputs.astype(np.uint16), axis=3)  # [n, rows, 2]
+        masks = np.where(there[:, None, :], masks, 0).transpose(0, 2, 1)
+        out[unit, at] = np.ascontiguousarray(masks, "<u2").view(np.uint8).reshape(n, BEAT_BYTES)
+        return
+    nibbles = _packed(inputs.reshape(n, -1), 4).reshape(n, -1, BEAT_BYTES)
+    for i in range(nibbles.shape[1]):
+        out[unit, at + i] = nibbles[:, i]
+
+
+def _write_codes(out: Array, unit: Array, at: Array, code: Array, number: Array, bits: int, nonzeros: int) -> None:
+    """Code beats; code: uint8[n, 16 rows, blocks, N]."""
+    n, flat = len(at), code.reshape(len(at), -1)
+    data = _packed(flat, max(bits & 0xE, 2))  # 3 bits: two, then the plane
+    if data.shape[1] < BEAT_BYTES:
+        out[unit, at, : data.shape[1]] = data
+    else:
+        for i, beat in enumerate(data.reshape(n, -1, BEAT_BYTES).transpose(1, 0, 2)):
+            out[unit, at + i] = beat
+    if bits == 3:
+        plane = _packed(flat >> 2, 1)
+        if nonzeros == 1:
+            out[unit, at, 32 : 32 + plane.shape[1]] = plane
+            return
+        even = number % 2 == 0
+        out[unit[even], at[even] + 1, :32] = plane[even]
+        # The odd round's plane lies behind the even round's low bits: before this round's indices.
+        odd_at = at[~even] - spec.index_beats(nonzeros) - 1
+        out[unit[~even], odd_at, 32:] = plane[~even]
+
+
+__all__ = ["Headers", "beats", "dense_beats", "encode", "headers"]

@@ -1,0 +1,96 @@
+"""Alveo cards: what a configuration has to fit, and where each figure comes from. Standard library only."""
+
+from dataclasses import dataclass
+
+from .config import Config, ConfigError
+
+SOURCES = {
+    "device": "CLBs, 6-LUTs block RAMs, UltraRAMs, DSP48E2s and dies of XCU50 (= XCVU35P: XCVU33P + XCVU11P) "
+    "and of XCU280 and XCU55C (= XCVU37P: XCVU33P + 2 x XCVU11P): a table of UltraScale+ devices on GitHub, by third "
+    "parties, after AMD's selection guide XMP103; flip-flops are 16 a CLB (UG574).",
+    "hbm": "UG1393 (2023.1), HBM Configuration and Use: 32 pseudo-channels of 256 MB on U280 and U50, 512 MB on U55C; "
+    "14.375 GB/s a pseudo-channel, 460 GB/s in all.",
+    "u50_peak": "not confirmed in AMD's text here: 316 GB/s is what third parties quote from DS965.",
+    "platforms": "names used by public projects that build for these cards; U50 Gen3x16 XDMA base 5: UG1120.",
+}
+"""Totals are the device's. The platform's shell takes a part of them that only the installed platform tells."""
+
+HBM_CHANNELS = 32
+HBM_PORTS = 32
+"""AXI ports of the HBM subsystem: as many kernel masters can have one for themselves."""
+_CLB_LUTS, _CLB_FFS = 8, 16
+_BASE_DIE = {"clbs": 54960, "BRAM36": 672, "URAM": 320, "DSP48E2": 2880}
+_UPPER_DIE = {"clbs": 54000, "BRAM36": 672, "URAM": 320, "DSP48E2": 3072}
+
+
+@dataclass(frozen=True)
+class Card:
+    """One card."""
+
+    name: str
+    part: str
+    platform: str
+    dies: tuple[dict[str, int], ...]
+    """Resources of each SLR, SLR0 (with the HBM) first."""
+    channel_bytes: int
+    ddr_banks: int
+    hbm_bytes_per_second: float
+
+    @property
+    def slrs(self) -> int:
+        return len(self.dies)
+
+    def slr(self, index: int) -> dict[str, int]:
+        """Resources of one SLR, named as in `hw.synth.KINDS`."""
+        die = self.dies[index]
+        logic = {"LUT": die["clbs"] * _CLB_LUTS, "FF": die["clbs"] * _CLB_FFS}
+        return logic | {kind: n for kind, n in die.items() if kind != "clbs"}
+
+    @property
+    def resources(self) -> dict[str, int]:
+        """Of the whole device."""
+        return {kind: sum(self.slr(i)[kind] for i in range(self.slrs)) for kind in self.slr(0)}
+
+    def memory_of(self, config: Config, port: int) -> str:
+        """The memory bank, as v++ names it, behind a memory port: a pseudo-channel for each matrix unit; for aux the
+        card's DDR, else the pseudo-channels that are left."""
+        if port != config.aux_port:
+            return f"HBM[{port}]"
+        if self.ddr_banks:
+            return "DDR[0]"
+        first, last = config.units, HBM_CHANNELS - 1
+        return f"HBM[{first}]" if first == last else f"HBM[{first}:{last}]"
+
+    def check(self, config: Config) -> None:
+        """ConfigError if the configuration's ports or memories do not fit the card."""
+        where = f"configuration {config.name!r} on {self.name}"
+        masters = config.units + (not self.ddr_banks)
+        if masters > HBM_PORTS:
+            raise ConfigError(f"{where}: {masters} masters need an HBM port each, the card has {HBM_PORTS} and no DDR; "
+                              f"choose a configuration of {HBM_PORTS // 2} units, such as {self.name}")
+        if config.channel_bytes > self.channel_bytes:
+            raise ConfigError(f"{where}: channel_bytes = {config.channel_bytes}, a pseudo-channel has "
+                              f"{self.channel_bytes} bytes; choose a smaller one")
+        free = (HBM_CHANNELS - config.units) * self.channel_bytes
+        if not self.ddr_banks and config.aux_bytes > free:
+            raise ConfigError(f"{where}: aux_bytes = {config.aux_bytes}, the pseudo-channels that are left have {free} "
+                              "bytes; choose a smaller one")
+
+
+_MIB = 1 << 20
+CARDS = {card.name: card for card in (
+    Card("u280", "xcu280-fsvh2892-2L-e", "xilinx_u280_gen3x16_xdma_1_202211_1", (_BASE_DIE, _UPPER_DIE, _UPPER_DIE),
+         256 * _MIB, 2, 460e9),
+    Card("u50", "xcu50-fsvh2104-2-e", "xilinx_u50_gen3x16_xdma_5_202210_1", (_BASE_DIE, _UPPER_DIE), 256 * _MIB, 0,
+         316e9),
+    Card("u55c", "xcu55c-fsvh2892-2L-e", "xilinx_u55c_gen3x16_xdma_3_202210_1", (_BASE_DIE, _UPPER_DIE, _UPPER_DIE),
+         512 * _MIB, 0, 460e9),
+)}
+
+
+def get(name: str) -> Card:
+    """The named card; `ConfigError` with the list of names otherwise."""
+    try:
+        return CARDS[name]
+    except KeyError:
+        raise ConfigError(f"unknown card {name!r}; choose one of {', '.join(CARDS)}") from None

@@ -1,0 +1,243 @@
+"""Compression as the user asks for it, and the compressor that `ref_model.quantise` calls."""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hw.spec.config import BLOCK
+from hw.spec.weights import BITS, NONZEROS
+from ref_model.calibrate import activation_maxima, smoothed_layer
+from ref_model.checkpoints.base import Checkpoint
+from ref_model.checkpoints.synthetic import SyntheticCheckpoint
+
+from .allocate import Sensitivity, allocate, even_sensitivity, sensitivity, spread
+from .gptq import gptq
+from .plan import HEAD_NAME, AllocatedPlan, MixedPlan, Plan, UniformPlan, compressible, linear_shapes
+from .prune import keep_mask, scores
+from .rounding import round_matrix
+from .sequential import Packed, Sequential, machine_rows
+from .statistics import importance
+from .tune import Levels, tune
+
+RECIPES = ("best", "plain")
+CALIBRATED_PARAMETERS = 10**9
+"""Larger models are compressed without calibration: the float reference would not fit."""
+MAXIMA_TOKENS = 1024
+IMPORTANCE_TOKENS = 1024
+HESSIAN_TOKENS = 8192
+SHARE = 0.25
+"""Share of the activations' magnitude that smoothing moves: less than without compression, as weights are coarser."""
+
+
+class Compressor(Protocol):
+    """What the quantiser needs: the plan, a layer's tensors, and a matrix's integers."""
+
+    plan: Plan
+
+    def layer(self, checkpoint: Checkpoint, index: int) -> dict[str, np.ndarray]:
+        """Float tensors of decoder layer `index` by leaf name, smoothed (and norms tuned) as the recipe has it."""
+        ...
+
+    def compress(self, name: str, weight: np.ndarray) -> Packed | None:
+        """(int8[out, in], c float64[out], format) with W ~ int8 * c of `layer`'s float[out, in]; None: dense INT8."""
+        ...
+
+
+@dataclass
+class PlainCompressor:
+    """Rounding to nearest after magnitude pruning; nothing is calibrated."""
+
+    plan: Plan
+
+    def layer(self, checkpoint: Checkpoint, index: int) -> dict[str, np.ndarray]:
+        return smoothed_layer(checkpoint, index, None)
+
+    def compress(self, name: str, weight: np.ndarray) -> Packed | None:
+        blocks = self.plan.blocks(name, *weight.shape)
+        if blocks is None:
+            return None
+        bits, nonzeros = blocks
+        return round_matrix(weight, bits, nonzeros, keep_mask(scores(weight), nonzeros))
+
+
+class CalibratedCompressor:
+    """Smoothing, Wanda, GPTQ with the inputs that each layer gets behind the layers already quantised, and training of
+    levels, factors and gains against the float model.
+
+    The whole language model is compressed at the first call.
+    """
+
+    def __init__(self, plan: Plan, checkpoint: Checkpoint, ids: Sequence[int], tuned: bool = True) -> None:
+        self.plan, self.tuned = plan, tuned
+        self._checkpoint, self._ids = checkpoint, ids
+        few = ids[: min(MAXIMA_TOKENS, checkpoint.config.text.context)]
+        self._maxima = activation_maxima(checkpoint, few, typical=True)
+        self._packed: dict[str, Packed | None] | None = None
+        self._gains: dict[str, np.ndarray] = {}
+
+    def layer(self, checkpoint: Checkpoint, index: int) -> dict[str, np.ndarray]:
+        self._run()
+        prefix = f"language_model.layers.{index}."
+        state = smoothed_layer(checkpoint, index, self._maxima, SHARE)
+        return {leaf: self._gains.get(prefix + leaf.removesuffix(".weight"), value) for leaf, value in state.items()}
+
+    def compress(self, name: str, weight: np.ndarray) -> Packed | None:
+        if not compressible(name, weight.shape[1]):
+            return None
+        return self._run()[name]
+
+    def _run(self) -> dict[str, Packed | None]:
+        """Results of every linear of the language model; made once."""
+        if self._packed is None:
+            sequential = Sequential(self._checkpoint, self._ids[:HESSIAN_TOKENS], self._smoothed, self._quantise)
+            sequential.take("lm_head")
+            self._packed = sequential.packed
+            if self.tuned:
+                self._tune()
+        return self._packed
+
+    def _smoothed(self, index: int) -> dict[str, np.ndarray]:
+        return smoothed_layer(self._checkpoint, index, self._maxima, SHARE)
+
+    def _quantise(self, name: str, weight: np.ndarray, hessian: Tensor) -> Packed | None:
+        blocks = self.plan.blocks(name, *weight.shape)
+        if blocks is None:
+            return None
+        bits, nonzeros = blocks
+        mask = keep_mask(scores(weight, hessian.diagonal().numpy()), nonzeros)
+        return gptq(weight, hessian, bits, nonzeros, mask)
+
+    def _tune(self) -> None:
+        """Train levels, factors and gains, and take them over."""
+        assert self._packed is not None
+        layers = range(self._checkpoint.config.text.layers)
+        states = {index: self._smoothed(index) for index in layers}
+        head = self._checkpoint.read("lm_head.weight", torch.float32).numpy()
+        levels = {}
+        for index in layers:
+            for leaf, value in states[index].items():
+                name = f"language_model.layers.{index}.{leaf.removesuffix('.weight')}"
+                packed = self._packed.get(name)
+                if packed is not None:
+                    levels[name] = Levels(*packed, value, self._order(name, len(value)))
+        found = tune(self._checkpoint, states, _value(self._packed["lm_head"], head), levels, self._ids)
+        for name, integers in found.integers.items():
+            packed = self._packed[name]
+            assert packed is not None
+            factor = np.maximum(found.factors[name].astype(np.float64), 0.1)
+            self._packed[name] = integers, packed[1] * factor[self._order(name, len(factor))], packed[2]
+        self._gains = found.gains
+
+    def _order(self, name: str, n_out: int) -> np.ndarray:
+        return machine_rows(self._checkpoint.config.text, name, n_out)
+
+
+def _value(packed: Packed | None, weight: np.ndarray) -> np.ndarray:
+    """float32[out, in] that a result stands for; the weight itself if there is none."""
+    return weight if packed is None else (packed[0] * packed[1][:, None]).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Compression:
+    """Precision, sparsity and how much care: what `--bits`, `--sparsity` and `--recipe` say.
+
+    bits: 2, 3, 4, 8, an average between them, or None for random ones; nonzeros: of 16, or None for random ones.
+    """
+
+    bits: float | None
+    nonzeros: int | None
+    recipe: str = "best"
+    seed: int = 0
+    label: str = field(default="", compare=False)
+
+    @classmethod
+    def parse(cls, bits: str, sparsity: str, recipe: str = "best", seed: int = 0) -> "Compression | None":
+        """bits: 8, 4, 3, 2, mixed or an average such as 3.5; sparsity: dense, 8:16, 4:16, 2:16, 1:16 or mixed; recipe:
+        best or plain. None for 8 bits dense, which is the uncompressed machine format; ValueError for anything else."""
+        if recipe not in RECIPES:
+            raise ValueError(f"recipe {recipe!r}: choose from {', '.join(RECIPES)}")
+        width, nonzeros = _parse_bits(bits), _parse_sparsity(sparsity)
+        if (width is None and nonzeros not in (None, BLOCK)) or (nonzeros is None and width not in (None, *BITS)):
+            raise ValueError(f"bits {bits} with sparsity {sparsity}: mixed goes with mixed, dense or one precision")
+        if width == 8 and nonzeros == BLOCK:
+            return None
+        return cls(width, nonzeros, recipe, seed, f"{bits} bits, {sparsity}, {recipe}")
+
+    @property
+    def allocated(self) -> bool:
+        """Whether precisions are chosen by sensitivity."""
+        return self.bits is not None and self.bits not in BITS
+
+    @property
+    def random(self) -> bool:
+        return self.bits is None or self.nonzeros is None
+
+    def calibrates(self, checkpoint: Checkpoint) -> bool:
+        """Whether weights of this checkpoint are worth calibrating: best recipe, trained, and small enough."""
+        parameters = sum(math.prod(shape) for shape in checkpoint.shapes.values())
+        return (self.recipe == "best" and not isinstance(checkpoint, SyntheticCheckpoint)
+                and parameters <= CALIBRATED_PARAMETERS)
+
+    def plan(self, checkpoint: Checkpoint, ids: Sequence[int] | None = None) -> Plan:
+        """Which block gets what. Reads weights only for an average (not even then if they are synthetic).
+
+        A head that is tied to the embedding stays INT8 in every setting and is not part of an average, which is over
+        the decoder layers' linears (as in the papers: embeddings are not compressed).
+
+        ids: calibration tokens (`ref_model.calibrate.calibration_ids`), used for an average with the best recipe.
+        """
+        if self.bits is None or self.nonzeros is None:
+            defaults = MixedPlan()
+            return MixedPlan(self.seed, defaults.bits if self.bits is None else (int(self.bits),),
+                             defaults.nonzeros if self.nonzeros is None else (self.nonzeros,))
+        if not self.allocated:
+            return UniformPlan(int(self.bits), self.nonzeros, not checkpoint.config.text.tied_embeddings)
+        shapes = linear_shapes(checkpoint)
+        if checkpoint.config.text.tied_embeddings:
+            del shapes[HEAD_NAME]
+        chosen = allocate(self._sensitivities(checkpoint, shapes, ids), self.bits)
+        return AllocatedPlan({name: spread(chosen[name], *shapes[name]) for name in shapes}, self.nonzeros)
+
+    def _sensitivities(self, checkpoint: Checkpoint, shapes: dict[str, tuple[int, int]],
+                       ids: Sequence[int] | None) -> dict[str, Sensitivity]:
+        assert self.nonzeros is not None
+        if isinstance(checkpoint, SyntheticCheckpoint):
+            return {name: even_sensitivity(*shape) for name, shape in shapes.items()}
+        measured = importance(checkpoint, ids[:IMPORTANCE_TOKENS]) if ids and self.calibrates(checkpoint) else {}
+        return {name: sensitivity(checkpoint.read(f"{name}.weight", torch.float32).numpy(), measured.get(name),
+                                  self.nonzeros) for name in shapes}
+
+    def compressor(self, checkpoint: Checkpoint, ids: Sequence[int] | None = None) -> Compressor:
+        """The compressor for `ref_model.quantise.quantise`.
+
+        ids: calibration tokens. Without them, for synthetic weights, for large models and for random plans, the best
+        recipe is the plain one.
+        """
+        plan = self.plan(checkpoint, ids)
+        if not ids or self.random or not self.calibrates(checkpoint):
+            return PlainCompressor(plan)
+        return CalibratedCompressor(plan, checkpoint, ids)
+
+
+def _parse_bits(text: str) -> float | None:
+    if text == "mixed":
+        return None
+    if not re.fullmatch(r"\d+(\.\d+)?", text) or not min(BITS) <= float(text) <= max(BITS):
+        raise ValueError(f"bits {text!r}: choose 8, 4, 3, 2, an average such as 3.5, or mixed")
+    return float(text)
+
+
+def _parse_sparsity(text: str) -> int | None:
+    known = {"dense": BLOCK, "mixed": None} | {f"{n}:{BLOCK}": n for n in NONZEROS if n < BLOCK}
+    if text not in known:
+        raise ValueError(f"sparsity {text!r}: choose from {', '.join(known)}")
+    return known[text]
+
+
+__all__ = ["RECIPES", "CalibratedCompressor", "Compression", "Compressor", "PlainCompressor"]

@@ -1,0 +1,357 @@
+"""Weight streams read back (`hw.spec.weights`): when their rounds are complete, and the weights they hold.
+
+Timing needs headers only, so `walk` touches no payload; weights are decoded by `add_weights`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+
+from alula.errors import InternalError
+from hw.spec.config import BEAT_BYTES, BLOCK
+from hw.spec.weights import (
+    BITS,
+    HEADER_RUNS,
+    NONZEROS,
+    RUN_BYTES,
+    RUN_FIELDS,
+    RUN_MAGIC,
+    SCALE_BASE,
+    SCALE_BITS,
+    WINDOW,
+    index_beats,
+    round_beats,
+    round_blocks,
+)
+from sim.memory_image import MemoryImage
+
+SPARSE, LAST, WINDOW_SHIFT = 1, 2, 2
+"""A round's info: window << WINDOW_SHIFT | LAST if it ends its step | SPARSE if N < 16."""
+# Columns of a table of runs.
+PAYLOAD, ROUND, STEP, RUN_BITS, RUN_N, RUN_WINDOW, RUN_BLOCKS, HEADER, SLOT, COLUMNS = range(10)
+_OK, _NO_RUN, _CUT, _ABSENT = range(4)
+_AT = {name: sum(w for _, w in RUN_FIELDS[:i]) for i, (name, _) in enumerate(RUN_FIELDS)}
+_MASK = {name: (1 << width) - 1 for name, width in RUN_FIELDS}
+_MAGIC_AT, _BITS_AT, _N_AT, _LAST_AT, _WINDOW_AT, _BLOCKS_AT, _ZERO_AT = _AT.values()
+_MAGIC_MASK, _BITS_MASK, _N_MASK, _LAST_MASK, _WINDOW_MASK, _BLOCKS_MASK, _ZERO_MASK = _MASK.values()
+_ROUND_BEATS = np.array([[[round_beats(b, n, i) for i in (0, 1)] for n in NONZEROS] for b in BITS])
+"""[precision, N, number of the round in its run mod 2]"""
+_ROUND_BLOCKS = np.array([round_blocks(n) for n in NONZEROS])
+_INDEX_BEATS = np.array([index_beats(n) for n in NONZEROS])
+_BIT_COUNTS = np.array(BITS)
+_NONZERO_COUNTS = np.array(NONZEROS)
+_INSIDE = SCALE_BASE // 8
+_HALF_SCALE = 1 << SCALE_BITS - 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One unit's rounds. ends: int32[rounds], the beat that completes each; info: uint16[rounds]."""
+
+    ends: np.ndarray
+    info: np.ndarray
+
+
+@dataclass(frozen=True)
+class Plans:
+    """All units' rounds of one RD, unit after unit; a single plan when all are equal (`same`)."""
+
+    units: Sequence[Plan]
+    same: bool
+    agree: int
+    """Leading rounds of equal info in all units."""
+    ends: np.ndarray
+    info: np.ndarray
+    bounds: np.ndarray
+    """Where each held unit's rounds start in `ends` and `info`, and the end: int64[len(units) + 1]."""
+    step_ends: np.ndarray
+    """The rounds that end a step (unit 0): int64[steps]."""
+
+    @property
+    def n_rounds(self) -> int:
+        """Rounds of the unit that has most."""
+        return max(len(plan.ends) for plan in self.units)
+
+    def last_beat(self, unit: int, number: int, n_beats: int) -> int:
+        """The beat that completes a unit's round; n_beats - 1 where it has no such round."""
+        ends = self.units[0 if self.same else unit].ends
+        return int(ends[number]) if number < len(ends) else n_beats - 1
+
+
+@numba.njit(cache=True)
+def _descriptor(beats, header, slot):
+    """The first four bytes of a slot, or -1 for an all-zero slot."""
+    word = np.int64(0)
+    for i in range(4):
+        word |= np.int64(beats[header, slot * RUN_BYTES + i]) << 8 * i
+    for i in range(RUN_BYTES):
+        if beats[header, slot * RUN_BYTES + i]:
+            return word
+    return -1
+
+
+@numba.njit(cache=True)
+def _walk(beats, positions, n_beats, ends, info, runs):
+    """Follows the headers: (rounds, runs, result, beat). beats[i] is beat positions[i], or i without positions."""
+    at = rounds = n_runs = step = known = 0
+    while at < n_beats:
+        header = at
+        if len(positions):
+            while known < len(positions) and positions[known] < at:
+                known += 1
+            if known == len(positions) or positions[known] != at:
+                return rounds, n_runs, _ABSENT, at
+            header = known
+        began = at
+        at += 1
+        for slot in range(HEADER_RUNS):
+            word = _descriptor(beats, header, slot)
+            if word < 0:
+                break
+            n = word >> _N_AT & _N_MASK
+            blocks = word >> _BLOCKS_AT & _BLOCKS_MASK
+            if (word >> _MAGIC_AT & _MAGIC_MASK != RUN_MAGIC or word >> _ZERO_AT & _ZERO_MASK or blocks == 0
+                    or n >= len(_NONZERO_COUNTS)):  # fmt: skip
+                return rounds, n_runs, _NO_RUN, began
+            bits = word >> _BITS_AT & _BITS_MASK
+            window = word >> _WINDOW_AT & _WINDOW_MASK
+            last = word >> _LAST_AT & _LAST_MASK
+            present = 0
+            for i in range(WINDOW):
+                present += blocks >> i & 1
+            runs[n_runs, PAYLOAD], runs[n_runs, ROUND], runs[n_runs, STEP] = at, rounds, step
+            runs[n_runs, RUN_BITS], runs[n_runs, RUN_N] = bits, n
+            runs[n_runs, RUN_WINDOW], runs[n_runs, RUN_BLOCKS] = window, blocks
+            runs[n_runs, HEADER], runs[n_runs, SLOT] = header, slot
+            n_runs += 1
+            for number in range((present + _ROUND_BLOCKS[n] - 1) // _ROUND_BLOCKS[n]):
+                at += _ROUND_BEATS[bits, n, number & 1]
+                if at > n_beats:
+                    return rounds, n_runs, _CUT, began
+                ends[rounds] = at - 1
+                info[rounds] = window << WINDOW_SHIFT | (SPARSE if n else 0)
+                rounds += 1
+            if last:
+                info[rounds - 1] |= LAST
+                step += 1
+    return rounds, n_runs, _OK, at
+
+
+def walk(beats: np.ndarray, positions: np.ndarray | None = None, n_beats: int | None = None) -> tuple[Plan, np.ndarray]:
+    """The rounds and the table of runs (int32[runs, COLUMNS]) of a stream: uint8[beats, 64].
+
+    With positions (int64[headers]) beats holds the header beats only, found at those positions of n_beats.
+    ValueError for a slot that is no run and for a stream that ends inside a run.
+    """
+    n_beats = len(beats) if n_beats is None else n_beats
+    if positions is not None and not len(positions):
+        raise InternalError(f"the headers of a stream of {n_beats} beats are absent: timing needs every header")
+    where = np.zeros(0, np.int64) if positions is None else positions
+    ends, info = np.empty(n_beats, np.int32), np.empty(n_beats, np.uint16)
+    slots = HEADER_RUNS * min(len(beats), n_beats)
+    runs = np.empty((min(slots, n_beats + HEADER_RUNS), COLUMNS), np.int32)
+    rounds, n_runs, result, at = _walk(beats, where, n_beats, ends, info, runs)
+    if result == _NO_RUN:
+        raise ValueError(f"beat {at} of a stream is no header: a slot of it is no run")
+    if result == _CUT:
+        raise ValueError(f"a stream of {n_beats} beats ends inside a run of the header at beat {at}")
+    if result == _ABSENT:
+        raise InternalError(f"the header at beat {at} of a stream is absent: timing needs every header")
+    return Plan(ends[:rounds].copy(), info[:rounds].copy()), runs[:n_runs].copy()
+
+
+def plans(memory: MemoryImage, rows: list[int], n_inner: int) -> Plans:
+    """The plans of all units for n_inner beats at each of these beat addresses; kept while nobody writes there.
+
+    ValueError as `walk`, `OutOfRange` beyond the memory.
+    """
+    units = range(memory.config.units)
+    clean = all(memory.ports[u].clean_region(a * BEAT_BYTES, n_inner * BEAT_BYTES) for u in units for a in rows)
+    key = (*rows, n_inner)
+    if clean and key in memory.plans:
+        return memory.plans[key]
+    alike = _shared_headers(memory, rows, n_inner) if clean else None
+    if alike is None:
+        found = _together([walk(*header_beats(memory, u, rows, n_inner), len(rows) * n_inner)[0] for u in units])
+    elif ("alike", n_inner, *alike) in memory.plans:
+        found = memory.plans["alike", n_inner, *alike]
+    else:
+        first = {which: unit for unit, which in reversed(list(enumerate(alike)))}
+        walked = {which: walk(*header_beats(memory, unit, rows, n_inner), n_inner)[0] for which, unit in first.items()}
+        found = memory.plans["alike", n_inner, *alike] = _together([walked[which] for which in alike])
+    if clean:
+        memory.plans[key] = found
+    return found
+
+
+def _shared_headers(memory: MemoryImage, rows: list[int], n_inner: int) -> list[int] | None:
+    """What identifies the headers of every unit's stream, where the stream is one absent region in each."""
+    found = []
+    for port in memory.ports[: memory.config.units]:
+        region = port.region_at(rows[0] * BEAT_BYTES)
+        whole = region is not None and (region.start, region.n_bytes) == (rows[0] * BEAT_BYTES, n_inner * BEAT_BYTES)
+        if len(rows) != 1 or region is None or not whole or region.headers is None:
+            return None
+        found.append(id(region.headers))
+    return found
+
+
+def header_beats(
+    memory: MemoryImage, unit: int, rows: list[int], n_inner: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """(beats, positions) for `walk`: the whole stream, or its headers where an image for timing holds no more."""
+    parts = [memory.ports[unit].header_beats(a * BEAT_BYTES, n_inner * BEAT_BYTES) for a in rows]
+    beats = parts[0][0] if len(parts) == 1 else np.concatenate([data for data, _ in parts])
+    if all(positions is None for _, positions in parts):
+        return beats, None
+    every = np.arange(n_inner)
+    where = [(every if positions is None else positions) + i * n_inner for i, (_, positions) in enumerate(parts)]
+    return beats, np.concatenate(where)
+
+
+def _together(units: list[Plan]) -> Plans:
+    first = units[0]
+    same = all(p is first or (np.array_equal(p.ends, first.ends) and np.array_equal(p.info, first.info))
+               for p in units[1:])  # fmt: skip
+    held = units[:1] if same else units
+    agree = len(first.info)
+    for plan in held[1:]:
+        n = min(agree, len(plan.info))
+        differing = np.flatnonzero(plan.info[:n] != first.info[:n])
+        agree = int(differing[0]) if len(differing) else n
+    bounds = np.cumsum([0, *(len(p.ends) for p in held)])
+    ends, info = np.concatenate([p.ends for p in held]), np.concatenate([p.info for p in held])
+    return Plans(held, same, agree, ends, info, bounds, np.flatnonzero(first.info & LAST))
+
+
+# --- weights ---------------------------------------------------------------------------------------------
+
+
+@numba.njit(cache=True)
+def _scales(beats, header, slot, scales):
+    """Sixteen signed scales of a slot, row r at bit SCALE_BASE + SCALE_BITS * r."""
+    base = slot * RUN_BYTES + _INSIDE
+    for row in range(BLOCK):
+        bit = SCALE_BITS * row
+        byte, shift = base + bit // 8, bit % 8
+        word = np.int64(beats[header, byte])
+        if shift + SCALE_BITS > 8:
+            word |= np.int64(beats[header, byte + 1]) << 8
+        scales[row] = ((word >> shift & 2 * _HALF_SCALE - 1) ^ _HALF_SCALE) - _HALF_SCALE
+
+
+@numba.njit(cache=True)
+def _weights(flat, at, plane, bits, n, scales, out):
+    """out int32[slots, rows] = the round's weights; at: its first code byte, plane: that of its high plane."""
+    slots = 8 if n == 1 else BLOCK
+    for row in range(BLOCK):
+        for s in range(slots):
+            e = row * slots + s
+            if bits == 8:
+                code = np.int64(flat[at + e])
+                out[s, row] = code - (code >> 7 << 8)
+                continue
+            if bits == 4:
+                code = np.int64(flat[at + e // 2]) >> e % 2 * 4 & 15
+                value = code - (code >> 3 << 4)
+            else:
+                code = np.int64(flat[at + e // 4]) >> e % 4 * 2 & 3
+                if bits == 3:
+                    code |= (np.int64(flat[plane + e // 8]) >> e % 8 & 1) << 2
+                value = 2 * code - (1 << bits) + 1
+            out[s, row] = (value * scales[row] + 128 & 255) - 128
+
+
+@numba.njit(cache=True)
+def _indices(flat, at, n, out):
+    """out int32[slots, rows] = the inputs of the round's slots inside their blocks; at: its first byte."""
+    for row in range(BLOCK):
+        if n == 16:
+            for s in range(BLOCK):
+                out[s, row] = s
+        elif n == 8:
+            for block in range(2):
+                byte = at + (block * BLOCK + row) * 2
+                mask = np.int64(flat[byte]) | np.int64(flat[byte + 1]) << 8
+                used = 0
+                for c in range(BLOCK):
+                    if mask >> c & 1 and used < 8:
+                        out[block * 8 + used, row] = c
+                        used += 1
+                for s in range(used, 8):
+                    out[block * 8 + s, row] = 0
+        else:
+            slots = 8 if n == 1 else BLOCK
+            for s in range(slots):
+                e = row * slots + s
+                out[s, row] = flat[at + e // 2] >> e % 2 * 4 & 15
+
+
+@numba.njit(cache=True)
+def _decode(beats, runs, first_step, out, column, stride):
+    """`add_weights`."""
+    flat = beats.reshape(-1)
+    scales = np.zeros(BLOCK, np.int64)
+    weights, indices = np.zeros((BLOCK, BLOCK), np.int32), np.zeros((BLOCK, BLOCK), np.int32)
+    tile = np.zeros((BLOCK, BLOCK), np.int32)
+    present = np.zeros(WINDOW, np.int64)
+    largest = 0
+    for i in range(len(runs)):
+        run = runs[i]
+        bits, n = _BIT_COUNTS[run[RUN_BITS]], _NONZERO_COUNTS[run[RUN_N]]
+        _scales(beats, run[HEADER], run[SLOT], scales)
+        total = 0
+        for b in range(WINDOW):
+            if run[RUN_BLOCKS] >> b & 1:
+                present[total] = run[RUN_WINDOW] * WINDOW + b
+                total += 1
+        per = _ROUND_BLOCKS[run[RUN_N]]
+        each = 1 if n == 1 else BLOCK // per
+        at, plane = run[PAYLOAD] * BEAT_BYTES, 0
+        to = column + (run[STEP] - first_step) * stride
+        for number in range((total + per - 1) // per):
+            codes = at + _INDEX_BEATS[run[RUN_N]] * BEAT_BYTES
+            if n == 1:
+                plane = codes + 32
+            elif number % 2:
+                plane += 32
+            else:
+                plane = codes + BEAT_BYTES
+            _indices(flat, at, n, indices)
+            _weights(flat, codes, plane, bits, n, scales, weights)
+            for b in range(number * per, min(total, number * per + per)):
+                tile[:] = 0
+                for s in range((b - number * per) * each, (b - number * per + 1) * each):
+                    for row in range(BLOCK):
+                        tile[indices[s, row], row] += weights[s, row]
+                for c in range(BLOCK):
+                    for row in range(BLOCK):
+                        value = out[present[b] * BLOCK + c, to + row] + np.float32(tile[c, row])
+                        out[present[b] * BLOCK + c, to + row] = value
+                        largest = max(largest, abs(int(value)))
+            at += _ROUND_BEATS[run[RUN_BITS], run[RUN_N], number & 1] * BEAT_BYTES
+    return largest
+
+
+def add_weights(
+    beats: np.ndarray, runs: np.ndarray, first_step: int, out: np.ndarray, column: int = 0, stride: int = BLOCK
+) -> int:
+    """Adds the weights of these runs of a stream (uint8[beats, 64]) to out, float32[inputs, columns].
+
+    Row r of step j is column + (j - first_step) * stride + r. Gives the largest magnitude that came up.
+    """
+    return int(_decode(beats, runs, first_step, out, column, stride))
+
+
+def matrix(beats: np.ndarray, inputs: int) -> np.ndarray:
+    """One unit's stream, uint8[beats, 64], as int32[steps, 16 rows, inputs]; ValueError as `walk`."""
+    _, runs = walk(beats)
+    steps = int(runs[-1, STEP]) + 1 if len(runs) else 0
+    width = WINDOW * BLOCK
+    out = np.zeros((-(-inputs // width) * width, steps * BLOCK), np.float32)
+    if len(runs) and int(runs[:, RUN_WINDOW].max()) * width >= inputs:
+        raise ValueError(f"window {int(runs[:, RUN_WINDOW].max())} is beyond {inputs} inputs")
+    add_weights(beats, runs, 0, out)
+    return out[:inputs].T.reshape(steps, BLOCK, inputs).astype(np.int32)

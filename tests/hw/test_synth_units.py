@@ -1,0 +1,71 @@
+"""Synthesis by unit: modules that are alike are one, counts multiply, and the longest path is found across modules."""
+
+from amaranth.hdl import Module, Signal
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+
+from hw.synth import synthesise, tally
+from hw.synth_units import Levels, distinct, instances, levels, split_modules, synthesise_units, unit_of
+from hw.verilog_writer import convert
+
+
+class Stage(wiring.Component):
+    """The parity of 11 bits, which takes two levels of LUTs."""
+
+    i: In(11)
+    o: Out(1)
+
+    def elaborate(self, platform):
+        m = Module()
+        m.d.comb += self.o.eq(self.i.xor())
+        return m
+
+
+class Pair(wiring.Component):
+    """Two stages behind each other, registered at the end."""
+
+    i: In(32)
+    o: Out(1)
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.first = first = Stage()
+        m.submodules.second = second = Stage()
+        held = Signal(11)
+        m.d.sync += held.eq(self.i[11:])
+        m.d.comb += [first.i.eq(self.i[:11]), second.i.eq(held ^ first.o.replicate(11))]
+        m.d.sync += self.o.eq(second.o)
+        return m
+
+
+VERILOG = convert(Pair(), "alula")
+
+
+def test_units_by_place():
+    names = {"alula": "ports", "alula.control": "control", "alula.core": "core", "alula.core.load$367": "load",
+             "alula.core.vector.lane_3": "vector", "matrix_unit.chain_0.group_1": "matrix_unit"}  # fmt: skip
+    assert {name: unit_of(name) for name in names} == names
+
+
+def test_modules_that_are_alike_are_one():
+    modules = split_modules(VERILOG)
+    assert set(modules) == {"alula", "alula.first", "alula.second"}
+    stands_for, texts = distinct(modules, "alula")
+    assert stands_for["alula.second"] == "alula.first" and list(texts) == ["alula.first", "alula"]
+    assert instances(texts, "alula") == {"alula": 1, "alula.first": 2}
+
+
+def test_counts_equal_those_of_the_whole():
+    made = synthesise_units(VERILOG, "alula")
+    assert made.table() == tally(synthesise(VERILOG, "alula")["alula"])
+    assert made.table("first")["LUT"] == 4 and made.table()["FF"] == 12
+    assert sum(made.table(unit)["LUT"] for unit in made.units) == made.table()["LUT"]
+
+
+def test_the_longest_path_goes_through_modules():
+    made = synthesise_units(VERILOG, "alula")
+    found = levels(made, "alula")
+    assert (found.luts, found.carries, found.muxes) == (5, 0, 0) and "FD" in found.ends_in  # 2, the XOR, 2
+    assert levels(made, "alula.first") == Levels(2, 0, 0, "o")
+    alone = levels(made, "alula", inside=lambda name: name == "alula")
+    assert alone.luts == 1

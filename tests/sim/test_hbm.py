@@ -1,0 +1,298 @@
+"""The HBM model: its bandwidths against public figures, its twins against each other, the simulator against the RTL."""
+
+import ctypes
+import random
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import numba
+import numpy as np
+import pytest
+
+from hw.spec import hbm
+from hw.spec.config import CONFIGS, ConfigError
+from hw.spec.isa import Error
+from hw.spec.memory import MemoryModel
+from sim.backend import Invocation
+from sim.cycle import CycleBackend
+from sim.memory_image import MemoryImage
+from sim.rtl.backend import RtlBackend
+from sim.trace import differences
+from tests.sim.test_cycle import attach, program_of, random_steps
+
+TINY = CONFIGS["tiny"]
+EVER = 1 << 60
+BEATS = 1 << 16
+WORDS = 20_000
+serve, place, commit = (numba.njit(f) for f in (hbm.serve, hbm.place, hbm.commit))
+
+
+class Channel:
+    """A channel that is told everything at once. reads: (address, accepted, extra), writes: (cycle, address, words)."""
+
+    def __init__(self, reads, writes=(), serve=serve):
+        reads, writes = (np.array(x, np.int64).reshape(-1, 3) for x in (reads, writes))
+        self.h, self.n, self.serve = hbm.new_channel(), len(reads), serve
+        self.reads = np.zeros((3, 1 << max(self.n - 1, 0).bit_length()), np.int64)
+        self.reads[:, : self.n] = reads.T
+        self.writes = np.zeros((1 << max(len(writes) - 1, 0).bit_length(), 3), np.int64)
+        self.writes[: len(writes)] = writes
+        self.h[hbm.TAIL] = len(writes)
+        self.arrivals = np.zeros(self.reads.shape[1], np.int64)
+
+    def told(self, known=EVER, asked=None):
+        """Cycle of every beat that is determined by `known`."""
+        asked = self.n if asked is None else asked
+        self.serve(self.h, asked, *self.reads, self.arrivals, self.writes, known)
+        return self.arrivals[: self.h[hbm.SERVED]].tolist()
+
+
+def in_blocks(rng, n_beats, size):
+    """Addresses of n_beats in blocks of `size` beats that lie anywhere."""
+    return (rng.integers(0, (1 << 22) // size, n_beats // size)[:, None] * size + np.arange(size)).reshape(-1)
+
+
+def read_share(addresses):
+    """Of the peak, when all of it is asked for at once."""
+    reads = [(address, 0, 0) for address in addresses.tolist()]
+    return len(reads) / Channel(reads).told()[-1]
+
+
+def words_share(banks_and_rows, outstanding=2 * hbm.QUEUE_BEATS):
+    """Of the peak, with so many words outstanding, in the memory alone."""
+    h, left, done = hbm.new_channel(), [0] * outstanding, 0
+    for i, (bank, row) in enumerate(banks_and_rows):
+        ready = left[i % outstanding]
+        column, activate = place(h, bank, row, ready, ready, False)
+        commit(h, bank, row, column, activate, False)
+        done = left[i % outstanding] = max(done, column + hbm.READ_DONE)
+    return len(banks_and_rows) / done
+
+
+def sequential_words():
+    return [(hbm.bank_of(i // 2, i % 2), hbm.row_of(i // 2)) for i in range(WORDS)]
+
+
+def write_share():
+    """Sequential writes, a beat a cycle: of the peak, from the first one's drain to the last."""
+    channel = Channel([(0, BEATS, 0)], [(i, i, 3) for i in range(BEATS)])
+    channel.told()
+    return BEATS / (channel.h[hbm.LAST_WRITE] / hbm.SLOTS_A_CYCLE - hbm.WRITE_EPOCH)
+
+
+def mixed_share(size):
+    """Reads and writes by turns in blocks of `size` beats that lie anywhere, at the rate that is served best."""
+
+    def at(rate, n=BEATS // 2):
+        addresses = in_blocks(np.random.default_rng(1), n, size).reshape(-1, size)
+        cycles = (np.arange(n) / rate).astype(np.int64).reshape(-1, size)
+        reads = [(a, t, 0) for a, t in zip(addresses[::2].flat, cycles[::2].flat, strict=True)]
+        writes = [(t, a, 3) for a, t in zip(addresses[1::2].flat, cycles[1::2].flat, strict=True)]
+        return n / max(Channel(reads, writes).told()[-1], n / rate)
+
+    return max(at(rate / 100) for rate in range(60, 100, 2))
+
+
+def random_share(size):
+    return lambda: read_share(in_blocks(np.random.default_rng(size), BEATS, size))
+
+
+def same_bank_share(words):
+    return lambda: words_share([(0, i // words) for i in range(WORDS)])
+
+
+def outstanding_share(n):
+    return lambda: words_share(sequential_words(), n)
+
+
+FIGURES = {
+    # pattern: (least and largest public figure, tolerance, what the model gives)
+    "sequential reads": (0.917, 0.918, 0.01, lambda: read_share(np.arange(BEATS))),
+    "sequential writes": (0.914, 0.916, 0.01, write_share),
+    "random rows, 64 B": (0.31, 0.46, 0.06, random_share(1)),
+    "random rows, 128 B": (0.45, 0.61, 0.01, random_share(2)),
+    "random rows, 256 B": (0.84, 0.87, 0.05, random_share(4)),
+    "random rows, 512 B": (0.86, 0.90, 0.03, random_share(8)),
+    "random rows, 1 KB": (0.88, 0.91, 0.01, random_share(16)),
+    "random rows, 4 KB": (0.92, 0.92, 0.01, random_share(64)),
+    "same bank, new row every 32 B": (0.042, 0.042, 0.02, same_bank_share(1)),
+    "same bank, new row every 64 B": (0.084, 0.084, 0.02, same_bank_share(2)),
+    "same bank, new row every 256 B": (0.250, 0.250, 0.02, same_bank_share(8)),
+    "same bank, new row every 1 KB": (0.381, 0.381, 0.02, same_bank_share(32)),
+    "1 word outstanding": (0.11, 0.11, 0.03, outstanding_share(1)),
+    "4 words outstanding": (0.43, 0.43, 0.03, outstanding_share(4)),
+    "8 words outstanding": (0.78, 0.78, 0.03, outstanding_share(8)),
+    "16 words outstanding": (0.86, 0.86, 0.03, outstanding_share(16)),
+    "32 words outstanding": (0.92, 0.92, 0.03, outstanding_share(32)),
+    "reads and writes 1:1, 256 B": (0.55, 0.84, 0.01, lambda: mixed_share(4)),
+    "reads and writes 1:1, 4 KB": (0.77, 0.87, 0.01, lambda: mixed_share(64)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("pattern", FIGURES)
+def test_bandwidth_is_the_public_figure(pattern):
+    least, largest, tolerance, measure = FIGURES[pattern]
+    share = measure()
+    print(f"\n{pattern}: {share:.3f} of the peak; public {least} to {largest}, tolerance {tolerance:.0%}")
+    assert least * (1 - tolerance) <= share <= largest * (1 + tolerance)
+
+
+def test_idle_latencies():
+    """18 ns for a row hit and 48 ns for a conflict in the memory, within a slot or two; 90 ns more on the way."""
+    slot_ns = 1000 / 450
+    h = hbm.new_channel()
+    columns = []
+    for row, ready in ((0, 0), (0, 100), (1, 200)):
+        found = place(h, 0, row, ready, ready, False)
+        commit(h, 0, row, *found, False)
+        columns.append(found[0] + hbm.READ_DONE - ready)
+    assert columns[1] * slot_ns == pytest.approx(18, abs=slot_ns)
+    assert columns[2] * slot_ns == pytest.approx(48, abs=slot_ns)
+    assert (hbm.REQUEST_CYCLES + hbm.RETURN_CYCLES) * 2 * slot_ns == pytest.approx(90, abs=2 * slot_ns)
+
+
+def test_refresh_is_where_it_is_said():
+    """An empty channel that is read every 10 cycles: beats stand still once in 3.9 us, counted from cycle 0."""
+    asked = np.arange(0, 9000, 10)
+    took = np.array(Channel([(i, t, 0) for i, t in enumerate(asked)]).told()) - asked
+    late = asked[np.flatnonzero(took > 60)]
+    starts = late[np.flatnonzero(np.diff(late, prepend=-1000) > 100)]
+    expected = np.arange(1, 11) * hbm.REFRESH_INTERVAL / hbm.SLOTS_A_CYCLE
+    assert len(starts) == 10 and (abs(starts + hbm.REQUEST_CYCLES - expected) <= 10).all()
+    assert took.max() <= (hbm.REFRESH_BLOCK + hbm.ROW_TO_COLUMN) / 2 + 40
+
+
+def random_traffic(seed, n=1500):
+    """Reads and writes of every kind of locality, idle times, bursts and hot banks."""
+    rng = random.Random(seed)
+    reads, writes, t = [], [], 0
+    while len(reads) + len(writes) < n:
+        t += rng.choice([1, 1, 1, 2, 20, rng.randrange(1, 3000)])
+        near = rng.choice([0, 1 << 8, rng.randrange(1 << 22)])
+        address = (near + rng.choice([0, rng.randrange(512), rng.randrange(8) << 8])) % (1 << 22)
+        for i in range(rng.choice([1, 4, 16, 16])):
+            if rng.random() < 0.5:
+                reads.append((address + i, t, rng.choice([0, 0, rng.randrange(40)])))
+            else:
+                writes += [(t + j, address + j, rng.randrange(1, 4)) for j in range(rng.randrange(3))]
+                t = max(t, writes[-1][0] if writes else 0)
+    return reads, writes
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_python_and_numba_are_the_same(seed):
+    reads, writes = random_traffic(seed, 600)
+    assert Channel(reads, writes, hbm.serve).told() == Channel(reads, writes).told()
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_what_is_known_changes_nothing(seed):
+    """Told as the cycles go by, beats come when they came; none is told too late."""
+    reads, writes = random_traffic(seed)
+    channel, told = Channel(reads, writes), 0
+    all_at_once = Channel(reads, writes).told()
+    accepted = np.array([t for _, t, _ in reads])
+    for now in range(0, max(all_at_once) + hbm.WRITE_EPOCH, 7):
+        beats = channel.told(now, int(np.searchsorted(accepted, now, "right")))
+        assert beats[told:] == all_at_once[told : len(beats)]
+        assert all(beat + 7 > now for beat in beats[told:])
+        told = len(beats)
+    assert told == len(reads)
+
+
+HARNESS = """
+#include "hbm.h"
+// Cycle by cycle, as the test bench does; a beat that is told too late is not told at all.
+extern "C" void run(const int64_t* p, int64_t n, const int64_t* reads, int64_t m, const int64_t* writes, int64_t* out) {
+    Hbm hbm;
+    std::copy(p, p + HBM_PARAMETERS, reinterpret_cast<int64_t*>(&hbm));
+    PseudoChannel channel(hbm);
+    int64_t i = 0, j = 0, k = 0;
+    for (int64_t t = 0; k < n; t++) {
+        for (; j < m && writes[3 * j] == t; j++) channel.writes.push_back({t, writes[3 * j + 1], writes[3 * j + 2]});
+        for (; i < n && reads[3 * i + 1] == t; i++) channel.asked.push_back({reads[3 * i], t, reads[3 * i + 2]});
+        channel.serve(t);
+        for (; !channel.arrivals.empty(); channel.arrivals.pop_front())
+            out[k++] = channel.arrivals.front() > t ? channel.arrivals.front() : -1;
+    }
+}
+extern "C" int64_t parameters() { return HBM_PARAMETERS; }
+"""
+
+
+@pytest.fixture(scope="module")
+def native(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hbm")
+    (folder / "harness.cpp").write_text(HARNESS)
+    headers = Path(__file__).parents[2] / "sim" / "rtl" / "native"
+    command = ["g++", "-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", f"-I{headers}"]
+    subprocess.run([*command, "-o", "harness.so", "harness.cpp"], cwd=folder, check=True)
+    return ctypes.CDLL(folder / "harness.so")
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_the_c_twin_is_the_same(native, seed):
+    reads, writes = random_traffic(seed)
+    assert native.parameters() == len(hbm.parameters())
+    arrays = [np.array(x, np.int64) for x in (hbm.parameters(), reads, writes, [0] * len(reads))]
+    parameters, r, w, out = (a.ctypes.data_as(ctypes.c_void_p) for a in arrays)
+    native.run(parameters, ctypes.c_int64(len(reads)), r, ctypes.c_int64(len(writes)), w, out)
+    assert arrays[3].tolist() == Channel(reads, writes).told()
+
+
+def test_which_memory_a_configuration_has():
+    assert [MemoryModel.of(CONFIGS[name]).kind for name in ("tiny", "small", "u280")] == ["fixed", "fixed", "hbm"]
+    assert MemoryModel.of(TINY, "hbm", 5, 3) == MemoryModel(20, 10, 5, 3, hbm=True)
+    for wrong in ({"kind": "ddr"}, {"jitter": -1}):
+        with pytest.raises(ConfigError):
+            MemoryModel.of(TINY, **wrong)
+
+
+def random_run(seed, config, n=40):
+    """A random program with K and V stores among the reads: (memory, call)."""
+    rng = random.Random(seed)
+    steps, streams = random_steps(rng, n, config.units)
+    for _, fields, *_ in steps:
+        if "n_tok" in fields:
+            fields |= {"pos": rng.randrange(100), "n_head": rng.randint(1, 8), "n_gran": rng.randint(1, 8),
+                       "stride_gran": 4, "stride_head": 256, "stride_slot": 32}  # fmt: skip
+    program, _ = program_of(steps)
+    memory = MemoryImage(config)
+    attach(memory, streams)
+    base = config.aux_bytes // 2
+    memory.write(config.aux_port, base, program)
+    return memory, Invocation(base // 64, len(program) // 8)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_rows_of_their_own_change_nothing(seed, monkeypatch):
+    """Channels that share a row until they are written run as they do when each has its own."""
+    from sim import cycle_streams
+
+    config = replace(TINY, units=4)
+    memory, call = random_run(seed, config, 25)
+    model = MemoryModel(20, 10, hbm=True)
+    shared = CycleBackend(model).run(config, memory.fork(), call)
+    assert shared.status == Error.NONE
+    began = cycle_streams.Streams.__post_init__
+
+    def apart(self):
+        began(self)
+        self._own_rows(np.arange(config.units))
+
+    monkeypatch.setattr(cycle_streams.Streams, "__post_init__", apart)
+    assert CycleBackend(model).run(config, memory, call) == shared
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("jitter", [0, 37])
+def test_equals_the_rtl(seed, jitter):
+    memory, call = random_run(seed, TINY)
+    model = MemoryModel(TINY.read_latency, TINY.write_latency, jitter, seed, hbm=True)
+    expected = CycleBackend(model).run(TINY, memory.fork(), call)
+    result = RtlBackend(model=model).run(TINY, memory, call)
+    assert result.status == expected.status == Error.NONE
+    assert not differences(result.trace, expected.trace)
+    assert result.counters == expected.counters
