@@ -17,6 +17,7 @@ from hw.spec.config import BLOCK_BEATS, Config
 from hw.spec.isa import MxMode
 from hw.spec.memory import MemoryModel
 from hw.spec.timing import BURST_BEATS, MX_ACC_LATENCY, MX_DRAIN_LATENCY, WEIGHT_BUFFER_ROUNDS
+from sim.hbm import new_channel, serve
 from sim.weight_stream import LAST, SPARSE, Plans
 
 # Columns of a channel's state. Times are cycles, positions are beats since the start of the run.
@@ -30,7 +31,6 @@ _NONE, _RAW = -1, 1 << 16
 """Kinds of beats: completes no round, completes a RAW round, or the info of the STREAM round that it completes."""
 _M32 = 0xFFFFFFFF
 _FIRST_WRITES = 64
-_serve = numba.njit(cache=True)(hbm.serve)
 
 
 @numba.njit(cache=True)
@@ -114,7 +114,7 @@ def _tell(g, channels, c, arrivals, requests, banks, writes):
     told, asked = channels[c, TOLD], channels[c, ASKED]
     if told == asked or banks[c, hbm.NEED] > g[KNOWN]:
         return False
-    _serve(banks[c], asked, requests[c, 0], requests[c, 1], requests[c, 2], arrivals[c], writes[c], g[KNOWN])
+    serve(banks[c], asked, requests[c, 0], requests[c, 1], requests[c, 2], arrivals[c], writes[c], g[KNOWN])
     channels[c, TOLD] = banks[c, hbm.SERVED]
     return channels[c, TOLD] > told
 
@@ -232,7 +232,7 @@ class Streams:
         self.channels[:, (AR_LAST, ARRIVED_LAST, POP_LAST)] = -1
         self.arrivals, self.kinds, self.pops = (np.zeros((n, size), np.int64) for _ in range(3))
         self.requests = np.zeros((n, 3, size), np.int64)
-        self.banks = np.tile(hbm.new_channel(), (n, 1))
+        self.banks = np.tile(new_channel(), (n, 1))
         self.writes = np.zeros((n, _FIRST_WRITES, 3), np.int64)
         self.ready, self.rounds = (np.zeros((n, WEIGHT_BUFFER_ROUNDS), np.int64) for _ in range(2))
         self.takes = np.zeros(WEIGHT_BUFFER_ROUNDS, np.int64)

@@ -1,6 +1,6 @@
 """One HBM2 pseudo-channel in time, in integers: docs/memory.md says what is modelled and what is not.
 
-This is the only definition. The cycle simulator compiles these very functions (numba); the test bench has a C++ twin
+This is the only definition. The cycle simulator compiles these very functions (sim/hbm.py); the test bench has a C++ twin
 (sim/rtl/native/hbm.h), which gets every constant from `parameters`, and tests/sim/test_hbm.py holds the two together.
 
 Time is in slots of half a kernel cycle: 2.222 ns at 225 MHz, two DRAM clocks (900 MHz), one burst of 32 bytes on the
@@ -8,9 +8,6 @@ data bus, one command clock of a 450 MHz controller. Slot 0 is the beginning of 
 
 A channel's state is one array, int64[STATE]; beats lie in rings that the caller owns, at beat mod length.
 """
-
-import numpy as np
-from numba.extending import register_jitable
 
 SLOTS_A_CYCLE = 2
 BANKS, WORDS = 16, 2
@@ -77,30 +74,28 @@ def parameters() -> tuple[int, ...]:
     )  # fmt: skip
 
 
-def new_channel() -> np.ndarray:
-    """A channel at the start of a run: every bank closed, nothing under way."""
-    h = np.zeros(STATE, np.int64)
-    h[_OPEN:_OPENED] = -1
-    h[_OPENED:_LEFT] = _LONG_AGO
-    h[_ACTIVATES:] = _LONG_AGO
+def new_channel() -> list[int]:
+    """A channel at the start of a run, int64[STATE]: every bank closed, nothing under way."""
+    h = [0] * STATE
+    h[_OPEN:_OPENED] = [-1] * BANKS
+    h[_OPENED:_LEFT] = [_LONG_AGO] * (_LEFT - _OPENED)
+    h[_ACTIVATES:] = [_LONG_AGO] * (STATE - _ACTIVATES)
     h[EPOCH] = 1
-    h[[LAST_READ, LAST_WRITE, LAST_GROUP, NEWEST, ARRIVED]] = _LONG_AGO, _LONG_AGO, -1, 0, -1
+    h[LAST_READ] = h[LAST_WRITE] = _LONG_AGO
+    h[LAST_GROUP] = h[ARRIVED] = -1
     return h
 
 
-@register_jitable
 def bank_of(address: int, word: int) -> int:
     """Bank of a beat's word: byte address bit 5 is the group's low bit, 12..11 the bank, 13 the group's high bit."""
     return (address >> 5 & 3) << 2 | (address >> 7 & 1) << 1 | word
 
 
-@register_jitable
 def row_of(address: int) -> int:
     """Row of a beat: byte address bits 14 and up. Bits 10..6 are the column: 32 words, 1 KiB a row."""
     return address >> 8
 
 
-@register_jitable
 def _free_column(h, group, slot):
     """The first slot from this one on in which a read of this bank group may have its column command."""
     mask = _RING - 1
@@ -113,7 +108,6 @@ def _free_column(h, group, slot):
             return slot
 
 
-@register_jitable
 def _free_activate(h, slot):
     """The first slot from this one on that is outside of refreshes, and ACTIVATE slots from every activate."""
     near = 1 - ACTIVATE
@@ -129,7 +123,6 @@ def _free_activate(h, slot):
             near += 1
 
 
-@register_jitable
 def place(h, bank, row, ready, floor, write):
     """(slot of the column command, slot of the activate or -1) of a word that may begin at `ready`; changes nothing.
 
@@ -165,7 +158,6 @@ def place(h, bank, row, ready, floor, write):
         activate = interval * REFRESH_INTERVAL + REFRESH_BLOCK
 
 
-@register_jitable
 def commit(h, bank, row, column, activate, write):
     """Books what `place` has found."""
     if activate >= 0:
@@ -181,13 +173,12 @@ def commit(h, bank, row, column, activate, write):
     h[_COLUMNS + (column & _RING - 1)] = column << 3 | bank & 3
 
 
-@register_jitable
 def _drain(h, writes):
     """Drains the writes of the epoch that ends next, in their order, behind every read that is placed already."""
     cycle = h[EPOCH] * WRITE_EPOCH
     h[EPOCH] += 1
     mask = len(writes) - 1
-    first = np.int64(-1)
+    first = -1
     begin = max(SLOTS_A_CYCLE * cycle, h[LAST_READ] + READ_TO_WRITE)
     while h[HEAD] < h[TAIL] and writes[h[HEAD] & mask, 0] < cycle:
         address, words = writes[h[HEAD] & mask, 1], writes[h[HEAD] & mask, 2]
@@ -208,7 +199,6 @@ def _drain(h, writes):
         h[NEWEST] = max(h[NEWEST], last - 1)
 
 
-@register_jitable
 def _goes_on(h, address, ready):
     """Whether a beat follows the one before in its row, and its words can have the two slots behind the newest.
 
@@ -224,7 +214,6 @@ def _goes_on(h, address, ready):
     )  # fmt: skip
 
 
-@register_jitable
 def serve(h, asked, addresses, accepted, extra, arrivals, writes, known):
     """Serves beats in their order up to `asked` (beats since the start), as far as what is known determines them.
 

@@ -6,7 +6,6 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 
-import numba
 import numpy as np
 import pytest
 
@@ -16,6 +15,7 @@ from hw.spec.isa import Error
 from hw.spec.memory import MemoryModel
 from sim.backend import Invocation
 from sim.cycle import CycleBackend
+from sim.hbm import commit, new_channel, place, serve
 from sim.memory_image import MemoryImage
 from sim.rtl.backend import RtlBackend
 from sim.trace import differences
@@ -25,7 +25,6 @@ TINY = CONFIGS["tiny"]
 EVER = 1 << 60
 BEATS = 1 << 16
 WORDS = 20_000
-serve, place, commit = (numba.njit(f) for f in (hbm.serve, hbm.place, hbm.commit))
 
 
 class Channel:
@@ -33,7 +32,7 @@ class Channel:
 
     def __init__(self, reads, writes=(), serve=serve):
         reads, writes = (np.array(x, np.int64).reshape(-1, 3) for x in (reads, writes))
-        self.h, self.n, self.serve = hbm.new_channel(), len(reads), serve
+        self.h, self.n, self.serve = new_channel(), len(reads), serve
         self.reads = np.zeros((3, 1 << max(self.n - 1, 0).bit_length()), np.int64)
         self.reads[:, : self.n] = reads.T
         self.writes = np.zeros((1 << max(len(writes) - 1, 0).bit_length(), 3), np.int64)
@@ -61,7 +60,7 @@ def read_share(addresses):
 
 def words_share(banks_and_rows, outstanding=2 * hbm.QUEUE_BEATS):
     """Of the peak, with so many words outstanding, in the memory alone."""
-    h, left, done = hbm.new_channel(), [0] * outstanding, 0
+    h, left, done = new_channel(), [0] * outstanding, 0
     for i, (bank, row) in enumerate(banks_and_rows):
         ready = left[i % outstanding]
         column, activate = place(h, bank, row, ready, ready, False)
@@ -141,7 +140,7 @@ def test_bandwidth_is_the_public_figure(pattern):
 def test_idle_latencies():
     """18 ns for a row hit and 48 ns for a conflict in the memory, within a slot or two; 90 ns more on the way."""
     slot_ns = 1000 / 450
-    h = hbm.new_channel()
+    h = new_channel()
     columns = []
     for row, ready in ((0, 0), (0, 100), (1, 200)):
         found = place(h, 0, row, ready, ready, False)

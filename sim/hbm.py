@@ -1,0 +1,21 @@
+"""`hw.spec.hbm`, compiled: the definition is plain Python, because hw/spec imports the standard library only."""
+
+import numba
+import numpy as np
+from numba.extending import register_jitable
+
+from hw.spec import hbm
+
+for _function in (
+    hbm.bank_of, hbm.row_of, hbm._free_column, hbm._free_activate, hbm.place, hbm.commit, hbm._drain, hbm._goes_on,
+):  # fmt: skip
+    register_jitable(_function)
+
+serve = numba.njit(cache=True)(hbm.serve)
+place = numba.njit(hbm.place)
+commit = numba.njit(hbm.commit)
+
+
+def new_channel() -> np.ndarray:
+    """int64[STATE]: a channel at the start of a run."""
+    return np.array(hbm.new_channel(), np.int64)
