@@ -1,7 +1,8 @@
 """One HBM2 pseudo-channel in time, in integers: docs/memory.md says what is modelled and what is not.
 
-This is the only definition. The cycle simulator compiles these very functions (sim/hbm.py); the test bench has a C++ twin
-(sim/rtl/native/hbm.h), which gets every constant from `parameters`, and tests/sim/test_hbm.py holds the two together.
+This is the only definition. The cycle simulator compiles these very functions (sim/hbm.py); the test bench has a C++
+twin (sim/rtl/native/hbm.h), which gets every constant from `parameters`, and tests/sim/test_hbm.py holds the two
+together.
 
 Time is in slots of half a kernel cycle: 2.222 ns at 225 MHz, two DRAM clocks (900 MHz), one burst of 32 bytes on the
 data bus, one command clock of a 450 MHz controller. Slot 0 is the beginning of the run's cycle 0.
