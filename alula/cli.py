@@ -252,6 +252,9 @@ def report(
     strategy: Strategy = "rank",
     image_tokens: ImageTokens = None,
     image_start: ImageStart = None,
+    memory: Memory = None,
+    jitter: Jitter = 0,
+    memory_seed: MemorySeed = 0,
     seed: Seed = 0,
     bits: Bits = "8",
     sparsity: Sparsity = "dense",
@@ -263,12 +266,13 @@ def report(
 
     check_writable(out)
     check_writable(json)
+    timed_by = MemoryModel.of(get(config), memory, jitter, memory_seed)
     options = {"vision": phase == "vision", "compression": _compression(bits, sparsity, recipe)}
     reduction = asked(keep_schedule, exit_layer, fastv, image_tokens, image_start)
     timing_only = fastv is None  # which chooses by values
     flow = _open(model, config, layers=layers, context=context, seed=seed, timing_only=timing_only, **options)
     flow.keep(keep_visual, strategy)
-    result = _phase(flow, phase, attention_mask, tokens=tokens, kv=kv, reduction=reduction)
+    result = _phase(flow, phase, attention_mask, tokens=tokens, kv=kv, reduction=reduction, memory=timed_by)
     with progress("drawing"):
         from alula.report import page
 

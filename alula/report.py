@@ -78,10 +78,13 @@ def published(phase: str) -> list[dict]:
     return [system for system in systems if system["phase"] == phase]
 
 
-def memory_model(config: Config) -> str:
+def memory_model(config: Config, result: dict) -> str:
     """What the simulator takes memory for."""
-    return (f"fixed latency: the first beat {config.read_latency} cycles behind an accepted read address, then a beat "
-            f"of 64 bytes a cycle and channel; a write's response after {config.write_latency} cycles")  # fmt: skip
+    fixed = f"the first beat {config.read_latency} cycles behind an accepted read address, then a beat a cycle"
+    channels = {"fixed": f"fixed latency: {fixed}", "hbm": "HBM2 timing of every channel (rows, refresh, turnaround)"}
+    jitter = f"; reads up to {result['jitter']} cycles later, seed {result['memory_seed']}" if result["jitter"] else ""
+    writes = f"a write's response after {config.write_latency}"
+    return f"{channels[result['memory']]}; auxiliary memory: {fixed}; {writes}{jitter}"
 
 
 def _first_operator(flow: Flow, phase: str) -> str:
@@ -104,7 +107,7 @@ def _inputs(flow: Flow, result: dict) -> list[tuple[str, str]]:
         ("machine", f"{config.units} matrix units x {config.chains} chains ({config.macs_per_cycle:,} MACs a cycle), "
                     f"{config.lanes} vector lanes, {config.units} channels of 64 bytes a cycle"),
         ("clock", f"{config.clock_hz / 1e6:g} MHz, as configured; nothing here was measured on a board"),
-        ("memory model", memory_model(config)),
+        ("memory model", memory_model(config, result)),
         ("weights", f"{result['bits']} bits asked for, {mean:.4g} on average in compressed layers; "
                     f"{result['weight_bytes']:,} bytes in the channels"),
         ("sparsity", f"{result['sparsity']}; {100 * result['nonzeros']:.3g} % of the compressed weights are kept"),

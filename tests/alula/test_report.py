@@ -41,6 +41,15 @@ def pages(tmp_path_factory) -> dict[str, tuple[str, dict]]:
     return found
 
 
+@pytest.mark.parametrize("kind, says", [("fixed", "fixed latency"), ("hbm", "HBM2 timing")])
+def test_the_memory_is_the_one_asked_for(tmp_path, kind, says):
+    run("report", "decode", "--memory", kind, "--out", tmp_path / "page.html", "--json", tmp_path / "report.json")
+    run("simulate", "decode", "--memory", kind, "--json", tmp_path / "simulate.json")
+    shown, simulated = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("report", "simulate"))
+    assert (shown["memory"], shown["cycles"]) == (kind, simulated["cycles"])
+    assert says in (tmp_path / "page.html").read_text()
+
+
 @pytest.mark.parametrize("phase", RUNS)
 def test_well_formed_and_self_contained(pages, phase):
     page, _ = pages[phase]
