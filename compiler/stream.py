@@ -63,8 +63,10 @@ def headers(shape: tuple[int, int], bits: Array | None, nonzeros: Array | None, 
     slots, found, known = _slots_of(runs), list[Headers](), dict[bytes, Headers]()
     bounds, length = np.searchsorted(runs.unit, np.arange(units + 1)), runs.unit_beats(units)
     for first, end, used in zip(bounds[:-1], bounds[1:], length, strict=True):
-        where, beat = np.unique(runs.header[first:end], return_inverse=True)
-        where = np.concatenate([where, np.arange(used, length.max())])  # padding is headers without runs
+        opens = runs.slot[first:end] == 0
+        beat = np.cumsum(opens) - 1
+        # Padding is headers without runs.
+        where = np.concatenate([runs.header[first:end][opens], np.arange(used, length.max())])
         beats = np.zeros((len(where), HEADER_RUNS, RUN_BYTES), np.uint8)
         beats[beat, runs.slot[first:end]] = slots[first:end]
         key = where.tobytes() + beats.tobytes()
@@ -91,10 +93,15 @@ def _check_shape(shape: tuple[int, int], bits: Array, nonzeros: Array) -> None:
     if spec.windows(shape[1]) > spec.MAX_WINDOWS:
         raise ValueError(f"{shape[1]} inputs are beyond {spec.MAX_WINDOWS} windows")
     for what, values, allowed in (("bits", bits, spec.BITS), ("non-zeros", nonzeros, (0, *spec.NONZEROS))):
-        if not np.isin(values, allowed).all():
+        if not set(_values(values)) <= set(allowed):
             raise ValueError(f"a block's {what} must be one of {allowed}")
     if shape[1] % BLOCK and ((bits[:, -1] < 4) & (nonzeros[:, -1] > 0)).any():
         raise ValueError(f"{shape[1]} inputs are not whole blocks, and 2 and 3 bits have no zero to fill them up")
+
+
+def _values(numbers: Array) -> list[int]:
+    """The small non-negative numbers that occur, in ascending order."""
+    return np.flatnonzero(np.bincount(numbers.reshape(-1))).tolist()
 
 
 # --- dense ---------------------------------------------------------------------------------------------
@@ -145,6 +152,8 @@ class _Runs:
     filler: Array
     order: Array
     """Place among the runs of a unit, step, window and kind."""
+    beats: Array
+    """Payload beats."""
     header: Array | None = None
     """Beat of each run's header, in its unit's stream."""
     slot: Array | None = None
@@ -155,36 +164,26 @@ class _Runs:
     def rounds(self) -> Array:
         return -(-_POPCOUNT[self.mask] // (BLOCK // np.maximum(self.nonzeros, 2)))
 
-    def beats(self) -> Array:
-        """Payload beats of each run."""
-        rounds, out = self.rounds(), np.zeros(len(self.unit), np.int64)
-        for bits, nonzeros in self.classes(fillers=True):
-            of = (self.bits == bits) & (self.nonzeros == nonzeros)
-            out[of] = _payload_beats(bits, nonzeros)[rounds[of]]
-        return out
-
-    def classes(self, fillers: bool = False) -> list[tuple[int, int]]:
-        """The (bits, non-zeros) that occur."""
-        chosen = np.ones(len(self.unit), bool) if fillers else ~self.filler
-        keys = np.unique(self.bits[chosen] * 32 + self.nonzeros[chosen])
-        return [(int(k) // 32, int(k) % 32) for k in keys]
+    def classes(self) -> list[tuple[int, int]]:
+        """The (bits, non-zeros) of runs that hold weights."""
+        chosen = ~self.filler
+        return [divmod(key, 32) for key in _values(self.bits[chosen] * 32 + self.nonzeros[chosen])]
 
     def unit_beats(self, units: int) -> Array:
         """Beats of each unit's stream: int64[units]."""
-        payload = np.bincount(self.unit, self.beats(), units).astype(np.int64)
+        payload = np.bincount(self.unit, self.beats, units).astype(np.int64)
         return payload + -(-np.bincount(self.unit, minlength=units) // HEADER_RUNS)
 
     def ordered(self) -> "_Runs":
         """Sorted as they lie in the streams."""
         at = np.lexsort((self.order, self.nonzeros < BLOCK, self.window, self.step, self.unit))
         return _Runs(*(getattr(self, n)[at] for n in ("unit", "step", "window", "bits", "nonzeros", "mask", "filler",
-                                                      "order")))
+                                                      "order", "beats")))
 
     def place(self) -> None:
         """Header beats, slots, payload beats and ends of steps (of ordered runs)."""
-        size = self.beats()
         first = np.searchsorted(self.unit, self.unit)
-        before = np.cumsum(size) - size
+        before = np.cumsum(self.beats) - self.beats
         before -= before[first]
         number = np.arange(len(self.unit)) - first
         group = number // HEADER_RUNS
@@ -209,15 +208,15 @@ def _payload_beats(bits: int, nonzeros: int) -> Array:
 
 def _groups(bits: Array, nonzeros: Array) -> Iterator[tuple[int, int, Array]]:
     """(bits, non-zeros, mask): the possible runs of each (output block, window), from [blocks, windows, 8]."""
-    for width, n in sorted({(int(k) // 32, int(k) % 32) for k in np.unique(bits.astype(np.int64) * 32 + nonzeros)}):
+    keys = bits.astype(np.uint16) * 32 + nonzeros
+    for key in _values(keys):
+        width, n = divmod(key, 32)
         if not n:
             continue
-        chosen = (bits == width) & (nonzeros == n)
         group = group_blocks(width, n)
+        whole = np.packbits(keys == key, axis=-1, bitorder="little")[..., 0]
         for start in range(0, WINDOW, group):
-            part = np.zeros_like(chosen)
-            part[..., start : start + group] = chosen[..., start : start + group]
-            yield width, n, np.packbits(part, axis=-1, bitorder="little")[..., 0]
+            yield width, n, whole & ((1 << group) - 1 << start & 0xFF)
 
 
 def _runs(shape: tuple[int, int], bits: Array, nonzeros: Array, units: int, steps: int) -> _Runs:
@@ -231,8 +230,9 @@ def _runs(shape: tuple[int, int], bits: Array, nonzeros: Array, units: int, step
     for order, (width, n, masks) in enumerate(_groups(*(p.reshape(-1, windows, WINDOW) for p in padded))):
         block, window = np.nonzero(masks)
         mask = masks[block, window].astype(np.int64)
-        found.append((block % units, block // units, window, width, n, mask, False, order))
         count = -(-_POPCOUNT[masks] // round_blocks(n))
+        beats = _payload_beats(width, n)[count[block, window]]
+        found.append((block % units, block // units, window, width, n, mask, False, order, beats))
         rounds[int(n < BLOCK)] += count.reshape(steps, units, windows)
     found += _fillers(rounds)
     columns = zip(*(np.broadcast_arrays(*run) for run in found), strict=True)
@@ -246,10 +246,12 @@ def _fillers(rounds: Array) -> list[tuple]:
     missing = wanted[:, :, None, :] - rounds
     step, unit, window = np.nonzero(missing[0])
     masks = (1 << missing[0][step, unit, window]) - 1
-    found = [(unit, step, window, FILLER_BITS, BLOCK, masks, True, len(_POPCOUNT))]
+    beats = _payload_beats(FILLER_BITS, BLOCK)[missing[0][step, unit, window]]
+    found = [(unit, step, window, FILLER_BITS, BLOCK, masks, True, len(_POPCOUNT), beats)]
     for number in range(int(missing[1].max(initial=0))):
         step, unit, window = np.nonzero(missing[1] > number)
-        found.append((unit, step, window, FILLER_BITS, 1, np.int64(1), True, len(_POPCOUNT) + number))
+        beats = _payload_beats(FILLER_BITS, 1)[1]
+        found.append((unit, step, window, FILLER_BITS, 1, np.int64(1), True, len(_POPCOUNT) + number, beats))
     return found
 
 
