@@ -7,8 +7,7 @@ image holds, so a program must not load scalars that it stored itself.
 import heapq
 import math
 from collections import Counter, deque
-
-import numpy as np
+from operator import itemgetter
 
 from hw.spec.config import BEAT_BYTES, Config
 from hw.spec.csr import COUNTERS, LD_BEATS, RD_BEATS, store_counter
@@ -23,7 +22,7 @@ from hw.spec.timing import (
     VU_LATENCY,
 )
 from sim.backend import KEEP_PROGRAM, Event, Invocation, MachineError, Result
-from sim.cycle_streams import Streams
+from sim.cycle_streams import NEVER, Streams
 from sim.functional import Executor, fetch_beats
 from sim.functional_checks import check
 from sim.functional_matrix import bursts, plans_of
@@ -39,6 +38,11 @@ _WORK = {
     Unit.MX: ("n_rows", "kb", "ob"), Unit.VU: ("n_outer", "n_mid", "n_words"),
 }  # fmt: skip
 """Fields whose product is `Event.work`."""
+_WORK_OF = [itemgetter(*_WORK[unit]) for unit in UNITS]
+_BUSY, _WAIT = ([f"{what}_{unit.name.lower()}" for unit in UNITS] for what in ("busy", "wait"))
+_MEMBERS = [tuple(u for u in range(len(UNITS)) if mask >> u & 1) for mask in range(1 << len(UNITS))]
+"""Numbers of the units in a mask."""
+_ALL = (1 << len(UNITS)) - 1
 _ITEM_BYTES = {StMode.LIN: BEAT_BYTES, StMode.K: 16, StMode.V: 16, StMode.SC: 4}
 
 
@@ -72,6 +76,7 @@ class CycleMachine:
         self.running: list[tuple[Issued, int] | None] = [None for _ in Unit]
         self.idle_from = [0] * len(Unit)
         self.semaphores = [[0] * len(Unit) for _ in Unit]
+        """[consumer][producer]"""
         self.counters = dict.fromkeys(COUNTERS, 0)
         self.trace: list[Event] = []
         self.wakes: list[int] = []
@@ -90,6 +95,7 @@ class CycleMachine:
         self.ready = self._fetch()
         self._scalars()
         while self.halted is None:
+            self._follow_streams()
             if not self.wakes:
                 self.now = self.retired + self.call.watchdog
                 raise self.sequencer.fail(Error.WATCHDOG)
@@ -106,17 +112,26 @@ class CycleMachine:
         last = max(self.aux.read(FETCH_FIRST_AR + j, n, "read_beats_fetch") for j, n in enumerate(lengths))
         return last + SEQ_AFTER_FETCH
 
+    def _follow_streams(self) -> None:
+        """Lets the streams go on up to the next cycle in which anything else may happen."""
+        patience = self.retired + self.call.watchdog if self.call.watchdog else NEVER
+        while self.streams.next_known:
+            until = min(self.wakes[0] if self.wakes else NEVER, patience)
+            if self.streams.next_known > until:
+                return
+            fine = self.streams.advance(self.streams.next_known, until)
+            self.now = self.streams.known
+            self._streams_moved(None, fine)
+
     def _cycle(self, t: int) -> None:
         """Everything that happens at t; the sequencer sees the state before the starts of t."""
-        if 0 < self.streams.next_known <= t:
-            self._streams_moved(None, self.streams.advance(t))
         while self.ends and self.ends[0][0] < t:
             e, unit = heapq.heappop(self.ends)
-            self._end(UNITS[unit], e)
+            self._end(unit, e)
         if self.ready <= t:
             self._sequence(t)
-        for unit in UNITS:
-            if self.queues[unit] and self.running[unit] is None:
+        for unit, queue in enumerate(self.queues):
+            if queue and self.running[unit] is None:
                 self._start(unit, t)
 
     # --- sequencer ---------------------------------------------------------------------------------------
@@ -177,21 +192,22 @@ class CycleMachine:
         self._scalars()
 
     def _idle(self, mask: int) -> bool:
-        return not any(mask >> u & 1 and (self.running[u] or self.queues[u]) for u in UNITS)
+        return not any(self.running[unit] or self.queues[unit] for unit in _MEMBERS[mask & _ALL])
 
     # --- units -------------------------------------------------------------------------------------------
 
-    def _start(self, unit: Unit, t: int) -> None:
+    def _start(self, unit: int, t: int) -> None:
         entry = self.queues[unit][0]
         if entry.visible > t:
             return
-        producers = [p for p in UNITS if entry.wait >> p & 1]
-        if any(not self.semaphores[p][unit] for p in producers):
-            return
+        producers, semaphores = _MEMBERS[entry.wait], self.semaphores[unit]
         for p in producers:
-            self.semaphores[p][unit] -= 1
+            if not semaphores[p]:
+                return
+        for p in producers:
+            semaphores[p] -= 1
         self.queues[unit].popleft()
-        self.counters[f"wait_{unit.name.lower()}"] += t - max(entry.visible, self.idle_from[unit])
+        self.counters[_WAIT[unit]] += t - max(entry.visible, self.idle_from[unit])
         check(self.config, entry)
         if self.executor:
             self.executor.begin(entry)
@@ -199,17 +215,17 @@ class CycleMachine:
         heapq.heappush(self.wakes, t + 1)
         _TIMES[unit](self, t, entry)
 
-    def _ends_at(self, unit: Unit, e: int) -> None:
+    def _ends_at(self, unit: int, e: int) -> None:
         """The unit's running instruction ends at e."""
         running = self.running[unit]
         assert running is not None
         entry, s = running
-        self.trace.append(Event(s, unit, entry.pc, e, math.prod(entry.fields[name] for name in _WORK[unit])))
-        self.counters[f"busy_{unit.name.lower()}"] += e - s
-        heapq.heappush(self.ends, (e, int(unit)))
+        self.trace.append(Event(s, UNITS[unit], entry.pc, e, math.prod(_WORK_OF[unit](entry.fields))))
+        self.counters[_BUSY[unit]] += e - s
+        heapq.heappush(self.ends, (e, unit))
         heapq.heappush(self.wakes, e + 1)
 
-    def _end(self, unit: Unit, e: int) -> None:
+    def _end(self, unit: int, e: int) -> None:
         running = self.running[unit]
         assert running is not None
         entry, _ = running
@@ -217,11 +233,10 @@ class CycleMachine:
             self.executor.finish(entry)
         self.running[unit] = None
         self.idle_from[unit] = e + 1
-        for consumer in UNITS:
-            if entry.signal >> consumer & 1:
-                self.semaphores[unit][consumer] += 1
-                if self.semaphores[unit][consumer] > SEMAPHORE_MAX:
-                    raise MachineError(Error.SEMAPHORE, unit, entry.pc)
+        for consumer in _MEMBERS[entry.signal]:
+            self.semaphores[consumer][unit] += 1
+            if self.semaphores[consumer][unit] > SEMAPHORE_MAX:
+                raise MachineError(Error.SEMAPHORE, unit, entry.pc)
 
     def _load(self, t: int, entry: Issued) -> None:
         f = entry.fields
@@ -237,7 +252,7 @@ class CycleMachine:
         for name in (to, store_counter(f["mode"], f["kind"])):
             self.counters[name] += items * _ITEM_BYTES[StMode(f["mode"])]
         if self.model.hbm and f["mode"] in (StMode.K, StMode.V):
-            self.streams.write(t + 1 + ST_PIPE + np.arange(beats), *cache_writes(self.config, f))
+            self.streams.write(t + 1 + ST_PIPE, *cache_writes(self.config, f))
         last = t + 1 + (beats - 1) + ST_PIPE
         self._ends_at(Unit.ST, last + self.model.write_latency + 1)
 
@@ -263,18 +278,17 @@ class CycleMachine:
             raise MachineError(Error.STREAM_HEADER, Unit.MX, running[0].pc)
         if started is not None:
             self.undetermined |= {started}
-        if self.streams.next_known:
-            heapq.heappush(self.wakes, self.streams.next_known)
         for unit, end in ((Unit.RD, self.streams.read_end), (Unit.MX, self.streams.multiply_end)):
             if unit in self.undetermined and (e := end()) is not None:
                 self.undetermined -= {unit}
                 self._ends_at(unit, e)
 
 
-_TIMES = {
+_BY_UNIT = {
     Unit.LD: CycleMachine._load, Unit.ST: CycleMachine._store, Unit.RD: CycleMachine._read,
     Unit.MX: CycleMachine._multiply, Unit.VU: CycleMachine._vector,
 }  # fmt: skip
+_TIMES = [_BY_UNIT[unit] for unit in UNITS]
 
 
 class CycleBackend:

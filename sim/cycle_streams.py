@@ -4,7 +4,7 @@ Everything of a channel up to the next unknown is computed at once: a pop needs 
 it belongs to, a take needs a round in every channel, an address needs pops that free its space. Readers and matrix
 units are therefore advanced together, whenever one of them starts an instruction. With HBM, reads also wait for the
 writes among them (`hw.spec.hbm`): beats are told up to the first write epoch that is not over yet, and all goes on when
-it is.
+it is: here, as long as no instruction can start or end before.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from hw.spec.config import BLOCK_BEATS, Config
 from hw.spec.isa import MxMode
 from hw.spec.memory import MemoryModel
 from hw.spec.timing import BURST_BEATS, MX_ACC_LATENCY, MX_DRAIN_LATENCY, WEIGHT_BUFFER_ROUNDS
-from sim.hbm import new_channel, serve
+from sim.hbm import alike, new_channel, serve
 from sim.weight_stream import LAST, SPARSE, Plans
 
 # Columns of a channel's state. Times are cycles, positions are beats since the start of the run.
@@ -26,9 +26,11 @@ from sim.weight_stream import LAST, SPARSE, Plans
 # Words of the shared state: the reader's descriptor, the matrix instruction, takes and stalls.
 (RD_START, RD_ADDR, RD_OUTER, RD_INNER, RD_STRIDE, RD_STREAM, TAKEN, MX_ACTIVE, MX_STEP, MX_STEPS, MX_K, MX_KB,
  MX_DENSE, MX_SPARSE, MX_READY, MX_DRAIN, DEND_1, DEND_2, WEIGHT_STALL, DRAIN_STALL, FIFO,
- LATENCY, JITTER, SEED, FORMAT, REFUSED, HBM, KNOWN, WORDS) = range(29)  # fmt: skip
+ LATENCY, JITTER, SEED, FORMAT, REFUSED, HBM, KNOWN, NEED, WORDS) = range(30)  # fmt: skip
 _NONE, _RAW = -1, 1 << 16
 """Kinds of beats: completes no round, completes a RAW round, or the info of the STREAM round that it completes."""
+NEVER = 1 << 62
+"""A cycle after all others."""
 _M32 = 0xFFFFFFFF
 _FIRST_WRITES = 64
 
@@ -195,7 +197,7 @@ def _take(g, channels, takes, ready, rounds):
 
 
 @numba.njit(cache=True)
-def _advance(g, channels, arrivals, kinds, pops, takes, ready, rounds, ends, info, requests, banks, writes):
+def _settle(g, channels, arrivals, kinds, pops, takes, ready, rounds, ends, info, requests, banks, writes):
     """Moves everything as far as it is determined."""
     moved = True
     while moved:
@@ -213,12 +215,96 @@ def _advance(g, channels, arrivals, kinds, pops, takes, ready, rounds, ends, inf
             moved = True
 
 
+@numba.njit(cache=True)
+def _readers(channels):
+    """Channels that have addresses to send."""
+    n = 0
+    for c in range(len(channels)):
+        n += channels[c, READING]
+    return n
+
+
+@numba.njit(cache=True)
+def _advance(g, channels, arrivals, kinds, pops, takes, ready, rounds, ends, info, requests, banks, writes, until):
+    """`_settle`, and again whenever a write epoch is over, up to cycle `until` or an instruction's end."""
+    reading, active = _readers(channels) > 0, g[MX_ACTIVE]
+    while True:
+        _settle(g, channels, arrivals, kinds, pops, takes, ready, rounds, ends, info, requests, banks, writes)
+        need = 0
+        for c in range(len(channels)):
+            need = max(need, banks[c, hbm.NEED])
+        g[NEED] = need
+        ended = g[MX_ACTIVE] != active or (reading and _readers(channels) == 0)
+        if need == 0 or need > until or ended or g[REFUSED]:
+            return
+        g[KNOWN] = need
+
+
+@numba.njit(cache=True)
+def _alike(g, channels, arrivals, kinds, pops, ready, rounds, requests, banks, now, a, b):
+    """Whether channels a and b do the same from now on, if they get the same reads, and no writes before cycle `now`.
+
+    Times are compared as far as they can still delay anything.
+    """
+    for column in range(COLUMNS):
+        if channels[a, column] != channels[b, column] and column != STALL:
+            return False
+    wrap, buffer = arrivals.shape[1] - 1, WEIGHT_BUFFER_ROUNDS - 1
+    asked, told, popped = channels[a, ASKED], channels[a, TOLD], channels[a, POPPED]
+    for i in range(popped, asked):
+        at = i & wrap
+        if kinds[a, at] != kinds[b, at]:
+            return False
+        if i >= told:
+            if requests[a, 0, at] != requests[b, 0, at] or requests[a, 1, at] != requests[b, 1, at]:
+                return False
+        elif max(arrivals[a, at], channels[a, POP_LAST]) != max(arrivals[b, at], channels[a, POP_LAST]):
+            return False
+    for i in range(max(0, asked - g[FIFO]), popped):
+        if max(pops[a, i & wrap], channels[a, AR_LAST]) != max(pops[b, i & wrap], channels[a, AR_LAST]):
+            return False
+    for i in range(g[TAKEN], channels[a, ROUNDS]):
+        if ready[a, i & buffer] != ready[b, i & buffer] or rounds[a, i & buffer] != rounds[b, i & buffer]:
+            return False
+    next_accepted = requests[a, 1, told & wrap] if told < asked else channels[a, AR_LAST] + 1
+    return alike(banks[a], banks[b], hbm.SLOTS_A_CYCLE * min(now, next_accepted + hbm.REQUEST_CYCLES))
+
+
+@numba.njit(cache=True)
+def _representatives(g, channels, arrivals, kinds, pops, ready, rounds, requests, banks, now, first):
+    """Of every row one that is `_alike`, the same for all of those: `first` where that is one of them."""
+    n = len(channels)
+    found = np.full(n, -1)
+    found[first] = first
+    for row in range(n):
+        for other in range(n):
+            if found[row] < 0 and found[other] == other and _alike(
+                g, channels, arrivals, kinds, pops, ready, rounds, requests, banks, now, row, other
+            ):
+                found[row] = other
+        if found[row] < 0:
+            found[row] = row
+    return found
+
+
+@numba.njit(cache=True)
+def _append(banks, writes, row_of, first, units, addresses, words):
+    """Puts writes, accepted from cycle `first` on, behind those that their units' rows have not drained."""
+    wrap = writes.shape[1] - 1
+    for i in range(len(units)):
+        row = row_of[units[i]]
+        at = banks[row, hbm.TAIL] & wrap
+        writes[row, at, 0], writes[row, at, 1], writes[row, at, 2] = first + i, addresses[i], words[i]
+        banks[row, hbm.TAIL] += 1
+
+
 _BY_CHANNEL = ("channels", "arrivals", "kinds", "pops", "ready", "rounds", "requests", "banks", "writes")
 
 
 @dataclass
 class Streams:
-    """The state of all channels. Those that had equal streams and no writes so far, without jitter, share a row."""
+    """The state of all channels. Without jitter, those whose streams are equal share a row from the start, part when
+    one is written, and are put together again when the write makes no difference any more (`_alike`)."""
 
     config: Config
     model: MemoryModel
@@ -237,6 +323,8 @@ class Streams:
         self.ready, self.rounds = (np.zeros((n, WEIGHT_BUFFER_ROUNDS), np.int64) for _ in range(2))
         self.takes = np.zeros(WEIGHT_BUFFER_ROUNDS, np.int64)
         self.ends, self.info = np.zeros(0, np.int32), np.zeros(0, np.uint16)
+        self.share_from = 0
+        """The cycle from which on it is worth while to look for rows that have become alike."""
         self.next_known = 0
         """The cycle from which on more is determined though nothing starts, or 0."""
         self.shared = np.zeros(WORDS, np.int64)
@@ -248,6 +336,7 @@ class Streams:
         """RD starts at cycle s, with these plans for STREAM; False for a stream that begins inside a RAW block."""
         if plans and self.channels[0, RAW_FILL]:
             return False
+        self._share_rows(s)
         self.shared[RD_START : RD_STREAM + 1] = (
             s, f["addr"], f["n_outer"], f["n_inner"], f["stride"], plans is not None,
         )  # fmt: skip
@@ -271,33 +360,45 @@ class Streams:
                 self.row_of[unit] = len(rows)
                 rows.append(row)
         if len(rows) > n:
-            for name in _BY_CHANNEL:
-                setattr(self, name, getattr(self, name)[rows])
+            self._choose(rows)
 
-    def write(self, cycles: np.ndarray, units: np.ndarray, addresses: np.ndarray, words: np.ndarray) -> None:
-        """Writes of single beats to the channels, in the order of the cycles in which they are accepted."""
-        beats = np.stack([cycles, addresses, words], 1)
-        written = np.unique(units)
-        self._own_rows(written)
-        for unit in written.tolist():
-            self._append(self.row_of[unit], beats[units == unit])
+    def _choose(self, rows: list[int]) -> None:
+        """Makes these the rows."""
+        for name in _BY_CHANNEL:
+            setattr(self, name, getattr(self, name)[rows])
 
-    def _append(self, row: int, beats: np.ndarray) -> None:
-        """Puts writes behind those that channel `row` has not drained."""
-        h, size = self.banks[row], self.writes.shape[1]
-        need = int(h[hbm.TAIL] - h[hbm.HEAD]) + len(beats)
-        if need > size:
-            larger = np.zeros((len(self.writes), 1 << (need - 1).bit_length(), 3), np.int64)
-            for i, other in enumerate(self.banks):
-                at = np.arange(other[hbm.HEAD], other[hbm.TAIL])
-                larger[i, at % larger.shape[1]] = self.writes[i, at % size]
+    def _share_rows(self, now: int) -> None:
+        """Makes one of rows that are alike; everything that started before cycle `now` has been told."""
+        if len(self.channels) == 1 or not self.model.hbm or self.model.jitter or now < self.share_from:
+            return
+        self.share_from = now + hbm.REFRESH_INTERVAL
+        found = _representatives(self.shared, self.channels, self.arrivals, self.kinds, self.pops, self.ready,
+                                 self.rounds, self.requests, self.banks, now, self.row_of[0])  # fmt: skip
+        kept, place = np.unique(found, return_inverse=True)
+        if len(kept) < len(found):
+            self._choose(kept.tolist())
+            self.row_of = place[self.row_of]
+
+    def write(self, first: int, units: np.ndarray, addresses: np.ndarray, words: np.ndarray) -> None:
+        """Writes of single beats to the channels, one a cycle from cycle `first` on."""
+        beats = np.bincount(units, minlength=self.config.units)
+        self._own_rows(np.flatnonzero(beats))
+        self._make_room(int(beats.max()))
+        _append(self.banks, self.writes, self.row_of, first, units, addresses, words)
+
+    def _make_room(self, beats: int) -> None:
+        """For as many more writes in every row's ring."""
+        size, held = self.writes.shape[1], int((self.banks[:, hbm.TAIL] - self.banks[:, hbm.HEAD]).max())
+        if held + beats > size:
+            larger = np.zeros((len(self.writes), 1 << (held + beats - 1).bit_length(), 3), np.int64)
+            for row, h in enumerate(self.banks):
+                at = np.arange(h[hbm.HEAD], h[hbm.TAIL])
+                larger[row, at % larger.shape[1]] = self.writes[row, at % size]
             self.writes = larger
-        at = np.arange(h[hbm.TAIL], h[hbm.TAIL] + len(beats))
-        self.writes[row, at % self.writes.shape[1]] = beats
-        h[hbm.TAIL] += len(beats)
 
     def start_multiply(self, s: int, f: dict[str, int]) -> bool:
         """MX starts at cycle s; False if its rounds are refused, see `advance`."""
+        self._share_rows(s)
         c, n_rows = self.config, f["n_rows"]
         per_row = c.drain_cycles_a_row if f["mode"] == MxMode.SPLIT_N else 1
         self.shared[MX_ACTIVE : MX_DRAIN + 1] = (
@@ -305,16 +406,22 @@ class Streams:
         )  # fmt: skip
         return self.advance(s)
 
-    def advance(self, now: int) -> bool:
+    def advance(self, now: int, until: int = 0) -> bool:
         """False where the running MX meets rounds that differ between units, or two formats in a step.
 
-        Every instruction that starts before cycle `now` has started.
+        Every instruction that starts before cycle `now` has started. None starts before `until` unless RD or MX ends
+        before: time goes on up to then, or to such an end.
         """
         self.shared[KNOWN] = now
         _advance(self.shared, self.channels, self.arrivals, self.kinds, self.pops, self.takes, self.ready,
-                 self.rounds, self.ends, self.info, self.requests, self.banks, self.writes)  # fmt: skip
-        self.next_known = int(self.banks[:, hbm.NEED].max())
+                 self.rounds, self.ends, self.info, self.requests, self.banks, self.writes, until)  # fmt: skip
+        self.next_known = int(self.shared[NEED])
         return not self.shared[REFUSED]
+
+    @property
+    def known(self) -> int:
+        """The cycle up to which everything has been told."""
+        return int(self.shared[KNOWN])
 
     def read_end(self) -> int | None:
         """End of the running RD; None while it depends on instructions that have not started."""

@@ -2,6 +2,7 @@
 
 from enum import IntEnum
 from functools import lru_cache
+from operator import itemgetter
 
 import numpy as np
 
@@ -22,6 +23,8 @@ _MODES: dict[int, dict[str, type[IntEnum]]] = {
     Unit.LD: {"kind": LdKind}, Unit.ST: {"mode": StMode, "kind": StKind}, Unit.RD: {"fmt": StreamFormat},
     Unit.MX: {"mode": MxMode},
 }
+_COUNTS_OF = [itemgetter(*_COUNTS[unit]) for unit in Unit]
+_MODES_OF = [[(name, frozenset(kind)) for name, kind in _MODES.get(unit, {}).items()] for unit in Unit]
 _CONTROL: tuple[tuple[str, int, type[int]], ...] = CTL0
 _ENUMERATED = [(name, kind) for name, _, kind in _CONTROL if issubclass(kind, IntEnum)]
 
@@ -29,8 +32,9 @@ _ENUMERATED = [(name, kind) for name, _, kind in _CONTROL if issubclass(kind, In
 def check(config: Config, entry: Issued) -> None:
     """Raises the MachineError with which the unit would refuse this descriptor."""
     unit, f = entry.unit, entry.fields
-    bad = any(f[name] == 0 for name in _COUNTS[unit])
-    bad = bad or any(f[name] not in kind._value2member_map_ for name, kind in _MODES.get(unit, {}).items())
+    bad = 0 in _COUNTS_OF[unit](f)
+    for name, defined in _MODES_OF[unit]:
+        bad = bad or f[name] not in defined
     if unit == Unit.MX:
         bad = bad or f["n_rows"] > config.acc_rows
         if f["mode"] == MxMode.SPLIT_K:

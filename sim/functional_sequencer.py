@@ -14,6 +14,7 @@ from sim.memory_image import MemoryImage, OutOfRange
 MASK = 0xFFFFFFFF
 ENDING = frozenset((Op.ISSUE, Op.FENCE, Op.LDS, Op.HALT))
 """Instructions whose execution depends on other units; every other one is scalar."""
+_SET = int(Op.SET)
 
 
 @dataclass(slots=True)
@@ -39,6 +40,10 @@ class Sequencer:
         self.loops: list[list[int]] = []
         self.shadow = [dict.fromkeys(FIELDS[unit], 0) for unit in Unit]
         self.names = [FIELDS[unit] for unit in Unit]
+        self.places = {
+            unit << 5 | i: (self.shadow[unit], name) for unit in Unit for i, name in enumerate(self.names[unit])
+        }
+        """Where a SET's a puts its value."""
         self.executed = 0
         self.limit = invocation.instruction_limit
         self.program = _load(config, memory, invocation)
@@ -60,14 +65,14 @@ class Sequencer:
     def scalar(self, op: int, a: int, b: int, c: int, imm: int) -> None:
         """Executes one scalar instruction."""
         r, following = self.registers, self.pc + 1
-        if op == Op.SET:
-            unit = a >> 5
-            self.shadow[unit][self.names[unit][a & 31]] = (r[b] + imm) & MASK
-        elif op in _ARITHMETIC:
+        if op == _SET:
+            fields, name = self.places[a]
+            fields[name] = (r[b] + imm) & MASK
+        elif (compute := _ARITHMETIC.get(op)) is not None:
             if a:
-                r[a] = _ARITHMETIC[op](r[b], r[c], imm) & MASK
-        elif op in _BRANCHES:
-            if _BRANCHES[op](r[b], r[c]):
+                r[a] = compute(r[b], r[c], imm) & MASK
+        elif (taken := _BRANCHES.get(op)) is not None:
+            if taken(r[b], r[c]):
                 following = imm
         elif op == Op.LOOP:
             if not r[b]:

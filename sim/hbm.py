@@ -8,9 +8,11 @@ from hw.spec import hbm
 
 for _function in (
     hbm.bank_of, hbm.row_of, hbm._free_column, hbm._free_activate, hbm.place, hbm.commit, hbm._drain, hbm._goes_on,
+    hbm._differ, hbm._banks_differ,
 ):  # fmt: skip
     register_jitable(_function)
 
+alike = numba.njit(cache=True)(hbm.alike)
 serve = numba.njit(cache=True)(hbm.serve)
 place = numba.njit(hbm.place)
 commit = numba.njit(hbm.commit)

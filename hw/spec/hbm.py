@@ -239,7 +239,8 @@ def serve(h, asked, addresses, accepted, extra, arrivals, writes, known):
             column, activate = place(h, bank, row, ready, ready, False)
             if column >= SLOTS_A_CYCLE * WRITE_EPOCH * h[EPOCH]:
                 if h[EPOCH] * WRITE_EPOCH > known:
-                    h[NEED] = h[EPOCH] * WRITE_EPOCH
+                    # Writes only move it back: every epoch before the one it lies in now has to be known in any case.
+                    h[NEED] = column // (SLOTS_A_CYCLE * WRITE_EPOCH) * WRITE_EPOCH
                     return
                 _drain(h, writes)
                 continue
@@ -252,3 +253,46 @@ def serve(h, asked, addresses, accepted, extra, arrivals, writes, known):
         arrival = (h[DONE] + SLOTS_A_CYCLE - 1) // SLOTS_A_CYCLE + RETURN_CYCLES + extra[at]
         h[ARRIVED] = arrivals[at] = max(arrival, h[ARRIVED] + 1)
         h[SERVED] += 1
+
+
+def _differ(a, b, at, over):
+    """Whether two channels' times differ, where all up to `over` are equally past."""
+    return max(a[at], over) != max(b[at], over)
+
+
+def _banks_differ(a, b, start):
+    """Whether any bank is in another state, as far as commands from slot `start` on can see."""
+    for bank in range(BANKS):
+        if _differ(a, b, _OPENED + bank, start - ROW_CYCLE) or _differ(a, b, _USED + bank, start - SAME_GROUP):
+            return True
+        # A bank whose refresh is over is as good as never opened.
+        open_a = a[_OPEN + bank] >= 0 and a[_CLOSED + bank] + REFRESH_BLOCK > start
+        open_b = b[_OPEN + bank] >= 0 and b[_CLOSED + bank] + REFRESH_BLOCK > start
+        if open_a != open_b:
+            return True
+        if open_a and (a[_OPEN + bank] != b[_OPEN + bank] or a[_CLOSED + bank] != b[_CLOSED + bank]
+                       or _differ(a, b, _CLOSABLE + bank, start)):  # fmt: skip
+            return True
+    return False
+
+
+def alike(a, b, start):
+    """Whether two channels serve equal beats and writes equally from now on, if none may begin before slot `start`.
+
+    Only what `place`, `commit` and `_drain` can still see of the past is compared; False where writes are waiting.
+    """
+    if a[HEAD] < a[TAIL] or b[HEAD] < b[TAIL] or a[SERVED] != b[SERVED] or a[WORD] != b[WORD]:
+        return False
+    if (_differ(a, b, NEWEST, start - WORDS) or _differ(a, b, DONE, start + READ_DONE)
+            or _differ(a, b, ARRIVED, start // SLOTS_A_CYCLE)
+            or _differ(a, b, LAST_READ, start - READ_TO_WRITE) or _differ(a, b, LAST_WRITE, start - SAME_GROUP)
+            or (a[LAST_WRITE] > start - SAME_GROUP and a[LAST_GROUP] != b[LAST_GROUP])
+            or _banks_differ(a, b, start)):  # fmt: skip
+        return False
+    for i in range(_LEFT, _LEFT + QUEUE_BEATS):
+        if _differ(a, b, i, start):
+            return False
+    for i in range(_RING):
+        if _differ(a, b, _ACTIVATES + i, start - ACTIVATE) or _differ(a, b, _COLUMNS + i, (start - 1 << 3) - 1):
+            return False
+    return True

@@ -13,9 +13,10 @@ from hw.spec import hbm
 from hw.spec.config import CONFIGS, ConfigError
 from hw.spec.isa import Error
 from hw.spec.memory import MemoryModel
+from sim import cycle_streams
 from sim.backend import Invocation
 from sim.cycle import CycleBackend
-from sim.hbm import commit, new_channel, place, serve
+from sim.hbm import alike, commit, new_channel, place, serve
 from sim.memory_image import MemoryImage
 from sim.rtl.backend import RtlBackend
 from sim.trace import differences
@@ -37,7 +38,7 @@ class Channel:
         self.reads[:, : self.n] = reads.T
         self.writes = np.zeros((1 << max(len(writes) - 1, 0).bit_length(), 3), np.int64)
         self.writes[: len(writes)] = writes
-        self.h[hbm.TAIL] = len(writes)
+        self.h[hbm.TAIL] = self.writes_given = len(writes)
         self.arrivals = np.zeros(self.reads.shape[1], np.int64)
 
     def told(self, known=EVER, asked=None):
@@ -200,6 +201,43 @@ def test_what_is_known_changes_nothing(seed):
     assert told == len(reads)
 
 
+def cut(seed, rng):
+    """Two channels somewhat behind a write, of which one missed the last writes: (both, the slot from which on anything
+    may begin), or None where those that it got are not drained."""
+    reads, writes = random_traffic(seed, 400)
+    now = rng.choice(writes)[0] + rng.choice([70, 300, 1200])
+    accepted = np.array([t for _, t, _ in reads])
+    early, asked = sum(t < now for t, _, _ in writes), int(np.searchsorted(accepted, now))
+    missed = rng.randint(1, min(early, rng.choice([1, 3, 100])))
+    a, b = Channel(reads, writes), Channel(reads, writes)
+    for channel, got in ((a, early), (b, early - missed)):
+        channel.h[hbm.TAIL] = got
+        channel.told(now, asked)
+    if b.h[hbm.HEAD] != early - missed:
+        return None
+    b.h[hbm.HEAD] = b.h[hbm.TAIL] = early
+    first = int(accepted[b.h[hbm.SERVED]]) if b.h[hbm.SERVED] < asked else now
+    return (a, b), hbm.SLOTS_A_CYCLE * min(now, first + hbm.REQUEST_CYCLES)
+
+
+def test_channels_that_are_alike_do_the_same():
+    """Whatever comes later. Some that are not do so too, but not all."""
+    rng, outcomes = random.Random(0), {True: [0, 0], False: [0, 0]}  # [differ, the same]
+    for i in range(1500):
+        found = cut(i % 30, rng)
+        if found is None:
+            continue
+        (a, b), start = found
+        said, served = alike(a.h, b.h, start), int(b.h[hbm.SERVED])
+        if i % 20 == 0:
+            assert said == hbm.alike(a.h.tolist(), b.h.tolist(), start)
+        for channel in (a, b):
+            channel.h[hbm.TAIL] = channel.writes_given
+        outcomes[said][a.told()[served:] == b.told()[served:]] += 1
+    assert outcomes[True][False] == 0
+    assert min(outcomes[True][True], outcomes[False][False]) > 50, outcomes
+
+
 HARNESS = """
 #include "hbm.h"
 // Cycle by cycle, as the test bench does; a beat that is told too late is not told at all.
@@ -248,10 +286,10 @@ def test_which_memory_a_configuration_has():
             MemoryModel.of(TINY, **wrong)
 
 
-def random_run(seed, config, n=40):
+def random_run(seed, config, n=40, mixed=True):
     """A random program with K and V stores among the reads: (memory, call)."""
     rng = random.Random(seed)
-    steps, streams = random_steps(rng, n, config.units)
+    steps, streams = random_steps(rng, n, config.units, mixed)
     for _, fields, *_ in steps:
         if "n_tok" in fields:
             fields |= {"pos": rng.randrange(100), "n_head": rng.randint(1, 8), "n_gran": rng.randint(1, 8),
@@ -265,19 +303,28 @@ def random_run(seed, config, n=40):
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_rows_of_their_own_change_nothing(seed, monkeypatch):
-    """Channels that share a row until they are written run as they do when each has its own."""
-    from sim import cycle_streams
-
+@pytest.mark.parametrize("mixed", [False, True])
+def test_rows_of_their_own_change_nothing(seed, mixed, monkeypatch):
+    """Channels that share a row but for the time in which a write makes a difference run as if each had its own."""
     config = replace(TINY, units=4)
-    memory, call = random_run(seed, config, 25)
-    model = MemoryModel(20, 10, hbm=True)
-    shared = CycleBackend(model).run(config, memory.fork(), call)
+    memory, call = random_run(seed, config, 100, mixed)
+    model, numbers = MemoryModel(20, 10, hbm=True), []
+    choose = cycle_streams.Streams._choose
+
+    def noted(self, rows):
+        numbers.append(len(rows) - len(self.channels))
+        choose(self, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cycle_streams.Streams, "_choose", noted)
+        shared = CycleBackend(model).run(config, memory.fork(), call)
     assert shared.status == Error.NONE
+    assert max(numbers) > 0 and (mixed or min(numbers) < 0)
     began = cycle_streams.Streams.__post_init__
 
     def apart(self):
         began(self)
+        self.share_from = cycle_streams.NEVER
         self._own_rows(np.arange(config.units))
 
     monkeypatch.setattr(cycle_streams.Streams, "__post_init__", apart)
