@@ -6,6 +6,8 @@ from hw.spec import weights
 from hw.spec.config import BLOCK, Config
 from hw.spec.weights import ceil_div
 
+from . import ir
+
 
 @dataclass(frozen=True)
 class Geometry:
@@ -33,6 +35,10 @@ class Geometry:
 
     def acc_words(self, n_out: int) -> int:
         return self.acc_granules(n_out) // self.gpw
+
+    def streams(self, ops: list) -> list[tuple[ir.Linear, ...]]:
+        """See `ir.streams`."""
+        return ir.streams(ops, self.config.lanes)
 
     def kb(self, n_in: int) -> int:
         return weights.input_blocks(n_in)

@@ -158,5 +158,14 @@ def linears(ops: list) -> list[Linear]:
     return found
 
 
+def streams(ops: list, lanes: int) -> list[tuple[Linear, ...]]:
+    """Linear layers by the weight stream that holds their rows, in order.
+
+    gate and up share one, so that up's rows fill gate's last step; gate's must end with a vector word.
+    """
+    joint = {op.gate: op.up for op in ops if isinstance(op, GatedMlp) and op.gate.n_out % lanes == 0}
+    return [(op, joint[op]) if op in joint else (op,) for op in linears(ops) if op not in joint.values()]
+
+
 def norms(ops: list) -> list[Norm]:
     return [op for op in ops if isinstance(op, Norm)]

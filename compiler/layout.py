@@ -16,7 +16,7 @@ from hw.spec.weights import ceil_div
 from . import ir
 from .geometry import Geometry
 from .model import ModelIr, VisionIr
-from .sizes import Plan, Sizes
+from .sizes import Plan, Rows, Sizes
 
 MODULES = {"text": "language_model.layers.{}.", "vision": "vision_tower.encoder.layers.{}.",
            "stem": "vision_tower.embeddings.", "projector": "multi_modal_projector."}
@@ -30,14 +30,16 @@ TABLE = "table"
 
 @dataclass(frozen=True)
 class Table:
-    """Words about a record's n linear layers: G, four bytes a word; stream addresses; stream lengths in beats.
+    """Words about a record's n linear layers: G, four bytes a word; their streams' addresses, and lengths in beats.
 
     The program reads lengths and addresses here, so that one program serves every compression.
     """
 
     n: int
+    streams: int
+    """How many there are: addresses."""
     lengths: int | None = None
-    """How many lengths there are, if not n (the head's slices)."""
+    """How many lengths there are, if not as many (the head's slices)."""
 
     def shift(self, linear: int) -> tuple[int, int]:
         """(word, byte in it)."""
@@ -47,21 +49,21 @@ class Table:
     def shift_words(self) -> int:
         return ceil_div(self.n, 4)
 
-    def address(self, linear: int) -> int:
-        return self.shift_words + linear
+    def address(self, stream: int) -> int:
+        return self.shift_words + stream
 
     def length(self, which: int) -> int:
-        return self.shift_words + self.n + which
+        return self.shift_words + self.streams + which
 
     @property
     def beats(self) -> int:
-        return ceil_div(self.length(self.n if self.lengths is None else self.lengths), GRANULE_LANES)
+        return ceil_div(self.length(self.streams if self.lengths is None else self.lengths), GRANULE_LANES)
 
     def pack(self, shifts: list[int], addresses: list[int], lengths: list[int]) -> np.ndarray:
         """uint8[beats * 64]."""
         words = np.zeros(self.beats * GRANULE_LANES, "<u4")
         words.view(np.uint8)[: self.n] = shifts
-        words[self.address(0) : self.address(self.n)] = addresses
+        words[self.address(0) : self.length(0)] = addresses
         words[self.length(0) : self.length(len(lengths))] = lengths
         return words.view(np.uint8)
 
@@ -114,7 +116,7 @@ class Space:
 def parameter_record(geo: Geometry, ops: list) -> Record:
     """Scale words, biases and the table of a list of fused operators, as PB rows in aux memory."""
     record = Record()
-    record.add(TABLE, Table(len(ir.linears(ops))).beats)
+    record.add(TABLE, Table(len(ir.linears(ops)), len(geo.streams(ops))).beats)
     for norm in ir.norms(ops):
         record.add(f"{norm.name}.words", geo.granules(norm.width))
         if norm.kind == "layer":
@@ -128,14 +130,14 @@ def parameter_record(geo: Geometry, ops: list) -> Record:
 
 @dataclass
 class Streams:
-    """Weight streams one behind the other, the same in every unit's channel: beats[layer][linear layer]."""
+    """Weight streams one behind the other, the same in every unit's channel: beats[layer][stream]."""
 
     lengths: list[list[int]]
 
     @classmethod
-    def of(cls, sizes: Sizes, prefix: str, ops: list, count: int = 1) -> "Streams":
+    def of(cls, sizes: Sizes, prefix: str, streams: list[tuple[ir.Linear, ...]], count: int = 1) -> "Streams":
         """prefix: module names' beginning, with {} for the layer's number."""
-        return cls([[sizes.beats(prefix.format(i) + op.name, op) for op in ir.linears(ops)] for i in range(count)])
+        return cls([[sizes.beats(modules(prefix.format(i), rows)) for rows in streams] for i in range(count)])
 
     @property
     def beats(self) -> int:
@@ -145,6 +147,11 @@ class Streams:
         """First beats of a layer's streams, from the section's start."""
         before = sum(map(sum, self.lengths[:layer]))
         return [before + sum(self.lengths[layer][:i]) for i in range(len(self.lengths[layer]))]
+
+
+def modules(prefix: str, rows: tuple[ir.Linear, ...]) -> Rows:
+    """The linear layers of a stream with their modules' names."""
+    return [(prefix + op.name, op) for op in rows]
 
 
 def cache_record(geo: Geometry, op: ir.Attention, context: int) -> Record:
@@ -202,7 +209,7 @@ class HeadSlices:
     @property
     def table(self) -> Table:
         """With a length more than slices: the next one is read a slice ahead."""
-        return Table(1, self.count + 1)
+        return Table(1, 1, self.count + 1)
 
 
 def head_slices(geo: Geometry, head: ir.Linear) -> HeadSlices:
@@ -242,7 +249,7 @@ class Layout:
 
     def _streams(self, prefix: str, ops: list, count: int = 1) -> None:
         """The streams of `count` layers, or of the stem or projector."""
-        self.streams[prefix] = Streams.of(self.sizes, MODULES[prefix], ops, count)
+        self.streams[prefix] = Streams.of(self.sizes, MODULES[prefix], self.geo.streams(ops), count)
 
     def _place_streams(self) -> None:
         """Behind everything whose address is in the program, which is the same for every compression."""
@@ -258,7 +265,7 @@ class Layout:
         self.text = self._layers("text", text.layer, text.n_layers, self.context)
         self.head = head_slices(geo, text.head)
         self.head_record = Record()
-        self.head.streams = self.sizes.slices(text.head.name, text.head, self.head.steps, self.head.count)
+        self.head.streams = self.sizes.slices([(text.head.name, text.head)], self.head.steps, self.head.count)
         self.head_record.add(TABLE, self.head.table.beats)
         self.head_record.add(f"{text.norm.name}.words", geo.granules(text.hidden))
         self.aux.place("head.params", self.head_record.beats)

@@ -96,15 +96,36 @@ def pieces(layout: Layout, quant, program: list[int]) -> Iterator[Piece]:
 def _linears(layout: Layout, prefix: str, index: int, ops: list, owner) -> Iterator[Piece]:
     """Parameter record and weight streams of layer `index` of a section."""
     units, record, streams = layout.config.units, layout.parameter_record(prefix), layout.streams[prefix]
+    rows = layout.geo.streams(ops)
     base = layout.channel[f"{prefix}.weights"].base
     addresses = [base + start for start in streams.starts(index)]
-    table = Table(len(addresses)).pack([_field(owner, op.name).shift for op in ir.linears(ops)], addresses,
-                                       streams.lengths[index])
+    table = Table(len(ir.linears(ops)), len(rows)).pack([_field(owner, op.name).shift for op in ir.linears(ops)],
+                                                        addresses, streams.lengths[index])
     yield (units, layout.aux[f"{prefix}.params"].base + index * record.beats, parameters(record, ops, owner, table))
-    parts = [weight_stream(units, op.name, _field(owner, op.name), length)
-             for op, length in zip(ir.linears(ops), streams.lengths[index], strict=True)]
+    parts = [weight_stream(units, stream[0].name, _joined([_field(owner, op.name) for op in stream]), length)
+             for stream, length in zip(rows, streams.lengths[index], strict=True)]
     for unit, data in enumerate(np.concatenate(parts, axis=1)):
         yield unit, addresses[0], data
+
+
+def _joined(tensors: list):
+    """Quantised linear layers as one, of all their rows; of the words nothing is kept."""
+    if len(tensors) == 1:
+        return tensors[0]
+    weight, formats = np.concatenate([tensor.weight for tensor in tensors]), [tensor.format for tensor in tensors]
+    form = None
+    if any(each is not None for each in formats):
+        held = [_dense(tensor.weight) if tensor.format is None else tensor.format for tensor in tensors]
+        form = BlockFormat(*(np.concatenate([getattr(each, name) for each in held])
+                             for name in ("bits", "nonzeros", "scales")))
+    return replace(tensors[0], weight=weight, format=form)
+
+
+def _dense(weight: Array) -> BlockFormat:
+    """Whole blocks of 8 bits."""
+    blocks = tuple(-(-n // BLOCK) for n in weight.shape)
+    return BlockFormat(np.full(blocks, 8, np.uint8), np.full(blocks, BLOCK, np.uint8),
+                       np.zeros((blocks[0] * BLOCK, blocks[1]), np.int8))
 
 
 def _text(layout: Layout, text) -> Iterator[Piece]:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -14,6 +15,10 @@ from . import ir, stream
 
 Blocks = tuple[np.ndarray, np.ndarray]
 """(bits, non-zeros), each uint8[out_blocks, in_blocks]."""
+
+
+Rows = list[tuple[str, ir.Linear]]
+"""Modules whose rows follow each other in a stream."""
 
 
 class Plan(Protocol):
@@ -35,14 +40,19 @@ class Sizes:
         self._compressed_bits = self._compressed_weights = 0
         self._nonzeros = self._weights = 0.0
 
-    def beats(self, name: str, op: ir.Linear) -> int:
-        """Beats of a module's stream in every unit's channel."""
-        return self.slices(name, op, weights.output_blocks(op.n_out, self.units), 1)[0]
+    def beats(self, rows: Rows) -> int:
+        """Beats of a stream in every unit's channel."""
+        return self.slices(rows, self.steps(rows), 1)[0]
 
-    def slices(self, name: str, op: ir.Linear, steps: int, count: int) -> list[int]:
+    def steps(self, rows: Rows) -> int:
+        """Output-block steps of a stream."""
+        return weights.output_blocks(sum(op.n_out for _, op in rows), self.units)
+
+    def slices(self, rows: Rows, steps: int, count: int) -> list[int]:
         """Beats of the streams of `count` slices of `steps` output-block steps."""
-        blocks = self._blocks(name, op)
-        self._count(name, op, blocks)
+        for name, op in rows:
+            self._count(name, op, self._blocks(name, op))
+        op, blocks = self._joined(rows)
         found = []
         for shape, part in self._parts(op, steps, count, blocks):
             if part is None:
@@ -54,10 +64,11 @@ class Sizes:
                 found.append(self._known[key])
         return found
 
-    def headers(self, name: str, op: ir.Linear, steps: int, count: int) -> list[list[stream.Headers]]:
+    def headers(self, rows: Rows, steps: int, count: int) -> list[list[stream.Headers]]:
         """Header beats of every unit's streams of those slices; streams that are divided alike share them."""
+        op, blocks = self._joined(rows)
         found = []
-        for shape, part in self._parts(op, steps, count, self._blocks(name, op)):
+        for shape, part in self._parts(op, steps, count, blocks):
             key, (bits, nonzeros) = _key(shape, part, steps), part or (None, None)
             if key not in self._headers:
                 self._headers[key] = stream.headers(shape, bits, nonzeros, self.units, steps)
@@ -66,6 +77,15 @@ class Sizes:
 
     def _blocks(self, name: str, op: ir.Linear) -> Blocks | None:
         return None if self.plan is None else self.plan.blocks(name, op.n_out, op.n_in)
+
+    def _joined(self, rows: Rows) -> tuple[ir.Linear, Blocks | None]:
+        """The modules as one; those that are dense are so in 8 bits."""
+        first, parts = rows[0][1], [self._blocks(name, op) for name, op in rows]
+        whole = replace(first, n_out=sum(op.n_out for _, op in rows))
+        if all(part is None for part in parts):
+            return whole, None
+        held = [_dense(op) if part is None else part for (_, op), part in zip(rows, parts, strict=True)]
+        return whole, (np.concatenate([bits for bits, _ in held]), np.concatenate([n for _, n in held]))
 
     def _parts(self, op: ir.Linear, steps: int, count: int,
                blocks: Blocks | None) -> Iterator[tuple[tuple[int, int], Blocks | None]]:
@@ -95,6 +115,11 @@ class Sizes:
     def nonzeros(self) -> float:
         """Share of all weights that are in the streams."""
         return self._nonzeros / self._weights
+
+
+def _dense(op: ir.Linear) -> Blocks:
+    shape = ceil_div(op.n_out, BLOCK), ceil_div(op.n_in, BLOCK)
+    return np.full(shape, 8, np.uint8), np.full(shape, BLOCK, np.uint8)
 
 
 def _key(shape: tuple[int, int], blocks: Blocks | None, steps: int) -> tuple:

@@ -6,11 +6,10 @@ No weight is needed: everything else is absent, and an executor that asks for it
 import numpy as np
 
 from hw.spec.config import BEAT_BYTES
-from hw.spec.weights import output_blocks
 from sim.memory_image import MemoryImage
 
 from . import ir
-from .layout import MODULES, Layout, Table
+from .layout import MODULES, Layout, Table, modules
 
 SHIFT = 20
 """G of every linear layer: any value takes the same time."""
@@ -37,15 +36,15 @@ def image(layout: Layout, program: list[int]) -> MemoryImage:
 
 def _layers(memory: MemoryImage, layout: Layout, prefix: str, ops: list, count: int) -> None:
     """Records and streams of the layers of a section."""
-    record, streams, linears = layout.parameter_record(prefix), layout.streams[prefix], ir.linears(ops)
+    record, streams, linears = layout.parameter_record(prefix), layout.geo.streams(ops), ir.linears(ops)
     params, at = layout.aux[f"{prefix}.params"].base, layout.channel[f"{prefix}.weights"].base
-    for index, lengths in enumerate(streams.lengths):
+    for index, lengths in enumerate(layout.streams[prefix].lengths):
         addresses = (at + np.cumsum([0, *lengths])[:-1]).tolist()
-        table = Table(len(linears)).pack([SHIFT] * len(linears), addresses, lengths)
+        table = Table(len(linears), len(streams)).pack([SHIFT] * len(linears), addresses, lengths)
         _record(memory, layout, params + index * record.beats, record.beats, table)
-        for op, address, length in zip(linears, addresses, lengths, strict=True):
-            name, steps = MODULES[prefix].format(index) + op.name, output_blocks(op.n_out, layout.config.units)
-            (headers,) = layout.sizes.headers(name, op, steps, 1)
+        for stream, address, length in zip(streams, addresses, lengths, strict=True):
+            rows = modules(MODULES[prefix].format(index), stream)
+            (headers,) = layout.sizes.headers(rows, layout.sizes.steps(rows), 1)
             _stream(memory, address, length, headers)
         at += sum(lengths)
 
@@ -63,7 +62,7 @@ def _head(memory: MemoryImage, layout: Layout) -> None:
     at = layout.channel["head"].base
     _record(memory, layout, layout.aux["head.params"].base, record.beats,
             slices.table.pack([SHIFT], [at], slices.streams))
-    found = layout.sizes.headers(head.name, head, slices.steps, slices.count)
+    found = layout.sizes.headers([(head.name, head)], slices.steps, slices.count)
     for length, headers in zip(slices.streams, found, strict=True):
         _stream(memory, at, length, headers)
         at += length

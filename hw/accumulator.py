@@ -1,4 +1,4 @@
-"""The two accumulator banks of a matrix unit, in block memory."""
+"""The accumulators of a matrix unit, in block memory."""
 
 from itertools import pairwise
 
@@ -17,15 +17,16 @@ FORWARDS = 3
 
 
 def step_layout(config: Config):
-    """One cycle's work of a matrix unit. ``bank`` is that of the output step, ``first`` overwrites; ``token``: which
+    """One cycle's work of a matrix unit. ``row`` is that of the accumulators, ``first`` overwrites; ``token``: which
     row of its pair a sparse round's ``row`` is (0 in dense rounds)."""
     return data.StructLayout({
-        "row": range(config.acc_rows), "pass_": range(config.passes), "first": 1, "bank": 1, "sparse": 1, "token": 1,
+        "row": accumulator_rows(config), "pass_": range(config.passes), "first": 1, "sparse": 1, "token": 1,
     })
 
 
-def drain_layout(config: Config):
-    return data.StructLayout({"row": range(config.acc_rows), "bank": 1})
+def accumulator_rows(config: Config):
+    """Room for two output steps of ``acc_rows`` rows, or for more of fewer."""
+    return range(2 * config.acc_rows)
 
 
 def delay_valid(m, value, n_cycles, name):
@@ -35,15 +36,15 @@ def delay_valid(m, value, n_cycles, name):
     return line[-1]
 
 
-class AccumulatorBanks(wiring.Component):
-    """acc[bank, row, 2 * chains * pass + w] = (0 if first else itself) + sums[w], int32, wrapping.
+class Accumulators(wiring.Component):
+    """acc[row, 2 * chains * pass + w] = (0 if first else itself) + sums[w], int32, wrapping.
 
     Latency: a step on ``i`` in cycle x meets ``sums`` in x + 1 and is written in x + ``latency``: ``drain`` in
     x + ``latency`` + 1 sees it. A ``drain`` in y is on ``o`` in y + 2. Throughput: a step and a drain a cycle.
 
-    The same bank, row and pass may come again after any number of cycles: totals that are not in the memory yet are
-    forwarded. A bank is not accumulated and drained at once. Back-pressure: none. Reset: pending writes are dropped,
-    contents stay.
+    The same row and pass may come again after any number of cycles: totals that are not in the memory yet are
+    forwarded. Sums and drains have a read port each. Back-pressure: none. Reset: pending writes are dropped, contents
+    stay.
 
     Parameters: ``config``.
 
@@ -58,7 +59,7 @@ class AccumulatorBanks(wiring.Component):
         super().__init__({
             "i": In(step_layout(config)), "i_valid": In(1),
             "sums": In(data.ArrayLayout(SUMS["sum0"].shape, 2 * config.chains)),
-            "drain": In(drain_layout(config)), "drain_valid": In(1), "o": Out(ROW),
+            "drain": In(accumulator_rows(config)), "drain_valid": In(1), "o": Out(ROW),
         })
 
     def elaborate(self, platform):
@@ -71,13 +72,12 @@ class AccumulatorBanks(wiring.Component):
             steps.append(data.View(step_layout(config), delay(m, steps[-1].as_value(), 1, f"step_{number}")))
             valids.append(delay_valid(m, valids[-1], 1, f"valid_{number}"))
         totals = [Signal(part, name=f"total_{number}", reset_less=True) for number in range(FORWARDS)]
-        rows = [self._bank(m, bank, steps[1], valids[1], totals[0]) for bank in range(2)]
-        m.d.comb += self.o.eq(Mux(delay(m, self.drain.bank, 2, "drain_bank"), rows[1], rows[0]))
+        rows = self._memory(m, steps[1], valids[1], totals[0])
 
         old = Signal(part)
-        m.d.comb += old.eq(Mux(steps[0].bank, rows[1], rows[0]).word_select(steps[0].pass_, part))
+        m.d.comb += old.eq(rows.word_select(steps[0].pass_, part))
         for number in reversed(range(FORWARDS)):
-            same = [steps[number + 1][field] == steps[0][field] for field in ("row", "pass_", "bank")]
+            same = [steps[number + 1][field] == steps[0][field] for field in ("row", "pass_")]
             with m.If(valids[number + 1] & Cat(same).all()):
                 m.d.comb += old.eq(totals[number])
         for number in range(2 * config.chains):
@@ -87,17 +87,16 @@ class AccumulatorBanks(wiring.Component):
         m.d.sync += [after.eq(before) for before, after in pairwise(totals)]
         return m
 
-    def _bank(self, m, bank, step, valid, total):
-        """A bank's memory: ``total`` is written, and what the step or drain of two cycles ago reads is returned."""
+    def _memory(self, m, step, valid, total):
+        """``total`` is written, drained rows go out, and the row that the step of two cycles ago reads is returned."""
         config = self.config
-        m.submodules[f"bank_{bank}"] = rows = memory.Memory(
-            shape=unsigned(BLOCK * ACC_BITS), depth=config.acc_rows, init=[])
-        write, read = rows.write_port(granularity=len(total)), rows.read_port()
-        draining = self.drain_valid & (self.drain.bank == bank)
+        m.submodules.memory = rows = memory.Memory(
+            shape=unsigned(BLOCK * ACC_BITS), depth=len(accumulator_rows(config)), init=[])
+        write, read, drain = rows.write_port(granularity=len(total)), rows.read_port(), rows.read_port()
         m.d.comb += [
-            read.en.eq(draining | (self.i_valid & (self.i.bank == bank))),
-            read.addr.eq(Mux(draining, self.drain.row, self.i.row)),
+            read.en.eq(self.i_valid), read.addr.eq(self.i.row),
+            drain.en.eq(self.drain_valid), drain.addr.eq(self.drain),
             write.addr.eq(step.row), write.data.eq(total.replicate(config.passes)),
-            write.en.eq(Mux(valid & (step.bank == bank), 1 << step.pass_, 0)),
+            write.en.eq(Mux(valid, 1 << step.pass_, 0)), self.o.eq(delay(m, drain.data, 1, "drained")),
         ]
-        return delay(m, read.data, 1, f"row_{bank}")
+        return delay(m, read.data, 1, "read")

@@ -202,16 +202,18 @@ class Matrix(wiring.Component):
         """Sticky errors. Operands and results that are not aligned to what their mode moves at once are illegal."""
         config, desc = self.config, self.mx.desc
         illegal, out_of_range, header = Signal(), Signal(), Signal()
-        wrong = [getattr(desc, name) == 0 for name in ("n_rows", "kb", "ob")]
+        wrong = [getattr(desc, name) == 0 for name in ("n_rows", "kb", "ob", "n_outer")]
         wrong += [desc.n_rows > config.acc_rows, desc.mode > max(MxMode)]
 
         def unaligned(value, unit):
             return value[:unit.bit_length() - 1] != 0
 
         wrong.append((desc.mode == MxMode.SPLIT_K) & (
-            unaligned(desc.act, config.units) | unaligned(desc.act_stride, config.units)))
+            unaligned(desc.act, config.units) | unaligned(desc.act_stride, config.units)
+            | unaligned(desc.act_out, config.units)))
         wrong.append((desc.mode == MxMode.SPLIT_N) & (
-            unaligned(desc.dst, config.granules_per_word) | unaligned(desc.dst_stride, config.granules_per_word)))
+            unaligned(desc.dst, config.granules_per_word) | unaligned(desc.dst_stride, config.granules_per_word)
+            | unaligned(desc.dst_out, config.granules_per_word)))
         with m.If(self.mx.start):
             m.d.sync += illegal.eq(Cat(*wrong).any())
         with m.If(steps.range_error | drain.range_error):

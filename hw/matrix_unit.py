@@ -4,7 +4,7 @@ from amaranth.hdl import *
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from hw.accumulator import ROW, AccumulatorBanks, delay_valid, drain_layout, step_layout
+from hw.accumulator import ROW, Accumulators, accumulator_rows, delay_valid, step_layout
 from hw.chain import DENSE_BREAKS, N_GROUPS, STEP, SUMS, SparseChain, chain_latency
 from hw.dsp_group import N_LANES, delay
 from hw.interfaces import AXI4Read, descriptor_layout
@@ -28,7 +28,7 @@ GROUP_ACTS = data.ArrayLayout(BLOCK_BITS, N_GROUPS)
 
 
 class MatrixUnit(wiring.Component):
-    """acc[bank, row, n] (+)= sum over slots of acts[row][block of the slot][index of the slot] * weights[n, slot].
+    """acc[row, n] (+)= sum over slots of acts[row][block of the slot][index of the slot] * weights[n, slot].
 
     A dense step is a row and a pass: chain c multiplies rows 2 * (pass * chains + c) and the next of the round. The
     two steps of a sparse pair of rows follow each other; in that of ``token`` t, chain c multiplies row
@@ -61,7 +61,7 @@ class MatrixUnit(wiring.Component):
             "kv": Out(1),
             "full": Out(1), "round": Out(ROUND_KIND), "take": In(1),
             "step": In(step_layout(config)), "step_valid": In(1), "window": In(WINDOW_LAYOUT),
-            "drain": In(drain_layout(config)), "drain_valid": In(1), "row": Out(ROW),
+            "drain": In(accumulator_rows(config)), "drain_valid": In(1), "row": Out(ROW),
             "axi": Out(AXI4Read()),
         })
 
@@ -72,13 +72,13 @@ class MatrixUnit(wiring.Component):
 
     @property
     def step_latency(self):
-        return self.sums_at + AccumulatorBanks.latency
+        return self.sums_at + Accumulators.latency
 
     def elaborate(self, platform):
         m = Module()
         m.submodules.reader = reader = WeightReader(self.config)
         m.submodules.front = front = WeightFront()
-        m.submodules.accumulators = accumulators = AccumulatorBanks(self.config)
+        m.submodules.accumulators = accumulators = Accumulators(self.config)
         wiring.connect(m, wiring.flipped(self.axi), reader.axi)
         m.d.comb += [
             reader.start.eq(self.rd_start), reader.desc.eq(self.rd_desc), reader.stop.eq(self.stop),

@@ -35,7 +35,7 @@ FETCH_FIRST_AR = 1
 UNITS = tuple(Unit)
 _WORK = {
     Unit.LD: ("n_outer", "n_inner"), Unit.ST: ("n_tok", "n_head", "n_gran"), Unit.RD: ("n_outer", "n_inner"),
-    Unit.MX: ("n_rows", "kb", "ob"), Unit.VU: ("n_outer", "n_mid", "n_words"),
+    Unit.MX: ("n_outer", "n_rows", "kb", "ob"), Unit.VU: ("n_outer", "n_mid", "n_words"),
 }  # fmt: skip
 """Fields whose product is `Event.work`."""
 _WORK_OF = [itemgetter(*_WORK[unit]) for unit in UNITS]

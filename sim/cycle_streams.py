@@ -16,7 +16,14 @@ from hw.spec import hbm
 from hw.spec.config import BLOCK_BEATS, Config
 from hw.spec.isa import MxMode
 from hw.spec.memory import MemoryModel
-from hw.spec.timing import BURST_BEATS, MX_ACC_LATENCY, MX_DRAIN_LATENCY, WEIGHT_BUFFER_ROUNDS
+from hw.spec.timing import (
+    ACC_SLOTS,
+    BURST_BEATS,
+    MX_ACC_LATENCY,
+    MX_DRAIN_LATENCY,
+    WEIGHT_BUFFER_ROUNDS,
+    accumulator_slots,
+)
 from sim.hbm import alike, new_channel, serve
 from sim.weight_stream import LAST, SPARSE, Plans
 
@@ -25,8 +32,10 @@ from sim.weight_stream import LAST, SPARSE, Plans
  RAW_FILL, STALL, TOLD, COLUMNS) = range(17)  # fmt: skip
 # Words of the shared state: the reader's descriptor, the matrix instruction, takes and stalls.
 (RD_START, RD_ADDR, RD_OUTER, RD_INNER, RD_STRIDE, RD_STREAM, TAKEN, MX_ACTIVE, MX_STEP, MX_STEPS, MX_K, MX_KB,
- MX_DENSE, MX_SPARSE, MX_READY, MX_DRAIN, DEND_1, DEND_2, WEIGHT_STALL, DRAIN_STALL, FIFO,
- LATENCY, JITTER, SEED, FORMAT, REFUSED, HBM, KNOWN, NEED, WORDS) = range(30)  # fmt: skip
+ MX_DENSE, MX_SPARSE, MX_READY, MX_DRAIN, MX_SLOTS, WEIGHT_STALL, DRAIN_STALL, FIFO,
+ LATENCY, JITTER, SEED, FORMAT, REFUSED, HBM, KNOWN, NEED, DEND) = range(29)  # fmt: skip
+WORDS = DEND + ACC_SLOTS
+"""From DEND on: ends of the latest steps' drains, step j's at DEND + j mod ACC_SLOTS."""
 _NONE, _RAW = -1, 1 << 16
 """Kinds of beats: completes no round, completes a RAW round, or the info of the STREAM round that it completes."""
 NEVER = 1 << 62
@@ -175,8 +184,8 @@ def _take(g, channels, takes, ready, rounds):
     now = g[MX_READY]
     t = max(now, full)
     g[WEIGHT_STALL] += max(0, full - now)
-    if g[MX_K] == 0 and step >= 2:
-        free = g[DEND_2] + 1
+    if g[MX_K] == 0 and step >= g[MX_SLOTS]:
+        free = g[DEND + (step - g[MX_SLOTS]) % ACC_SLOTS] + 1
         g[DRAIN_STALL] += max(0, free - t)
         t = max(t, free)
     takes[at] = t
@@ -186,9 +195,8 @@ def _take(g, channels, takes, ready, rounds):
     if g[MX_K] == g[MX_KB] if kind == _RAW else kind & LAST:
         start = g[MX_READY] + MX_ACC_LATENCY
         if step >= 1:
-            start = max(start, g[DEND_1] + 1)
-        g[DEND_2] = g[DEND_1]
-        g[DEND_1] = start + g[MX_DRAIN] - 1
+            start = max(start, g[DEND + (step - 1) % ACC_SLOTS] + 1)
+        g[DEND + step % ACC_SLOTS] = start + g[MX_DRAIN] - 1
         g[MX_K] = 0
         g[MX_STEP] += 1
         if g[MX_STEP] == g[MX_STEPS]:
@@ -401,8 +409,9 @@ class Streams:
         self._share_rows(s)
         c, n_rows = self.config, f["n_rows"]
         per_row = c.drain_cycles_a_row if f["mode"] == MxMode.SPLIT_N else 1
-        self.shared[MX_ACTIVE : MX_DRAIN + 1] = (
-            1, 0, f["ob"], 0, f["kb"], n_rows * c.passes, (n_rows + 1) // 2 * 2 * c.passes, s + 1, n_rows * per_row,
+        self.shared[MX_ACTIVE : MX_SLOTS + 1] = (
+            1, 0, f["n_outer"] * f["ob"], 0, f["kb"], n_rows * c.passes, (n_rows + 1) // 2 * 2 * c.passes, s + 1,
+            n_rows * per_row, accumulator_slots(n_rows, c.acc_rows),
         )  # fmt: skip
         return self.advance(s)
 
@@ -429,7 +438,8 @@ class Streams:
 
     def multiply_end(self) -> int | None:
         """End of the running MX, or None."""
-        return None if self.shared[MX_ACTIVE] else int(self.shared[DEND_1]) + MX_DRAIN_LATENCY
+        last = DEND + (self.shared[MX_STEPS] - 1) % ACC_SLOTS
+        return None if self.shared[MX_ACTIVE] else int(self.shared[last]) + MX_DRAIN_LATENCY
 
     def counters(self, end: int) -> dict[str, int]:
         """The front's counters of a run whose last cycle is end."""

@@ -35,7 +35,7 @@ class Executor:
         if entry.unit == Unit.RD:
             self.stream.start(mx.read(self.state, entry), entry)
         elif entry.unit == Unit.MX:
-            self._job = mx.Job(entry, entry.fields["ob"])
+            self._job = mx.Job(entry, entry.fields["n_outer"] * entry.fields["ob"])
 
     def finish(self, entry: Issued) -> bool:
         """Does the instruction; False when it has to wait (for weights, or for space in the FIFOs)."""

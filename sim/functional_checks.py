@@ -16,7 +16,7 @@ _COUNTS: dict[int, tuple[str, ...]] = {
     Unit.LD: ("n_outer", "n_inner"),
     Unit.ST: ("n_tok", "n_head", "n_gran"),
     Unit.RD: ("n_outer", "n_inner"),
-    Unit.MX: ("n_rows", "kb", "ob"),
+    Unit.MX: ("n_rows", "kb", "ob", "n_outer"),
     Unit.VU: ("n_outer", "n_mid", "n_words"),
 }
 _MODES: dict[int, dict[str, type[IntEnum]]] = {
@@ -38,7 +38,7 @@ def check(config: Config, entry: Issued) -> None:
     if unit == Unit.MX:
         bad = bad or f["n_rows"] > config.acc_rows
         if f["mode"] == MxMode.SPLIT_K:
-            bad = bad or f["act"] % config.units != 0 or f["act_stride"] % config.units != 0
+            bad = bad or any(f[name] % config.units for name in ("act", "act_stride", "act_out"))
     elif unit == Unit.VU:
         bad = bad or _bad_control(config, f)
     if bad:

@@ -305,15 +305,17 @@ def multiply(state: State, job: Job) -> None:
     n_rows, units = f["n_rows"], state.config.units
     wide = f["mode"] == MxMode.SPLIT_N
     _limit_acts(state, job)
-    to = spread(f["dst"], (n_rows, f["dst_stride"]), (f["ob"] * (units if wide else 1), 1))
+    outer, granules = f["n_outer"], f["ob"] * (units if wide else 1)
+    to = spread(f["dst"], (outer, f["dst_out"]), (n_rows, f["dst_stride"]), (granules, 1))
     limit(entry, to, len(state.ab))
     w = matrix(state, f, job.pieces)
-    act = spread(f["act"], (n_rows, f["act_stride"]), (len(w) // BLOCK, 1)) % len(state.ob)
-    x = state.ob[act].reshape(n_rows, -1).astype(w.dtype)
-    total = (x[:, :EXACT_TERMS] @ w[:EXACT_TERMS]).astype(np.int32)
-    for k in range(EXACT_TERMS, len(w), EXACT_TERMS):
-        total += (x[:, k : k + EXACT_TERMS] @ w[k : k + EXACT_TERMS]).astype(np.int32)
-    state.ab[to] = total.reshape(n_rows, -1, BLOCK)
+    act = spread(f["act"], (outer, f["act_out"]), (n_rows, f["act_stride"]), (len(w) // BLOCK, 1)) % len(state.ob)
+    x = state.ob[act].reshape(outer, n_rows, -1).astype(w.dtype)
+    for o, columns in enumerate(np.split(w, outer, axis=1)):
+        total = np.zeros((n_rows, columns.shape[1]), np.int32)
+        for k in range(0, len(w), EXACT_TERMS):
+            total += (x[o, :, k : k + EXACT_TERMS] @ columns[k : k + EXACT_TERMS]).astype(np.int32)
+        state.ab[to[o]] = total.reshape(n_rows, -1, BLOCK)
 
 
 def _limit_acts(state: State, job: Job) -> None:
@@ -326,8 +328,8 @@ def _limit_acts(state: State, job: Job) -> None:
         raise job.refused()
     if len(streamed) < len(job.pieces):
         blocks.append(np.arange(f["kb"]) * (state.config.units if f["mode"] == MxMode.SPLIT_K else 1))
-    rows = spread(f["act"], (f["n_rows"], f["act_stride"]))
-    limit(job.entry, (rows[:, None] + np.concatenate(blocks)) & MASK, len(state.ob))
+    rows = spread(f["act"], (f["n_outer"], f["act_out"]), (f["n_rows"], f["act_stride"]))
+    limit(job.entry, (rows[:, :, None] + np.concatenate(blocks)) & MASK, len(state.ob))
 
 
 def bursts(f: dict[str, int]) -> list[int]:

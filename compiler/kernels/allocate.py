@@ -8,6 +8,7 @@ from hw.spec.config import Config
 from .. import ir
 from ..geometry import Geometry
 from ..layout import Layout, Record
+from .mlp import UP_SLICES
 from .regions import Allocator, Region
 
 BUFFERS = ("AB", "PB", "VB", "SB", "OB", "RS")
@@ -40,6 +41,12 @@ class Placer:
             end = max(end, allocator.at)
         allocator.at = end
 
+    def room(self, buffer: str, least: int, beside: int) -> int:
+        """A size of up to twice `least`, as there is room beside so many other elements."""
+        allocator = self.allocators[buffer]
+        free = (allocator.limit - allocator.at - beside) // allocator.align * allocator.align
+        return max(least, min(2 * least, free))
+
     def ring(self, buffer: str, **sizes: int) -> None:
         for name, size in sizes.items():
             self.regions[name] = self.allocators[buffer].ring(name, size)
@@ -57,7 +64,8 @@ def layer_regions(place: Placer, geo: Geometry, ops: list, tile: int, context: i
     place.phases(
         "AB", {"ACC_K": tile * geo.acc_granules(kv), "ACC_V": tile * geo.acc_granules(kv),
                "ACC_Q": tile * geo.acc_granules(q)},
-        {"SCORES": wide * row, "PV": 2 * wide * hd}, {"ACC": tile * geo.acc_granules(width)},
+        {"SCORES": place.room("AB", wide * row, 2 * wide * hd + geo.config.units), "PV": 2 * wide * hd},
+        {"ACC": tile * geo.acc_granules(width)},
         {name: tile * geo.acc_granules(hidden) for name in _accumulators(ops)}, *alternatives)
     place.parameters(record)
     place.take("PB", **{"P:k_scale": shared * row, "P:v_scale": shared * row})
@@ -66,11 +74,14 @@ def layer_regions(place: Placer, geo: Geometry, ops: list, tile: int, context: i
     place.phases("VB", {"Wk": tile * geo.granules(kv), "Wv": tile * geo.granules(kv), "WQ": tile * geo.granules(q)},
                  {"T": wide * hd, "V_ROW": shared * row}, {"H": tile * geo.granules(hidden)})
     place.take("OB", XQ=tile * max(geo.granules(width), geo.granules(q)))
-    place.phases("OB", {"QQ": heads * tile * hd, "PLANES": 2 * wide * row},
+    queries = heads * tile * hd
+    place.phases("OB", {"QQ": queries, "PLANES": place.room("OB", 2 * wide * row, queries + geo.config.units)},
                  {"HQ": tile * geo.granules(hidden)})
     place.ring("SB", SB_k=tile * geo.granules(kv), SB_scale_k=tile * attention.kv_heads * geo.gpw,
                SB_v=tile * geo.granules(kv), SB_scale_v=tile * attention.kv_heads * geo.gpw)
-    place.take("RS", E=tile, F=tile, S=tile, C=tile, EH=tile * heads, MAX=wide, SUM=wide)
+    place.take("RS", E=tile, F=tile, S=tile, C=tile, F_SLICES=(UP_SLICES + 1) * tile, EH=tile * heads, MAX=wide,
+               SUM=wide,
+               SUMS=tile * heads if attention.causal else 1)
 
 
 def _hidden(ops: list) -> list[ir.Linear]:
@@ -100,6 +111,32 @@ def text_regions(layout: Layout, tile: int) -> dict[str, Region]:
     place.take("VB", DISTANCE=max(layout.head.granules, layout.head.count * geo.gpw), HUGE=geo.gpw)
     _ranking_regions(place, geo, geo.cache_granules(layout.context))
     return place.regions
+
+
+def single_regions(layout: Layout, shared: dict[str, Region]) -> dict[str, Region]:
+    """Regions of `lm` while it works on a single token: nothing lies over anything that another unit may still use.
+
+    Parameters, tables, the residual and its maxima are where they are for a tile.
+    """
+    text, geo, place = layout.model.text, layout.geo, Placer(layout.config)
+    op = next(op for op in text.layer if isinstance(op, ir.Attention))
+    heads, row, hd, hidden = op.heads, geo.cache_granules(layout.context), geo.granules(op.head_dim), max(
+        each.n_out for each in _hidden(text.layer))
+    width = max(geo.granules(text.hidden), geo.granules(op.q.n_out))
+    place.take("AB", ACC_K=geo.acc_granules(op.k.n_out), ACC_V=geo.acc_granules(op.v.n_out),
+               ACC_Q=geo.acc_granules(op.q.n_out), SCORES=heads * row, PV=2 * heads * hd,
+               ACC=geo.acc_granules(text.hidden), **dict.fromkeys(_accumulators(text.layer), geo.acc_granules(hidden)))
+    place.allocators["VB"].at = shared["X"].base + shared["X"].size
+    place.take("VB", Y=width, Wk=geo.granules(op.k.n_out), Wv=geo.granules(op.v.n_out), WQ=geo.granules(op.q.n_out),
+               T=heads * hd, V_ROW=op.kv_heads * row, H=geo.granules(hidden))
+    place.regions["O"] = place.regions["Y"]
+    place.take("OB", XQ=width, QQ=heads * hd, PLANES=2 * heads * row, HQ=geo.granules(hidden))
+    place.ring("SB", SB_k=geo.granules(op.k.n_out), SB_scale_k=op.kv_heads * geo.gpw,
+               SB_v=geo.granules(op.v.n_out), SB_scale_v=op.kv_heads * geo.gpw)
+    place.allocators["RS"].at = shared["A"].base + shared["A"].size
+    place.take("RS", E=1, F=1, S=1, C=1, F_SLICES=UP_SLICES + 1, EH=heads, MAX=heads, SUM=heads)
+    kept = {name: region for name, region in shared.items() if region.buffer == "PB" or name in ("X", "A")}
+    return kept | place.regions
 
 
 def _ranking_regions(place: Placer, geo: Geometry, row: int) -> None:

@@ -4,17 +4,17 @@ Here: projections and cache writes; `attention_heads` has what happens between q
 """
 
 from collections.abc import Callable
-from typing import Any
 
 from hw.spec import weights
-from hw.spec.isa import Mul1, Mul2, Op, Row, Src, StKind, StMode
+from hw.spec.isa import Mul2, Op, Row, Src, StKind, StMode
 
 from .. import ir
 from .attention_heads import CACHE, SCALES, Heads
 from .attention_mask import MaskedHeads
+from .attention_pipeline import PipelinedHeads, pipelined_granules
 from .builder import At, Reg, Rows, Value
 from .context import Context
-from .linear import ABSMAX, absmax, matmul, project, quantise
+from .linear import absmax, matmul, project_heads, quantise
 
 
 def keys_and_values(ctx: Context, op: ir.Attention, position: Value, context: int) -> None:
@@ -24,49 +24,42 @@ def keys_and_values(ctx: Context, op: ir.Attention, position: Value, context: in
     for linear, acc, rope in ((op.k, "ACC_K", op.rope), (op.v, "ACC_V", False)):
         which = "k" if linear is op.k else "v"
         rows = ctx.rows("W" + which, linear.n_out)
-        _heads(ctx, op, linear, acc, rows, op.kv_heads, rope)
-        _store_cache(ctx, op, rows, which, position, context)
+        project_heads(ctx, linear, ctx[acc], rows, op.kv_heads, rope)
+        store_cache(ctx, op, rows, which, position, context)
 
 
-def _heads(ctx: Context, op: ir.Attention, linear: ir.Linear, acc: str, rows: At, heads: int, rope: bool) -> None:
-    """Wide heads in `rows`, rotated if asked, maxima of each (token, head) in EH."""
-    step = ctx.geo.words(op.head_dim)
-    entries = Rows(ctx["EH"], heads, 1)
-    tail: dict[str, Any] = {} if rope else dict(w=entries, **ABSMAX)
-    project(ctx, linear, ctx[acc], rows, heads=heads, **tail)
-    if rope:
-        operand = At(rows.region, rows.out, step)
-        ctx.b.vu_pass((ctx.m, heads, step), op.head_dim, v=operand, p=At(ctx["ROPE"], step), d=operand, w=entries,
-                      src=Src.V, mul1=Mul1.ROPE, **ABSMAX)
-
-
-def _store_cache(ctx: Context, op: ir.Attention, rows: At, which: str, position: Value, context: int) -> None:
+def store_cache(ctx: Context, op: ir.Attention, rows: At, which: str, position: Value, context: int) -> None:
+    """Wide heads into the cache and their scales, which are there first: they are read first."""
     geo, b, n, hd = ctx.geo, ctx.b, op.kv_heads, op.head_dim
     step, width = geo.words(hd), geo.words(op.k.n_out)
     b.operator = "cache"
     entries, cache, scales = Rows(ctx["EH"], n, 1), ctx["SB_" + which], ctx["SB_scale_" + which]
-    b.vu_pass((ctx.m, n, step), hd, v=At(rows.region, rows.out, step), d=At(cache, width, step), r0=entries,
-              src=Src.V, mul2=Mul2.R0, row0=Row.FIN, clip8=1)
-    strides = weights.k_strides(hd) if which == "k" else weights.v_strides(context, geo.config.units)
-    b.store(StMode.K if which == "k" else StMode.V, cache, CACHE,
-            addr=ctx.pointers["cache"] + ctx.records["cache"][which], src_tok=width * geo.gpw, src_head=step * geo.gpw,
-            pos=position, n_tok=ctx.m, n_head=n, n_gran=hd // 16,
-            stride_head=weights.cache_beats(hd, context, geo.config.units), stride_slot=strides["slot"],
-            stride_gran=strides["gran"])
     b.vu_pass((ctx.m, n, 1), 1, d=At(scales, n, 1), r0=entries, src=Src.R0,
               row0=Row.SCALE if which == "k" else Row.RAW)
     b.store(StMode.SC, scales, SCALES, addr=ctx.pointers["scales"] + ctx.records["scales"][which],
             src_tok=n * geo.gpw, src_head=geo.gpw, pos=position, n_tok=ctx.m, n_head=n,
             stride_head=geo.cache_granules(context), kind=StKind.KV_SCALES)
+    b.vu_pass((ctx.m, n, step), hd, v=At(rows.region, rows.out, step), d=At(cache, width, step), r0=entries,
+              src=Src.V, mul2=Mul2.R0, row0=Row.FIN, clip8=1)
+    strides = weights.k_strides(hd) if which == "k" else weights.v_strides(context, geo.config.units)
+    b.store(StMode.K if which == "k" else StMode.V, cache, CACHE[which],
+            addr=ctx.pointers["cache"] + ctx.records["cache"][which], src_tok=width * geo.gpw, src_head=step * geo.gpw,
+            pos=position, n_tok=ctx.m, n_head=n, n_gran=hd // 16,
+            stride_head=weights.cache_beats(hd, context, geo.config.units), stride_slot=strides["slot"],
+            stride_gran=strides["gran"])
 
 
-def _by_shape(ctx: Context, heads: MaskedHeads, mask: Reg, position: Reg,
+def _by_shape(ctx: Context, heads: MaskedHeads, pipeline: PipelinedHeads, mask: Reg, position: Reg,
               single: Callable[[Heads], None] | None) -> None:
-    """Several tokens, a single one, or present slots only."""
+    """Several tokens (neighbouring heads at once if there is room), a single one, or present slots only."""
     b = ctx.b
     with b.alternatives() as leave:
         with b.unless(Op.BNE, mask, 0):
             with b.unless(Op.BEQ, ctx.m, 1):
+                if heads.op.kv_heads > 1:
+                    with b.unless(Op.BLTU, pipelined_granules(ctx), heads.score_row):
+                        pipeline.pipelined()
+                        leave()
                 heads.one_by_one()
                 leave()
             heads.together(single)
@@ -87,17 +80,18 @@ def queries(ctx: Context, op: ir.Attention, length: Value, slots: Reg, score_row
     geo, b = ctx.geo, ctx.b
     matmul(ctx, op.q, "XQ", ctx["ACC_Q"])
     rows = ctx.rows("WQ", op.q.n_out)
-    _heads(ctx, op, op.q, "ACC_Q", rows, op.heads, op.rope)
+    project_heads(ctx, op.q, ctx["ACC_Q"], rows, op.heads, op.rope)
     step, blocks = geo.words(op.head_dim), geo.granules(op.head_dim)
     head_blocks = b.scaled("_g", ctx.m, blocks) if isinstance(ctx.m, Reg) else ctx.m * blocks
     b.vu_pass((ctx.m, op.heads, step), op.head_dim, v=At(rows.region, rows.out, step),
               d=At(ctx["QQ"], blocks, head_blocks), r0=Rows(ctx["EH"], op.heads, 1),
               src=Src.V, mul2=Mul2.R0, row0=Row.FIN)
-    heads = MaskedHeads(ctx, op, length, slots, score_row, first_limit, context)
+    shape = (ctx, op, length, slots, score_row, first_limit, context)
+    heads = MaskedHeads(*shape)
     if mask is None or not isinstance(first_limit, Reg):
         heads.one_by_one(each_head)
     else:
-        _by_shape(ctx, heads, mask, first_limit + -1, single)
+        _by_shape(ctx, heads, PipelinedHeads(*shape), mask, first_limit + -1, single)
     out = ctx.rows("O", op.q.n_out)
     absmax(ctx, out, op.q.n_out, Rows(ctx["E"], 1))
     quantise(ctx, out, op.q.n_out, "XQ", Rows(ctx["E"], 1))

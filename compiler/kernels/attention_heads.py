@@ -32,16 +32,17 @@ from hw.spec.numerics import encode_scale
 from .. import ir
 from .builder import At, Reg, Rows, Value
 from .context import Context
-from .regions import memory_region
+from .regions import Region, memory_region
 
 KEY_ADJUST, QUERY_ADJUST = 14, 16
 VALUE_REFERENCE = encode_scale(2.0**-21)
 ZERO = Reg(0)
-CACHE, SCALES = memory_region("cache"), memory_region("scales")
+CACHE = {"k": memory_region("keys"), "v": memory_region("values")}
+SCALES = memory_region("scales")
 
 
 @dataclass
-class _Strides:
+class Strides:
     """Vector-pass strides over (outer, head of the group): outer is a token, or a key-value head."""
 
     outer: Value
@@ -55,6 +56,15 @@ class _Strides:
     out: int
     entry_at: Reg = ZERO
     """First head of the group."""
+    sums: Rows | None = None
+    """Entries of the sums, if not those of a single head's rows."""
+    scale_at: Value = 0
+    """Word of the first key-value head's scales."""
+    scores: Region | None = None
+    planes: Region | None = None
+    score_at: Value = 0
+    plane_at: Value = 0
+    """Places of scores (words) and planes (blocks), if not the whole regions."""
 
 
 class Heads:
@@ -97,14 +107,14 @@ class Heads:
                 each_head(self, strides.entry_at + -group)
         b.free(*self.TEMPORARIES)
 
-    def _tile_strides(self) -> "_Strides":
+    def _tile_strides(self) -> "Strides":
         """Strides of a tile's rows [token][head of the group]; entries from register q_entry on."""
         ctx, b, op = self.ctx, self.ctx.b, self.op
         score_group = b.alu(Op.MUL, b.reg("score_group"), ctx.m, self.words) if self.group > 1 else 0
         entry = b.set(b.reg("q_entry"), 0)
-        return _Strides(ctx.m, int(op.causal), self.words, score_group, 0, op.heads, ctx.geo.words(op.q.n_out), entry)
+        return Strides(ctx.m, int(op.causal), self.words, score_group, 0, op.heads, ctx.geo.words(op.q.n_out), entry)
 
-    def _next_queries(self, strides: "_Strides", q_at: Reg, rows: Reg) -> None:
+    def _next_queries(self, strides: "Strides", q_at: Reg, rows: Reg) -> None:
         """Advance to the queries of the next key-value head; the sequencer has time for it while the units work."""
         b = self.ctx.b
         b.alu(Op.ADD, q_at, q_at, self._scaled("_g", rows, self.ctx.geo.granules(self.op.head_dim)))
@@ -118,7 +128,7 @@ class Heads:
         self._row_registers()
         score_step = self._scaled("score_step", self.score_row, group)
         score_out = self._scaled("score_group", self.words, group) if ctx.geo.gpw > 1 else score_step
-        strides = _Strides(heads, 0, score_out, self.words, self.words, group, group * self.step)
+        strides = Strides(heads, 0, score_out, self.words, self.words, group, group * self.step)
         kv_at, q_at, score_at = b.reg("kv_at"), b.set(b.reg("q_at"), 0), b.set(b.reg("score_at"), 0)
         b.set(kv_at, ctx.pointers["cache"])
         b.fence_if_needed()
@@ -157,16 +167,19 @@ class Heads:
         self.plane_token = self._scaled("plane_token", self.plane_row, self.group)
 
     def _scores(self, kv_at: Reg, q_at: Value, rows: Value, score_at: Value = 0) -> None:
+        self._read_keys(kv_at)
+        self._score_matrix(q_at, rows, score_at)
+
+    def _read_keys(self, kv_at: Reg) -> None:
         b = self.ctx.b
         beats = b.scaled("_g", self.slots, self.hb * weights.BLOCK_BEATS)
         b.operator = "scores"
-        b.read(kv_at + self.ctx.records["cache"]["k"], beats, fmt=StreamFormat.RAW, source=CACHE)
-        self._score_matrix(q_at, rows, score_at)
+        b.read(kv_at + self.ctx.records["cache"]["k"], beats, fmt=StreamFormat.RAW, source=CACHE["k"])
 
-    def _score_matrix(self, q_at: Value, rows: Value, score_at: Value = 0) -> None:
+    def _score_matrix(self, q_at: Value, rows: Value, score_at: Value = 0, scores: Region | None = None) -> None:
         ctx, b = self.ctx, self.ctx.b
         b.operator = "scores"
-        b.matmul(ctx["QQ"], ctx["SCORES"], rows=rows, kb=self.hb, ob=self.slots,
+        b.matmul(ctx["QQ"], scores or ctx["SCORES"], rows=rows, kb=self.hb, ob=self.slots,
                  act_stride=ctx.geo.granules(self.op.head_dim), out_stride=self.score_row, act_offset=q_at,
                  out_offset=score_at)
 
@@ -183,44 +196,48 @@ class Heads:
         beats = b.scaled("_g", self.slots, weights.BLOCK_BEATS)
         stride = weights.v_strides(self.context, ctx.geo.config.units)["gran"]
         b.read(kv_at + ctx.records["cache"]["v"], beats, rows=self.hb, stride=stride, fmt=StreamFormat.RAW,
-               source=CACHE)
+               source=CACHE["v"])
 
-    def _values(self, rows: Value, plane_at: Value = 0, pv_at: Value = 0) -> None:
+    def _values(self, rows: Value, plane_at: Value = 0, pv_at: Value = 0, planes: Region | None = None) -> None:
         ctx = self.ctx
         ctx.b.operator = "values"
-        ctx.b.matmul(ctx["PLANES"], ctx["PV"], rows=rows, kb=self.slots, ob=self.hb, act_stride=self.score_row,
-                     out_stride=ctx.geo.granules(self.op.head_dim), mode=MxMode.SPLIT_K, act_offset=plane_at,
-                     out_offset=pv_at)
+        ctx.b.matmul(planes or ctx["PLANES"], ctx["PV"], rows=rows, kb=self.slots, ob=self.hb,
+                     act_stride=self.score_row, out_stride=ctx.geo.granules(self.op.head_dim),
+                     mode=MxMode.SPLIT_K, act_offset=plane_at, out_offset=pv_at)
 
-    def _score(self, s: _Strides) -> dict[str, Any]:
+    def _score(self, s: Strides) -> dict[str, Any]:
         """Operands and control of the pass that turns accumulators into log2 scores."""
         ctx = self.ctx
-        return {"step": s.step, "a": At(ctx["SCORES"], s.score, s.score_head), "p": At(ctx["P:k_scale"], s.scale),
+        return {"step": s.step, "a": At(s.scores or ctx["SCORES"], s.score, s.score_head, s.score_at),
+                    "p": At(ctx["P:k_scale"], s.scale, 0, s.scale_at),
                     "r0": Rows(ctx["EH"], s.entry, 1, s.entry_at), "src": Src.A, "mul1": Mul1.P, "adj1": KEY_ADJUST,
                     "mul2": Mul2.R0, "row0": Row.SCALE, "adj2": QUERY_ADJUST}
 
     def score_of(self, entry: Reg) -> dict[str, Any]:
         """Operands of a pass over the scores of the first row, whose query has that entry."""
-        return {key: value for key, value in self._score(_Strides(1, 0, 0, 0, 0, 0, 0, entry)).items() if key != "step"}
+        return {key: value for key, value in self._score(Strides(1, 0, 0, 0, 0, 0, 0, entry)).items() if key != "step"}
 
-    def _softmax(self, s: _Strides, heads: int) -> None:
+    def _softmax(self, s: Strides, heads: int) -> None:
         ctx, b = self.ctx, self.ctx.b
         shape = (s.outer, self.group, self.words)
         b.operator = "softmax"
-        top, total = Rows(ctx["MAX"], self.group, 1), Rows(ctx["SUM"], self.group, 1)
-        b.vu_pass((heads, 1, self.words), self.length, p=At(ctx["P:v_scale"], s.scale), d=At(ctx["V_ROW"], s.scale),
-                  imm0=VALUE_REFERENCE, src=Src.P, mul1=Mul1.IMM, adj1=-15)
+        top, total = Rows(ctx["MAX"], self.group, 1), s.sums or Rows(ctx["SUM"], self.group, 1)
+        b.vu_pass((heads, 1, self.words), self.length, p=At(ctx["P:v_scale"], s.scale, 0, s.scale_at),
+                  d=At(ctx["V_ROW"], s.scale), imm0=VALUE_REFERENCE, src=Src.P, mul1=Mul1.IMM, adj1=-15)
         b.vu_pass(shape, self.first_limit, w=top, reduce=Reduce.MAX, **self._score(s))
         for plane, dst in enumerate((Dst.OBH, Dst.OBL)):
             sums: dict[str, Any] = {}
             if plane == 0:
                 sums = {"w": total, "tap": Tap.FUNC, "reduce": Reduce.SUM, "fin": Fin.RECIP}
-            offset = self.score_row if plane else 0
+            offset = s.plane_at
+            if plane:
+                offset = self.score_row if offset == 0 else b.alu(Op.ADD, b.reg("_left"), offset, self.score_row)
             b.vu_pass(shape, self.first_limit, v=At(ctx["V_ROW"], s.scale), r1=top, row1=Row.RAW, add=Add.SUB_R1,
                       func=Func.EXP2, mul3=Mul3.V, sh3=15, dst=dst,
-                      d=At(ctx["PLANES"], self.plane_token, self.plane_row, offset), **sums, **self._score(s))
+                      d=At(s.planes or ctx["PLANES"], self.plane_token, self.plane_row, offset), **sums,
+                      **self._score(s))
 
-    def _combine(self, s: _Strides) -> None:
+    def _combine(self, s: Strides) -> None:
         """(low planes / 16 + high planes * 16) / sum into O."""
         ctx, b, hd, step, group = self.ctx, self.ctx.b, self.op.head_dim, self.step, self.group
         shape = (s.outer, group, step)
@@ -230,6 +247,6 @@ class Heads:
         high = At(ctx["PV"], 2 * group * step, 2 * step)
         half = At(ctx["T"], group * step, step)
         b.vu_pass(shape, hd, a=low, d=half, imm0=encode_scale(1 / 16), src=Src.A, mul1=Mul1.IMM)
-        b.vu_pass(shape, hd, a=high, v=half, r1=Rows(ctx["SUM"], group, 1), imm0=encode_scale(16.0), src=Src.A,
-                  mul1=Mul1.IMM, add=Add.V, mul3=Mul3.R1, row1=Row.FIN, adj2=-22,
+        b.vu_pass(shape, hd, a=high, v=half, r1=s.sums or Rows(ctx["SUM"], group, 1), imm0=encode_scale(16.0),
+                  src=Src.A, mul1=Mul1.IMM, add=Add.V, mul3=Mul3.R1, row1=Row.FIN, adj2=-22,
                   d=At(ctx["O"], s.out, step, out_at))

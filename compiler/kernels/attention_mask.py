@@ -124,7 +124,7 @@ class MaskedHeads(Heads):
         beats = self.hb * weights.BLOCK_BEATS
         address, count = self._first(run, beats, cache), self._count(run, beats)
         b.operator = "scores"
-        b.read(address + ctx.records["cache"]["k"], count, fmt=StreamFormat.RAW, source=CACHE)
+        b.read(address + ctx.records["cache"]["k"], count, fmt=StreamFormat.RAW, source=CACHE["k"])
         address, count = self._first(run, units, scales), self._count(run, units)
         b.operator = "softmax"
         for which in "kv":
@@ -137,7 +137,7 @@ class MaskedHeads(Heads):
         address = self._first(run, weights.BLOCK_BEATS, cache)
         self.ctx.b.operator = "values"
         self.ctx.b.read(address + self.ctx.records["cache"]["v"], self._count(run, weights.BLOCK_BEATS),
-                        fmt=StreamFormat.RAW, source=CACHE)
+                        fmt=StreamFormat.RAW, source=CACHE["v"])
 
 
 __all__ = ["MaskedHeads", "shorten_tile"]

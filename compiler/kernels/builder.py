@@ -248,11 +248,17 @@ class Builder:
     def unless(self, op: Op, left: Value, right: Value):
         """The body runs unless `left op right`."""
         self.fence_if_needed()
+        with self.skipping(op, left, right):
+            yield
+            self.fence_if_needed()
+
+    @contextmanager
+    def skipping(self, op: Op, left: Value, right: Value):
+        """As `unless`, without fences: for `running_ahead` bodies."""
         b, c = self._reg(left, "_left"), self._reg(right, "_right")
         at = self.emit(op, 0, b, c)
         self._known = {}
         yield
-        self.fence_if_needed()
         self.program[at] = Instruction(op, 0, b, c, len(self.program))
         self._known = {}
         self._versions = [v + 1 for v in self._versions]
@@ -305,10 +311,11 @@ class Builder:
 
     def matmul(self, act: Region, out: Region, *, rows: Value, kb: Value, ob: Value, act_stride: Value,
                out_stride: Value, mode: isa.MxMode = isa.MxMode.SPLIT_N, act_offset: Value = 0,
-               out_offset: Value = 0) -> None:
-        """MX over the stream's ob x kb blocks; strides in blocks (act) and granules (out)."""
+               out_offset: Value = 0, times: Value = 1, act_out: Value = 0, out_out: Value = 0) -> None:
+        """MX over the stream's ob x kb blocks, `times` times; strides in blocks (act) and granules (out)."""
         self.issue(Unit.MX, {"act": act_offset + act.base, "act_stride": act_stride, "n_rows": rows, "kb": kb,
-                             "ob": ob, "dst": out_offset + out.base, "dst_stride": out_stride, "mode": mode},
+                             "ob": ob, "dst": out_offset + out.base, "dst_stride": out_stride, "mode": mode,
+                             "n_outer": times, "act_out": act_out, "dst_out": out_out},
                    (act,), (out,))
 
     def vu_pass(self, n: tuple[Value, Value, Value], length: Value, *, step: Value = 0, a: At | None = None,

@@ -11,6 +11,9 @@ from ..layout import TABLE, Record, Table
 from .builder import At, Builder, Reg, Rows, Value
 from .regions import Region
 
+POINTERS = ("params", "cache", "scales")
+"""Records that pointers walk over, layer by layer."""
+
 
 @dataclass
 class Context:
@@ -28,8 +31,12 @@ class Context:
     """Beat addresses of the current layer's params, cache and scales records, and of the next weight stream."""
     linears: list[str] = field(default_factory=list)
     """Linear layers in the order of the record's table."""
+    streams: list[list[str]] = field(default_factory=list)
+    """And by stream."""
     prefetched: str = ""
     """The linear layer whose stream is read and not used yet."""
+    reads_ahead: bool = False
+    """Whoever emits the operators reads their streams."""
     operand: str = "XQ"
     """OB region that holds what the next residual linear layer multiplies."""
 
@@ -81,11 +88,16 @@ class Context:
 
     @property
     def table(self) -> Table:
-        return Table(len(self.linears))
+        return Table(len(self.linears), len(self.streams))
 
     def use_linears(self, ops: list) -> None:
         """The operators that the record's table is about."""
         self.linears = [op.name for op in linears(ops)]
+        self.streams = [[op.name for op in stream] for stream in self.geo.streams(ops)]
+
+    def stream_of(self, linear: str) -> int:
+        """Number of the stream that holds its rows."""
+        return next(i for i, names in enumerate(self.streams) if linear in names)
 
     def load_shifts(self) -> None:
         """The linear layers' G bytes into registers, four a register."""
@@ -105,7 +117,7 @@ class Context:
 
     def seek(self, name: str) -> None:
         """Point at the stream of a linear layer; the following ones lie behind it in the table's order."""
-        word = self.table.address(self.linears.index(name))
+        word = self.table.address(self.stream_of(name))
         self.b.load_word(self.pointers["weights"], self.table_address(word))
 
     def prefetch(self, op) -> None:
@@ -117,12 +129,21 @@ class Context:
 
     def stream(self, name: str) -> None:
         """Read a linear layer's weight stream, which is the next one, unless that was done."""
+        if self.reads_ahead or name != self.streams[self.stream_of(name)][0]:
+            return
         prefetched, self.prefetched = self.prefetched, ""
         if prefetched == name:
             return
         pointer, beats = self.pointers["weights"], self.b.reg("_g")
-        self.b.load_word(beats, self.table_address(self.table.length(self.linears.index(name))))
+        self.b.load_word(beats, self.table_address(self.table.length(self.stream_of(name))))
         self.b.operator = name
         self.b.read(pointer, beats)
         self.b.alu(Op.ADD, pointer, pointer, beats)
 
+
+
+def advance_layer(ctx: Context) -> None:
+    """Pointers to the next layer."""
+    ctx.b.fence_if_needed()
+    for name in POINTERS:
+        ctx.b.set(ctx.pointers[name], ctx.pointers[name] + ctx.records[name].beats)

@@ -42,12 +42,13 @@ def matmul(ctx: Context, op: ir.Linear, act: str, acc: Region) -> None:
 
 def project(ctx: Context, op: ir.Linear, acc: Region, target: At, *, heads: int = 1, residual: bool = False,
             scratch: At | None = None, sh3: int = 0, length: Value | None = None, by_word: bool = False,
-            **tail) -> None:
+            first_word: int = 0, acc_row: int | None = None, **tail) -> None:
     """Wide rows from accumulators: scale, bias, and what `tail` adds to the last pass.
 
     target: rows (with heads > 1: of heads). Without a bias one pass; with one, the bias pass carries the tail. A
     residual is added before the bias, which differs from after it only beyond int32. length: of the row, if not all
-    of it counts. by_word: a single row, each word of it a row of the pass (no bias then).
+    of it counts. by_word: a single row, each word of it a row of the pass (no bias then). first_word: where these
+    outputs start in the operator's parameters. acc_row: words of an accumulator row, if it holds more.
     """
     geo, b = ctx.geo, ctx.b
     b.operator = op.name
@@ -56,7 +57,8 @@ def project(ctx: Context, op: ir.Linear, acc: Region, target: At, *, heads: int 
     step = words if heads > 1 else 0
     shape = (ctx.m, heads, words)
     first: dict[str, Any] = {
-        "a": At(acc, geo.acc_words(op.n_out), step), "p": replace(ctx.parameter(f"{op.name}.words"), mid=step),
+        "a": At(acc, geo.acc_words(op.n_out) if acc_row is None else acc_row, step),
+        "p": replace(ctx.parameter(f"{op.name}.words"), mid=step, offset=first_word),
         "r0": Rows(ctx["E"], 1), "mul1": Mul1.P, "mul2": Mul2.R0, "row0": Row.SCALE, "src": Src.A,
         "ctl1": ctx.control(op.name, sh3)}
     target = replace(target, mid=step) if heads > 1 else target
@@ -73,8 +75,20 @@ def project(ctx: Context, op: ir.Linear, acc: Region, target: At, *, heads: int 
         return
     between = scratch or target
     b.vu_pass(shape, width, d=between, **first)
-    b.vu_pass(shape, width, v=between, p=replace(ctx.parameter(f"{op.name}.bias"), mid=step), d=target,
-              **({"src": Src.V, "add": Add.P} | tail))
+    bias = replace(ctx.parameter(f"{op.name}.bias"), mid=step, offset=first_word)
+    b.vu_pass(shape, width, v=between, p=bias, d=target, **({"src": Src.V, "add": Add.P} | tail))
+
+
+def project_heads(ctx: Context, op: ir.Linear, acc: Region, rows: At, count: int, rope: bool, first: int = 0) -> None:
+    """`count` wide heads in `rows`, rotated if asked, maxima of each (token, head) in EH. first: which the first is."""
+    step, head_dim = ctx.geo.words(op.n_out // count), op.n_out // count
+    entries = Rows(ctx["EH"], count, 1, first)
+    tail: dict[str, Any] = {} if rope else dict(w=entries, **ABSMAX)
+    project(ctx, op, acc, rows, heads=count, first_word=first * step, **tail)
+    if rope:
+        operand = At(rows.region, rows.out, step)
+        ctx.b.vu_pass((ctx.m, count, step), head_dim, v=operand, p=At(ctx["ROPE"], step), d=operand, w=entries,
+                      src=Src.V, mul1=Mul1.ROPE, **ABSMAX)
 
 
 def residual(ctx: Context, op: ir.Residual) -> None:
@@ -83,4 +97,4 @@ def residual(ctx: Context, op: ir.Residual) -> None:
     project(ctx, op.linear, ctx["ACC"], ctx.residual(), residual=True, w=ctx.maxima(), **ABSMAX)
 
 
-__all__ = ["ABSMAX", "Dst", "absmax", "matmul", "project", "quantise", "residual"]
+__all__ = ["ABSMAX", "Dst", "absmax", "matmul", "project", "project_heads", "quantise", "residual"]

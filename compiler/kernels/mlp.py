@@ -1,25 +1,86 @@
 """Gated and plain feed-forward layers (operator 9); their down projection is a `Residual`."""
 
-from hw.spec.isa import Func, Mul3
+from dataclasses import dataclass, replace
+
+from hw.spec.config import BLOCK
+from hw.spec.isa import Func, Mul3, Src
+from hw.spec.weights import ceil_div
 
 from .. import ir
 from .builder import Rows
 from .context import Context
 from .linear import ABSMAX, matmul, project, quantise
+from .regions import Region
 
 GATED_SHIFT = 14
+UP_SLICES = 3
+"""More would make the last slice shorter than the vector unit's latency is worth for a single token."""
 FUNCS = {"silu": Func.SILU, "gelu": Func.GELU, "quick_gelu": Func.QGELU}
 
 
+@dataclass(frozen=True)
+class Slice:
+    """Outputs of up that one pass takes: `width` from output `first` on. region: where their sums are."""
+
+    first: int
+    width: int
+    region: Region
+    row: int
+    """Granules of an accumulator row of it."""
+    at: int = 0
+    """Granule of the row at which the outputs start."""
+
+
 def gated(ctx: Context, op: ir.GatedMlp) -> None:
-    """silu(gate) * up of the rows in XQ, quantised into HQ with entries E."""
-    hidden, width = ctx.rows("H", op.up.n_out), op.up.n_out
+    """silu(gate) * up of the rows in XQ, quantised into HQ with entries E.
+
+    up comes in slices, so that the vector unit is done with all but the last when the matrix units are.
+    """
+    b, geo, width = ctx.b, ctx.geo, op.up.n_out
+    hidden = ctx.rows("H", width)
     matmul(ctx, op.gate, "XQ", ctx["GATE"])
-    matmul(ctx, op.up, "XQ", ctx["UP"])
+    ctx.stream(op.up.name)
+    slices = _up_slices(ctx, op)
+    for part in slices:
+        if part.region.overlaps(ctx["GATE"]):
+            continue  # in gate's last step
+        b.operator = op.up.name
+        b.matmul(ctx["XQ"], part.region, rows=ctx.m, kb=geo.kb(op.up.n_in), ob=part.row // geo.config.units,
+                 act_stride=geo.granules(op.up.n_in), out_stride=part.row)
     project(ctx, op.gate, ctx["GATE"], hidden, func=Func.SILU)
-    # The pass that reads entry E writes F: a row's reduction must not replace what its later words read.
-    project(ctx, op.up, ctx["UP"], hidden, v=hidden, mul3=Mul3.V, sh3=GATED_SHIFT, w=Rows(ctx["F"], 1), **ABSMAX)
+    maxima = Rows(ctx["F_SLICES"], 1)
+    for number, part in enumerate(slices):
+        narrow, rows = replace(op.up, n_out=part.width), replace(hidden, offset=geo.words(part.first))
+        # The pass that reads entry E writes others: a row's reduction must not replace what its later words read.
+        project(ctx, narrow, part.region.part(part.at, part.region.size - part.at), rows, v=rows, mul3=Mul3.V,
+                sh3=GATED_SHIFT, w=replace(maxima, offset=number * _tile(ctx)), acc_row=part.row // geo.gpw,
+                first_word=geo.words(part.first), **ABSMAX)
+    b.vu_pass((ctx.m, len(slices), 1), 1, r0=replace(maxima, mid=_tile(ctx)), w=Rows(ctx["F"], 1), src=Src.R0, level=1,
+              **ABSMAX)
     _finish(ctx, width)
+
+
+def _tile(ctx: Context) -> int:
+    """Most rows of a tile."""
+    return ctx["F"].size
+
+
+def _up_slices(ctx: Context, op: ir.GatedMlp) -> list[Slice]:
+    """up's outputs in gate's last step, if they share a stream; then UP_SLICES of the further steps."""
+    geo, units, n, tile = ctx.geo, ctx.geo.config.units, op.up.n_out, _tile(ctx)
+    joint = len(geo.streams([op])) == 1
+    before, per_step = geo.steps(op.gate.n_out), units * BLOCK
+    found, done = list[Slice](), 0
+    if joint and (done := min(n, before * per_step - op.gate.n_out)):
+        found.append(Slice(0, done, ctx["GATE"], before * units, op.gate.n_out // BLOCK))
+    left, base = geo.steps(n - done) if n > done else 0, 0
+    for number in reversed(range(UP_SLICES)):
+        steps = geo.steps(min(n - done, ceil_div(left, number + 1) * per_step)) if n > done else 0
+        if steps:
+            width = min(n - done, steps * per_step)
+            found.append(Slice(done, width, ctx["UP"].part(tile * base * units, tile * steps * units), steps * units))
+            done, left, base = done + width, left - steps, base + steps
+    return found
 
 
 def plain(ctx: Context, op: ir.PlainMlp) -> None:

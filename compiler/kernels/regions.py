@@ -4,7 +4,7 @@ Sizes and bases count granules (16 int32) in AB, PB, VB, SB, blocks (16 int8) in
 regions stand for stretches of external memory, so that cache writes and reads are ordered like buffer accesses.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from alula.errors import UserError
 from hw.spec.config import Config
@@ -25,6 +25,10 @@ class Region:
     def word(self) -> int:
         """First vector-unit word."""
         return self.base // self.per_word
+
+    def part(self, first: int, size: int) -> "Region":
+        """`size` elements from element `first` on."""
+        return replace(self, base=self.base + first, size=size)
 
     def overlaps(self, other: "Region") -> bool:
         return (self.buffer == other.buffer and self.base < other.base + other.size

@@ -7,12 +7,13 @@ from hw.spec.isa import LdKind, Op, Src, StKind, StMode
 from .. import ir
 from ..layout import Layout
 from . import attention, attention_mask, linear, mlp, norm, ranking
-from .allocate import largest_tile, text_regions
+from .allocate import largest_tile, single_regions, text_regions
 from .argmax import Choice
 from .attention_heads import Heads
 from .builder import At, Builder, Reg, Rows
-from .context import Context
+from .context import POINTERS, Context, advance_layer
 from .regions import memory_region
+from .single import SingleToken
 
 ARGUMENTS = ("n_tokens", "position", "row_list", "rope_list", "n_layers", "first_layer", "mask", "more")
 """Registers 1.. at the start. Lists are 4-byte aux addresses of one beat address a token; first_layer counts layers of
@@ -28,7 +29,6 @@ SEGMENT = ("n_tokens", "position", "row_list", "rope_list", "n_layers", "more")
 START, RANKED, BIAS = range(len(SEGMENT), len(SEGMENT) + 3)
 """Further words, about the segment before: its first position; its tokens if they are ranked, which makes this one's
 lists (0: the lists are there); beat address of a row of biases for that."""
-POINTERS = ("params", "cache", "scales")
 LOGITS, ROWS = memory_region("logits"), memory_region("residual")
 
 
@@ -55,9 +55,7 @@ def emit(b: Builder, layout: Layout) -> dict:
     layer_pointers(ctx, layout, "text", args["first_layer"])
     ctx.use_linears(layout.model.text.layer)
     ctx.seek(ctx.linears[0])  # the layers' streams lie behind each other
-    with b.loop(args["n_layers"]):
-        _layer(ctx, layout, args, slots, score_row)
-        advance_layer(ctx)
+    _layers(ctx, layout, args, slots, score_row)
     b.alu(Op.ADD, args["position"], args["position"], ctx.m)
     b.alu(Op.SUB, args["n_tokens"], args["n_tokens"], ctx.m)
     with b.unless(Op.BEQ, args["more"], 0):
@@ -75,6 +73,26 @@ def emit(b: Builder, layout: Layout) -> dict:
     _head(ctx, layout)
     b.halt()
     return {"entry": entry, "args": list(ARGUMENTS), "tile": tile}
+
+
+def _layers(ctx: Context, layout: Layout, args: dict[str, Reg], slots: Reg, score_row: Reg) -> None:
+    """All layers of a chunk; a single token whose attention nobody asks for has a program of its own."""
+    b = ctx.b
+    alone = b.set(b.reg("_g"), 0)
+    with b.unless(Op.BNE, ctx.m, 1), b.unless(Op.BNE, args["mask"], 0):
+        b.set(alone, 1)
+        with b.unless(Op.BEQ, args["more"], 0):
+            ranked = b.load_word(b.reg("_left"), args["more"] + RANKED)
+            b.alu(Op.SUB, alone, alone, b.alu(Op.MIN, ranked, ranked, 1))
+    with b.alternatives() as leave:
+        with b.unless(Op.BEQ, alone, 0):
+            one = Context(b, ctx.geo, single_regions(layout, ctx.regions), ctx.width, records=ctx.records,
+                          pointers=ctx.pointers, linears=ctx.linears, streams=ctx.streams)
+            SingleToken(one, layout, args["position"], slots, score_row).layers(args["n_layers"])
+            leave()
+        with b.loop(args["n_layers"]):
+            _layer(ctx, layout, args, slots, score_row)
+            advance_layer(ctx)
 
 
 def key_slots(b: Builder, layout: Layout, slots: Reg, score_row: Reg) -> None:
@@ -98,13 +116,6 @@ def layer_pointers(ctx: Context, layout: Layout, prefix: str, first: Reg | None)
             b.alu(Op.MUL, pointer, first, ctx.records[name].beats)
             b.set(pointer, pointer + base)
         ctx.pointers[name] = pointer
-
-
-def advance_layer(ctx: Context) -> None:
-    """Pointers to the next layer."""
-    ctx.b.fence_if_needed()
-    for name in POINTERS:
-        ctx.b.set(ctx.pointers[name], ctx.pointers[name] + ctx.records[name].beats)
 
 
 def _load_rows(ctx: Context, layout: Layout, args: dict[str, Reg]) -> None:

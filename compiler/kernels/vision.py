@@ -11,11 +11,11 @@ from ..layout import TABLE, Layout
 from . import attention, linear, mlp, norm
 from .allocate import largest_tile, vision_regions
 from .builder import At, Builder, Reg, Rows, Value
-from .context import Context
+from .context import POINTERS, Context, advance_layer
 from .linear import ABSMAX
 from .regions import memory_region
 from .select import Saliency, Survivors
-from .text import POINTERS, advance_layer, key_slots, layer_pointers
+from .text import key_slots, layer_pointers
 
 ARGUMENTS = ("patches", "result", "n_layers", "keep", "by_rows")
 """Registers 1.. at the start: beat addresses of the patch rows and of the feature rows; layers to run; how many tokens

@@ -118,11 +118,11 @@ _MIB = 1 << 20
 CONFIGS = {c.name: c for c in (
     Config(name="tiny", units=2, chains=2, lanes=16, ob_blocks=4096, ab_granules=4096, pb_granules=2048,
            vb_granules=2048, sb_granules=1024, rs_entries=1024, acc_rows=64, fifo_beats=64,
-           imem_instructions=4096, clock_hz=225_000_000, channel_bytes=8 * _MIB, aux_bytes=16 * _MIB,
+           imem_instructions=8192, clock_hz=225_000_000, channel_bytes=8 * _MIB, aux_bytes=16 * _MIB,
            read_latency=20, write_latency=10),
     Config(name="small", units=4, chains=8, lanes=16, ob_blocks=16384, ab_granules=32768, pb_granules=8192,
            vb_granules=16384, sb_granules=4096, rs_entries=4096, acc_rows=128, fifo_beats=128,
-           imem_instructions=4096, clock_hz=225_000_000, channel_bytes=64 * _MIB, aux_bytes=256 * _MIB,
+           imem_instructions=8192, clock_hz=225_000_000, channel_bytes=64 * _MIB, aux_bytes=256 * _MIB,
            read_latency=32, write_latency=16),
     Config(name="u280", units=32, chains=8, lanes=64, ob_blocks=131072, ab_granules=262144, pb_granules=32768,
            vb_granules=196608, sb_granules=32768, rs_entries=16384, acc_rows=256, fifo_beats=512,

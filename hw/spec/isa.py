@@ -54,7 +54,7 @@ FIELDS = {
     Unit.ST: ("mode", "addr", "src", "src_tok", "src_head", "pos", "n_tok", "n_head", "n_gran",
               "stride_tok", "stride_head", "stride_slot", "stride_gran", "kind"),
     Unit.RD: ("addr", "n_outer", "n_inner", "stride", "fmt"),
-    Unit.MX: ("act", "act_stride", "n_rows", "kb", "ob", "dst", "dst_stride", "mode"),
+    Unit.MX: ("act", "act_stride", "n_rows", "kb", "ob", "dst", "dst_stride", "mode", "n_outer", "act_out", "dst_out"),
     Unit.VU: ("ctl0", "ctl1", "imm0", "imm1", "n_outer", "n_mid", "n_words", "len0", "len_step",
               "a", "a_out", "a_mid", "p", "p_out", "p_mid", "v", "v_out", "v_mid",
               "d", "d_out", "d_mid", "r0", "r0_out", "r0_mid", "r1", "r1_out", "r1_mid",
@@ -110,6 +110,7 @@ class MxMode(IntEnum):
     """out[row, ...] int32 = sum over k of act[row, k] * weight[channel, k]; act row r at OB block act + r*act_stride.
 
     The stream holds, a unit, ob x kb blocks, kb innermost. Output granules are AB dst + r*dst_stride + ...
+    All of that n_outer times, behind each other: the o-th time with act + o*act_out and dst + o*dst_out.
     """
 
     SPLIT_N = 0  # every unit reads the same act block (kb); unit u's step j is granule j*units + u

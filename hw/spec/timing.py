@@ -15,12 +15,19 @@ ST_PIPE = 3
 """Cycles from an item's issue to its AW/W handshake."""
 VU_LATENCY = 67
 """A pass ends words + VU_LATENCY cycles after it starts (the depth covers the finaliser)."""
+ACC_SLOTS, FEW_ROWS = 8, 4
+"""Output steps that a matrix unit's accumulators hold at once: ACC_SLOTS if FEW_ROWS * n_rows <= acc_rows, else 2."""
 MX_ACC_LATENCY = 20
 """From a step's issue to the cycle its sum can be drained."""
 WEIGHT_BUFFER_ROUNDS = 8
 """Rounds a matrix unit holds ready for its chains."""
 MX_DRAIN_LATENCY = 6
 """From the last drain read to the end of the instruction."""
+
+
+def accumulator_slots(n_rows: int, acc_rows: int) -> int:
+    """Output steps of n_rows rows in the accumulators at once."""
+    return ACC_SLOTS if FEW_ROWS * n_rows <= acc_rows else 2
 
 
 def burst_length(address_beats: int, remaining: int) -> int:

@@ -98,10 +98,10 @@ def test_sparse_macs_are_those_with_weights_in_the_streams():
 
 def test_slices_have_the_beats_of_their_rows():
     op, plan, units, steps = ir.Linear("lm_head", 256, 500), MixedPlan(), 2, 5
-    beats = Sizes(units, plan).slices("lm_head", op, steps, 4)
+    beats = Sizes(units, plan).slices([("lm_head", op)], steps, 4)
     bits, nonzeros = plan.blocks("lm_head", 500, 256)
     rows = [slice(10 * i, 10 * i + 10) for i in range(4)]
     sizes = [160, 160, 160, 20]
     assert beats == [stream.beats((n, 256), bits[r], nonzeros[r], units, steps)
                      for r, n in zip(rows, sizes, strict=True)]
-    assert Sizes(units).slices("lm_head", op, steps, 4) == [stream.dense_beats((160, 256), units)] * 4
+    assert Sizes(units).slices([("lm_head", op)], steps, 4) == [stream.dense_beats((160, 256), units)] * 4

@@ -16,8 +16,9 @@ SPLIT_N, SPLIT_K = MxMode.SPLIT_N, MxMode.SPLIT_K
 @dataclass(frozen=True)
 class Product:
     """What one MX instruction is to do. ``act`` and ``act_stride`` None: drawn. ``n_outer``: runs of beats that RD
-    reads its stream in; of a STREAM the first product's counts. ``bits``, ``nonzeros``: what its stream draws from;
-    ``groups``: at most that many kinds a window; ``rounds``: at most that many rounds of each."""
+    reads its stream in; of a STREAM the first product's counts. ``times``: how often (``ob`` steps each). ``bits``,
+    ``nonzeros``: what its stream draws from; ``groups``: at most that many kinds a window; ``rounds``: at most that many
+    rounds of each."""
 
     mode: MxMode
     fmt: StreamFormat
@@ -31,6 +32,11 @@ class Product:
     nonzeros: tuple[int, ...] = NONZEROS
     groups: int = 3
     rounds: int = 4
+    times: int = 1
+
+    @property
+    def steps(self) -> int:
+        return self.times * self.ob
 
 
 class Content:
@@ -167,7 +173,7 @@ class Workload:
         self.at += product.n_outer * (inner + gap)
 
     def _raw_product(self, product, streams):
-        n, ob, kb = self.config.units, product.ob, product.kb
+        n, ob, kb = self.config.units, product.steps, product.kb
         weights = self.rng.integers(-127, 128, (n, ob, kb, BLOCK, BLOCK)).astype(np.int8)
         for unit, stream in enumerate(streams):
             for block in weights[unit].reshape(-1, BLOCK * BLOCK):
@@ -177,9 +183,9 @@ class Workload:
         self._product(product, matrices, [(False, k == kb - 1) for k in range(kb)] * ob)
 
     def _stream_product(self, product, contents):
-        matrices = np.zeros((self.config.units, product.ob, BLOCK, product.kb, BLOCK), np.int64)
+        matrices = np.zeros((self.config.units, product.steps, BLOCK, product.kb, BLOCK), np.int64)
         kinds = []
-        for j in range(product.ob):
+        for j in range(product.steps):
             plan = self._plan(product)
             kinds += [(sparse, False) for _, sparse, count in plan for _ in range(count)]
             kinds[-1] = kinds[-1][0], True
@@ -227,12 +233,22 @@ class Workload:
             stride = ceil_div(kb * align, align) * align + align
         dst_stride = granules + 1 if mode == SPLIT_K else (ceil_div(granules, per_word) + 1) * per_word
         dst = self.dst if mode == SPLIT_K else ceil_div(self.dst, per_word) * per_word
-        self.mx.append(Mx(act, stride, product.n_rows, kb, product.ob, dst, dst_stride, mode, kinds))
-        self.dst = dst + product.n_rows * dst_stride
+        act_out, dst_out = int(rng.integers(0, 4)) * align, product.n_rows * dst_stride
+        self.mx.append(Mx(act, stride, product.n_rows, kb, product.ob, dst, dst_stride, mode, product.times, act_out,
+                          dst_out, kinds))
+        self.dst = dst + product.times * dst_out
         assert self.dst <= config.ab_granules
-        for r in range(product.n_rows):
-            for unit in range(n):
-                places = act + r * stride + (n * np.arange(kb) + unit if mode == SPLIT_K else np.arange(kb))
-                sums = np.einsum("jckx,kx->jc", matrices[unit], self.operands[places % config.ob_blocks].astype(int))
-                for j in range(product.ob):
-                    self.expected[dst + r * dst_stride + (j if mode == SPLIT_K else j * n + unit)] += sums[j]
+        for o in range(product.times):
+            steps = matrices[:, o * product.ob:(o + 1) * product.ob]
+            for r in range(product.n_rows):
+                self._row(product, steps, act + o * act_out + r * stride, dst + o * dst_out + r * dst_stride)
+
+    def _row(self, product, matrices, act, dst):
+        """Sums of one row, with its operand blocks from ``act`` on, to granules from ``dst`` on."""
+        n, kb, split_k = self.config.units, product.kb, product.mode == SPLIT_K
+        for unit in range(n):
+            places = act + (n * np.arange(kb) + unit if split_k else np.arange(kb))
+            sums = np.einsum("jckx,kx->jc", matrices[unit],
+                             self.operands[places % self.config.ob_blocks].astype(int))
+            for j in range(product.ob):
+                self.expected[dst + (j if split_k else j * n + unit)] += sums[j]

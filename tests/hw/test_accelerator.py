@@ -169,7 +169,7 @@ def test_matmul():
     program.issue(RD, addr=10, n_outer=1, n_inner=4 * kb, fmt=0)
     program.issue(VU, wait=[LD], signal=[MX], **vu_copy(Src.P, Dst.OB, blocks))
     mx = program.issue(
-        MX, wait=[VU], signal=[VU], act=0, act_stride=kb, n_rows=n_rows, kb=kb, ob=1, dst=0, dst_stride=units
+        MX, wait=[VU], signal=[VU], act=0, act_stride=kb, n_rows=n_rows, kb=kb, ob=1, n_outer=1, dst=0, dst_stride=units
     )
     program.issue(VU, wait=[MX], signal=[ST], **vu_copy(Src.A, Dst.SB, granules))
     program.issue(ST, wait=[VU], mode=StMode.LIN, addr=9000, src=0, n_tok=1, n_head=1, n_gran=granules)
@@ -200,7 +200,7 @@ def test_traffic_by_purpose():
         program.issue(ST, mode=mode, kind=StKind.KV_SCALES, n_gran=1)
     rounds = 3
     program.issue(RD, addr=0, n_outer=1, n_inner=4 * rounds, fmt=StreamFormat.RAW)
-    program.issue(MX, n_rows=1, kb=rounds, ob=1)
+    program.issue(MX, n_rows=1, kb=rounds, ob=1, n_outer=1)
     program.issue(RD, addr=64, n_outer=1, n_inner=1, fmt=StreamFormat.STREAM)  # nobody takes them: zeros
     program.halt()
     got, units = execute(program).values, CONFIG.units
@@ -290,7 +290,7 @@ def failing():
     yield "weights", one(lambda p: p.issue(RD, **stream), halt, faults=[Fault(0, "read", 1)]), Error.BUS_READ, RD, None
     header, unknown = stream | {"fmt": 1}, MemoryImage(0, 0, np.full(64, 0xFF, np.uint8))
     yield "header", one(lambda p: p.issue(RD, **header), lambda p: p.issue(
-        MX, n_rows=1, kb=1, ob=1), halt, image=[unknown]), Error.STREAM_HEADER, RD, 4
+        MX, n_rows=1, kb=1, ob=1, n_outer=1), halt, image=[unknown]), Error.STREAM_HEADER, RD, 4
 
 
 @pytest.mark.parametrize(("case", "status", "detail", "pc"), [

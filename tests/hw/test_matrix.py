@@ -191,6 +191,9 @@ SHAPES = [
     [Product(SPLIT_K, RAW, n_rows=3, kb=1, ob=4)],
     [Product(SPLIT_N, STREAM, n_rows=1, kb=8, ob=5, n_outer=3)],
     [Product(SPLIT_N, RAW, n_rows=1, kb=1, ob=5)],
+    [Product(SPLIT_K, RAW, n_rows=2, kb=1, ob=3, times=3)],
+    [Product(SPLIT_N, RAW, n_rows=2, kb=2, ob=1, times=3)],
+    [Product(SPLIT_N, STREAM, n_rows=1, kb=8, ob=1, times=2, rounds=1)],
 ]
 
 
@@ -259,7 +262,8 @@ def failing(rd=None, mx=None, fault=None, change=None, product=SHAPES[0][0], con
 @pytest.mark.parametrize("field, value, error", [
     ("n_rows", 0, Error.ILLEGAL_DESCRIPTOR), ("n_rows", 17, Error.ILLEGAL_DESCRIPTOR),
     ("kb", 0, Error.ILLEGAL_DESCRIPTOR),
-    ("ob", 0, Error.ILLEGAL_DESCRIPTOR), ("mode", 2, Error.ILLEGAL_DESCRIPTOR),
+    ("ob", 0, Error.ILLEGAL_DESCRIPTOR),
+    ("n_outer", 0, Error.ILLEGAL_DESCRIPTOR), ("mode", 2, Error.ILLEGAL_DESCRIPTOR),
     ("act", 256, Error.BUFFER_RANGE), ("dst", 254, Error.BUFFER_RANGE), ("act", 2**32 - 1, Error.BUFFER_RANGE),
 ])
 def test_mx_errors(field, value, error):

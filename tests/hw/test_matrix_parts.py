@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from amaranth.sim import Simulator
 
-from hw.accumulator import AccumulatorBanks
+from hw.accumulator import Accumulators
 from hw.operand_buffer import OperandBuffer
 from hw.spec import config as cfg
 
@@ -64,22 +64,22 @@ def test_operand_windows(units, lanes):
 def test_accumulators_at_every_distance(chains):
     """Random steps on few rows, so that the same comes again after 1, 2, 3 and more cycles; bubbles; then drained."""
     config = replace(TINY, chains=chains)
-    dut, rng = AccumulatorBanks(config), random.Random(chains)
-    expected = np.zeros((2, config.acc_rows, 16), np.int64)
+    dut, rng = Accumulators(config), random.Random(chains)
+    expected = np.zeros((2 * config.acc_rows, 16), np.int64)
     expected[:] = 0
     schedule, again = [], set()
     last = {}
     for cycle in range(1500):
-        step = {"row": rng.randrange(3) if rng.random() < 0.5 else 0, "pass_": rng.randrange(config.passes) // 4,
-                "bank": rng.randrange(2), "first": int(rng.random() < 0.1), "sparse": 0, "token": 0}
+        step = {"row": rng.randrange(6) if rng.random() < 0.5 else 0, "pass_": rng.randrange(config.passes) // 4,
+                "first": int(rng.random() < 0.1), "sparse": 0, "token": 0}
         sums = [rng.choice((rng.randrange(-2**19, 2**19), 2**19 - 1)) for _ in range(2 * chains)]
         valid = int(rng.random() < 0.8)
         schedule.append((step, sums, valid))
         if valid:
-            place = step["bank"], step["row"], step["pass_"]
+            place = step["row"], step["pass_"]
             again.add(cycle - last.get(place, -99))
             last[place] = cycle
-            part = expected[step["bank"], step["row"], step["pass_"] * 2 * chains:][:2 * chains]
+            part = expected[step["row"], step["pass_"] * 2 * chains:][:2 * chains]
             part[:] = part * (not step["first"]) + sums
     assert {1, 2, 3, 4, 5} <= again
     rows = []
@@ -92,12 +92,11 @@ def test_accumulators_at_every_distance(chains):
             if 0 < cycle <= len(schedule):
                 ctx.set(dut.sums, schedule[cycle - 1][1])
             await ctx.tick()
-        for bank in range(2):
-            for row in range(config.acc_rows):
-                ctx.set(dut.drain, {"bank": bank, "row": row})
-                ctx.set(dut.drain_valid, 1)
-                await ctx.tick().repeat(2)
-                rows.append([ctx.get(dut.o[i]) for i in range(16)])
+        for row in range(2 * config.acc_rows):
+            ctx.set(dut.drain, row)
+            ctx.set(dut.drain_valid, 1)
+            await ctx.tick().repeat(2)
+            rows.append([ctx.get(dut.o[i]) for i in range(16)])
 
     simulate(dut, drive)
     wrapped = (expected + WRAP // 2) % WRAP - WRAP // 2

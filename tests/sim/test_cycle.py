@@ -55,7 +55,8 @@ def random_steps(rng: random.Random, n: int, units: int, mixed: bool = True):
         steps.append((unit, fields, wait, signal))
 
     def product(kb, ob, mode):
-        f = {"n_rows": rng.choice([1, 1, 2, 7]), "kb": kb, "ob": ob, "mode": mode}
+        rows, outer = rng.choice([1, 1, 2, 7, 20]), rng.choice([n for n in range(1, ob + 1) if ob % n == 0])
+        f = {"n_rows": rows, "kb": kb, "ob": ob // outer, "mode": mode, "n_outer": outer}
         add(Unit.MX, dict.fromkeys(FIELDS[Unit.MX], 0) | f)
 
     def stream():

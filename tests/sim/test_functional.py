@@ -46,7 +46,7 @@ PROGRAM = 65536
 
 def issue(unit: str, wait: str = "none", signal: str = "none", **fields: int) -> str:
     """Text that sets every field of a unit (0 where not given) and issues."""
-    values = dict.fromkeys(FIELDS[Unit[unit.upper()]], 0) | fields
+    values = dict.fromkeys(FIELDS[Unit[unit.upper()]], 0) | ({"n_outer": 1} if unit == "mx" else {}) | fields
     sets = [f"SET {unit}.{name}, r0 + {value}" for name, value in values.items()]
     return "\n".join([*sets, f"ISSUE {unit}, wait={wait}, signal={signal}"])
 

@@ -13,6 +13,7 @@ from hw.spec.timing import (
     ST_PIPE,
     VU_LATENCY,
     WEIGHT_BUFFER_ROUNDS,
+    accumulator_slots,
     burst_length,
 )
 from tests.sim.streams import beat_kinds
@@ -209,10 +210,11 @@ class Ticker:
         f = a["f"]
         split_n = f["mode"] == MxMode.SPLIT_N
         drain = f["n_rows"] * (self.config.drain_cycles_a_row if split_n else 1)
-        if a["step"] < f["ob"] and t >= a["busy_to"] and t > a["s"]:
+        steps, slots = f["n_outer"] * f["ob"], accumulator_slots(f["n_rows"], self.config.acc_rows)
+        if a["step"] < steps and t >= a["busy_to"] and t > a["s"]:
             step, k = a["step"], a["k"]
             full = all(c.buffer for c in self.channels)
-            free = k or step < 2 or (step - 2 in a["dend"] and t >= a["dend"][step - 2] + 1)
+            free = k or step < slots or (step - slots in a["dend"] and t >= a["dend"][step - slots] + 1)
             self.weight_stall += not full
             self.drain_stall += full and not free
             if full and free:
@@ -232,5 +234,5 @@ class Ticker:
             if t >= at and (step == 0 or t >= a["dend"][step - 1] + 1):
                 a["dend"][step] = t + drain - 1
                 a["steps"].pop(0)
-        last = a["dend"].get(f["ob"] - 1)
+        last = a["dend"].get(steps - 1)
         return last is not None and t == last + MX_DRAIN_LATENCY
