@@ -9,6 +9,7 @@ from alula.output import peak_memory_bytes
 from alula.reduction import Asked
 from alula.session import Flow
 from alula.verification import check_text, check_vision, fill_cache, synthetic_ids, synthetic_patches
+from alula.useful import useful_bytes
 from compiler.host import text_macs, vision_macs
 from hw.spec.config import BEAT_BYTES
 from hw.spec.memory import MemoryModel
@@ -67,7 +68,8 @@ def simulate(
     assert cross.invocation is not None
     seen, cached = (tokens, 0) if phase == "prefill" else (1, kv)
     macs = _macs(flow, phase, tokens, kv, mask, reduced)
-    workload = Workload(flow.model.config.name, phase, seen, cached, flow.layers, macs, flow.layout.weight_bytes)
+    workload = Workload(flow.model.config.name, phase, seen, cached, flow.layers, macs, flow.layout.weight_bytes,
+                        useful_bytes(flow, phase, seen, cached, result.counters, mask is None and reduction is None))
     comparison = Comparison()
     if outcome is not None:
         comparison = Comparison(outcome.bit_exact, outcome.cycle_exact, outcome.compared_bytes)

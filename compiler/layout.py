@@ -133,11 +133,15 @@ class Streams:
     """Weight streams one behind the other, the same in every unit's channel: beats[layer][stream]."""
 
     lengths: list[list[int]]
+    held: int = 0
+    """Beats of all units that hold weights or their headers: what is not padding."""
 
     @classmethod
     def of(cls, sizes: Sizes, prefix: str, streams: list[tuple[ir.Linear, ...]], count: int = 1) -> "Streams":
         """prefix: module names' beginning, with {} for the layer's number."""
-        return cls([[sizes.beats(modules(prefix.format(i), rows)) for rows in streams] for i in range(count)])
+        before = sizes.held
+        lengths = [[sizes.beats(modules(prefix.format(i), rows)) for rows in streams] for i in range(count)]
+        return cls(lengths, sizes.held - before)
 
     @property
     def beats(self) -> int:
@@ -205,6 +209,8 @@ class HeadSlices:
     granules: int
     streams: list[int] = field(default_factory=list)
     """Beats of each slice's stream."""
+    held: int = 0
+    """Beats of all units that hold weights or their headers."""
 
     @property
     def table(self) -> Table:
@@ -265,7 +271,9 @@ class Layout:
         self.text = self._layers("text", text.layer, text.n_layers, self.context)
         self.head = head_slices(geo, text.head)
         self.head_record = Record()
+        before = self.sizes.held
         self.head.streams = self.sizes.slices([(text.head.name, text.head)], self.head.steps, self.head.count)
+        self.head.held = self.sizes.held - before
         self.head_record.add(TABLE, self.head.table.beats)
         self.head_record.add(f"{text.norm.name}.words", geo.granules(text.hidden))
         self.aux.place("head.params", self.head_record.beats)
@@ -308,6 +316,11 @@ class Layout:
         """Bytes of weight streams in all channels, padding of sections not counted."""
         beats = sum(self.head.streams) + sum(streams.beats for streams in self.streams.values())
         return beats * BEAT_BYTES * self.config.units
+
+    def held_share(self, *prefixes: str) -> float:
+        """Share of the beats of these sections' streams that is not padding."""
+        sections = [self.streams[prefix] for prefix in prefixes]
+        return sum(s.held for s in sections) / (self.config.units * sum(s.beats for s in sections))
 
     @property
     def tower(self) -> VisionIr:

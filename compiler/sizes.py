@@ -35,7 +35,9 @@ class Sizes:
         self.units, self.plan = units, plan
         self.shares: dict[str, float] = {}
         """Module name -> share of its weights that are in its stream."""
-        self._known: dict[tuple, int] = {}
+        self.held = 0
+        """Beats of all units' streams that hold weights or headers of some."""
+        self._known: dict[tuple, tuple[int, int]] = {}
         self._headers: dict[tuple, list[stream.Headers]] = {}
         self._compressed_bits = self._compressed_weights = 0
         self._nonzeros = self._weights = 0.0
@@ -55,13 +57,14 @@ class Sizes:
         op, blocks = self._joined(rows)
         found = []
         for shape, part in self._parts(op, steps, count, blocks):
-            if part is None:
-                found.append(stream.dense_beats(shape, self.units, steps))
-            else:
-                key = _key(shape, part, steps)
-                if key not in self._known:  # layers that are divided alike are counted once
-                    self._known[key] = stream.beats(shape, *part, self.units, steps)
-                found.append(self._known[key])
+            key = _key(shape, part, steps)
+            if key not in self._known:  # layers that are divided alike are counted once
+                of, divided = (shape, *(part or (None, None))), part is not None
+                length = (stream.beats(*of, self.units, steps) if divided
+                          else stream.dense_beats(shape, self.units, steps))
+                self._known[key] = length, stream.held_beats(*of, self.units, steps)
+            found.append(self._known[key][0])
+            self.held += self._known[key][1]
         return found
 
     def headers(self, rows: Rows, steps: int, count: int) -> list[list[stream.Headers]]:

@@ -47,6 +47,17 @@ def beats(shape: tuple[int, int], bits: Array, nonzeros: Array, units: int, step
     return int(runs.unit_beats(units).max())
 
 
+def held_beats(shape: tuple[int, int], bits: Array | None, nonzeros: Array | None, units: int, steps: int) -> int:
+    """Beats of all units that hold weights with their headers: without padding, fillers and absent output blocks."""
+    if bits is None or nonzeros is None:
+        blocks, windows = ceil_div(shape[0], BLOCK), spec.windows(shape[1])
+        mine = np.bincount(np.arange(blocks) % units, minlength=units)
+        return int((mine * spec.input_blocks(shape[1]) * BLOCK_BEATS + -(-mine * windows // HEADER_RUNS)).sum())
+    runs = _runs(shape, bits, nonzeros, units, steps)
+    kept = ~runs.filler
+    return int(runs.beats()[kept].sum() + (-(-np.bincount(runs.unit[kept], minlength=units) // HEADER_RUNS)).sum())
+
+
 def headers(shape: tuple[int, int], bits: Array | None, nonzeros: Array | None, units: int,
             steps: int | None = None) -> list[Headers]:
     """Header beats of every unit's stream, scales left zero; bits None: dense, 8 bits.

@@ -10,7 +10,8 @@ from sim.backend import Invocation, Result
 
 @dataclass(frozen=True)
 class Workload:
-    """What ran. macs counts useful products only, padding not; weight_bytes what lies in the channels."""
+    """What ran. macs and useful_bytes count useful products and reads of channels only, padding not; weight_bytes what
+    lies in the channels."""
 
     model: str
     phase: str
@@ -22,6 +23,7 @@ class Workload:
     layers: int
     macs: int
     weight_bytes: int
+    useful_bytes: int
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def metrics(
     seconds = cycles / config.clock_hz if cycles else None
     read = result.counters.get("read_beats_channels", 0) * BEAT_BYTES
     written = result.counters.get("write_bytes_channels", 0)
-    prefill = workload.phase == "prefill"
+    prefill, peak = workload.phase == "prefill", (cycles or 0) * config.peak_bytes_per_cycle
     return {
         "backend": backend,
         "config": config.name,
@@ -65,7 +67,8 @@ def metrics(
         "ttft_seconds": seconds if prefill else None,
         "hbm_bytes_read": read,
         "hbm_bytes_written": written,
-        "hbm_utilisation": (read + written) / (cycles * config.peak_bytes_per_cycle) if cycles else None,
+        "hbm_utilisation": (workload.useful_bytes + written) / peak if cycles else None,
+        "hbm_busy": (read + written) / peak if cycles else None,
         "instructions_executed": result.counters.get("instructions"),
         "program_bytes": invocation.program_length * INSTRUCTION_BYTES,
         "weight_bytes": workload.weight_bytes,

@@ -28,6 +28,7 @@ KEYS = [
     "hbm_bytes_read",
     "hbm_bytes_written",
     "hbm_utilisation",
+    "hbm_busy",
     "instructions_executed",
     "program_bytes",
     "weight_bytes",

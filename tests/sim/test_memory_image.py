@@ -54,9 +54,11 @@ def test_traces(tmp_path):
 
 def test_metrics():
     result = Result(Error.NONE, 0, 0, 1000, {"read_beats_channels": 10, "instructions": 5})
-    work = report.Workload("m", "decode", 1, 4, 2, 12800, 99)
+    work = report.Workload("m", "decode", 1, 4, 2, 12800, 99, 512)
     values = report.metrics("cycle", CONFIGS["tiny"], work, Invocation(0, 3), result, 0.1)
     assert values["mac_utilisation"] == 12800 / 1000 / CONFIGS["tiny"].macs_per_cycle
+    peak = 1000 * CONFIGS["tiny"].peak_bytes_per_cycle
+    assert values["hbm_utilisation"] == 512 / peak and values["hbm_busy"] == 640 / peak
     assert values["hbm_bytes_read"] == 640 and values["ttft_seconds"] is None
     assert values["tokens_per_second"] == pytest.approx(CONFIGS["tiny"].clock_hz / 1000)
     assert report.table(values).row_count
