@@ -55,7 +55,7 @@ def held_beats(shape: tuple[int, int], bits: Array | None, nonzeros: Array | Non
         return int((mine * spec.input_blocks(shape[1]) * BLOCK_BEATS + -(-mine * windows // HEADER_RUNS)).sum())
     runs = _runs(shape, bits, nonzeros, units, steps)
     kept = ~runs.filler
-    return int(runs.beats()[kept].sum() + (-(-np.bincount(runs.unit[kept], minlength=units) // HEADER_RUNS)).sum())
+    return int(runs.beats[kept].sum() + (-(-np.bincount(runs.unit[kept], minlength=units) // HEADER_RUNS)).sum())
 
 
 def headers(shape: tuple[int, int], bits: Array | None, nonzeros: Array | None, units: int,
