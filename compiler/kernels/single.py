@@ -252,7 +252,9 @@ class SingleToken:
         b.vu_pass(shape, length, w=top, reduce=Reduce.MAX, **score)
         planes = self._slice("PLANES", part, 2 * group * self.row)
         for plane, dst in enumerate((Dst.OBH, Dst.OBL)):
-            sums: dict[str, Any] = {"w": total, "tap": Tap.FUNC, "reduce": Reduce.SUM, "fin": Fin.RECIP} if plane == 0 else {}
+            sums: dict[str, Any] = {}
+            if plane == 0:
+                sums = {"w": total, "tap": Tap.FUNC, "reduce": Reduce.SUM, "fin": Fin.RECIP}
             b.vu_pass(shape, length, v=v_row, r1=top, row1=Row.RAW, add=Add.SUB_R1, func=Func.EXP2, mul3=Mul3.V,
                       sh3=15, dst=dst, d=At(planes, 2 * group * self.row, 2 * self.row, plane * self.row), **sums,
                       **score)

@@ -17,8 +17,8 @@ SPLIT_N, SPLIT_K = MxMode.SPLIT_N, MxMode.SPLIT_K
 class Product:
     """What one MX instruction is to do. ``act`` and ``act_stride`` None: drawn. ``n_outer``: runs of beats that RD
     reads its stream in; of a STREAM the first product's counts. ``times``: how often (``ob`` steps each). ``bits``,
-    ``nonzeros``: what its stream draws from; ``groups``: at most that many kinds a window; ``rounds``: at most that many
-    rounds of each."""
+    ``nonzeros``: what its stream draws from; ``groups``: at most that many kinds a window; ``rounds``: at most so many
+    of each."""
 
     mode: MxMode
     fmt: StreamFormat
