@@ -8,6 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from hw.spec import config as configurations
+from hw.spec.config import GRANULE_LANES
 from sim.rtl.build import Design
 from sim.rtl.toolchain import cache_dir
 
@@ -50,14 +51,20 @@ def synthesisable(name: str) -> str:
     return verilog(name).removesuffix("\n" + DSP_MODEL.read_text())
 
 
+def compiled_apart(config: configurations.Config) -> tuple[str, ...]:
+    """The modules of which a configuration has so many that compiling them once is worth the boundary's cost."""
+    many = {"matrix_unit": config.units > 2, "vector_lane": config.lanes > GRANULE_LANES}
+    return tuple(name for name, worth in many.items() if worth)
+
+
 @lru_cache
 def design(name: str, *, waves: bool = False, imem_instructions: int | None = None) -> Design:
     """The configuration's design for `sim.rtl.run`, as in `verilog`. Its memory ports: the channels, then aux."""
     from hw.emit import TOP
 
-    units = configurations.get(name).units
-    hierarchical = ("matrix_unit",) if units > 2 else ()
-    return Design(verilog(name, imem_instructions), TOP, units + 1, hierarchical=hierarchical, waves=waves)
+    config = configurations.get(name)
+    text, parts = verilog(name, imem_instructions), compiled_apart(config)
+    return Design(text, TOP, config.units + 1, hierarchical=parts, waves=waves)
 
 
 @lru_cache
@@ -66,6 +73,6 @@ def kernel_design(name: str) -> Design:
     from hw.emit import kernel_verilog
     from hw.kernel import KERNEL
 
-    units = configurations.get(name).units
-    parts = ("matrix_unit",) if units > 2 else ()
-    return Design(kernel_verilog(name, verilog(name)), KERNEL, units + 1, hierarchical=parts, kernel=True)
+    config = configurations.get(name)
+    text, parts = kernel_verilog(name, verilog(name)), compiled_apart(config)
+    return Design(text, KERNEL, config.units + 1, hierarchical=parts, kernel=True)
