@@ -1,4 +1,4 @@
-"""The shape of `u280` in small: eight matrix units and vector words of four granules, on HBM with and without jitter."""
+"""The shape of `u280` in small: eight matrix units, vector words of four granules, HBM with and without jitter."""
 
 from collections.abc import Iterator
 from dataclasses import replace
