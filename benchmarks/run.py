@@ -16,23 +16,18 @@ BENCHMARKS: dict[str, Callable[[], dict]] = {
 }  # fmt: skip
 
 
-def publish(name: str, result: dict) -> None:
-    """Writes a benchmark's result and prints it, a run a row."""
-    RESULTS.mkdir(exist_ok=True)
-    write_atomically(RESULTS / f"{name}.json", json.dumps(result, indent=2) + "\n")
-    rows = result.get("runs", [result])
-    console.print(table(name, list(rows[0]), [[show(value) for value in row.values()] for row in rows]))
-
-
 def main(names: list[str]) -> int:
     """Exit code 1 for an unknown name."""
     if unknown := [name for name in names if name not in BENCHMARKS]:
         print(f"unknown benchmark {unknown[0]}: choose from {', '.join(BENCHMARKS)}", file=sys.stderr)
         return 1
+    RESULTS.mkdir(exist_ok=True)
     for name in names or BENCHMARKS:
         with progress(name):
             result = BENCHMARKS[name]()
-        publish(name, result)
+        write_atomically(RESULTS / f"{name}.json", json.dumps(result, indent=2) + "\n")
+        rows = result.get("runs", [result])
+        console.print(table(name, list(rows[0]), [[show(value) for value in row.values()] for row in rows]))
     return 0
 
 
