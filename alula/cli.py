@@ -60,7 +60,7 @@ FastV = Annotated[
     str | None,
     typer.Option(help="LAYER:COUNT,..: so many visual tokens go on from a layer on, by attention in the one before."),
 ]
-ImageTokens = Annotated[int | None, typer.Option(help="Visual tokens of a synthetic prompt (with a reduction).")]
+ImageTokens = Annotated[int | None, typer.Option(help="Visual tokens of a synthetic prompt (reduction, ttft).")]
 ImageStart = Annotated[int | None, typer.Option(help="Place of the first visual token of a synthetic prompt.")]
 KeepVisual = Annotated[
     int | None, typer.Option(help="Visual tokens the vision tower keeps, by the class token's attention.")
@@ -173,8 +173,8 @@ def _show_lengths(sizes: dict) -> None:
 def simulate(
     model: Model = "llava-tiny",
     config: Machine = "tiny",
-    phase: Annotated[str, typer.Option(help="prefill, decode or vision.")] = "prefill",
-    tokens: Annotated[int, typer.Option(help="Prompt tokens (prefill).")] = 16,
+    phase: Annotated[str, typer.Option(help="prefill, decode, vision or ttft (time to first token).")] = "prefill",
+    tokens: Annotated[int, typer.Option(help="Prompt tokens (prefill; ttft: of text).")] = 16,
     kv: Annotated[int, typer.Option(help="Keys seen, the new token's included (decode).")] = 16,
     layers: Layers = None,
     context: Context = None,
@@ -207,20 +207,26 @@ def simulate(
     _backend(backend)
     timed_by = MemoryModel.of(get(config), memory, jitter, memory_seed)
     began = time.monotonic()
-    options = {"vision": phase == "vision", "compression": _compression(bits, sparsity, recipe)}
+    first = phase == "ttft"
+    if first:
+        dropping = (keep_schedule, exit_layer, fastv, keep_visual, image_start)
+        _timing_alone(backend != "cycle", check, attention_mask, *dropping)
+    options = {"vision": first or phase == "vision", "compression": _compression(bits, sparsity, recipe)}
     by_values = fastv is not None or (phase == "vision" and keep_visual is not None)
     options["timing_only"] = backend == "cycle" and not check and not by_values
     reduction = asked(keep_schedule, exit_layer, fastv, image_tokens, image_start)
     flow = _open(model, config, layers=layers, context=context, seed=seed, **options)
-    flow.keep(keep_visual, strategy)
+    flow.keep(image_tokens if first else keep_visual, strategy)
     given = {"tokens": tokens, "kv": kv, "name": backend, "check": check, "reduction": reduction, "memory": timed_by}
-    result = _phase(flow, phase, attention_mask, **given)
+    result = _first_token(flow, tokens, timed_by) if first else _phase(flow, phase, attention_mask, **given)
     result["wall_seconds"] = time.monotonic() - began
     events = result.pop("trace")
     if trace is not None:
         write_chrome(trace, events, flow.config.clock_hz)
     write_json(json, result)
     _show(f"{flow.model.config.name} on {config}, {phase}", result)
+    if first:
+        console.print(table("parts", list(result["parts"][0]), [list(part.values()) for part in result["parts"]]))
     if result["bit_exact"] is False or result["cycle_exact"] is False:
         raise InternalError(f"the executors disagree: {result['first_difference'] or 'cycles'}")
 
@@ -232,6 +238,21 @@ def _phase(flow, phase: str, attention_mask: str | None, **options) -> dict:
     mask = flow.mask(attention_mask)
     with progress(f"{phase} on {flow.config.name}") as advance:
         return run(flow, phase, note=lambda text: advance(0, text), mask=mask, **options)
+
+
+def _timing_alone(*options: object) -> None:
+    """Refuses what ttft has no use for."""
+    if any(option not in (None, False) for option in options):
+        raise UserError("ttft is timed by the cycle simulator alone: of what chooses tokens and executors leave out "
+                        "all but --tokens, --image-tokens and --strategy")  # fmt: skip
+
+
+def _first_token(flow, tokens: int, memory: MemoryModel) -> dict:
+    """What `simulate --phase ttft` returns, with a bar."""
+    from alula.first_token import first_token
+
+    with progress(f"ttft on {flow.config.name}") as advance:
+        return first_token(flow, tokens, memory, lambda text: advance(0, text))
 
 
 @app.command()

@@ -388,10 +388,20 @@ def vision_macs(layout: Layout, layers: int | None = None, sparse: bool = False,
     """Multiply-accumulates of one image: stem, layers, projector of `features` rows (None: all); sparse as in
     `text_macs`."""
     vision = layout.tower
+    features = vision.n_patches + (not vision.drop_class) if features is None else features
+    return tower_macs(layout, layers, sparse) + projector_macs(layout, features, sparse)
+
+
+def tower_macs(layout: Layout, layers: int | None = None, sparse: bool = False) -> int:
+    """Those of stem and layers."""
+    vision = layout.tower
     tokens, count = vision.n_patches + 1, vision.n_layers if layers is None else layers
     attention = next(op for op in vision.layer if isinstance(op, ir.Attention))
-    features = vision.n_patches + (not vision.drop_class) if features is None else features
     return (_linear_macs(layout, "vision", vision.layer, [tokens] * count, sparse)
             + count * 2 * tokens * tokens * attention.heads * attention.head_dim
-            + _linear_macs(layout, "stem", vision.stem, [vision.n_patches], sparse)
-            + _linear_macs(layout, "projector", vision.projector, [features], sparse))
+            + _linear_macs(layout, "stem", vision.stem, [vision.n_patches], sparse))
+
+
+def projector_macs(layout: Layout, features: int, sparse: bool = False) -> int:
+    """Those of the projector on so many rows."""
+    return _linear_macs(layout, "projector", layout.tower.projector, [features], sparse)

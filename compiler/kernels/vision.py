@@ -24,7 +24,7 @@ FEATURES = memory_region("features")
 
 
 def emit(b: Builder, layout: Layout) -> dict:
-    """Append the entry; returns its manifest."""
+    """Append the entry; returns its manifest ("parts": where what follows the tower begins)."""
     b.new_entry()
     entry = len(b.program)
     vision = layout.tower
@@ -35,10 +35,12 @@ def emit(b: Builder, layout: Layout) -> dict:
     tower = _Tower(ctx, layout, tile, tokens)
     tower.stem(args["patches"])
     tower.layers(args["n_layers"], args["keep"])
+    parts = {"selection": len(b.program)}
     tower.select(args["keep"], args["by_rows"])
+    parts["projector"] = len(b.program)
     tower.project(args["result"])
     b.halt()
-    return {"entry": entry, "args": list(ARGUMENTS), "tile": tile}
+    return {"entry": entry, "args": list(ARGUMENTS), "tile": tile, "parts": parts}
 
 
 class _Tower:
