@@ -24,6 +24,7 @@ def first_token(flow: Flow, tokens: int, memory: MemoryModel, note: Note = lambd
     machine.encode_image(synthetic_patches(flow), keep=flow.keep_visual, strategy=flow.strategy)
     note("language model")
     image = flow.model.config.image_token_index
+    assert image is not None
     ids = [image] * flow.visual_tokens + synthetic_ids(flow, tokens)
     machine.prefill(machine.prompt_rows(ids, image))
     (_, vision), (_, text) = machine.results

@@ -12,6 +12,7 @@ from . import attention, linear, mlp, norm
 from .allocate import largest_tile, vision_regions
 from .builder import At, Builder, Reg, Rows, Value
 from .context import POINTERS, Context, advance_layer
+from .encoder import Encoder, Plan, plan
 from .linear import ABSMAX
 from .regions import memory_region
 from .select import Saliency, Survivors
@@ -23,8 +24,9 @@ ARGUMENTS = ("patches", "result", "n_layers", "keep", "by_rows")
 FEATURES = memory_region("features")
 
 
-def emit(b: Builder, layout: Layout) -> dict:
-    """Append the entry; returns its manifest ("parts": where what follows the tower begins)."""
+def emit(b: Builder, layout: Layout, pipelined: bool = True) -> dict:
+    """Append the entry; returns its manifest ("parts": where what follows the tower begins). pipelined: layers as in
+    `encoder`, where they fit the buffers."""
     b.new_entry()
     entry = len(b.program)
     vision = layout.tower
@@ -34,13 +36,15 @@ def emit(b: Builder, layout: Layout) -> dict:
     ctx = Context(b, layout.geo, regions, vision.layer_width, m=b.reg("m"), x=b.reg("x"), a=b.reg("a"))
     tower = _Tower(ctx, layout, tile, tokens)
     tower.stem(args["patches"])
-    tower.layers(args["n_layers"], args["keep"])
+    planned = plan(layout) if pipelined else None
+    tower.layers(args["n_layers"], args["keep"], planned)
     parts = {"selection": len(b.program)}
     tower.select(args["keep"], args["by_rows"])
     parts["projector"] = len(b.program)
     tower.project(args["result"])
     b.halt()
-    return {"entry": entry, "args": list(ARGUMENTS), "tile": tile, "parts": parts}
+    return {"entry": entry, "args": list(ARGUMENTS), "tile": tile, "parts": parts,
+            "pipelined": planned is not None}
 
 
 class _Tower:
@@ -119,8 +123,9 @@ class _Tower:
 
     # --- layers ----------------------------------------------------------------------------------------
 
-    def layers(self, count: Reg, keep: Reg) -> None:
-        """Every layer in two rounds of tiles: all keys and values first, then the rest.
+    def layers(self, count: Reg, keep: Reg, planned: Plan | None) -> None:
+        """Every layer: in a pipeline as planned, else in two rounds of tiles, all keys and values first, then
+        the rest.
 
         The class token is the first row of the first tile: in the last layer its attention is kept, if asked for.
         """
@@ -131,26 +136,33 @@ class _Tower:
         slots, score_row = b.reg("slots"), b.reg("score_row")
         b.set(slots, self.tokens)
         key_slots(b, layout, slots, score_row)
+        encoder = None if planned is None else Encoder(ctx, layout, planned)
+        if encoder is not None:
+            encoder.begin()
         with b.loop(count):
+            b.set(count, count + -1)
+            watched = self._watched(count, keep)
             ctx.load_shifts()
             for field in layout.vision["params"].sizes:
                 if field != TABLE:
                     ctx.load_parameter(field)
-            self._tiles(0, self._keys)
-            b.set(count, count + -1)
-            self._watch(count, keep)
-            self._tiles(0, lambda: self._rest(slots, score_row))
+            if encoder is not None:
+                encoder.layer(watched, slots, score_row)
+            else:
+                self._tiles(0, self._keys)
+                with b.unless(Op.BEQ, watched, 0):
+                    self.saliency.clear()
+                self._tiles(0, lambda: self._rest(slots, score_row))
             advance_layer(ctx)
         b.free("slots", "score_row", "watched", *("p_" + name for name in POINTERS))
 
-    def _watch(self, layers_left: Reg, keep: Reg) -> None:
-        """Register `watched` is not zero where attention is to be kept."""
+    def _watched(self, layers_left: Reg, keep: Reg) -> Reg:
+        """Not zero where attention is to be kept."""
         b = self.ctx.b
         watched = b.set(b.reg("watched"), 0)
         with b.unless(Op.BNE, layers_left, 0):
             b.set(watched, keep)
-        with b.unless(Op.BEQ, watched, 0):
-            self.saliency.clear()
+        return watched
 
     def _each_head(self, heads: attention.Heads, entry: Reg) -> None:
         b = self.ctx.b

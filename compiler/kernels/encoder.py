@@ -1,0 +1,423 @@
+"""Vision layers with all tokens on chip: every stage of every row tile in a software pipeline.
+
+A layer is three blocks. `front`: norm, keys, values and queries of all tiles; keys and values go out to the cache while
+the matrix units go on. `attend`: per tile the heads one behind the other, scores of a head while the vector unit takes
+the softmax of the one before. `back`: output projection and feed-forward layer. Within a block nothing waits but for
+what it needs. `vision` takes layers that do not fit tile by tile.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from alula.errors import UserError
+from hw.spec import weights
+from hw.spec.isa import (
+    Add,
+    Dst,
+    Fin,
+    Func,
+    LdKind,
+    Mul1,
+    Mul2,
+    Mul3,
+    MxMode,
+    Op,
+    Reduce,
+    Row,
+    Src,
+    StKind,
+    StMode,
+    StreamFormat,
+    Tap,
+)
+from hw.spec.numerics import encode_scale
+
+from .. import ir
+from ..layout import Layout
+from . import linear, mlp, norm
+from .allocate import Placer
+from .attention_heads import KEY_ADJUST, QUERY_ADJUST, SCALES, VALUE_REFERENCE, Heads
+from .builder import At, Reg, Rows, Value
+from .context import Context
+from .linear import ABSMAX
+from .regions import Region, memory_region
+from .select import Saliency
+
+KEYS, VALUES = memory_region("keys"), memory_region("values")
+LARGEST_TILES = 6
+"""Row tiles: their stages are unrolled in the program."""
+COMBINED = 5
+"""Heads whose values are combined in one pass; of 16 heads the last one is left, for which the units wait."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the rows of all tokens are divided, and where everything lies."""
+
+    tile: int
+    count: int
+    regions: dict[str, Region]
+
+
+def plan(layout: Layout) -> Plan | None:
+    """The fewest tiles whose attention rows fit the accumulators; None where layers do not fit or are of another
+    kind."""
+    tower = layout.tower
+    match tower.layer:
+        case [ir.Norm(), ir.Attention() as op, ir.Residual(), ir.Norm(), ir.PlainMlp(), ir.Residual()]:
+            pass
+        case _:
+            return None
+    if op.rope or op.causal or op.heads != op.kv_heads or op.q.n_out != tower.layer_width:
+        return None
+    tokens, rows = tower.n_patches + 1, layout.config.acc_rows // 2
+    for count in range(weights.ceil_div(tokens, rows), LARGEST_TILES + 1):
+        tile = weights.ceil_div(tokens, count)
+        try:
+            return Plan(tile, weights.ceil_div(tokens, tile), _regions(layout, op, tile))
+        except UserError:
+            continue
+    return None
+
+
+def _regions(layout: Layout, op: ir.Attention, tile: int) -> dict[str, Region]:
+    """Everything two units work on at a time is there twice, for even and odd tiles or heads."""
+    tower, geo, place = layout.tower, layout.geo, Placer(layout.config)
+    tokens, width = tower.n_patches + 1, geo.granules(tower.layer_width)
+    fc = next(each.fc for each in tower.layer if isinstance(each, ir.PlainMlp))
+    row, hd, hidden = geo.cache_granules(tokens), geo.granules(op.head_dim), geo.granules(fc.n_out)
+    projected, acc = tile * geo.acc_granules(op.q.n_out), tile * geo.acc_granules(tower.layer_width)
+    place.phases("AB", _twice(ACC_K=projected, ACC_V=projected, ACC_Q=projected),
+                 _twice(SCORES=tile * row) | {"PV": op.heads * 2 * tile * hd},
+                 _twice(OUT=acc, DOWN=acc, UP=tile * geo.acc_granules(fc.n_out)))
+    place.parameters(layout.vision["params"])
+    place.take("PB", **{"P:k_scale": op.heads * row, "P:v_scale": op.heads * row})
+    place.take("VB", X=tokens * width, Y=tile * width)
+    place.regions["O"] = place.regions["Y"]
+    place.take("VB", V_ROW=op.heads * row)
+    place.phases("VB", {"Wk": tile * width, "Wv": tile * width, "WQ": tile * width}, {"T": COMBINED * tile * hd},
+                 {"H": tile * hidden})
+    place.take("OB", XQ=tokens * width)
+    place.phases("OB", {"QQ": tokens * op.heads * hd} | _twice(PLANES=2 * tile * row), _twice(HQ=tile * hidden))
+    place.take("SB", SB_k=tile * width, SB_scale_k=tile * op.heads * geo.gpw, SB_scale_v=tile * op.heads * geo.gpw,
+               **_twice(SB_v=tile * width))
+    place.ring("SB", SB_SALIENCY=geo.granules(tokens))
+    place.take("RS", A=tokens, E=tokens, S=tile, C=tile, EH_k=tile * op.heads, EH_v=tile * op.heads,
+               EQ=tokens * op.heads, MAX=tile, SUM=op.heads * tile, PART=tile * weights.ceil_div(op.heads, COMBINED),
+               **_twice(F=tile))
+    return place.regions
+
+
+def _twice(**sizes: int) -> dict[str, int]:
+    return {f"{name}{half}": size for name, size in sizes.items() for half in "01"}
+
+
+def pipelined(count: int, *stages: tuple[int, Callable[[int], None]]) -> None:
+    """Stages of items 0.. in the order of a pipeline: step i has, of each stage (lag, body), item i - lag."""
+    for step in range(count + max(lag for lag, _ in stages)):
+        for lag, body in stages:
+            if 0 <= step - lag < count:
+                body(step - lag)
+
+
+class Encoder:
+    """Emits one layer after the other; `ctx` has the registers, records and pointers of the layers."""
+
+    def __init__(self, ctx: Context, layout: Layout, plan: Plan) -> None:
+        self.ctx, self.layout, self.geo, self.b = replace(ctx, regions=plan.regions), layout, layout.geo, ctx.b
+        self.tile, self.count, self.tokens = plan.tile, plan.count, layout.tower.n_patches + 1
+        self.norms = [each for each in layout.tower.layer if isinstance(each, ir.Norm)]
+        self.out, self.down = (each.linear for each in layout.tower.layer if isinstance(each, ir.Residual))
+        self.op = next(each for each in layout.tower.layer if isinstance(each, ir.Attention))
+        self.mlp = next(each for each in layout.tower.layer if isinstance(each, ir.PlainMlp))
+        self.slots, self.row = self.geo.slots(self.tokens), self.geo.cache_granules(self.tokens)
+        self.row_words, self.key_words = self.row // self.geo.gpw, self.geo.words(self.tokens)
+        self.step, self.hd = self.geo.words(self.op.head_dim), self.geo.granules(self.op.head_dim)
+        self.tiles = [self._tile(index) for index in range(self.count)]
+
+    def _tile(self, index: int) -> Context:
+        """Context of a tile's rows."""
+        first, regions, width = index * self.tile, dict(self.ctx.regions), self.geo.granules(self.ctx.width)
+        m = min(self.tile, self.tokens - first)
+        regions |= {"XQ": _part(regions["XQ"], first * width, m * width), "E": _part(regions["E"], first, m)}
+        for name in ("ACC_K", "ACC_V", "ACC_Q", "SB_v", "OUT", "DOWN", "UP", "HQ", "F"):
+            regions[name] = regions[f"{name}{index % 2}"]
+        return replace(self.ctx, regions=regions, m=m, x=first * self.geo.words(self.ctx.width), a=first)
+
+    def begin(self) -> None:
+        """Ahead of the first layer."""
+        self._centre(0, self.norms[0])
+
+    def layer(self, watched: Reg, slots: Reg, score_row: Reg) -> None:
+        """One layer; watched: whether the class token's attention is to be kept. slots, score_row: registers that hold
+        these sizes."""
+        self.front()
+        self.b.fence()
+        self.attend()
+        with self.b.unless(Op.BEQ, watched, 0):
+            self._watch(slots, score_row)
+        self.back()
+        self.b.fence()
+
+    def _matmul(self, tile: Context, op: ir.Linear, act: str, acc: str) -> None:
+        tile.seek(op.name)
+        linear.matmul(tile, op, act, tile[acc])
+
+    # --- norms -----------------------------------------------------------------------------------------
+
+    def _centre(self, index: int, op: ir.Norm) -> None:
+        """Rows minus their mean in Y, what they are to be scaled by in S; needs no parameters of the layer."""
+        tile, b, constants = self.tiles[index], self.b, norm.constants_of(op)
+        shape, sums, maxima, rows = (tile.m, 1, self.geo.words(op.width)), Rows(tile["S"], 1), Rows(tile["C"], 1), \
+            tile.rows("Y", op.width)
+        b.operator = op.name
+        b.vu_pass(shape, op.width, v=tile.residual(), w=sums, imm1=constants["mean_word"], src=Src.V, reduce=Reduce.SUM,
+                  fin=Fin.MEAN)
+        b.vu_pass(shape, op.width, v=tile.residual(), r1=sums, d=rows, w=maxima, src=Src.V, row1=Row.RAW,
+                  add=Add.SUB_R1, **ABSMAX)
+        b.vu_pass(shape, op.width, v=rows, r0=maxima, w=sums, imm1=constants["epsilon"], src=Src.V, row0=Row.RAW,
+                  reduce=Reduce.SUMSQ, fin=Fin.RSQRT)
+
+    def _scale(self, index: int, op: ir.Norm) -> None:
+        """Centred rows scaled and quantised into XQ with entries E."""
+        tile, b = self.tiles[index], self.b
+        shape, rows, entries = (tile.m, 1, self.geo.words(op.width)), tile.rows("Y", op.width), Rows(tile["E"], 1)
+        b.operator = op.name
+        b.vu_pass(shape, op.width, v=rows, p=tile.parameter(f"{op.name}.words"), r0=Rows(tile["S"], 1), d=rows,
+                  src=Src.V, mul1=Mul1.P, mul2=Mul2.R0, row0=Row.FIN, adj2=norm.constants_of(op)["adjust"])
+        b.vu_pass(shape, op.width, v=rows, p=tile.parameter(f"{op.name}.bias"), d=rows, src=Src.V, add=Add.P, w=entries,
+                  **ABSMAX)
+        linear.quantise(tile, rows, op.width, "XQ", entries)
+
+    # --- front -----------------------------------------------------------------------------------------
+
+    def front(self) -> None:
+        """Keys and values of every tile, behind them the queries: the cache has their time to be written."""
+        pipelined(self.count, (0, self._first_norm), (0, self._keys_values), (1, self._cache))
+        self._clear_planes()
+        pipelined(self.count, (0, lambda i: self._matmul(self.tiles[i], self.op.q, "XQ", "ACC_Q")), (1, self._queries))
+        self._load_scales()
+
+    def _clear_planes(self) -> None:
+        """Probabilities behind the last key: no other pass writes them, and values are multiplied by them."""
+        padding = self.row_words - self.key_words
+        self.b.operator = "softmax"
+        for half in "01" if padding else "":
+            planes = At(self.ctx["PLANES" + half], self.row, 0, self.key_words * self.geo.gpw)
+            self.b.vu_pass((2 * self.tile, 1, padding), padding * self.geo.config.lanes, r0=Rows(self.ctx["E"]),
+                           d=planes, imm0=0, src=Src.R0, mul1=Mul1.IMM)
+
+    def _first_norm(self, index: int) -> None:
+        """Whatever comes before has centred the first tile."""
+        if index:
+            self._centre(index, self.norms[0])
+        self._scale(index, self.norms[0])
+
+    def _keys_values(self, index: int) -> None:
+        self._matmul(self.tiles[index], self.op.k, "XQ", "ACC_K")
+        self._matmul(self.tiles[index], self.op.v, "XQ", "ACC_V")
+
+    def _cache(self, index: int) -> None:
+        """Scales first: they are read first, and nothing waits for the long store of the values."""
+        parts = ((self.op.k, "k", KEYS, Row.SCALE), (self.op.v, "v", VALUES, Row.RAW))
+        for op, which, _, _ in parts:
+            entries = Rows(self.ctx["EH_" + which], self.op.heads, 1)
+            self._heads(index, op, f"ACC_{which.upper()}", "W" + which, entries)
+        for _, which, _, row in parts:
+            self._store_scales(index, which, row)
+        for _, which, region, _ in parts:
+            self._store(index, which, region)
+
+    def _heads(self, index: int, op: ir.Linear, acc: str, target: str, entries: Rows) -> None:
+        """Wide heads, maxima of each (token, head) in `entries`."""
+        tile = self.tiles[index]
+        linear.project(tile, op, tile[acc], tile.rows(target, op.n_out), heads=self.op.heads, w=entries, **ABSMAX)
+
+    def _store_scales(self, index: int, which: str, row: Row) -> None:
+        tile, heads, words = self.tiles[index], self.op.heads, self.ctx["SB_scale_" + which]
+        self.b.operator = "cache"
+        self.b.vu_pass((tile.m, heads, 1), 1, d=At(words, heads, 1), r0=Rows(tile["EH_" + which], heads, 1),
+                       src=Src.R0, row0=row)
+        self.b.store(StMode.SC, words, SCALES, addr=tile.pointers["scales"] + tile.records["scales"][which],
+                     src_tok=heads * self.geo.gpw, src_head=self.geo.gpw, pos=index * self.tile, n_tok=tile.m,
+                     n_head=heads, stride_head=self.row, kind=StKind.KV_SCALES)
+
+    def _store(self, index: int, which: str, region: Region) -> None:
+        tile, b, units, heads, hd = self.tiles[index], self.b, self.geo.config.units, self.op.heads, self.op.head_dim
+        words, width = tile["SB_" + which], heads * self.step
+        strides = weights.k_strides(hd) if which == "k" else weights.v_strides(self.tokens, units)
+        b.operator = "cache"
+        b.vu_pass((tile.m, heads, self.step), hd, v=At(tile["W" + which], width, self.step),
+                  d=At(words, width, self.step), r0=Rows(tile["EH_" + which], heads, 1), src=Src.V, mul2=Mul2.R0,
+                  row0=Row.FIN, clip8=1)
+        b.store(StMode.K if which == "k" else StMode.V, words, region,
+                addr=tile.pointers["cache"] + tile.records["cache"][which], src_tok=width * self.geo.gpw,
+                src_head=self.step * self.geo.gpw, pos=index * self.tile, n_tok=tile.m, n_head=heads, n_gran=hd // 16,
+                stride_head=weights.cache_beats(hd, self.tokens, units), stride_slot=strides["slot"],
+                stride_gran=strides["gran"])
+
+    def _queries(self, index: int) -> None:
+        """Rows [token][head] in QQ, maxima in EQ."""
+        tile, heads = self.tiles[index], self.op.heads
+        entries = Rows(tile["EQ"], heads, 1, index * self.tile * heads)
+        self._heads(index, self.op.q, "ACC_Q", "WQ", entries)
+        first = index * self.tile * heads * self.hd
+        self.b.vu_pass((tile.m, heads, self.step), self.op.head_dim, r0=entries, src=Src.V, mul2=Mul2.R0, row0=Row.FIN,
+                       v=At(tile["WQ"], heads * self.step, self.step),
+                       d=At(_part(tile["QQ"], first, tile.m * heads * self.hd), heads * self.hd, self.hd))
+
+    def _load_scales(self) -> None:
+        """Scales of all keys and values, as soon as they are written."""
+        heads = self.op.heads
+        self.b.operator = "softmax"
+        for which in "kv":
+            self.b.load(self.ctx.pointers["scales"] + self.ctx.records["scales"][which], self.ctx[f"P:{which}_scale"],
+                        self.key_words * self.geo.gpw, rows=heads, stride=self.row, row_stride=self.row, source=SCALES,
+                        kind=LdKind.KV_SCALES)
+        self.b.vu_pass((heads, 1, self.key_words), self.tokens, p=At(self.ctx["P:v_scale"], self.row_words),
+                       d=At(self.ctx["V_ROW"], self.row_words), imm0=VALUE_REFERENCE, src=Src.P, mul1=Mul1.IMM,
+                       adj1=-15)
+
+    # --- attention -------------------------------------------------------------------------------------
+
+    def attend(self) -> None:
+        """Tiles one behind the other; the last one starts earlier, so that all are as long, and some rows of it are
+        worked out twice.
+
+        A tile's outputs are quantised while the next one's first scores are made. Ahead of the first tile there is
+        nothing to quantise: what comes of it lies in that tile's own rows, which are written again.
+        """
+        b, heads = self.b, self.op.heads
+        first, left = b.set(b.reg("first"), 0), b.set(b.reg("tiles_left"), self.count)
+        query, block = b.set(b.reg("first_query"), 0), b.set(b.reg("first_block"), 0)
+        before, block_before = b.set(b.reg("before"), 0), b.set(b.reg("block_before"), 0)
+        with b.loop(left):
+            self._quantise(before, block_before)
+            self._attend_tile(query, block)
+            b.set(before, first)
+            b.set(block_before, block)
+            b.set(first, first + self.tile)
+            b.alu(Op.MIN, first, first, self.tokens - self.tile)
+            b.scaled("first_query", first, heads)
+            b.scaled("first_block", first, heads * self.hd)
+        self._quantise(before, block_before)
+        b.free("first", "tiles_left", "first_query", "first_block", "before", "block_before")
+
+    def _quantise(self, first: Reg, block: Reg) -> None:
+        """Outputs of the tile with that first row into XQ; the largest of its parts' maxima into E."""
+        ctx, width, groups = replace(self.ctx, m=self.tile), self.op.q.n_out, self._groups
+        entries = Rows(ctx["E"], 1, 0, first)
+        self.b.operator = "values"
+        self.b.vu_pass((self.tile, groups, 1), 1, r0=Rows(ctx["PART"], groups, 1), w=entries, src=Src.R0, row0=Row.RAW,
+                       level=1, **ABSMAX)
+        self.b.vu_pass((self.tile, 1, self.geo.words(width)), width, v=ctx.rows("O", width), r0=entries, src=Src.V,
+                       mul2=Mul2.R0, row0=Row.FIN, d=At(ctx["XQ"], self.geo.granules(width), 0, block))
+
+    @property
+    def _groups(self) -> int:
+        return weights.ceil_div(self.op.heads, COMBINED)
+
+    def _attend_tile(self, query: Reg, block: Reg) -> None:
+        """query: entry of the first row's first query; block: that row's first block in QQ."""
+        pipelined(self.op.heads, (0, lambda head: self._scores(head, block)), (1, self._values),
+                  (0, lambda head: self._softmax(head, query)), (1, self._combine))
+
+    def _cached(self, which: str, head: int) -> Value:
+        """Beat address of a head's keys or values."""
+        ctx = self.ctx
+        at = weights.cache_beats(self.op.head_dim, self.tokens, self.geo.config.units) * head
+        return ctx.pointers["cache"] + (ctx.records["cache"][which] + at)
+
+    def _scores(self, head: int, block: Reg) -> None:
+        ctx, b, hb = self.ctx, self.b, self.op.head_dim // 16
+        b.operator = "scores"
+        b.read(self._cached("k", head), self.slots * hb * weights.BLOCK_BEATS, fmt=StreamFormat.RAW, source=KEYS)
+        b.matmul(ctx["QQ"], ctx[f"SCORES{head % 2}"], rows=self.tile, kb=hb, ob=self.slots,
+                 act_stride=self.op.heads * self.hd, out_stride=self.row, act_offset=block + head * self.hd)
+
+    def _softmax(self, head: int, query: Reg) -> None:
+        """Probability planes [token][plane]; sums of all heads are kept."""
+        ctx, b, shape, at = self.ctx, self.b, (self.tile, 1, self.key_words), head * self.row_words
+        top, total = Rows(ctx["MAX"], 1), Rows(ctx["SUM"], 1, 0, head * self.tile)
+        score: dict[str, Any] = {
+            "a": At(ctx[f"SCORES{head % 2}"], self.row_words), "p": At(ctx["P:k_scale"], 0, 0, at),
+            "r0": Rows(ctx["EQ"], self.op.heads, 0, query + head), "src": Src.A, "mul1": Mul1.P, "adj1": KEY_ADJUST,
+            "mul2": Mul2.R0, "row0": Row.SCALE, "adj2": QUERY_ADJUST}
+        b.operator = "softmax"
+        b.vu_pass(shape, self.tokens, w=top, reduce=Reduce.MAX, **score)
+        sums: dict[str, Any] = {"w": total, "tap": Tap.FUNC, "reduce": Reduce.SUM, "fin": Fin.RECIP}
+        for plane, (dst, tail) in enumerate(((Dst.OBH, sums), (Dst.OBL, {}))):
+            b.vu_pass(shape, self.tokens, v=At(ctx["V_ROW"], 0, 0, at), r1=top, row1=Row.RAW, add=Add.SUB_R1,
+                      func=Func.EXP2, mul3=Mul3.V, sh3=15, dst=dst,
+                      d=At(ctx[f"PLANES{head % 2}"], 2 * self.row, 0, plane * self.row), **tail, **score)
+
+    def _values(self, head: int) -> None:
+        ctx, b, hb = self.ctx, self.b, self.op.head_dim // 16
+        b.operator = "values"
+        b.read(self._cached("v", head), self.slots * weights.BLOCK_BEATS, rows=hb, fmt=StreamFormat.RAW, source=VALUES,
+               stride=weights.v_strides(self.tokens, self.geo.config.units)["gran"])
+        size = 2 * self.tile * self.hd
+        b.matmul(ctx[f"PLANES{head % 2}"], _part(ctx["PV"], head * size, size), rows=2 * self.tile, kb=self.slots,
+                 ob=hb, act_stride=self.row, out_stride=self.hd, mode=MxMode.SPLIT_K)
+
+    def _combine(self, head: int) -> None:
+        """(low planes / 16 + high planes * 16) / sum into O, of a few heads at a time."""
+        ctx, b, step, hd, count = self.ctx, self.b, self.step, self.op.head_dim, head % COMBINED + 1
+        if count < COMBINED and head + 1 < self.op.heads:
+            return
+        first, size = head + 1 - count, 2 * self.tile * self.hd
+        planes = _part(ctx["PV"], first * size, count * size)
+        high, low = (At(planes, 2 * step, 2 * self.tile * step, plane * step) for plane in (0, 1))
+        half, shape = At(ctx["T"], count * step, step), (self.tile, count, step)
+        b.operator = "values"
+        b.vu_pass(shape, hd, a=low, d=half, imm0=encode_scale(1 / 16), src=Src.A, mul1=Mul1.IMM)
+        b.vu_pass(shape, hd, a=high, v=half, r1=Rows(ctx["SUM"], 1, self.tile, first * self.tile), src=Src.A,
+                  imm0=encode_scale(16.0), mul1=Mul1.IMM, add=Add.V, mul3=Mul3.R1, row1=Row.FIN, adj2=-22,
+                  d=At(ctx["O"], self.geo.words(self.op.q.n_out), step, first * step),
+                  w=Rows(ctx["PART"], self._groups, 0, first // COMBINED), level=1, **ABSMAX)
+
+    def _watch(self, slots: Reg, score_row: Reg) -> None:
+        """The class token's attention once more, alone: its shares of all heads into the saliency."""
+        regions = self.ctx.regions | {"EH": self.ctx["EQ"], "SCORES": self.ctx["SCORES0"],
+                                      "PLANES": self.ctx["PLANES0"]}  # fmt: skip
+        ctx = replace(self.ctx, regions=regions)
+        self.b.set(ctx.m, 1)
+        saliency = Saliency(ctx, self.layout, self.tokens)
+        saliency.clear()
+        Heads(ctx, self.op, self.tokens, slots, score_row, self.tokens, self.tokens).one_by_one(saliency.add)
+
+    # --- back ------------------------------------------------------------------------------------------
+
+    def back(self) -> None:
+        """Output projection and feed-forward layer of all tiles, residual rows with their maxima."""
+        pipelined(self.count, (0, lambda i: self._matmul(self.tiles[i], self.out, "XQ", "OUT")), (1, self._second_norm),
+                  (2, lambda i: self._matmul(self.tiles[i], self.mlp.fc, "XQ", "UP")), (3, self._activate),
+                  (3, lambda i: self._matmul(self.tiles[i], self.down, "HQ", "DOWN")), (4, self._last_residual))
+
+    def _second_norm(self, index: int) -> None:
+        tile = self.tiles[index]
+        linear.project(tile, self.out, tile["OUT"], tile.residual(), residual=True, w=tile.maxima(), **ABSMAX)
+        self._centre(index, self.norms[1])
+        self._scale(index, self.norms[1])
+
+    def _activate(self, index: int) -> None:
+        tile, fc = self.tiles[index], self.mlp.fc
+        entries, hidden = Rows(tile["F"], 1), tile.rows("H", fc.n_out)
+        linear.project(tile, fc, tile["UP"], hidden, func=mlp.FUNCS[self.mlp.func], w=entries, **ABSMAX)
+        linear.quantise(tile, hidden, fc.n_out, "HQ", entries)
+
+    def _last_residual(self, index: int) -> None:
+        """With the next layer's first rows centred before the last of this one's arrive."""
+        if index == self.count - 1 > 0:
+            self._centre(0, self.norms[0])
+        tile = self.tiles[index]
+        tile = replace(tile, regions=tile.regions | {"E": tile["F"]})
+        linear.project(tile, self.down, tile["DOWN"], tile.residual(), residual=True, w=tile.maxima(), **ABSMAX)
+        if self.count == 1:
+            self._centre(0, self.norms[0])
+
+
+def _part(region: Region, first: int, size: int) -> Region:
+    """`size` elements of a region from element `first` on."""
+    return replace(region, base=region.base + first, size=size)
