@@ -47,8 +47,8 @@ from .select import Saliency
 KEYS, VALUES = memory_region("keys"), memory_region("values")
 LARGEST_TILES = 6
 """Row tiles: their stages are unrolled in the program."""
-COMBINED = 5
-"""Heads whose values are combined in one pass; of 16 heads the last one is left, for which the units wait."""
+COMBINED = 7
+"""Heads whose values are combined in one pass, at most; of 16 heads two are left for the end, when the units wait."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def plan(layout: Layout) -> Plan | None:
             pass
         case _:
             return None
-    if op.rope or op.causal or op.heads != op.kv_heads or op.q.n_out != tower.layer_width:
+    if op.rope or op.causal or not 1 < op.heads == op.kv_heads or op.q.n_out != tower.layer_width:
         return None
     tokens, rows = tower.n_patches + 1, layout.config.acc_rows // 2
     for count in range(weights.ceil_div(tokens, rows), LARGEST_TILES + 1):
@@ -96,7 +96,7 @@ def _regions(layout: Layout, op: ir.Attention, tile: int) -> dict[str, Region]:
     place.take("VB", X=tokens * width, Y=tile * width)
     place.regions["O"] = place.regions["Y"]
     place.take("VB", V_ROW=op.heads * row)
-    place.phases("VB", {"Wk": tile * width, "Wv": tile * width, "WQ": tile * width}, {"T": COMBINED * tile * hd},
+    place.phases("VB", {"Wk": tile * width, "Wv": tile * width, "WQ": tile * width}, {"T": _combined(op) * tile * hd},
                  {"H": tile * hidden})
     place.take("OB", XQ=tokens * width)
     place.phases("OB", {"QQ": tokens * op.heads * hd} | _twice(PLANES=2 * tile * row), _twice(HQ=tile * hidden))
@@ -104,9 +104,14 @@ def _regions(layout: Layout, op: ir.Attention, tile: int) -> dict[str, Region]:
                **_twice(SB_v=tile * width))
     place.ring("SB", SB_SALIENCY=geo.granules(tokens))
     place.take("RS", A=tokens, E=tokens, S=tile, C=tile, EH_k=tile * op.heads, EH_v=tile * op.heads,
-               EQ=tokens * op.heads, MAX=tile, SUM=op.heads * tile, PART=tile * weights.ceil_div(op.heads, COMBINED),
-               **_twice(F=tile))
+               EQ=tokens * op.heads, MAX=tile, SUM=op.heads * tile,
+               PART=tile * weights.ceil_div(op.heads, _combined(op)), **_twice(F=tile))
     return place.regions
+
+
+def _combined(op: ir.Attention) -> int:
+    """Heads whose values are combined in one pass; the last head's are not combined with the first one's."""
+    return min(COMBINED, op.heads - 1)
 
 
 def _twice(**sizes: int) -> dict[str, int]:
@@ -134,6 +139,7 @@ class Encoder:
         self.slots, self.row = self.geo.slots(self.tokens), self.geo.cache_granules(self.tokens)
         self.row_words, self.key_words = self.row // self.geo.gpw, self.geo.words(self.tokens)
         self.step, self.hd = self.geo.words(self.op.head_dim), self.geo.granules(self.op.head_dim)
+        self.group = _combined(self.op)
         self.tiles = [self._tile(index) for index in range(self.count)]
 
     def _tile(self, index: int) -> Context:
@@ -147,11 +153,13 @@ class Encoder:
 
     def begin(self) -> None:
         """Ahead of the first layer."""
-        self._centre(0, self.norms[0])
+        self.ctx.load_parameters(self.norms[0])
+        self._norm(0, self.norms[0])
+        self.b.fence()
 
     def layer(self, watched: Reg, slots: Reg, score_row: Reg) -> None:
-        """One layer; watched: whether the class token's attention is to be kept. slots, score_row: registers that hold
-        these sizes."""
+        """One layer, the first tile's norm done; watched: whether the class token's attention is to be kept. slots,
+        score_row: registers that hold these sizes."""
         self.front()
         self.b.fence()
         self.attend()
@@ -190,14 +198,21 @@ class Encoder:
                   **ABSMAX)
         linear.quantise(tile, rows, op.width, "XQ", entries)
 
+    def _norm(self, index: int, op: ir.Norm) -> None:
+        self._centre(index, op)
+        self._scale(index, op)
+
     # --- front -----------------------------------------------------------------------------------------
 
     def front(self) -> None:
-        """Keys and values of every tile, behind them the queries: the cache has their time to be written."""
+        """Keys and values of every tile, behind them the queries: the cache has their time to be written. At the end
+        the first head of the first tile."""
         pipelined(self.count, (0, self._first_norm), (0, self._keys_values), (1, self._cache))
         self._clear_planes()
         pipelined(self.count, (0, lambda i: self._matmul(self.tiles[i], self.op.q, "XQ", "ACC_Q")), (1, self._queries))
         self._load_scales()
+        self._scores(0, 0)
+        self._softmax(0, 0)
 
     def _clear_planes(self) -> None:
         """Probabilities behind the last key: no other pass writes them, and values are multiplied by them."""
@@ -209,14 +224,16 @@ class Encoder:
                            d=planes, imm0=0, src=Src.R0, mul1=Mul1.IMM)
 
     def _first_norm(self, index: int) -> None:
-        """Whatever comes before has centred the first tile."""
+        """Of all tiles but the first."""
         if index:
-            self._centre(index, self.norms[0])
-        self._scale(index, self.norms[0])
+            self._norm(index, self.norms[0])
 
     def _keys_values(self, index: int) -> None:
         self._matmul(self.tiles[index], self.op.k, "XQ", "ACC_K")
         self._matmul(self.tiles[index], self.op.v, "XQ", "ACC_V")
+        if index == 0:
+            for op in self.layout.tower.layer[1:]:
+                self.ctx.load_parameters(op)
 
     def _cache(self, index: int) -> None:
         """Scales first: they are read first, and nothing waits for the long store of the values."""
@@ -285,24 +302,23 @@ class Encoder:
         """Tiles one behind the other; the last one starts earlier, so that all are as long, and some rows of it are
         worked out twice.
 
-        A tile's outputs are quantised while the next one's first scores are made. Ahead of the first tile there is
-        nothing to quantise: what comes of it lies in that tile's own rows, which are written again.
+        The first head of a tile is done with the last of the one before, and the outputs of that one are quantised with
+        the second. Ahead of the first tile there is nothing to quantise: what comes of it lies in that tile's own rows,
+        which are written again. Behind the last tile its first head is done once more.
         """
-        b, heads = self.b, self.op.heads
-        first, left = b.set(b.reg("first"), 0), b.set(b.reg("tiles_left"), self.count)
-        query, block = b.set(b.reg("first_query"), 0), b.set(b.reg("first_block"), 0)
-        before, block_before = b.set(b.reg("before"), 0), b.set(b.reg("block_before"), 0)
-        with b.loop(left):
-            self._quantise(before, block_before)
-            self._attend_tile(query, block)
-            b.set(before, first)
-            b.set(block_before, block)
-            b.set(first, first + self.tile)
-            b.alu(Op.MIN, first, first, self.tokens - self.tile)
-            b.scaled("first_query", first, heads)
-            b.scaled("first_block", first, heads * self.hd)
-        self._quantise(before, block_before)
-        b.free("first", "tiles_left", "first_query", "first_block", "before", "block_before")
+        b, names, prefixes = self.b, ("first", "query", "block"), ("", "before_", "after_")
+        now, before, after = ([b.set(b.reg(prefix + name), 0) for name in names] for prefix in prefixes)
+        with b.loop(b.set(b.reg("tiles_left"), self.count)):
+            b.set(after[0], now[0] + self.tile)
+            b.alu(Op.MIN, after[0], after[0], self.tokens - self.tile)
+            b.scaled("after_query", after[0], self.op.heads)
+            b.scaled("after_block", after[0], self.op.heads * self.hd)
+            self._quantise(before[0], before[2])
+            self._attend_tile(now, after)
+            for target, source in zip(before + now, now + after, strict=True):
+                b.set(target, source)
+        self._quantise(before[0], before[2])
+        b.free("tiles_left", *(prefix + name for name in names for prefix in prefixes))
 
     def _quantise(self, first: Reg, block: Reg) -> None:
         """Outputs of the tile with that first row into XQ; the largest of its parts' maxima into E."""
@@ -316,12 +332,17 @@ class Encoder:
 
     @property
     def _groups(self) -> int:
-        return weights.ceil_div(self.op.heads, COMBINED)
+        return weights.ceil_div(self.op.heads, self.group)
 
-    def _attend_tile(self, query: Reg, block: Reg) -> None:
-        """query: entry of the first row's first query; block: that row's first block in QQ."""
-        pipelined(self.op.heads, (0, lambda head: self._scores(head, block)), (1, self._values),
-                  (0, lambda head: self._softmax(head, query)), (1, self._combine))
+    def _attend_tile(self, now: list[Reg], after: list[Reg]) -> None:
+        """The tile's heads from the second on and the first of the one after; each tile's first row, the entry of that
+        row's first query and its first block in QQ."""
+        for head in range(1, self.op.heads + 1):
+            _, query, block = now if head < self.op.heads else after
+            self._scores(head % self.op.heads, block)
+            self._values(head - 1)
+            self._softmax(head % self.op.heads, query)
+            self._combine(head - 1)
 
     def _cached(self, which: str, head: int) -> Value:
         """Beat address of a head's keys or values."""
@@ -329,14 +350,14 @@ class Encoder:
         at = weights.cache_beats(self.op.head_dim, self.tokens, self.geo.config.units) * head
         return ctx.pointers["cache"] + (ctx.records["cache"][which] + at)
 
-    def _scores(self, head: int, block: Reg) -> None:
+    def _scores(self, head: int, block: Value) -> None:
         ctx, b, hb = self.ctx, self.b, self.op.head_dim // 16
         b.operator = "scores"
         b.read(self._cached("k", head), self.slots * hb * weights.BLOCK_BEATS, fmt=StreamFormat.RAW, source=KEYS)
         b.matmul(ctx["QQ"], ctx[f"SCORES{head % 2}"], rows=self.tile, kb=hb, ob=self.slots,
                  act_stride=self.op.heads * self.hd, out_stride=self.row, act_offset=block + head * self.hd)
 
-    def _softmax(self, head: int, query: Reg) -> None:
+    def _softmax(self, head: int, query: Value) -> None:
         """Probability planes [token][plane]; sums of all heads are kept."""
         ctx, b, shape, at = self.ctx, self.b, (self.tile, 1, self.key_words), head * self.row_words
         top, total = Rows(ctx["MAX"], 1), Rows(ctx["SUM"], 1, 0, head * self.tile)
@@ -363,8 +384,8 @@ class Encoder:
 
     def _combine(self, head: int) -> None:
         """(low planes / 16 + high planes * 16) / sum into O, of a few heads at a time."""
-        ctx, b, step, hd, count = self.ctx, self.b, self.step, self.op.head_dim, head % COMBINED + 1
-        if count < COMBINED and head + 1 < self.op.heads:
+        ctx, b, step, hd, count = self.ctx, self.b, self.step, self.op.head_dim, head % self.group + 1
+        if count < self.group and head + 1 < self.op.heads:
             return
         first, size = head + 1 - count, 2 * self.tile * self.hd
         planes = _part(ctx["PV"], first * size, count * size)
@@ -375,7 +396,7 @@ class Encoder:
         b.vu_pass(shape, hd, a=high, v=half, r1=Rows(ctx["SUM"], 1, self.tile, first * self.tile), src=Src.A,
                   imm0=encode_scale(16.0), mul1=Mul1.IMM, add=Add.V, mul3=Mul3.R1, row1=Row.FIN, adj2=-22,
                   d=At(ctx["O"], self.geo.words(self.op.q.n_out), step, first * step),
-                  w=Rows(ctx["PART"], self._groups, 0, first // COMBINED), level=1, **ABSMAX)
+                  w=Rows(ctx["PART"], self._groups, 0, first // self.group), level=1, **ABSMAX)
 
     def _watch(self, slots: Reg, score_row: Reg) -> None:
         """The class token's attention once more, alone: its shares of all heads into the saliency."""
@@ -398,8 +419,7 @@ class Encoder:
     def _second_norm(self, index: int) -> None:
         tile = self.tiles[index]
         linear.project(tile, self.out, tile["OUT"], tile.residual(), residual=True, w=tile.maxima(), **ABSMAX)
-        self._centre(index, self.norms[1])
-        self._scale(index, self.norms[1])
+        self._norm(index, self.norms[1])
 
     def _activate(self, index: int) -> None:
         tile, fc = self.tiles[index], self.mlp.fc
@@ -408,14 +428,23 @@ class Encoder:
         linear.quantise(tile, hidden, fc.n_out, "HQ", entries)
 
     def _last_residual(self, index: int) -> None:
-        """With the next layer's first rows centred before the last of this one's arrive."""
-        if index == self.count - 1 > 0:
-            self._centre(0, self.norms[0])
-        tile = self.tiles[index]
+        """With the next layer's first norm before the last of this one's rows arrive."""
+        tile, last = self.tiles[index], index == self.count - 1
+        if last and index:
+            self._next_norm()
         tile = replace(tile, regions=tile.regions | {"E": tile["F"]})
         linear.project(tile, self.down, tile["DOWN"], tile.residual(), residual=True, w=tile.maxima(), **ABSMAX)
-        if self.count == 1:
-            self._centre(0, self.norms[0])
+        if last and not index:
+            self._next_norm()
+
+    def _next_norm(self) -> None:
+        """Of the first tile in the next layer; behind the last one in that layer again, where nobody wants it."""
+        record, b = self.ctx.records["params"], self.b
+        last = self.layout.aux["vision.params"].base + (self.layout.tower.n_layers - 1) * record.beats
+        following = b.alu(Op.MIN, b.reg("following"), self.ctx.pointers["params"] + record.beats, last)
+        replace(self.ctx, pointers=self.ctx.pointers | {"params": following}).load_parameters(self.norms[0])
+        self._norm(0, self.norms[0])
+        b.free("following")
 
 
 def _part(region: Region, first: int, size: int) -> Region:

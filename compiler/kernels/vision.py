@@ -143,12 +143,12 @@ class _Tower:
             b.set(count, count + -1)
             watched = self._watched(count, keep)
             ctx.load_shifts()
-            for field in layout.vision["params"].sizes:
-                if field != TABLE:
-                    ctx.load_parameter(field)
             if encoder is not None:
                 encoder.layer(watched, slots, score_row)
             else:
+                for field in layout.vision["params"].sizes:
+                    if field != TABLE:
+                        ctx.load_parameter(field)
                 self._tiles(0, self._keys)
                 with b.unless(Op.BEQ, watched, 0):
                     self.saliency.clear()

@@ -82,7 +82,7 @@ def test_order_of_a_pipeline():
 
 
 def test_matrix_units_of_u280_hardly_wait():
-    """Of a layer of CLIP ViT-L/14 at 336 pixels at most 4 % of the cycles are without a matrix instruction."""
+    """Of a layer of CLIP ViT-L/14 at 336 pixels at most 3 % of the cycles are without a matrix instruction."""
     flow = open_flow("llava-1.5-7b", "u280", layers=1, timing_only=True)
     runs = []
     for layers in (1, 2):
@@ -92,7 +92,7 @@ def test_matrix_units_of_u280_hardly_wait():
         busy = sum(event.end - event.start for event in result.trace if event.unit == Unit.MX)
         runs.append((result.cycles, busy))
     cycles, busy = (second - first for first, second in zip(*runs, strict=True))
-    assert busy > 0.96 * cycles
+    assert busy > 0.97 * cycles
     print(cycles, busy / cycles)
 
 
