@@ -65,7 +65,8 @@ def plan(layout: Layout) -> Plan | None:
     kind."""
     tower = layout.tower
     match tower.layer:
-        case [ir.Norm(), ir.Attention() as op, ir.Residual(), ir.Norm(), ir.PlainMlp(), ir.Residual()]:
+        case [ir.Norm(kind="layer"), ir.Attention() as op, ir.Residual(), ir.Norm(kind="layer"), ir.PlainMlp(),
+              ir.Residual()]:
             pass
         case _:
             return None
