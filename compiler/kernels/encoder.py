@@ -37,14 +37,13 @@ from .. import ir
 from ..layout import Layout
 from . import linear, mlp, norm
 from .allocate import Placer
-from .attention_heads import KEY_ADJUST, QUERY_ADJUST, SCALES, VALUE_REFERENCE, Heads
+from .attention_heads import CACHE, KEY_ADJUST, QUERY_ADJUST, SCALES, VALUE_REFERENCE, Heads
 from .builder import At, Reg, Rows, Value
 from .context import Context
 from .linear import ABSMAX
-from .regions import Region, memory_region
+from .regions import Region
 from .select import Saliency
 
-KEYS, VALUES = memory_region("keys"), memory_region("values")
 LARGEST_TILES = 6
 """Row tiles: their stages are unrolled in the program."""
 COMBINED = 7
@@ -147,7 +146,7 @@ class Encoder:
         """Context of a tile's rows."""
         first, regions, width = index * self.tile, dict(self.ctx.regions), self.geo.granules(self.ctx.width)
         m = min(self.tile, self.tokens - first)
-        regions |= {"XQ": _part(regions["XQ"], first * width, m * width), "E": _part(regions["E"], first, m)}
+        regions |= {"XQ": regions["XQ"].part(first * width, m * width), "E": regions["E"].part(first, m)}
         for name in ("ACC_K", "ACC_V", "ACC_Q", "SB_v", "OUT", "DOWN", "UP", "HQ", "F"):
             regions[name] = regions[f"{name}{index % 2}"]
         return replace(self.ctx, regions=regions, m=m, x=first * self.geo.words(self.ctx.width), a=first)
@@ -238,14 +237,14 @@ class Encoder:
 
     def _cache(self, index: int) -> None:
         """Scales first: they are read first, and nothing waits for the long store of the values."""
-        parts = ((self.op.k, "k", KEYS, Row.SCALE), (self.op.v, "v", VALUES, Row.RAW))
-        for op, which, _, _ in parts:
+        parts = ((self.op.k, "k", Row.SCALE), (self.op.v, "v", Row.RAW))
+        for op, which, _ in parts:
             entries = Rows(self.ctx["EH_" + which], self.op.heads, 1)
             self._heads(index, op, f"ACC_{which.upper()}", "W" + which, entries)
-        for _, which, _, row in parts:
+        for _, which, row in parts:
             self._store_scales(index, which, row)
-        for _, which, region, _ in parts:
-            self._store(index, which, region)
+        for _, which, _ in parts:
+            self._store(index, which)
 
     def _heads(self, index: int, op: ir.Linear, acc: str, target: str, entries: Rows) -> None:
         """Wide heads, maxima of each (token, head) in `entries`."""
@@ -261,7 +260,7 @@ class Encoder:
                      src_tok=heads * self.geo.gpw, src_head=self.geo.gpw, pos=index * self.tile, n_tok=tile.m,
                      n_head=heads, stride_head=self.row, kind=StKind.KV_SCALES)
 
-    def _store(self, index: int, which: str, region: Region) -> None:
+    def _store(self, index: int, which: str) -> None:
         tile, b, units, heads, hd = self.tiles[index], self.b, self.geo.config.units, self.op.heads, self.op.head_dim
         words, width = tile["SB_" + which], heads * self.step
         strides = weights.k_strides(hd) if which == "k" else weights.v_strides(self.tokens, units)
@@ -269,7 +268,7 @@ class Encoder:
         b.vu_pass((tile.m, heads, self.step), hd, v=At(tile["W" + which], width, self.step),
                   d=At(words, width, self.step), r0=Rows(tile["EH_" + which], heads, 1), src=Src.V, mul2=Mul2.R0,
                   row0=Row.FIN, clip8=1)
-        b.store(StMode.K if which == "k" else StMode.V, words, region,
+        b.store(StMode.K if which == "k" else StMode.V, words, CACHE[which],
                 addr=tile.pointers["cache"] + tile.records["cache"][which], src_tok=width * self.geo.gpw,
                 src_head=self.step * self.geo.gpw, pos=index * self.tile, n_tok=tile.m, n_head=heads, n_gran=hd // 16,
                 stride_head=weights.cache_beats(hd, self.tokens, units), stride_slot=strides["slot"],
@@ -283,7 +282,7 @@ class Encoder:
         first = index * self.tile * heads * self.hd
         self.b.vu_pass((tile.m, heads, self.step), self.op.head_dim, r0=entries, src=Src.V, mul2=Mul2.R0, row0=Row.FIN,
                        v=At(tile["WQ"], heads * self.step, self.step),
-                       d=At(_part(tile["QQ"], first, tile.m * heads * self.hd), heads * self.hd, self.hd))
+                       d=At(tile["QQ"].part(first, tile.m * heads * self.hd), heads * self.hd, self.hd))
 
     def _load_scales(self) -> None:
         """Scales of all keys and values, as soon as they are written."""
@@ -354,7 +353,7 @@ class Encoder:
     def _scores(self, head: int, block: Value) -> None:
         ctx, b, hb = self.ctx, self.b, self.op.head_dim // 16
         b.operator = "scores"
-        b.read(self._cached("k", head), self.slots * hb * weights.BLOCK_BEATS, fmt=StreamFormat.RAW, source=KEYS)
+        b.read(self._cached("k", head), self.slots * hb * weights.BLOCK_BEATS, fmt=StreamFormat.RAW, source=CACHE["k"])
         b.matmul(ctx["QQ"], ctx[f"SCORES{head % 2}"], rows=self.tile, kb=hb, ob=self.slots,
                  act_stride=self.op.heads * self.hd, out_stride=self.row, act_offset=block + head * self.hd)
 
@@ -377,10 +376,11 @@ class Encoder:
     def _values(self, head: int) -> None:
         ctx, b, hb = self.ctx, self.b, self.op.head_dim // 16
         b.operator = "values"
-        b.read(self._cached("v", head), self.slots * weights.BLOCK_BEATS, rows=hb, fmt=StreamFormat.RAW, source=VALUES,
-               stride=weights.v_strides(self.tokens, self.geo.config.units)["gran"])
+        stride = weights.v_strides(self.tokens, self.geo.config.units)["gran"]
+        b.read(self._cached("v", head), self.slots * weights.BLOCK_BEATS, rows=hb, stride=stride, fmt=StreamFormat.RAW,
+               source=CACHE["v"])
         size = 2 * self.tile * self.hd
-        b.matmul(ctx[f"PLANES{head % 2}"], _part(ctx["PV"], head * size, size), rows=2 * self.tile, kb=self.slots,
+        b.matmul(ctx[f"PLANES{head % 2}"], ctx["PV"].part(head * size, size), rows=2 * self.tile, kb=self.slots,
                  ob=hb, act_stride=self.row, out_stride=self.hd, mode=MxMode.SPLIT_K)
 
     def _combine(self, head: int) -> None:
@@ -389,7 +389,7 @@ class Encoder:
         if count < self.group and head + 1 < self.op.heads:
             return
         first, size = head + 1 - count, 2 * self.tile * self.hd
-        planes = _part(ctx["PV"], first * size, count * size)
+        planes = ctx["PV"].part(first * size, count * size)
         high, low = (At(planes, 2 * step, 2 * self.tile * step, plane * step) for plane in (0, 1))
         half, shape = At(ctx["T"], count * step, step), (self.tile, count, step)
         b.operator = "values"
@@ -446,8 +446,3 @@ class Encoder:
         replace(self.ctx, pointers=self.ctx.pointers | {"params": following}).load_parameters(self.norms[0])
         self._norm(0, self.norms[0])
         b.free("following")
-
-
-def _part(region: Region, first: int, size: int) -> Region:
-    """`size` elements of a region from element `first` on."""
-    return replace(region, base=region.base + first, size=size)

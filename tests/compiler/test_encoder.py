@@ -64,7 +64,8 @@ def test_fewer_layers_are_the_same_layers(model):
     np.testing.assert_array_equal(machine.encode_image(fixed(noise(1)), layers=2), every)
 
 
-@pytest.mark.parametrize("changes, fits", [({"acc_rows": 8}, True), ({"ob_blocks": 64}, False)])
+@pytest.mark.parametrize(
+    "changes, fits", [({"acc_rows": 8, "imem_instructions": 5500}, True), ({"ob_blocks": 64}, False)])
 def test_layers_that_do_not_fit_go_tile_by_tile(model, changes, fits):
     """An instruction memory too small for many tiles, a buffer too small for all tokens at once."""
     compiled = compile_model(model.config, replace(config.get("tiny"), name="tiles", **changes), 64)
