@@ -555,10 +555,18 @@ def info(
         result |= found
     write_json(json, result)
     _show(config, result)
+    _show_budget(result)
     if synth is not None:
         _show_resources(result)
     if model is not None:
         console.print(requantisation_line(found), soft_wrap=True)
+
+
+def _show_budget(result: dict) -> None:
+    rows = [[row["unit"], show(row["used"]), show(row["limit"]), f"{row['share']:.1%}",
+             ", ".join(f"{name} {show(used)}" for name, used in row["parts"].items())] for row in result["budget"]]
+    console.print(table(f"budget on {result['budget_card']} (from widths and depths)",
+                        ["", "used", "limit", "share", "of that"], rows))  # fmt: skip
 
 
 def _show_resources(result: dict) -> None:

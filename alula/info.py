@@ -9,7 +9,7 @@ from alula.errors import UserError
 from hw.spec import cards
 from hw.spec import config as configurations
 from hw.spec.isa import ISA_VERSION
-from hw.spec.resources import dsp_total
+from hw.spec.resources import KIND, Store, dsp_total, memories
 
 if TYPE_CHECKING:
     from hw.synth_units import Netlist
@@ -19,22 +19,24 @@ if TYPE_CHECKING:
 def describe(name: str) -> dict:
     """Every field and the peaks that follow from them."""
     config = configurations.get(name)
+    board = cards.card_of(config)
     return asdict(config) | {
         "digest": config.digest(), "isa_version": ISA_VERSION, "macs_per_cycle": config.macs_per_cycle,
         "peak_macs_per_second": config.macs_per_cycle * config.clock_hz, "chain_dsps": config.chain_dsps,
         "peak_bytes_per_second": config.peak_bytes_per_cycle * config.clock_hz,
-        "dsp_total": dsp_total(config),
+        "dsp_total": dsp_total(config), "budget_card": board.name,
+        "budget": [asdict(row) | {"share": row.used / row.limit} for row in board.budget(config)],
     }  # fmt: skip
 
 
 def resources(name: str, card: str | None = None, note: Callable[[str], None] = lambda _: None) -> dict:
     """Yosys's counts by unit and in all, against a card's totals (by default the one of the configuration's name, else
-    u280); `dsp_equal` says whether the DSPs are those of the formula."""
+    u280); `formula_equal` says whether DSPs and memories are those of `hw.spec.resources`."""
     from hw.synth_units import synthesise_units
     from sim.rtl.accelerator import synthesisable
 
     began = time.monotonic()
-    board = cards.get(card or (name if name in cards.CARDS else "u280"))
+    board = cards.get(card) if card else cards.card_of(configurations.get(name))
     return against(name, board, synthesise_units(synthesisable(name), note=note), time.monotonic() - began)
 
 
@@ -43,11 +45,13 @@ def against(name: str, board: cards.Card, netlist: "Netlist", wall_seconds: floa
     total = netlist.table()
     limits = board.resources
     used = {kind: total[kind] + (total["LUTRAM"] if kind == "LUT" else 0) for kind in limits}
-    formula = dsp_total(configurations.get(name))
+    config = configurations.get(name)
+    formula = {"DSP48E2": dsp_total(config)} | {
+        KIND[store]: sum(memory.primitives for memory in memories(config) if memory.store is store) for store in Store}
     return {
         "resources": total, "resources_by_unit": {unit: netlist.table(unit) for unit in netlist.units},
-        "unit_seconds": netlist.seconds, "primitives": dict(netlist.cells()), "dsp_formula": formula,
-        "dsp_equal": total["DSP48E2"] == formula, "card": board.name, "card_resources": limits,
+        "unit_seconds": netlist.seconds, "primitives": dict(netlist.cells()), "formula": formula,
+        "formula_equal": {kind: total[kind] == number for kind, number in formula.items()}, "card": board.name, "card_resources": limits,
         "share_of_card": {kind: used[kind] / limits[kind] for kind in limits},
         "over": [kind for kind in limits if used[kind] > limits[kind]], "synthesis_wall_seconds": wall_seconds,
     }  # fmt: skip

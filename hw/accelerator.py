@@ -7,6 +7,7 @@ from amaranth.lib.wiring import Out
 from hw.control import AXI4Lite, Control
 from hw.core import Core
 from hw.interfaces import AXI4Read, AXI4Write
+from hw.spec.cards import card_of
 from hw.spec.config import BEAT_BYTES, Config
 from hw.spec.csr import BASE_ALIGNMENT_LOG2
 from hw.spec.isa import Unit
@@ -46,12 +47,15 @@ class Accelerator(wiring.Component):
     Back-pressure: all handshakes are honoured; R and B are always ready.
     Reset: `rst`, synchronous; the core is also reset by each START. Memories keep their contents.
 
+    Refused with `ConfigError`: a configuration that does not fit its card (`hw.spec.cards.card_of`).
+
     Parameters: config; shared: the matrix unit is one Verilog module (False for the Amaranth simulator); primitive:
     DSP48E2 instances in place of their Amaranth model.
     Members: as above; trace_<unit>_start, _done, _tag (of the entry that starts or runs), trace_cycle.
     """
 
     def __init__(self, config: Config, *, primitive=True, shared=True):
+        card_of(config).check(config)
         self.config, self.primitive, self.shared = config, primitive, shared
         super().__init__(ports(config))
 

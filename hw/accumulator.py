@@ -3,12 +3,14 @@
 from itertools import pairwise
 
 from amaranth.hdl import *
-from amaranth.lib import data, memory, wiring
+from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
+from hw.buffer_memory import BufferMemory
 from hw.chain import SUMS
 from hw.dsp_group import delay
 from hw.spec.config import BLOCK, Config
+from hw.spec.resources import accumulators
 
 ACC_BITS = 32
 ROW = data.ArrayLayout(signed(ACC_BITS), BLOCK)
@@ -90,13 +92,14 @@ class Accumulators(wiring.Component):
     def _memory(self, m, step, valid, total):
         """``total`` is written, drained rows go out, and the row that the step of two cycles ago reads is returned."""
         config = self.config
-        m.submodules.memory = rows = memory.Memory(
-            shape=unsigned(BLOCK * ACC_BITS), depth=len(accumulator_rows(config)), init=[])
-        write, read, drain = rows.write_port(granularity=len(total)), rows.read_port(), rows.read_port()
-        m.d.comb += [
-            read.en.eq(self.i_valid), read.addr.eq(self.i.row),
-            drain.en.eq(self.drain_valid), drain.addr.eq(self.drain),
-            write.addr.eq(step.row), write.data.eq(total.replicate(config.passes)),
-            write.en.eq(Mux(valid, 1 << step.pass_, 0)), self.o.eq(delay(m, drain.data, 1, "drained")),
-        ]
-        return delay(m, read.data, 1, "read")
+        o = []
+        for name, en, row in (("sums", self.i_valid, self.i.row), ("drains", self.drain_valid, self.drain)):
+            m.submodules[name] = rows = BufferMemory(accumulators(config))  # a copy for each that reads
+            m.d.comb += [
+                rows.read_en.eq(en), rows.read_addr.eq(row),
+                rows.write_addr.eq(step.row), rows.write_data.eq(total.replicate(config.passes)),
+                rows.write_en.eq(Mux(valid, 1 << step.pass_, 0)),
+            ]
+            o.append(delay(m, rows.read_data, 1, f"{name}_row"))
+        m.d.comb += self.o.eq(o[1])
+        return o[0]

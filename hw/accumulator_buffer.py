@@ -1,11 +1,13 @@
 """AB: the int32 results of the matrix units, on their way to the vector unit."""
 
 from amaranth.hdl import *
-from amaranth.lib import memory, wiring
+from amaranth.lib import wiring
 from amaranth.lib.wiring import In
 
+from hw.buffer_memory import BufferMemory
 from hw.interfaces import BufferRead, BufferWrite
-from hw.spec.config import GRANULE_LANES, Config
+from hw.spec.config import Config
+from hw.spec.resources import buffer
 
 
 class AccumulatorBuffer(wiring.Component):
@@ -27,10 +29,10 @@ class AccumulatorBuffer(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.store = store = memory.Memory(shape=unsigned(32 * self.config.lanes), depth=self.words, init=[])
-        write, read = store.write_port(granularity=32 * GRANULE_LANES), store.read_port()
+        m.submodules.store = store = BufferMemory(buffer(self.config, "AB"))
         m.d.comb += [
-            write.en.eq(self.write.en), write.addr.eq(self.write.addr), write.data.eq(self.write.data.as_value()),
-            read.en.eq(self.read.en), read.addr.eq(self.read.addr), self.read.data.eq(read.data),
+            store.write_en.eq(self.write.en), store.write_addr.eq(self.write.addr),
+            store.write_data.eq(self.write.data.as_value()), store.read_en.eq(self.read.en),
+            store.read_addr.eq(self.read.addr), self.read.data.eq(store.read_data),
         ]
         return m

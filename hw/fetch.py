@@ -47,7 +47,8 @@ class Fetch(wiring.Component):
         m = Module()
         limit = self.config.imem_instructions
         shape = data.ArrayLayout(64, PER_BEAT)
-        m.submodules.program = program = memory.Memory(shape=shape, depth=limit // PER_BEAT, init=[])
+        m.submodules.program = program = memory.Memory(
+            shape=shape, depth=limit // PER_BEAT, init=[], attrs={"ram_style": "block"})
         write, read = program.write_port(), program.read_port()
         asked, expected, at = Signal(range(limit // PER_BEAT + 1)), Signal(range(limit // PER_BEAT + 1)), Signal(
             range(limit // PER_BEAT))

@@ -1,13 +1,15 @@
 """LD: auxiliary memory to the parameter buffer PB."""
 
 from amaranth.hdl import *
-from amaranth.lib import data, memory, wiring
+from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
+from hw.buffer_memory import BufferMemory
 from hw.fetch import next_burst
 from hw.interfaces import BEAT_BITS, AXI4Read, BufferRead, UnitPort
 from hw.spec.config import Config
 from hw.spec.isa import Error, LdKind, Unit
+from hw.spec.resources import buffer
 
 
 class LoadUnit(wiring.Component):
@@ -61,17 +63,16 @@ class LoadUnit(wiring.Component):
 
     def _receive(self, m, busy, illegal, finished):
         desc, per_word = self.unit.desc, self.config.granules_per_word
-        shape = data.ArrayLayout(BEAT_BITS, per_word)
-        m.submodules.pb = pb = memory.Memory(shape=shape, depth=self.words, init=[])
-        write, read = pb.write_port(granularity=1), pb.read_port()
+        m.submodules.pb = pb = BufferMemory(buffer(self.config, "PB"))
         row, at, left, rows = Signal(32), Signal(32), Signal(32), Signal(32)
         taken, outside = Signal(), Signal()
         bits = per_word.bit_length() - 1
         m.d.comb += [
             taken.eq(busy & self.bus.rvalid), outside.eq(at >= self.config.pb_granules),
-            write.addr.eq(at >> bits), write.en.eq(Mux(taken & ~outside, 1 << at[:bits], 0)),
-            *[write.data[i].eq(self.bus.rdata) for i in range(per_word)],
-            read.addr.eq(self.buffer.addr), read.en.eq(self.buffer.en), Value.cast(self.buffer.data).eq(read.data),
+            pb.write_addr.eq(at >> bits), pb.write_en.eq(Mux(taken & ~outside, 1 << at[:bits], 0)),
+            pb.write_data.eq(self.bus.rdata.replicate(per_word)),
+            pb.read_addr.eq(self.buffer.addr), pb.read_en.eq(self.buffer.en),
+            Value.cast(self.buffer.data).eq(pb.read_data),
         ]
         m.d.sync += finished.eq(0)
         with m.If(self.unit.start):

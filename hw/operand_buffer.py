@@ -1,12 +1,14 @@
 """OB: the int8 blocks that the matrix units multiply, in banks of which a window of blocks is read at once."""
 
 from amaranth.hdl import *
-from amaranth.lib import data, memory, wiring
+from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
+from hw.buffer_memory import BufferMemory
 from hw.dsp_group import delay
 from hw.interfaces import BufferWrite
 from hw.spec.config import BLOCK, Config
+from hw.spec.resources import buffer
 from hw.spec.weights import WINDOW
 
 BLOCK_BITS = 8 * BLOCK
@@ -62,16 +64,14 @@ class OperandBuffer(wiring.Component):
     def _bank(self, m, bank):
         """One bank's memory: the block it reads, a cycle later."""
         banks, per_word = self.config.ob_banks, self.config.granules_per_word
-        m.submodules[f"bank_{bank}"] = store = memory.Memory(
-            shape=unsigned(BLOCK_BITS), depth=self.config.ob_blocks // banks, init=[])
-        write, read = store.write_port(), store.read_port()
+        m.submodules[f"bank_{bank}"] = store = BufferMemory(buffer(self.config, "OB"))
         word, part = divmod(bank, per_word)
         bank_bits, word_bits = (banks - 1).bit_length(), (banks // per_word - 1).bit_length()
         wrapped = bank < self.addr[:bank_bits] if bank < banks - 1 else Const(0, 1)
         m.d.comb += [
-            read.en.eq(self.en), read.addr.eq(self.addr[bank_bits:] + wrapped),
-            write.en.eq(self.write.en & (self.write.addr[:word_bits] == word)),
-            write.addr.eq(self.write.addr[word_bits:]),
-            write.data.eq(self.write.data.as_value().word_select(part, BLOCK_BITS)),
+            store.read_en.eq(self.en), store.read_addr.eq(self.addr[bank_bits:] + wrapped),
+            store.write_en.eq(self.write.en & (self.write.addr[:word_bits] == word)),
+            store.write_addr.eq(self.write.addr[word_bits:]),
+            store.write_data.eq(self.write.data.as_value().word_select(part, BLOCK_BITS)),
         ]
-        return read.data
+        return store.read_data

@@ -33,7 +33,8 @@ class RowScalars(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.memory = memory = Memory(shape=ENTRY, depth=self.entries, init=[])
+        m.submodules.memory = memory = Memory(
+            shape=ENTRY, depth=self.entries, init=[], attrs={"ram_style": "block"})
         write = memory.write_port()
         m.d.comb += [write.en.eq(self.w_en), write.addr.eq(self.w_addr), write.data.eq(self.w)]
         for name in ("r0", "r1"):

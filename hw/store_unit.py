@@ -1,13 +1,15 @@
 """ST: the store buffer SB to the auxiliary memory and to the K and V caches in the channels."""
 
 from amaranth.hdl import *
-from amaranth.lib import data, memory, wiring
+from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
+from hw.buffer_memory import BufferMemory
 from hw.interfaces import BEAT_BITS, AXI4Write, BufferWrite, UnitPort
 from hw.spec.config import BEAT_BYTES, GRANULE_LANES, Config
 from hw.spec.isa import Error, StKind, StMode, Unit
+from hw.spec.resources import buffer
 
 STRIDES = {
     # mode: what a step of t, h, g adds to the beat address
@@ -149,18 +151,16 @@ class StoreUnit(wiring.Component):
         """SB; returns the granule of the item that was in `read` in the cycle before."""
         per_word = self.config.granules_per_word
         bits = per_word.bit_length() - 1
-        shape = data.ArrayLayout(BEAT_BITS, per_word)
-        m.submodules.sb = sb = memory.Memory(shape=shape, depth=self.words, init=[])
-        write, port = sb.write_port(), sb.read_port()
+        m.submodules.sb = sb = BufferMemory(buffer(self.config, "SB"))
         part = Signal(max(bits, 1))
         m.d.comb += [
-            write.en.eq(self.buffer.en), write.addr.eq(self.buffer.addr),
-            Value.cast(write.data).eq(Value.cast(self.buffer.data)),
-            port.en.eq(advance), port.addr.eq(read.source >> bits),
+            sb.write_en.eq(self.buffer.en), sb.write_addr.eq(self.buffer.addr),
+            sb.write_data.eq(Value.cast(self.buffer.data)),
+            sb.read_en.eq(advance), sb.read_addr.eq(read.source >> bits),
         ]
         with m.If(advance):
             m.d.sync += part.eq(read.source[:bits])
-        return port.data[part] if per_word > 1 else port.data[0]
+        return sb.read_data.word_select(part, BEAT_BITS) if per_word > 1 else sb.read_data
 
     def _place(self, m, item, granule):
         """Data and strobes of the beat."""

@@ -2,13 +2,14 @@
 
 from amaranth.hdl import *
 from amaranth.lib import data, wiring
-from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
+from hw.buffer_memory import BufferMemory
 from hw.interfaces import BufferRead, BufferWrite, UnitPort
 from hw.row_scalars import ROW_LATENCY, RowScalars
 from hw.spec.config import Config
 from hw.spec.isa import CTL1, Dst, Mul2, Mul3, Reduce, Unit
+from hw.spec.resources import buffer
 from hw.spec.timing import VU_LATENCY
 from hw.vector_address import VectorAddress
 from hw.vector_arith import SCALE, delayed, registered, scale_operands
@@ -120,9 +121,14 @@ class VectorUnit(wiring.Component):
 
     def _buffers(self, m):
         """Reads so that data arrives at OPERANDS_AT; writes VB. Returns the words' data."""
-        depth = self.config.vb_granules // self.config.granules_per_word
-        m.submodules.vb = vb = Memory(shape=data.ArrayLayout(signed(32), self.config.lanes), depth=depth, init=[])
-        self.vb_write, vb_read = vb.write_port(), vb.read_port()
+        depth, lanes = self.config.vb_granules // self.config.granules_per_word, self.config.lanes
+        m.submodules.vb = vb = BufferMemory(buffer(self.config, "VB"))
+        vb_read, self.vb_write = BufferRead(depth, lanes).create(), BufferWrite(depth, lanes).create()
+        m.d.comb += [
+            vb.read_en.eq(vb_read.en), vb.read_addr.eq(vb_read.addr), Value.cast(vb_read.data).eq(vb.read_data),
+            vb.write_en.eq(self.vb_write.en), vb.write_addr.eq(self.vb_write.addr),
+            vb.write_data.eq(Value.cast(self.vb_write.data)),
+        ]
         for port, name in ((self.ab, "a"), (self.pb, "p"), (vb_read, "v")):
             address = delayed(m, self.address[name][:len(port.addr)], OPERANDS_AT - 1, f"{name}_addr")
             m.d.comb += [port.addr.eq(address), port.en.eq(self._valid_at(OPERANDS_AT - 1))]

@@ -7,6 +7,7 @@ from amaranth.lib.wiring import In, Out
 from hw.interfaces import ADDRESS_BITS, BEAT_BITS, AXI4Read, descriptor_layout
 from hw.spec.config import BEAT_BYTES, Config
 from hw.spec.isa import StreamFormat, Unit
+from hw.spec.resources import Store, fifo
 from hw.spec.timing import BURST_BEATS
 
 BEAT_ADDRESS_BITS = ADDRESS_BITS - (BEAT_BYTES - 1).bit_length()
@@ -29,18 +30,20 @@ class BeatFIFO(wiring.Component):
     Latency: a beat written in r is on ``o`` in r + 1. Throughput: one beat in and one out a cycle. Back-pressure: none
     at the input; its user counts credits. Reset: empty.
 
-    Parameters: ``depth``. Members: ``i``, ``i_valid``: write; ``o``, ``o_valid``, ``pop``: read.
+    Parameters: ``depth``; ``store``: the primitive. Members: ``i``, ``i_valid``: write; ``o``, ``o_valid``, ``pop``:
+    read.
     """
 
-    def __init__(self, depth):
-        self.depth = depth
+    def __init__(self, depth, store=Store.BLOCK):
+        self.depth, self.store = depth, store
         super().__init__({
             "i": In(BEAT), "i_valid": In(1), "o": Out(BEAT), "o_valid": Out(1), "pop": In(1),
         })
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.ring = ring = memory.Memory(shape=unsigned(BEAT.size), depth=self.depth, init=[])
+        m.submodules.ring = ring = memory.Memory(
+            shape=unsigned(BEAT.size), depth=self.depth, init=[], attrs={"ram_style": self.store.value})
         write = ring.write_port()
         read = ring.read_port(transparent_for=(write,))
         write_at, read_at = Signal(range(self.depth)), Signal(range(self.depth))
@@ -91,14 +94,14 @@ class WeightReader(wiring.Component):
         length, tag = Signal(range(BURST_BEATS + 1)), Signal(TAG)
         self._addresses(m, asked, length, tag)
 
-        m.submodules.fifo = fifo = BeatFIFO(depth)
+        m.submodules.fifo = beats = BeatFIFO(depth, fifo(self.config).store)
         reserved, awaited = Signal(range(depth + 1)), Signal(range(depth + 1))
         popped, held = Signal(), Signal()
         m.d.comb += [
             self.axi.arvalid.eq(self.active & (reserved + length <= depth) & (~self.stop | held)),
             asked.eq(self.axi.arvalid & self.axi.arready), self.axi.rready.eq(1), taken.eq(self.axi.rvalid),
-            fifo.i.data.eq(self.axi.rdata), fifo.i_valid.eq(taken), fifo.pop.eq(self.pop),
-            self.o.eq(fifo.o), self.o_valid.eq(fifo.o_valid), popped.eq(self.pop & self.o_valid),
+            beats.i.data.eq(self.axi.rdata), beats.i_valid.eq(taken), beats.pop.eq(self.pop),
+            self.o.eq(beats.o), self.o_valid.eq(beats.o_valid), popped.eq(self.pop & self.o_valid),
             self.bus_idle.eq(~self.axi.arvalid & (awaited == 0)),
         ]
         m.d.sync += [
@@ -110,7 +113,7 @@ class WeightReader(wiring.Component):
             m.d.sync += self.error.eq(1)
         arrived, burst_start = self._tag(m, asked, tag, taken)
         m.d.comb += [
-            fifo.i.first.eq(arrived.first & burst_start), fifo.i.raw.eq(arrived.raw), self.kv.eq(taken & arrived.raw),
+            beats.i.first.eq(arrived.first & burst_start), beats.i.raw.eq(arrived.raw), self.kv.eq(taken & arrived.raw),
         ]
         return m
 

@@ -25,14 +25,6 @@ def fits_one_slr(config: Config, card: Card) -> bool:
     return dsp_total(config) <= SLR_DSP_SHARE * card.slr(0)["DSP48E2"]
 
 
-def floorplan_units(config: Config, card: Card) -> dict[int, list[int]]:
-    """SLR -> matrix units. SLR0 has the shell, the HBM and everything that is no matrix unit: it gets no more."""
-    share, more = divmod(config.units, card.slrs)
-    counts = [share + (card.slrs - 1 - slr < more) for slr in range(card.slrs)]
-    first = [sum(counts[:slr]) for slr in range(card.slrs)]
-    return {slr: list(range(first[slr], first[slr] + counts[slr])) for slr in range(card.slrs)}
-
-
 def package_tcl(config: Config, card: Card) -> str:
     """Vivado: the Verilog becomes a kernel, alula_kernel.xo."""
     ports = [port_name(i) for i in range(config.units + 1)]
@@ -100,7 +92,7 @@ def link_cfg(config: Config, card: Card) -> str:
 def floorplan_tcl(config: Config, card: Card) -> str:
     """Vivado, before placement: matrix units over the SLRs. Empty where the whole stays in SLR0 (`slr=`)."""
     lines = []
-    for slr, units in ({} if fits_one_slr(config, card) else floorplan_units(config, card)).items():
+    for slr, units in ({} if fits_one_slr(config, card) else card.floorplan(config)).items():
         block = f"alula_slr{slr}"
         lines += [f"create_pblock {block}", f"resize_pblock [get_pblocks {block}] -add SLR{slr}"]
         for unit in units:

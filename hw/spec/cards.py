@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from .config import Config, ConfigError
+from .resources import Row, budget, refuse_excess
 
 SOURCES = {
     "device": "CLBs, 6-LUTs block RAMs, UltraRAMs, DSP48E2s and dies of XCU50 (= XCVU35P: XCVU33P + XCVU11P) "
@@ -11,6 +12,8 @@ SOURCES = {
     "hbm": "UG1393 (2023.1), HBM Configuration and Use: 32 pseudo-channels of 256 MB on U280 and U50, 512 MB on U55C; "
     "14.375 GB/s a pseudo-channel, 460 GB/s in all.",
     "u50_peak": "not confirmed in AMD's text here: 316 GB/s is what third parties quote from DS965.",
+    "sll": "not confirmed in AMD's text here: 23,040 wires a boundary is what several public projects with reports of "
+    "U280 builds give (59.24 % of 23,040 used, in one); U50 and U55C are made of the same dies.",
     "platforms": "names used by public projects that build for these cards; U50 Gen3x16 XDMA base 5: UG1120.",
 }
 """Totals are the device's. The platform's shell takes a part of them that only the installed platform tells."""
@@ -18,6 +21,8 @@ SOURCES = {
 HBM_CHANNELS = 32
 HBM_PORTS = 32
 """AXI ports of the HBM subsystem: as many kernel masters can have one for themselves."""
+CROSSING_WIRES = 23040
+"""Super long lines over a boundary of two dies, both directions together."""
 _CLB_LUTS, _CLB_FFS = 8, 16
 _BASE_DIE = {"clbs": 54960, "BRAM36": 672, "URAM": 320, "DSP48E2": 2880}
 _UPPER_DIE = {"clbs": 54000, "BRAM36": 672, "URAM": 320, "DSP48E2": 3072}
@@ -61,8 +66,19 @@ class Card:
         first, last = config.units, HBM_CHANNELS - 1
         return f"HBM[{first}]" if first == last else f"HBM[{first}:{last}]"
 
+    def floorplan(self, config: Config) -> dict[int, list[int]]:
+        """SLR -> matrix units. SLR0 has the shell and the HBM: it gets no more than another."""
+        share, more = divmod(config.units, self.slrs)
+        counts = [share + (self.slrs - 1 - slr < more) for slr in range(self.slrs)]
+        first = [sum(counts[:slr]) for slr in range(self.slrs)]
+        return {slr: list(range(first[slr], first[slr] + counts[slr])) for slr in range(self.slrs)}
+
+    def budget(self, config: Config) -> list[Row]:
+        """What the configuration takes of the card."""
+        return budget(config, self.resources, self.floorplan(config), CROSSING_WIRES)
+
     def check(self, config: Config) -> None:
-        """ConfigError if the configuration's ports or memories do not fit the card."""
+        """ConfigError if the configuration's ports, memories or resources do not fit the card."""
         where = f"configuration {config.name!r} on {self.name}"
         masters = config.units + (not self.ddr_banks)
         if masters > HBM_PORTS:
@@ -75,6 +91,7 @@ class Card:
         if not self.ddr_banks and config.aux_bytes > free:
             raise ConfigError(f"{where}: aux_bytes = {config.aux_bytes}, the pseudo-channels that are left have {free} "
                               "bytes; choose a smaller one")
+        refuse_excess(where, self.budget(config))
 
 
 _MIB = 1 << 20
@@ -94,3 +111,8 @@ def get(name: str) -> Card:
         return CARDS[name]
     except KeyError:
         raise ConfigError(f"unknown card {name!r}; choose one of {', '.join(CARDS)}") from None
+
+
+def card_of(config: Config) -> Card:
+    """The card of the configuration's name; u280, the largest, for those that are of no card."""
+    return CARDS.get(config.name, CARDS["u280"])

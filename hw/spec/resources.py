@@ -1,6 +1,13 @@
-"""DSP slices of a configuration. `alula info --synth yosys` counts them in the netlist and compares."""
+"""What a configuration takes of a card: memories, DSPs, wires between dies. Standard library only.
 
-from .config import Config
+Memories and DSPs are exact: `alula info --synth yosys` counts them in the netlist and compares. Logic is not here.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from .config import BEAT_BYTES, BLOCK, GRANULE_LANES, Config, ConfigError
+from .isa import FIELDS, Unit
 
 LANE_DSPS = 14
 """Multipliers of one vector lane after Yosys has cut them into 27 x 18 bits."""
@@ -9,8 +16,184 @@ SEQUENCER_DSPS = 3
 """The scalar MUL, 32 x 32 bits."""
 STORE_DSPS = 3
 """Address strides of the store unit."""
+MAX_DSPS, MAX_CHAIN_DSPS = 6500, 6144
+"""FlightLLM's U280 has 6,345: more would compare what is not alike. A card with fewer is the limit before."""
+
+
+class Store(Enum):
+    """A kind of memory; the value is what synthesis tools call it (`ram_style`)."""
+
+    ULTRA = "ultra"
+    BLOCK = "block"
+
+
+KIND = {Store.ULTRA: "URAM", Store.BLOCK: "BRAM36"}
+"""Rows of the card's table."""
+COLUMN_BITS = 72
+"""Data width of a RAMB36E2 and of a URAM288 with one port to write and one to read."""
+ULTRA_WORDS = 4096
+HALF_BLOCK_SHAPES = ((36, 512), (18, 1024), (9, 2048), (4, 4096), (2, 8192), (1, 16384))
+"""(bits, words) of a RAMB18E2."""
+
+
+def column_bits(bits: int, parts: int = 1) -> list[int]:
+    """Widths of the columns of a memory: of 72 bits, or of equal ones within a part that is written by itself."""
+    if parts == 1:
+        return [min(COLUMN_BITS, bits - at) for at in range(0, bits, COLUMN_BITS)]
+    part = bits // parts
+    columns = -(-part // COLUMN_BITS)
+    if part % columns:
+        raise ConfigError(f"a part of {part} bits has no {columns} equal columns")
+    return [part // columns] * (columns * parts)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """`count` equal memories; a word is `bits`, written by `parts`."""
+
+    name: str
+    bits: int
+    words: int
+    store: Store
+    parts: int = 1
+    count: int = 1
+
+    @property
+    def primitives(self) -> float:
+        """UltraRAMs or block RAMs of 36 Kb."""
+        return self.count * sum(self._column(bits) for bits in column_bits(self.bits, self.parts))
+
+    def _column(self, bits: int) -> float:
+        if self.store is Store.ULTRA:
+            return -(-self.words // ULTRA_WORDS)
+        return min(-(-bits // width) * -(-self.words // depth) for width, depth in HALF_BLOCK_SHAPES) / 2
+
+
+def store_of(buffer: str, words: int) -> Store:
+    """UltraRAM for what fills at least half of one; PB stays in block RAM, of which there is enough."""
+    return Store.ULTRA if buffer != "PB" and 2 * words >= ULTRA_WORDS else Store.BLOCK
+
+
+BEAT_TAG_BITS = 2
+ROW_SCALAR_BITS, ROW_SCALAR_READS = 64, 2
+TABLE_BITS, TABLE_WORDS = 32, 1024
+"""A vector lane's table of the gates and of the exponential."""
+INSTRUCTION_BITS = 64
+
+
+def buffer(config: Config, name: str) -> Memory:
+    """The memory behind AB, PB, VB, SB or OB (there: one of its banks)."""
+    if name == "OB":
+        words = config.ob_blocks // config.ob_banks
+        return Memory(name, 8 * BLOCK, words, store_of(name, words), count=config.ob_banks)
+    words = getattr(config, f"{name.lower()}_granules") // config.granules_per_word
+    parts = config.granules_per_word if name in ("AB", "PB") else 1
+    return Memory(name, 32 * config.lanes, words, store_of(name, words), parts)
+
+
+def memories(config: Config) -> list[Memory]:
+    """Everything in block RAM and UltraRAM. Queues, tags and rounds of weights are in LUTs."""
+    beat = 8 * BEAT_BYTES
+    return [
+        *(buffer(config, name) for name in ("AB", "PB", "VB", "SB", "OB")),
+        Memory("row scalars", ROW_SCALAR_BITS, config.rs_entries, Store.BLOCK, count=ROW_SCALAR_READS),
+        Memory("program", beat, config.imem_instructions * INSTRUCTION_BITS // beat, Store.BLOCK),
+        Memory("tables", TABLE_BITS, TABLE_WORDS, Store.BLOCK, count=config.lanes),
+        fifo(config), accumulators(config),
+    ]  # fmt: skip
+
+
+def fifo(config: Config) -> Memory:
+    """The weight FIFOs of the matrix units."""
+    return Memory("weight FIFOs", 8 * BEAT_BYTES + BEAT_TAG_BITS, config.fifo_beats,
+                  Store.ULTRA if 2 * config.fifo_beats >= ULTRA_WORDS else Store.BLOCK, count=config.units)
+
+
+def accumulators(config: Config) -> Memory:
+    """Of each matrix unit: two steps' rows, in a copy for sums and one for drains."""
+    return Memory("accumulators", 32 * GRANULE_LANES, 2 * config.acc_rows, Store.BLOCK, config.passes, 2 * config.units)
 
 
 def dsp_total(config: Config) -> int:
     """Chains (instantiated) and the multipliers that synthesis infers around them."""
     return config.chain_dsps + LANE_DSPS * config.lanes + FINALISER_DSPS + SEQUENCER_DSPS + STORE_DSPS
+
+
+# --- wires between dies ----------------------------------------------------------------------------------
+
+READ_CHANNEL_WIRES = 64 + 8 + 2 + 8 * BEAT_BYTES + 2 + 1 + 2
+"""AR: address, length, handshake; R: data, response, last, handshake."""
+WRITE_SHARED_WIRES, WRITE_PORT_WIRES = 64 + 8 * BEAT_BYTES + BEAT_BYTES, 4 + 2 + 2
+"""Address, data and strobes are one register for all ports; handshakes and responses each port's."""
+ROUND_WIRES = 16
+"""What a unit says of its next round, its errors and counters."""
+SHARED_STEP_WIRES = 64
+"""Steps, drains, takes, stops, to all units."""
+WINDOW_BLOCKS = 8
+
+
+def crossing_wires(floorplan: dict[int, list[int]], core: int) -> list[int]:
+    """Nets over each boundary (between dies i and i + 1) with the HBM on die 0 and all but the matrix units on `core`.
+
+    A net is counted once however many units beyond the boundary it reaches. A core that spills over its die, as large
+    buffers do, crosses more: that is for the placer.
+    """
+    block, row = 8 * BLOCK, 32 * GRANULE_LANES
+    descriptor = 32 * len(FIELDS[Unit.RD])
+    n_units = sum(map(len, floorplan.values()))
+    wires = []
+    for boundary in range(len(floorplan) - 1):
+        above = sum(len(units) for die, units in floorplan.items() if die > boundary)
+        beyond = above if core <= boundary else n_units - above  # units on the other side than the core
+        crossed = READ_CHANNEL_WIRES * above  # from the HBM
+        if beyond:
+            crossed += beyond * (row + block + ROUND_WIRES)
+            crossed += SHARED_STEP_WIRES + descriptor + (WINDOW_BLOCKS - 1) * block
+        if core > boundary:  # the core's own masters: auxiliary reads, and ST's writes to every port
+            crossed += READ_CHANNEL_WIRES + WRITE_SHARED_WIRES + WRITE_PORT_WIRES * (n_units + 1)
+        wires.append(crossed)
+    return wires
+
+
+# --- the budget ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the budget: `used` of `limit` `unit`; `parts` of it, by name."""
+
+    kind: str
+    used: float
+    limit: int
+    unit: str
+    parts: dict[str, float]
+
+
+def budget(config: Config, limits: dict[str, int], floorplan: dict[int, list[int]], crossing_limit: int) -> list[Row]:
+    """limits: a card's totals; floorplan: die -> matrix units; crossing_limit: wires over a boundary of two dies."""
+    parts = {store: {m.name: m.primitives for m in memories(config) if m.store is store} for store in Store}
+    rest = {"vector lanes": LANE_DSPS * config.lanes, "finaliser": FINALISER_DSPS, "sequencer": SEQUENCER_DSPS,
+            "store": STORE_DSPS}
+    chains = {"chains": config.chain_dsps}
+    dsps = limits["DSP48E2"]
+    rows = [
+        *(Row(KIND[store], sum(of.values()), limits[KIND[store]], {"URAM": "UltraRAMs", "BRAM36": "block RAMs of 36 Kb"}[
+            KIND[store]], of) for store, of in parts.items()),
+        Row("DSP48E2", dsp_total(config), min(MAX_DSPS, dsps), "DSPs", chains | rest),
+        Row("chain DSP48E2", config.chain_dsps, min(MAX_CHAIN_DSPS, dsps), "DSPs in chains", chains),
+    ]  # fmt: skip
+    if len(floorplan) > 1:
+        core = min(floorplan, key=lambda die: max(crossing_wires(floorplan, die)))
+        wires = crossing_wires(floorplan, core)
+        names = {f"SLR{i} to SLR{i + 1}": float(n) for i, n in enumerate(wires)}
+        rows.append(Row("SLR crossing", max(wires), crossing_limit, f"wires between two dies (core on SLR{core})",
+                        names))
+    return rows
+
+
+def refuse_excess(where: str, rows: list[Row]) -> None:
+    """ConfigError, in one line, for the first row above its limit."""
+    for row in rows:
+        if row.used > row.limit:
+            raise ConfigError(f"{where}: needs {row.used:g} {row.unit}, the limit is {row.limit}: "
+                              "choose a smaller configuration")

@@ -27,6 +27,6 @@ def test_counts_against_a_card() -> None:
     cells = {f"c{i}": {"type": kind} for i, kind in enumerate(["DSP48E2"] * 2 + ["$lut"] * 5 + ["URAM288"])}
     netlist = Netlist("alula", {"matrix_unit": {"cells": cells, "ports": {}}}, {"matrix_unit": 641})
     result = against("u50", cards.get("u50"), netlist, 1.0)
-    assert result["resources"]["DSP48E2"] == 1282 and not result["dsp_equal"]
+    assert result["resources"]["DSP48E2"] == 1282 and not result["formula_equal"]["DSP48E2"]
     assert result["over"] == ["URAM"] and result["share_of_card"]["URAM"] == 641 / 640
     assert result["resources_by_unit"]["matrix_unit"]["LUT"] == 5 * 641
