@@ -34,14 +34,16 @@ def resources(name: str, card: str | None = None, note: Callable[[str], None] = 
     u280); `formula_equal` says whether DSPs and memories are those of `hw.spec.resources`."""
     from hw.synth_units import synthesise_units
     from sim.rtl.accelerator import synthesisable
+    from sim.rtl.toolchain import cache_dir
 
     began = time.monotonic()
     board = cards.get(card) if card else cards.card_of(configurations.get(name))
-    return against(name, board, synthesise_units(synthesisable(name), note=note), time.monotonic() - began)
+    netlist = synthesise_units(synthesisable(name), note=note, cache=cache_dir() / "yosys")
+    return against(name, board, netlist, time.monotonic() - began)
 
 
 def against(name: str, board: cards.Card, netlist: "Netlist", wall_seconds: float) -> dict:
-    """The tables of `resources`. A LUT memory takes one LUT a cell here, shift registers too."""
+    """The tables of `resources`. LUTs are those of logic and of LUT memories."""
     total = netlist.table()
     limits = board.resources
     used = {kind: total[kind] + (total["LUTRAM"] if kind == "LUT" else 0) for kind in limits}

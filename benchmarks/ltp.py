@@ -1,19 +1,14 @@
 """The longest combinational path of each unit in LUT levels: a proxy for timing (no delays, no routing), by Yosys.
-
-`python -m benchmarks.ltp [CONFIG]` writes benchmarks/results/ltp.json.
 """
 
-import json
-import sys
 import time
-from pathlib import Path
 
 from hw.accelerator import TOP
 from hw.synth_units import Levels, Netlist, levels, synthesise_units, unit_of
 from sim.rtl.accelerator import synthesisable
+from sim.rtl.toolchain import cache_dir
 
 BOUND = 8
-OUT = Path(__file__).parent / "results" / "ltp.json"
 REASONS = {
     "control": "the reply of a register read: a multiplexer over every register and counter, and the counters' adders",
     "core": "glue: error priority and traffic sums over all channels in one cycle, one a channel",
@@ -57,18 +52,7 @@ def result(netlist: Netlist, config: str, wall_seconds: float) -> dict:
     }  # fmt: skip
 
 
-def measure(config: str = "u280", note=lambda text: None) -> dict:
+def measure(config: str = "u280") -> dict:
     began = time.monotonic()
-    netlist = synthesise_units(synthesisable(config), TOP, note)
+    netlist = synthesise_units(synthesisable(config), TOP, cache=cache_dir() / "yosys")
     return result(netlist, config, time.monotonic() - began)
-
-
-def main(arguments: list[str]) -> int:
-    made = measure(arguments[0] if arguments else "u280", lambda unit: print(unit, file=sys.stderr, flush=True))
-    OUT.write_text(json.dumps(made, indent=2) + "\n")
-    print(json.dumps(made, indent=2))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from alula.output import console, progress, show, table, write_atomically
-from benchmarks import bits, lengths, multiplexers, perplexity, quality, simulator, sparse, tokens, vlm
+from benchmarks import bits, lengths, ltp, multiplexers, perplexity, quality, simulator, sparse, tokens, vlm
 
 RESULTS = Path(__file__).parent / "results"
 BENCHMARKS: dict[str, Callable[[], dict]] = {
     "perplexity": perplexity.measure, "simulator": simulator.measure, "sparse": sparse.measure, "bits": bits.measure,
     "quality": quality.measure, "multiplexers": multiplexers.measure, "tokens": tokens.measure,
-    "lengths": lengths.measure, "vlm": vlm.measure,
+    "lengths": lengths.measure, "vlm": vlm.measure, "ltp": ltp.measure,
 }  # fmt: skip
 
 

@@ -36,7 +36,7 @@ class Column(wiring.Component):
 
 
 class BufferMemory(wiring.Component):
-    """One memory of the budget as columns side by side, all alike but the last.
+    """One memory of the budget as columns side by side.
 
     Latency, throughput, back-pressure, reset: as `Column`.
 
@@ -55,7 +55,7 @@ class BufferMemory(wiring.Component):
         m = Module()
         of = self.memory
         at, part_bits = 0, of.bits // of.parts
-        for number, width in enumerate(column_bits(of.bits, of.parts)):
+        for number, width in enumerate(column_bits(of.bits, of.parts, of.store)):
             m.submodules[f"column_{number}"] = column = Column(width, of.words, of.store)
             m.d.comb += [
                 column.write_en.eq(self.write_en[at // part_bits]), column.write_addr.eq(self.write_addr),

@@ -19,6 +19,12 @@ _PREFIXES = {
     "DSP48E2": ("DSP48E2",), "LUT": ("LUT", "$lut", "INV"), "FF": ("FD",), "URAM": ("URAM288",), "CARRY": ("CARRY",),
     "MUX": ("MUXF",), "LUTRAM": ("RAM32", "RAM64", "RAM128", "RAM256", "RAM512", "SRL"),
 }
+_LUTS_OF = {
+    "RAM32M16": 8, "RAM64M8": 8, "RAM32X16DR8": 8, "RAM64X8SW": 8, "RAM32M": 4, "RAM64M": 4, "RAM32X1D": 2,
+    "RAM64X1D": 2, "RAM128X1D": 4, "RAM256X1D": 8, "RAM32X1S": 1, "RAM64X1S": 1, "RAM128X1S": 2, "RAM256X1S": 4,
+    "RAM512X1S": 8, "SRL16E": 1, "SRLC16E": 1, "SRLC32E": 1,
+}  # fmt: skip
+"""LUTs that a LUT memory takes (UG574)."""
 _HALF_BLOCK, _WHOLE_BLOCK = "RAMB18", "RAMB36"
 
 
@@ -28,7 +34,7 @@ def kind_of(cell: str) -> str | None:
 
 
 def tally(cells: dict[str, float]) -> dict[str, float]:
-    """Resource table of {primitive: count}; a RAMB18 is half a BRAM36."""
+    """Resource table of {primitive: count}; a RAMB18 is half a BRAM36, LUTRAM counts LUTs."""
     table: Counter = Counter(dict.fromkeys(KINDS, 0))
     for cell, count in cells.items():
         if cell.startswith(_HALF_BLOCK):
@@ -36,7 +42,7 @@ def tally(cells: dict[str, float]) -> dict[str, float]:
         elif cell.startswith(_WHOLE_BLOCK):
             table["BRAM36"] += count
         elif kind := kind_of(cell):
-            table[kind] += count
+            table[kind] += count * (_LUTS_OF[cell] if kind == "LUTRAM" else 1)
     return dict(table)
 
 

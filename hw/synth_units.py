@@ -5,6 +5,7 @@ matrix unit, the lanes) are one. Counts are Yosys's (see `hw.synth`); levels are
 timing: no delay, no routing.
 """
 
+import gzip
 import json
 import re
 import tempfile
@@ -13,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path
 
 from hw.accelerator import TOP
@@ -134,9 +136,11 @@ class Netlist:
 
 
 def synthesise_units(
-    verilog: str, top: str = TOP, note: Callable[[str], None] = lambda _: None, only: set[str] | None = None
+    verilog: str, top: str = TOP, note: Callable[[str], None] = lambda _: None, only: set[str] | None = None,
+    logic: bool = True, cache: Path | None = None,
 ) -> Netlist:
-    """Maps every distinct module, a Yosys run a unit. only: these units alone (the rest is then not counted)."""
+    """Maps every distinct module, a Yosys run a unit. only: these units alone (the rest is then not counted); logic
+    False: DSPs and block memories alone are mapped, which is fast; cache: a folder that keeps mapped units."""
     _, texts = distinct(split_modules(verilog), top)
     made = Netlist(top, instances=instances(texts, top))
     groups: dict[str, list[str]] = {}
@@ -145,18 +149,38 @@ def synthesise_units(
     for unit, names in groups.items():
         if only is None or unit in only:
             note(unit)
-            began = time.monotonic()
-            made.modules |= _synthesise(names, texts)
-            made.seconds[unit] = time.monotonic() - began
+            modules, made.seconds[unit] = _cached(names, texts, logic, cache)
+            made.modules |= modules
     return made
 
 
-def _synthesise(names: list[str], texts: dict[str, str]) -> dict[str, dict]:
+def _cached(names: list[str], texts: dict[str, str], logic: bool, cache: Path | None) -> tuple[dict[str, dict], float]:
+    """What `_synthesise` gives and the seconds it took, now or when the cache got it."""
+    state = sha256(f"{version('pyosys')} {LUT_COSTS} {logic}\n".encode())
+    for name in names:
+        state.update(f"{name}\n{texts[name]}".encode())
+    kept = cache / f"{state.hexdigest()[:32]}.json.gz" if cache else None
+    if kept and kept.exists():
+        found = json.loads(gzip.decompress(kept.read_bytes()))
+        return found["modules"], found["seconds"]
+    began = time.monotonic()
+    modules = _synthesise(names, texts, logic)
+    seconds = time.monotonic() - began
+    if kept:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        work = kept.with_suffix(".tmp")
+        work.write_bytes(gzip.compress(json.dumps({"modules": modules, "seconds": seconds}).encode(), 1))
+        work.replace(kept)
+    return modules, seconds
+
+
+def _synthesise(names: list[str], texts: dict[str, str], logic: bool) -> dict[str, dict]:
     """Mapped cells of the modules of a unit; what belongs to other units is a black box."""
     inside = set(names)
     below = {child for name in names for child in _children(texts[name], texts)}
     source_text = "".join([*(texts[name] for name in names), *(_stub(texts[name]) for name in sorted(below - inside))])
     found: dict[str, dict] = {}
+    last, finish = ("map_luts", [f"abc -luts {LUT_COSTS}", "clean"]) if logic else ("map_ffram", [])
     with tempfile.TemporaryDirectory(prefix="alula-synth-") as folder:
         source, answer = Path(folder) / "unit.v", Path(folder) / "unit.json"
         source.write_text(source_text)
@@ -164,8 +188,7 @@ def _synthesise(names: list[str], texts: dict[str, str]) -> dict[str, dict]:
             run_yosys([
                 f"read_verilog {source}",
                 f"synth_xilinx -family xcup -noiopad -noclkbuf -uram -top {_escaped(root).strip()} "
-                "-run begin:map_luts",
-                f"abc -luts {LUT_COSTS}", "clean", "blackbox =A:whitebox", f"write_json {answer}",
+                f"-run begin:{last}", *finish, "blackbox =A:whitebox", f"write_json {answer}",
             ])  # fmt: skip
             mapped = json.loads(answer.read_text())["modules"]
             found |= {name: {key: mapped[name][key] for key in ("cells", "ports")} for name in names if name in mapped}

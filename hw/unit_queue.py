@@ -12,9 +12,9 @@ N_UNITS = len(Unit)
 
 
 def entry_layout(unit: Unit):
-    """What ISSUE pushes."""
+    """What ISSUE pushes, but for the wait mask."""
     return data.StructLayout(
-        {"wait": N_UNITS, "signal": N_UNITS, "tag": 32, "desc": descriptor_layout(unit)}
+        {"signal": N_UNITS, "tag": 32, "desc": descriptor_layout(unit)}
     )
 
 
@@ -56,6 +56,8 @@ class UnitQueue(wiring.Component):
         shadow = Signal(descriptor_layout(self.kind))
         count, write_at, read_at = Signal(range(self.depth + 1)), Signal(range(slots)), Signal(range(slots))
         start, done = self.unit.start, self.unit.done & self.busy
+        waits = Signal()
+        """count != 0, in a register: starts are the dispatcher's longest path."""
         with m.If(self.set_en), m.Switch(self.set_index):
             for i, name in enumerate(FIELDS[self.kind]):
                 with m.Case(i):
@@ -63,19 +65,19 @@ class UnitQueue(wiring.Component):
         m.d.comb += [
             write.addr.eq(write_at), write.en.eq(self.push),
             write.data.desc.eq(shadow), write.data.tag.eq(self.tag_in),
-            write.data.wait.eq(self.wait), write.data.signal.eq(self.signal),
+            write.data.signal.eq(self.signal),
             read.addr.eq(read_at),
             self.unit.desc.eq(read.data.desc),
-            self.head_wait.eq(read.data.wait),
             self.running_signal.eq(read.data.signal),
             self.tag.eq(read.data.tag),
-            start.eq(self.run & ~self.busy & (count != 0) & self.ready),
-            self.waiting.eq(self.run & ~self.busy & (count != 0) & ~self.ready),
+            start.eq(self.run & ~self.busy & waits & self.ready),
+            self.waiting.eq(self.run & ~self.busy & waits & ~self.ready),
             self.full.eq(count == self.depth),
-            self.idle.eq(~self.busy & (count == 0)),
+            self.idle.eq(~self.busy & ~waits),
         ]
         m.d.sync += [
             count.eq(count + self.push - start),
+            waits.eq(self.push | (count > 1) | (waits & ~start)),
             write_at.eq(write_at + self.push),
             read_at.eq(read_at + done),
         ]
@@ -83,7 +85,22 @@ class UnitQueue(wiring.Component):
             m.d.sync += self.busy.eq(1)
         with m.Elif(done):
             m.d.sync += self.busy.eq(0)
+        self._head_wait(m, slots, write_at, read_at, done)
         return m
+
+    def _head_wait(self, m, slots, write_at, read_at, done):
+        """The wait mask of the place that is read in the next cycle, a cycle ahead of the other fields."""
+        m.submodules.waits = masks = memory.Memory(shape=unsigned(N_UNITS), depth=slots, init=[])
+        write = masks.write_port()
+        here, behind = masks.read_port(domain="comb"), masks.read_port(domain="comb")
+        following = Signal(range(slots))
+        m.d.comb += [
+            write.addr.eq(write_at), write.en.eq(self.push), write.data.eq(self.wait), following.eq(read_at + 1),
+            here.addr.eq(read_at), behind.addr.eq(following),
+        ]
+        for moves, port in ((0, here), (1, behind)):
+            with m.If(done == moves):
+                m.d.sync += self.head_wait.eq(Mux(self.push & (write_at == port.addr), self.wait, port.data))
 
 
 class Dispatcher(wiring.Component):
@@ -147,12 +164,14 @@ class Dispatcher(wiring.Component):
                     up.eq(self.dones[producer] & queues[producer].running_signal[consumer]),
                     down.eq(self.starts[consumer] & queues[consumer].head_wait[producer]),
                 ]
-                full.append(up & ~down & (count == SEMAPHORE_MAX))
+                # What the count is compared with, in registers.
+                some, most = Signal(name=f"some_{name}"), Signal(name=f"most_{name}")
+                full.append(up & ~down & most)
                 with m.If(up & ~down):
-                    m.d.sync += count.eq(count + 1)
+                    m.d.sync += [count.eq(count + 1), some.eq(~most), most.eq(count == SEMAPHORE_MAX - 1)]
                 with m.Elif(down & ~up):
-                    m.d.sync += count.eq(count - 1)
-                free[producer, consumer] = count != 0
+                    m.d.sync += [count.eq(count - 1), some.eq(count != 1), most.eq(0)]
+                free[producer, consumer] = some
             m.d.comb += overflow[producer].eq(Cat(full).any())
         for consumer in Unit:
             present = Cat(free[producer, consumer] for producer in Unit)

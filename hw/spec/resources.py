@@ -36,15 +36,14 @@ HALF_BLOCK_SHAPES = ((36, 512), (18, 1024), (9, 2048), (4, 4096), (2, 8192), (1,
 """(bits, words) of a RAMB18E2."""
 
 
-def column_bits(bits: int, parts: int = 1) -> list[int]:
-    """Widths of the columns of a memory: of 72 bits, or of equal ones within a part that is written by itself."""
-    if parts == 1:
-        return [min(COLUMN_BITS, bits - at) for at in range(0, bits, COLUMN_BITS)]
+def column_bits(bits: int, parts: int, store: Store) -> list[int]:
+    """Widths of the columns of a memory, each within a part: full ones and a rest in block RAM, where a rest takes
+    less; else equal ones (synthesis tools differ in how they pack a narrow rest)."""
     part = bits // parts
+    if store is Store.BLOCK:
+        return [min(COLUMN_BITS, part - at) for at in range(0, part, COLUMN_BITS)] * parts
     columns = -(-part // COLUMN_BITS)
-    if part % columns:
-        raise ConfigError(f"a part of {part} bits has no {columns} equal columns")
-    return [part // columns] * (columns * parts)
+    return [part // columns + (number < part % columns) for number in range(columns)] * parts
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class Memory:
     @property
     def primitives(self) -> float:
         """UltraRAMs or block RAMs of 36 Kb."""
-        return self.count * sum(self._column(bits) for bits in column_bits(self.bits, self.parts))
+        return self.count * sum(self._column(bits) for bits in column_bits(self.bits, self.parts, self.store))
 
     def _column(self, bits: int) -> float:
         if self.store is Store.ULTRA:

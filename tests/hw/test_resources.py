@@ -1,0 +1,85 @@
+"""The budget: it agrees with what Yosys maps, and a card refuses what is above it."""
+
+from dataclasses import replace
+
+import pytest
+from amaranth.hdl import Module
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+
+from hw.accelerator import Accelerator
+from hw.buffer_memory import BufferMemory
+from hw.spec import cards
+from hw.spec.config import CONFIGS, ConfigError, get
+from hw.spec.resources import KIND, Memory, Store, column_bits, crossing_wires, dsp_total, memories
+from hw.synth import synthesise, tally
+from hw.synth_units import synthesise_units
+from hw.verilog_writer import convert
+from sim.rtl.accelerator import synthesisable
+
+
+def test_tiny_takes_what_the_budget_says():
+    counted = synthesise_units(synthesisable("tiny"), logic=False).table()
+    expected = {KIND[store]: sum(m.primitives for m in memories(get("tiny")) if m.store is store) for store in Store}
+    assert {kind: counted[kind] for kind in expected} == expected
+    assert counted["DSP48E2"] == dsp_total(get("tiny"))
+
+
+class Buffer(wiring.Component):
+    """A buffer memory with ports of its own."""
+
+    def __init__(self, memory: Memory):
+        self.inner = BufferMemory(memory)
+        super().__init__({name: In(member.shape) if member.flow is In else Out(member.shape)
+                          for name, member in self.inner.signature.members.items()})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.inner = self.inner
+        wiring.connect(m, wiring.flipped(self), self.inner)
+        return m
+
+
+@pytest.mark.parametrize("memory", [
+    Memory("one writer", 160, 2 * 4096 + 1, Store.ULTRA), Memory("by parts", 256, 5000, Store.ULTRA, parts=2),
+    Memory("blocks", 160, 1536, Store.BLOCK), Memory("blocks by parts", 128, 200, Store.BLOCK, parts=2),
+], ids=lambda memory: memory.name)
+def test_a_memory_takes_what_it_says(memory):
+    assert tally(synthesise(convert(Buffer(memory), "top"), "top")["top"])[KIND[memory.store]] == memory.primitives
+
+
+def test_columns():
+    assert column_bits(160, 1, Store.BLOCK) == [72, 72, 16] and column_bits(160, 2, Store.BLOCK) == [72, 8] * 2
+    assert column_bits(160, 1, Store.ULTRA) == [54, 53, 53] and column_bits(1024, 2, Store.ULTRA) == [64] * 16
+
+
+@pytest.mark.parametrize("name", cards.CARDS)
+def test_every_card_has_room_for_its_configuration(name):
+    rows = cards.get(name).budget(get(name))
+    assert [row.kind for row in rows] == ["URAM", "BRAM36", "DSP48E2", "chain DSP48E2", "SLR crossing"]
+    assert all(row.used <= row.limit for row in rows)
+    share = {row.kind: row.used / row.limit for row in rows}
+    assert share["URAM"] <= 0.85 and share["BRAM36"] <= 0.85
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"ab_granules": 393216}, r"needs 1180 UltraRAMs, the limit is 960"),
+    ({"pb_granules": 114688}, r"needs 2430.5 block RAMs of 36 Kb, the limit is 2016"),
+    ({"lanes": 256}, r"needs 7689 DSPs, the limit is 6500"),
+], ids=lambda value: value if isinstance(value, str) else next(iter(value)))
+def test_what_exceeds_a_card_is_refused(change, message):
+    with pytest.raises(ConfigError, match=message) as raised:
+        Accelerator(replace(get("u280"), **change))
+    assert "\n" not in str(raised.value)
+
+
+def test_wires_between_dies():
+    """By hand: one unit on each of two dies, the core beside the memory, then away from it."""
+    read, own, shared = 591, 512 + 128 + 16, 64 + 32 * 5 + 7 * 128
+    assert crossing_wires({0: [0], 1: [1]}, core=0) == [read + own + shared]
+    assert crossing_wires({0: [0], 1: [1]}, core=1) == [read + own + shared + read + 640 + 8 * 3]
+
+
+def test_small_configurations_fit_the_largest_card():
+    for config in CONFIGS.values():
+        cards.card_of(config).check(config)
