@@ -26,10 +26,16 @@ _INSTANCE = re.compile(r"^  (\\\S+|\w+) (?=(?: |#|\w|\\)[^=;]*?\($)", flags=re.M
 _INSTANCE_BODY = re.compile(_INSTANCE.pattern + r"(.*?\n  \);)", flags=re.M | re.S)
 _NUMBERED = re.compile(r"\\[^\s.]+\$\d+\S*")
 _PORT = re.compile(r"^  (?:input|output)\b.*;$", flags=re.M)
-_REGISTERS = ("FD", "RAMB", "URAM", "DSP48E2", "SRL")
 _LEVEL = ("$lut", "LUT", "RAM32", "RAM64", "RAM128", "RAM256", "RAM512")
 """Cells a signal takes a LUT's delay in; an asynchronous read of LUT memory is one."""
 _CARRY, _MUX = "CARRY", "MUXF"
+_THROUGH = (*_LEVEL, _CARRY, _MUX, "INV", "$")
+"""Combinational cells. Paths begin and end at all others: registers, memories, DSPs, other units."""
+
+
+def _is_written(kind: str, port: str) -> bool:
+    """Whether a port of a LUT memory is of its synchronous side."""
+    return kind.startswith("RAM") and (port in ("D", "WE", "WCLK", "ADDRH") or port.startswith("DI"))
 
 
 def unit_of(module: str) -> str:
@@ -262,15 +268,24 @@ def _flatten(netlist, module, path, outside, drivers, readers, inside) -> None:
     for name, cell in netlist.modules[module]["cells"].items():
         kind, where = cell["type"], cell["connections"]
         ways = cell.get("port_directions", {})
-        inputs = [bit for port, bits in where.items() if ways.get(port) == "input" for bit in bits_of(bits)]
+        inputs, written = ([bit for port, bits in where.items() if ways.get(port) == "input"
+                            and _is_written(kind, port) == side for bit in bits_of(bits)] for side in (False, True))
         outputs = [bit for port, bits in where.items() if ways.get(port) == "output" for bit in bits_of(bits)]
         if kind in netlist.modules and inside(kind):
-            ports = netlist.modules[kind]["ports"]
-            joined = {inner: bit_of(outer) for port, bits in where.items()
-                      for inner, outer in zip(ports[port]["bits"], bits, strict=False) if not isinstance(inner, str)}
+            joined: dict = {}
+            for port in sorted(where, key=lambda port: ways[port] == "output"):
+                for inner, outer in zip(netlist.modules[kind]["ports"][port]["bits"], map(bit_of, where[port]),
+                                        strict=False):
+                    if inner in joined:  # an output that is an input, or another output
+                        drivers[outer] = ((0, 0, 0), [joined[inner]] if joined[inner] else [])
+                    elif not isinstance(inner, str):
+                        joined[inner] = outer
             _flatten(netlist, kind, (*path, name), joined, drivers, readers, inside)
-        elif kind in netlist.modules or kind.startswith(_REGISTERS) or not outputs or "." in kind:
-            readers.append((f"{'.'.join((*path, name))} ({kind})", inputs))
+            continue
+        place = f"{'.'.join((*path, name))} ({kind})"
+        readers.append((place, written))
+        if not kind.startswith(_THROUGH) or not outputs:
+            readers.append((place, inputs))
         else:
             cost = (int(kind.startswith(_LEVEL)), int(kind.startswith(_CARRY)), int(kind.startswith(_MUX)))
             for bit in outputs:

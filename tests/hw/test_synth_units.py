@@ -1,7 +1,8 @@
 """Synthesis by unit: modules that are alike are one, counts multiply, and the longest path is found across modules."""
 
-from amaranth.hdl import Module, Signal
+from amaranth.hdl import Cat, Module, Signal
 from amaranth.lib import wiring
+from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from hw.synth import synthesise, tally
@@ -69,3 +70,47 @@ def test_the_longest_path_goes_through_modules():
     assert levels(made, "alula.first") == Levels(2, 0, 0, "o")
     alone = levels(made, "alula", inside=lambda name: name == "alula")
     assert alone.luts == 1
+
+
+class Around(wiring.Component):
+    """A parity behind a stage whose second output is its input, and LUT memory that is written from it."""
+
+    i: In(11)
+    o: Out(1)
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.through = through = Through()
+        m.submodules.memory = memory = Memory(shape=1, depth=32, init=[])
+        write, read = memory.write_port(), memory.read_port(domain="comb")
+        m.d.comb += [through.i.eq(Cat(self.i[:10], self.i.xor())), write.data.eq(through.copy), write.en.eq(1),
+                     write.addr.eq(self.i), read.addr.eq(self.i)]
+        m.d.sync += self.o.eq(read.data)
+        return m
+
+
+class Through(wiring.Component):
+    """One bit of its input as it came."""
+
+    i: In(11)
+    copy: Out(1)
+
+    def elaborate(self, platform):
+        m = Module()
+        m.d.comb += self.copy.eq(self.i[10])
+        return m
+
+
+def test_paths_go_through_modules_and_end_where_a_memory_is_written():
+    found = levels(synthesise_units(convert(Around(), "alula"), "alula"), "alula")
+    assert found.luts == 2 and "RAM" in found.ends_in
+
+
+def test_modules_of_units_that_were_left_out_end_paths():
+    made = synthesise_units(VERILOG, "alula", only={"ports"})
+    assert levels(made, "alula").luts == 1
+
+
+def test_the_cache_gives_what_was_mapped(tmp_path):
+    first, second = (synthesise_units(VERILOG, "alula", cache=tmp_path) for _ in range(2))
+    assert first == second and len(list(tmp_path.iterdir())) == 2  # both stages are one module
