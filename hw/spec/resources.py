@@ -29,6 +29,7 @@ class Store(Enum):
 
 KIND = {Store.ULTRA: "URAM", Store.BLOCK: "BRAM36"}
 """Rows of the card's table."""
+UNIT = {Store.ULTRA: "UltraRAMs", Store.BLOCK: "block RAMs of 36 Kb"}
 COLUMN_BITS = 72
 """Data width of a RAMB36E2 and of a URAM288 with one port to write and one to read."""
 ULTRA_WORDS = 4096
@@ -176,8 +177,7 @@ def budget(config: Config, limits: dict[str, int], floorplan: dict[int, list[int
     chains = {"chains": config.chain_dsps}
     dsps = limits["DSP48E2"]
     rows = [
-        *(Row(KIND[store], sum(of.values()), limits[KIND[store]], {"URAM": "UltraRAMs", "BRAM36": "block RAMs of 36 Kb"}[
-            KIND[store]], of) for store, of in parts.items()),
+        *(Row(KIND[store], sum(of.values()), limits[KIND[store]], UNIT[store], of) for store, of in parts.items()),
         Row("DSP48E2", dsp_total(config), min(MAX_DSPS, dsps), "DSPs", chains | rest),
         Row("chain DSP48E2", config.chain_dsps, min(MAX_CHAIN_DSPS, dsps), "DSPs in chains", chains),
     ]  # fmt: skip
