@@ -53,7 +53,8 @@ def against(name: str, board: cards.Card, netlist: "Netlist", wall_seconds: floa
     return {
         "resources": total, "resources_by_unit": {unit: netlist.table(unit) for unit in netlist.units},
         "unit_seconds": netlist.seconds, "primitives": dict(netlist.cells()), "formula": formula,
-        "formula_equal": {kind: total[kind] == number for kind, number in formula.items()}, "card": board.name, "card_resources": limits,
+        "formula_equal": {kind: total[kind] == number for kind, number in formula.items()},
+        "card": board.name, "card_resources": limits,
         "share_of_card": {kind: used[kind] / limits[kind] for kind in limits},
         "over": [kind for kind in limits if used[kind] > limits[kind]], "synthesis_wall_seconds": wall_seconds,
     }  # fmt: skip

@@ -6,7 +6,7 @@ from amaranth.lib.wiring import In, Out
 
 from hw.buffer_memory import BufferMemory
 from hw.fetch import next_burst
-from hw.interfaces import BEAT_BITS, AXI4Read, BufferRead, UnitPort
+from hw.interfaces import AXI4Read, BufferRead, UnitPort
 from hw.spec.config import Config
 from hw.spec.isa import Error, LdKind, Unit
 from hw.spec.resources import buffer
