@@ -18,6 +18,7 @@ from hw.verilog_writer import convert
 from sim.rtl.accelerator import synthesisable
 
 
+@pytest.mark.slow
 def test_tiny_takes_what_the_budget_says():
     counted = synthesise_units(synthesisable("tiny"), logic=False).table()
     expected = {KIND[store]: sum(m.primitives for m in memories(get("tiny")) if m.store is store) for store in Store}
