@@ -47,7 +47,7 @@ class Accelerator(wiring.Component):
     Back-pressure: all handshakes are honoured; R and B are always ready.
     Reset: `rst`, synchronous; the core is also reset by each START. Memories keep their contents.
 
-    Refused with `ConfigError`: a configuration that does not fit its card (`hw.spec.cards.card_of`).
+    Elaboration refuses, with `ConfigError`, a configuration that does not fit its card (`hw.spec.cards.card_of`).
 
     Parameters: config; shared: the matrix unit is one Verilog module (False for the Amaranth simulator); primitive:
     DSP48E2 instances in place of their Amaranth model.
@@ -55,11 +55,11 @@ class Accelerator(wiring.Component):
     """
 
     def __init__(self, config: Config, *, primitive=True, shared=True):
-        card_of(config).check(config)
         self.config, self.primitive, self.shared = config, primitive, shared
         super().__init__(ports(config))
 
     def elaborate(self, platform):
+        card_of(self.config).check(self.config)
         m = Module()
         m.domains.core = core_domain = ClockDomain(local=True)
         m.submodules.control = control = Control(self.config)
