@@ -1,5 +1,4 @@
-"""The longest combinational path of each unit in LUT levels: a proxy for timing (no delays, no routing), by Yosys.
-"""
+"""The longest combinational path of each unit in LUT levels: a proxy for timing (no delays, no routing), by Yosys."""
 
 import time
 
@@ -12,8 +11,6 @@ BOUND = 8
 REASONS = {
     "control": "the reply of a register read: a multiplexer over every register and counter, and the counters' adders",
     "core": "glue: error priority and traffic sums over all channels in one cycle, one a channel",
-    "dispatcher": "starting a unit: semaphores, queue heads and the error of the cycle decide together",
-    "matrix": "the drain's counters and the comparison of every unit's round (all units go in lockstep)",
     "matrix_unit": "a stream beat is unpacked at any of 8 precisions within the cycle the channel brings it",
     "sequencer": "one instruction is decoded, its operands read, added or compared and the next address chosen",
     "store": "addresses are sums of products of strides, with the block they fall into",

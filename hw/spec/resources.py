@@ -1,6 +1,7 @@
 """What a configuration takes of a card: memories, DSPs, wires between dies. Standard library only.
 
-Memories and DSPs are exact: `alula info --synth yosys` counts them in the netlist and compares. Logic is not here.
+`alula info --synth yosys` counts memories and DSPs in the netlist and compares. Yosys may need fewer UltraRAMs: it puts
+words into the bits that narrow columns leave over. Logic is not here.
 """
 
 from dataclasses import dataclass
