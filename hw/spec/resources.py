@@ -173,9 +173,9 @@ class Row:
 def budget(config: Config, limits: dict[str, int], floorplan: dict[int, list[int]], crossing_limit: int) -> list[Row]:
     """limits: a card's totals; floorplan: die -> matrix units; crossing_limit: wires over a boundary of two dies."""
     parts = {store: {m.name: m.primitives for m in memories(config) if m.store is store} for store in Store}
-    rest = {"vector lanes": LANE_DSPS * config.lanes, "finaliser": FINALISER_DSPS, "sequencer": SEQUENCER_DSPS,
-            "store": STORE_DSPS}
-    chains = {"chains": config.chain_dsps}
+    rest: dict[str, float] = {"vector lanes": LANE_DSPS * config.lanes, "finaliser": FINALISER_DSPS,
+                              "sequencer": SEQUENCER_DSPS, "store": STORE_DSPS}
+    chains: dict[str, float] = {"chains": config.chain_dsps}
     dsps = limits["DSP48E2"]
     rows = [
         *(Row(KIND[store], sum(of.values()), limits[KIND[store]], UNIT[store], of) for store, of in parts.items()),
