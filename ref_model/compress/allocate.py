@@ -72,12 +72,12 @@ def even_sensitivity(n_out: int, n_in: int) -> Sensitivity:
 def allocate(table: Mapping[str, Sensitivity], average: float) -> dict[str, np.ndarray]:
     """Precisions of every unit of choice, uint8[row groups, windows] by name: mean over the blocks at most `average`.
 
-    The largest precision within the average is the least one given: below it errors are too large to add up.
+    The largest precision below the average is the least one given: below it errors are too large to add up.
     ValueError if `average` is not between the smallest and the largest precision.
     """
     if not OPTIONS[0] <= average <= OPTIONS[-1]:
         raise ValueError(f"an average of {average:g} bits is outside {OPTIONS[0]}..{OPTIONS[-1]}")
-    options = np.array(OPTIONS)[np.searchsorted(OPTIONS, average, side="right") - 1:]
+    options = np.array(OPTIONS)[max(0, np.searchsorted(OPTIONS, average) - 1):]
     losses = np.concatenate([s.losses.reshape(-1, len(OPTIONS))[:, -len(options):] for s in table.values()])
     blocks = np.concatenate([s.blocks.reshape(-1) for s in table.values()])
     pick = _choose(losses, blocks, options, average * blocks.sum())

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from hw.spec.config import BLOCK
 from hw.spec.weights import BITS, NONZEROS
-from ref_model.calibrate import activation_maxima, smoothed_layer
+from ref_model.calibrate import smoothed_layer
 from ref_model.checkpoints.base import Checkpoint
+from ref_model.checkpoints.names import HEAD
 from ref_model.checkpoints.synthetic import SyntheticCheckpoint
 
 from .allocate import Sensitivity, allocate, even_sensitivity, sensitivity, spread
@@ -21,6 +22,7 @@ from .gptq import gptq
 from .plan import HEAD_NAME, AllocatedPlan, MixedPlan, Plan, UniformPlan, compressible, linear_shapes
 from .prune import keep_mask, scores
 from .rounding import round_matrix
+from .scaling import input_rms, scaled_layer
 from .sequential import Packed, Sequential, machine_rows
 from .statistics import importance
 from .tune import Levels, tune
@@ -28,11 +30,11 @@ from .tune import Levels, tune
 RECIPES = ("best", "plain")
 CALIBRATED_PARAMETERS = 10**9
 """Larger models are compressed without calibration: the float reference would not fit."""
-MAXIMA_TOKENS = 1024
+SCALING_TOKENS = 1024
 IMPORTANCE_TOKENS = 1024
 HESSIAN_TOKENS = 8192
-SHARE = 0.25
-"""Share of the activations' magnitude that smoothing moves: less than without compression, as weights are coarser."""
+States = list[dict[str, np.ndarray]]
+"""Float tensors of every decoder layer by leaf name."""
 
 
 class Compressor(Protocol):
@@ -67,25 +69,24 @@ class PlainCompressor:
 
 
 class CalibratedCompressor:
-    """Smoothing, Wanda, GPTQ with the inputs that each layer gets behind the layers already quantised, and training of
-    levels, factors and gains against the float model.
+    """Scaling of inputs, Wanda, GPTQ with the inputs that each layer gets behind the layers already quantised, and
+    training of levels, factors and gains against the float model.
 
-    The whole language model is compressed at the first call.
+    The whole language model is compressed at the first call. states: of every decoder layer, as `scaled_layer` gives.
     """
 
-    def __init__(self, plan: Plan, checkpoint: Checkpoint, ids: Sequence[int], tuned: bool = True) -> None:
+    def __init__(self, plan: Plan, checkpoint: Checkpoint, ids: Sequence[int], states: States,
+                 tuned: bool = True) -> None:
         self.plan, self.tuned = plan, tuned
-        self._checkpoint, self._ids = checkpoint, ids
-        few = ids[: min(MAXIMA_TOKENS, checkpoint.config.text.context)]
-        self._maxima = activation_maxima(checkpoint, few, typical=True)
+        self._checkpoint, self._ids, self._states = checkpoint, ids, states
         self._packed: dict[str, Packed | None] | None = None
         self._gains: dict[str, np.ndarray] = {}
 
     def layer(self, checkpoint: Checkpoint, index: int) -> dict[str, np.ndarray]:
         self._run()
         prefix = f"language_model.layers.{index}."
-        state = smoothed_layer(checkpoint, index, self._maxima, SHARE)
-        return {leaf: self._gains.get(prefix + leaf.removesuffix(".weight"), value) for leaf, value in state.items()}
+        return {leaf: self._gains.get(prefix + leaf.removesuffix(".weight"), value)
+                for leaf, value in self._states[index].items()}
 
     def compress(self, name: str, weight: np.ndarray) -> Packed | None:
         if not compressible(name, weight.shape[1]):
@@ -95,15 +96,13 @@ class CalibratedCompressor:
     def _run(self) -> dict[str, Packed | None]:
         """Results of every linear of the language model; made once."""
         if self._packed is None:
-            sequential = Sequential(self._checkpoint, self._ids[:HESSIAN_TOKENS], self._smoothed, self._quantise)
+            sequential = Sequential(self._checkpoint, self._ids[:HESSIAN_TOKENS], self._states.__getitem__,
+                                    self._quantise)
             sequential.take("lm_head")
             self._packed = sequential.packed
             if self.tuned:
                 self._tune()
         return self._packed
-
-    def _smoothed(self, index: int) -> dict[str, np.ndarray]:
-        return smoothed_layer(self._checkpoint, index, self._maxima, SHARE)
 
     def _quantise(self, name: str, weight: np.ndarray, hessian: Tensor) -> Packed | None:
         blocks = self.plan.blocks(name, *weight.shape)
@@ -116,17 +115,16 @@ class CalibratedCompressor:
     def _tune(self) -> None:
         """Train levels, factors and gains, and take them over."""
         assert self._packed is not None
-        layers = range(self._checkpoint.config.text.layers)
-        states = {index: self._smoothed(index) for index in layers}
         head = self._checkpoint.read("lm_head.weight", torch.float32).numpy()
         levels = {}
-        for index in layers:
-            for leaf, value in states[index].items():
-                name = f"language_model.layers.{index}.{leaf.removesuffix('.weight')}"
-                packed = self._packed.get(name)
-                if packed is not None:
-                    levels[name] = Levels(*packed, value, self._order(name, len(value)))
-        found = tune(self._checkpoint, states, _value(self._packed["lm_head"], head), levels, self._ids)
+        state = named(self._states)
+        for leaf, value in state.items():
+            name = leaf.removesuffix(".weight")
+            packed = self._packed.get(name)
+            if packed is not None:
+                levels[name] = Levels(*packed, value.numpy(), self._order(name, len(value)))
+        state[HEAD] = torch.from_numpy(_value(self._packed["lm_head"], head))
+        found = tune(self._checkpoint, state, levels, self._ids)
         for name, integers in found.integers.items():
             packed = self._packed[name]
             assert packed is not None
@@ -136,6 +134,12 @@ class CalibratedCompressor:
 
     def _order(self, name: str, n_out: int) -> np.ndarray:
         return machine_rows(self._checkpoint.config.text, name, n_out)
+
+
+def named(states: States) -> dict[str, Tensor]:
+    """Tensors of layers by canonical name."""
+    return {f"language_model.layers.{index}.{leaf}": torch.from_numpy(np.array(value, np.float32))
+            for index, state in enumerate(states) for leaf, value in state.items()}
 
 
 def _value(packed: Packed | None, weight: np.ndarray) -> np.ndarray:
@@ -170,11 +174,6 @@ class Compression:
         return cls(width, nonzeros, recipe, seed, f"{bits} bits, {sparsity}, {recipe}")
 
     @property
-    def allocated(self) -> bool:
-        """Whether precisions are chosen by sensitivity."""
-        return self.bits is not None and self.bits not in BITS
-
-    @property
     def random(self) -> bool:
         return self.bits is None or self.nonzeros is None
 
@@ -184,34 +183,40 @@ class Compression:
         return (self.recipe == "best" and not isinstance(checkpoint, SyntheticCheckpoint)
                 and parameters <= CALIBRATED_PARAMETERS)
 
-    def plan(self, checkpoint: Checkpoint, ids: Sequence[int] | None = None) -> Plan:
+    def allocates(self, checkpoint: Checkpoint) -> bool:
+        """Whether precisions are chosen by sensitivity: an average, or 4 bits where weights are calibrated."""
+        return self.bits is not None and (self.bits not in BITS or (self.bits == 4 and self.calibrates(checkpoint)))
+
+    def plan(self, checkpoint: Checkpoint, ids: Sequence[int] | None = None, states: States | None = None) -> Plan:
         """Which block gets what. Reads weights only for an average (not even then if they are synthetic).
 
         A head that is tied to the embedding stays INT8 in every setting and is not part of an average, which is over
         the decoder layers' linears (as in the papers: embeddings are not compressed).
 
-        ids: calibration tokens (`ref_model.calibrate.calibration_ids`), used for an average with the best recipe.
+        ids: calibration tokens (`ref_model.calibrate.calibration_ids`) and states: scaled tensors of the layers, both
+        used for an average with the best recipe.
         """
         if self.bits is None or self.nonzeros is None:
             defaults = MixedPlan()
             return MixedPlan(self.seed, defaults.bits if self.bits is None else (int(self.bits),),
                              defaults.nonzeros if self.nonzeros is None else (self.nonzeros,))
-        if not self.allocated:
+        if self.bits in BITS and not (ids and self.allocates(checkpoint)):
             return UniformPlan(int(self.bits), self.nonzeros, not checkpoint.config.text.tied_embeddings)
         shapes = linear_shapes(checkpoint)
         if checkpoint.config.text.tied_embeddings:
             del shapes[HEAD_NAME]
-        chosen = allocate(self._sensitivities(checkpoint, shapes, ids), self.bits)
+        chosen = allocate(self._sensitivities(checkpoint, shapes, ids, states), self.bits)
         return AllocatedPlan({name: spread(chosen[name], *shapes[name]) for name in shapes}, self.nonzeros)
 
-    def _sensitivities(self, checkpoint: Checkpoint, shapes: dict[str, tuple[int, int]],
-                       ids: Sequence[int] | None) -> dict[str, Sensitivity]:
+    def _sensitivities(self, checkpoint: Checkpoint, shapes: dict[str, tuple[int, int]], ids: Sequence[int] | None,
+                       states: States | None) -> dict[str, Sensitivity]:
         assert self.nonzeros is not None
         if isinstance(checkpoint, SyntheticCheckpoint):
             return {name: even_sensitivity(*shape) for name, shape in shapes.items()}
-        measured = importance(checkpoint, ids[:IMPORTANCE_TOKENS]) if ids and self.calibrates(checkpoint) else {}
-        return {name: sensitivity(checkpoint.read(f"{name}.weight", torch.float32).numpy(), measured.get(name),
-                                  self.nonzeros) for name in shapes}
+        state = checkpoint.state(torch.float32) | named(states or [])
+        measured = importance(checkpoint, ids[:IMPORTANCE_TOKENS], state) if ids and self.calibrates(checkpoint) else {}
+        return {name: sensitivity(state[f"{name}.weight"].numpy(), measured.get(name), self.nonzeros)
+                for name in shapes}
 
     def compressor(self, checkpoint: Checkpoint, ids: Sequence[int] | None = None) -> Compressor:
         """The compressor for `ref_model.quantise.quantise`.
@@ -219,10 +224,11 @@ class Compression:
         ids: calibration tokens. Without them, for synthetic weights, for large models and for random plans, the best
         recipe is the plain one.
         """
-        plan = self.plan(checkpoint, ids)
         if not ids or self.random or not self.calibrates(checkpoint):
-            return PlainCompressor(plan)
-        return CalibratedCompressor(plan, checkpoint, ids)
+            return PlainCompressor(self.plan(checkpoint))
+        rms = input_rms(checkpoint, ids[: min(SCALING_TOKENS, checkpoint.config.text.context)])
+        states = [scaled_layer(checkpoint, index, rms) for index in range(checkpoint.config.text.layers)]
+        return CalibratedCompressor(self.plan(checkpoint, ids, states), checkpoint, ids, states)
 
 
 def _parse_bits(text: str) -> float | None:

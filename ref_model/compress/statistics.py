@@ -1,6 +1,6 @@
 """What calibration measures: inputs and output gradients of every linear layer of the float model."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,9 +22,13 @@ class Importance:
     gradient: np.ndarray
 
 
-def importance(checkpoint: Checkpoint, ids: Sequence[int]) -> dict[str, Importance]:
-    """Importance of every linear layer of the language model on a text of token ids, by canonical module name."""
-    model = LlavaModel.from_state(checkpoint.config, checkpoint.state(torch.float32))
+def importance(checkpoint: Checkpoint, ids: Sequence[int],
+               state: Mapping[str, Tensor] | None = None) -> dict[str, Importance]:
+    """Importance of every linear layer of the language model on a text of token ids, by canonical module name.
+
+    state: tensors of the float model instead of the checkpoint's.
+    """
+    model = LlavaModel.from_state(checkpoint.config, checkpoint.state(torch.float32) if state is None else state)
     found: dict[str, Importance] = {}
 
     def watch(name: str):

@@ -4,7 +4,7 @@ Levels, every row's factor and every norm's gain inside the layers are trained s
 close to the float model's on the calibration text (knowledge distillation, as in LLM-QAT, Liu et al. 2023). Levels move
 by a straight-through estimator: a float value behind each, started from the weight it stands for, is trained and read
 rounded. Group scales, precisions and the weights that are pruned stay. What enters a linear layer is rounded to INT8 by
-the row, as the machine does, with the gradient passed through. Products are of bfloat16 values.
+the row, as the machine does, with the gradient passed through.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +17,6 @@ from torch.nn import functional
 
 from hw.spec.config import BLOCK
 from ref_model.checkpoints.base import Checkpoint
-from ref_model.checkpoints.names import HEAD
 from ref_model.decoder import RMSNorm
 from ref_model.modules import LlavaModel
 
@@ -26,19 +25,19 @@ from .rounding import nearest_level
 
 RATE = 1e-3
 """Of factors and gains."""
-LEVEL_RATE = 7e-4
+LEVEL_RATE = 2e-3
 """Of levels, in `UNIT`: so small that only weights whose gradients agree all along come to another level."""
-LEVEL_STEPS = 4
+LEVEL_STEPS = 2
 """Steps whose gradients move the levels together."""
 TOKENS = 256
 """Tokens a step."""
 LIMIT = 12288
 """Tokens that are used."""
-EPOCHS = 2
+EPOCHS = 1
 """Times that they are gone through."""
 MOMENTA = 0.8, 0.95
 """Of the levels' Adam."""
-UNIT = {8: 50.0, 4: 3.0, 3: 6.0, 2: 6.0}
+UNIT = {8: 100.0, 4: 3.0, 3: 6.0, 2: 6.0}
 """What a rate of 1 is in levels: three distances between levels, at 8 bits a typical level."""
 NEAR = 0.45
 """Farthest that a trained value starts from its level, of the distance between levels."""
@@ -111,39 +110,30 @@ class Levels:
         self.values.sub_(size.reciprocal_().mul_(self.mean).mul_(self.unit * (rate / (1 - MOMENTA[0]**number))))
 
 
-def tune(checkpoint: Checkpoint, states: Mapping[int, dict[str, np.ndarray]], head: np.ndarray,
-         levels: Mapping[str, Levels], ids: Sequence[int], report: Callable[[int, float], None] | None = None,
-         level_rate: float = LEVEL_RATE) -> Tuned:
+def tune(checkpoint: Checkpoint, state: Mapping[str, Tensor], levels: Mapping[str, Levels], ids: Sequence[int],
+         report: Callable[[int, float], None] | None = None, level_rate: float = LEVEL_RATE) -> Tuned:
     """Train on the token ids.
 
-    states: layer -> float tensors by leaf, smoothed; head: float32[vocab, d] as the quantised one reads; levels: of the
-    quantised linears of the layers by canonical name.
+    state: float tensors of the layers, scaled, and of the head as the quantised one reads; levels: of the quantised
+    linears of the layers; all by canonical name.
     """
     text = replace(checkpoint.config.text, tied_embeddings=False)
     config = replace(checkpoint.config, text=text, vision=None, image_token_index=None)
     teacher_state = {name: tensor for name, tensor in checkpoint.state(torch.float32).items()
                      if name.startswith(("language_model", "lm_head"))}
     teacher = LlavaModel.from_state(config, teacher_state)
-    student_state = teacher_state | {HEAD: torch.from_numpy(head)}
-    for index, state in states.items():
-        student_state |= {f"language_model.layers.{index}.{leaf}": torch.from_numpy(np.array(value, np.float32))
-                          for leaf, value in state.items()}
-    student = LlavaModel.from_state(config, student_state).requires_grad_(False)
+    student = LlavaModel.from_state(config, teacher_state | dict(state)).requires_grad_(False)
     modules = {name: module for name, module in student.named_modules() if name in levels}
     factors, gains = _free(student, levels)
     optimiser = torch.optim.Adam([*factors.values(), *gains.values()], lr=RATE)
     windows = torch.as_tensor(list(ids)[:LIMIT]).split(min(TOKENS, text.context)) * EPOCHS
-    for module in (*teacher.modules(), *student.modules()):
-        if isinstance(module, nn.Linear):
-            module.weight = nn.Parameter(module.weight.detach().bfloat16(), requires_grad=False)
     for name, module in modules.items():
-        module.weight = nn.Parameter(levels[name].weight().bfloat16())
+        module.weight = nn.Parameter(levels[name].weight())
     with torch.enable_grad():
         for number, window in enumerate(windows):
             share = 1 - number / len(windows)
             optimiser.param_groups[0]["lr"] = RATE * share
-            with torch.autocast("cpu", torch.bfloat16):
-                loss = _distance(student, teacher, window)
+            loss = _distance(student, teacher, window)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -161,7 +151,7 @@ def _move(modules: Mapping[str, nn.Module], levels: Mapping[str, Levels], rate: 
     with torch.no_grad():
         for name, module in modules.items():
             assert isinstance(module, nn.Linear) and module.weight.grad is not None
-            levels[name].step(module.weight.grad.float(), rate, number)
+            levels[name].step(module.weight.grad, rate, number)
             module.weight.copy_(levels[name].weight())
             module.weight.grad = None
 
@@ -180,7 +170,7 @@ def _free(model: LlavaModel, levels: Mapping[str, Levels]) -> tuple[dict[str, nn
 
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
-            module.register_forward_pre_hook(_rounded_rows)
+            module.register_forward_pre_hook(rounded_rows)
         if name in levels and isinstance(module, nn.Linear):
             factors[name] = nn.Parameter(torch.ones(module.out_features))
             module.register_forward_hook(scaled(factors[name]))
@@ -189,7 +179,7 @@ def _free(model: LlavaModel, levels: Mapping[str, Levels]) -> tuple[dict[str, nn
     return factors, gains
 
 
-def _rounded_rows(_module: nn.Linear, args: tuple[Tensor]) -> Tensor:
+def rounded_rows(_module: nn.Linear, args: tuple[Tensor]) -> Tensor:
     """Activations [tokens, in] as INT8 by the row reads; the gradient passes through."""
     with torch.no_grad():
         scale = args[0].abs().amax(-1, keepdim=True).clamp_min(1e-9) / 127

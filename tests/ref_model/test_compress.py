@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from benchmarks.perplexity import TEXT
 from hw.spec.weights import BITS, MAX_SCALE, NONZEROS, WINDOW
-from ref_model.calibrate import calibration_ids
+from ref_model.calibrate import calibration_ids, smoothed_layer
 from ref_model.checkpoints import open_synthetic
 from ref_model.checkpoints.base import Checkpoint
 from ref_model.compress import BlockFormat, Compression, MixedPlan, UniformPlan
@@ -20,11 +20,14 @@ from ref_model.compress.format import group_blocks
 from ref_model.compress.gptq import gptq, output_error
 from ref_model.compress.plan import AllocatedPlan, linear_shapes
 from ref_model.compress.prune import balanced_nonzeros, keep_mask, scores
+from ref_model.compress.recipe import named
 from ref_model.compress.rounding import round_matrix
+from ref_model.compress.scaling import input_rms, scaled_layer
 from ref_model.compress.sequential import CORRECTION, _correction
 from ref_model.compress.statistics import Importance, importance
-from ref_model.compress.tune import Levels
+from ref_model.compress.tune import Levels, rounded_rows
 from ref_model.golden import GoldenText
+from ref_model.modules import LlavaModel
 from ref_model.quantise import quantise
 
 LEVELS = {2: (-3, -1, 1, 3), 3: tuple(range(-7, 8, 2)), 4: tuple(range(-8, 8)), 8: tuple(range(-127, 128))}
@@ -335,6 +338,56 @@ def test_best_recipe_beats_plain(bits: str, sparsity: str) -> None:
     check_format(models[1].text.layers[0].q.weight, models[1].text.layers[0].q.format)
     exact, best, simple = (g.logits(g.forward(g.embed(ids[:200]))).astype(float) for g in map(GoldenText, models))
     assert np.square(best - exact).mean() < 0.8 * np.square(simple - exact).mean()
+
+
+def test_four_bits_of_trained_weights_are_an_average() -> None:
+    checkpoint, compressor, _ = calibrated("4")
+    table = compressor.plan.table
+    present = {int(bits) for blocks in table.values() for bits in np.unique(blocks)}
+    assert present == {3, 4, 8} and 3.9 < compressor.plan.average_bits() <= 4
+    assert isinstance(Compression.parse("4", "dense", "plain").plan(checkpoint), UniformPlan)
+    assert isinstance(Compression.parse("4", "dense").plan(open_synthetic("llava-tiny"), [1, 2]), UniformPlan)
+
+
+def uneven(seed: int = 3) -> Checkpoint:
+    """A small language model whose layers read some channels a hundred times as strong as others."""
+    source, rng = open_synthetic("llava-tiny"), np.random.default_rng(seed)
+    gains = {name: np.exp(1.5 * rng.standard_normal(shape)).astype(np.float32)
+             for name, shape in source.shapes.items() if "layernorm" in name}
+
+    class Real(Checkpoint):
+        def _fetch(self, name: str):
+            tensor = source._fetch(name)
+            return torch.from_numpy(gains[name]) if name in gains else tensor
+
+    return Real(source.config, "memory")
+
+
+def test_scaled_layers_compute_the_same_and_round_better() -> None:
+    """Float logits stay; with weights at 4 bits and activations at 8 their error falls to less than half."""
+    checkpoint, ids = uneven(), list(range(20, 148))
+    rms = input_rms(checkpoint, ids)
+    scaled = [scaled_layer(checkpoint, index, rms) for index in range(checkpoint.config.text.layers)]
+    plain = [smoothed_layer(checkpoint, index, None) for index in range(checkpoint.config.text.layers)]
+
+    def logits(states: list, rounding: bool) -> np.ndarray:
+        state = checkpoint.state(torch.float32) | named(states)
+        if rounding:
+            for name, tensor in state.items():
+                if name.startswith("language_model.layers.") and tensor.ndim == 2:
+                    blocks = UniformPlan(4).blocks("lm_head", *tensor.shape)
+                    q, c, _ = round_matrix(tensor.numpy(), *blocks)
+                    state[name] = torch.from_numpy((q * c[:, None]).astype(np.float32))
+        model = LlavaModel.from_state(checkpoint.config, state)
+        for module in model.modules():
+            if rounding and isinstance(module, torch.nn.Linear):
+                module.register_forward_pre_hook(rounded_rows)
+        return model.prefill(ids)[0].numpy()
+
+    exact = logits(plain, False)
+    assert np.allclose(logits(scaled, False), exact, atol=1e-3 * np.abs(exact).max())
+    errors = [float(np.square(logits(states, True) - exact).mean()) for states in (scaled, plain)]
+    assert errors[0] < 0.5 * errors[1]
 
 
 def test_importance_covers_every_linear() -> None:
