@@ -14,7 +14,8 @@ from hw.spec.config import BLOCK
 from hw.spec.weights import BITS, WINDOW, ceil_div
 
 from .prune import keep_mask, scores
-from .rounding import TINY, round_matrix
+from .rounding import round_matrix
+from .statistics import Importance
 
 OPTIONS = tuple(sorted(BITS))
 ROWS = 512
@@ -38,15 +39,14 @@ def block_counts(n_out: int, n_in: int) -> np.ndarray:
     return parts(ceil_div(n_out, BLOCK), ROWS // BLOCK)[:, None] * parts(ceil_div(n_in, BLOCK), WINDOW)
 
 
-def sensitivity(weight: np.ndarray, importance: np.ndarray | None, nonzeros: int = BLOCK) -> Sensitivity:
-    """Losses of float[out, in] with importance[out, in], measured on a sample of its rows; None: all weights alike."""
+def sensitivity(weight: np.ndarray, importance: Importance | None, nonzeros: int = BLOCK) -> Sensitivity:
+    """Losses of float[out, in], measured on a sample of its rows; without importance relative to the weights."""
     n_out, n_in = weight.shape
     counts = block_counts(n_out, n_in)
     losses = np.zeros((*counts.shape, len(OPTIONS)))
-    if importance is None:
-        square = float(np.square(weight, dtype=np.float32).mean())
-        importance = np.broadcast_to(np.float32(1 / (square + TINY)), (n_out, n_in))
-    energy = importance.mean(0) + TINY
+    energy = np.ones(n_in, np.float32) if importance is None else importance.energy
+    gradient = np.ones(n_out, np.float32) if importance is None else importance.gradient
+    norm = float(np.square(weight, dtype=np.float32).mean()) + 1e-30 if importance is None else 1.0
     for group in range(len(counts)):
         rows = np.arange(group * ROWS, min(n_out, (group + 1) * ROWS))
         sample = rows[:: max(1, len(rows) // SAMPLED_ROWS)]
@@ -57,7 +57,8 @@ def sensitivity(weight: np.ndarray, importance: np.ndarray | None, nonzeros: int
         target = part if mask is None else part * mask
         for option, bits in enumerate(OPTIONS):
             q, c, _ = round_matrix(part, np.full(shape, bits, np.uint8), kept, mask, energy)
-            each = ((target - q * c[:, None]) ** 2 * importance[sample]).sum(0) * (len(rows) / len(sample))
+            error = (target - q * c[:, None]) ** 2 * energy
+            each = (error * gradient[sample, None]).sum(0) * (len(rows) / len(sample)) / norm
             losses[group, :, option] = np.add.reduceat(each, np.arange(0, n_in, WINDOW * BLOCK))
     return Sensitivity(losses, counts)
 

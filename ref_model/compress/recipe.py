@@ -31,6 +31,7 @@ RECIPES = ("best", "plain")
 CALIBRATED_PARAMETERS = 10**9
 """Larger models are compressed without calibration: the float reference would not fit."""
 SCALING_TOKENS = 1024
+IMPORTANCE_TOKENS = 1024
 HESSIAN_TOKENS = 8192
 States = list[dict[str, np.ndarray]]
 """Float tensors of every decoder layer by leaf name."""
@@ -213,7 +214,7 @@ class Compression:
         if isinstance(checkpoint, SyntheticCheckpoint):
             return {name: even_sensitivity(*shape) for name, shape in shapes.items()}
         state = checkpoint.state(torch.float32) | named(states or [])
-        measured = importance(checkpoint, ids, state) if ids and self.calibrates(checkpoint) else {}
+        measured = importance(checkpoint, ids[:IMPORTANCE_TOKENS], state) if ids and self.calibrates(checkpoint) else {}
         return {name: sensitivity(state[f"{name}.weight"].numpy(), measured.get(name), self.nonzeros)
                 for name in shapes}
 

@@ -24,7 +24,7 @@ from ref_model.compress.recipe import named
 from ref_model.compress.rounding import round_matrix
 from ref_model.compress.scaling import input_rms, scaled_layer
 from ref_model.compress.sequential import CORRECTION, _correction
-from ref_model.compress.statistics import importance
+from ref_model.compress.statistics import Importance, importance
 from ref_model.compress.tune import Levels, rounded_rows
 from ref_model.golden import GoldenText
 from ref_model.modules import LlavaModel
@@ -236,7 +236,7 @@ def test_allocator_gives_bits_to_what_is_sensitive() -> None:
 
 
 def _flat(weight: np.ndarray):
-    return np.ones(weight.shape, np.float32)
+    return Importance(np.ones(weight.shape[1], np.float32), np.ones(weight.shape[0], np.float32))
 
 
 def test_mixed_plan_is_a_function_of_seed_and_name_and_balanced() -> None:
@@ -393,8 +393,9 @@ def test_scaled_layers_compute_the_same_and_round_better() -> None:
 def test_importance_covers_every_linear() -> None:
     checkpoint, _, ids = calibrated("4")
     found = importance(checkpoint, ids[:64])
-    for name, shape in linear_shapes(checkpoint).items():
-        assert found[name].shape == shape and found[name].min() >= 0 and found[name].max() > 0
+    for name, (n_out, n_in) in linear_shapes(checkpoint).items():
+        assert found[name].energy.shape == (n_in,) and found[name].gradient.shape == (n_out,)
+        assert (found[name].energy >= 0).all() and found[name].gradient.max() > 0
 
 
 def test_calibration_knows_nothing_of_the_measured_text() -> None:
