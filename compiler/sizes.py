@@ -59,10 +59,9 @@ class Sizes:
         for shape, part in self._parts(op, steps, count, blocks):
             key = _key(shape, part, steps)
             if key not in self._known:  # layers that are divided alike are counted once
-                of, divided = (shape, *(part or (None, None))), part is not None
-                length = (stream.beats(*of, self.units, steps) if divided
-                          else stream.dense_beats(shape, self.units, steps))
-                self._known[key] = length, stream.held_beats(*of, self.units, steps)
+                length = (stream.dense_beats(shape, self.units, steps) if part is None
+                          else stream.beats(shape, *part, self.units, steps))
+                self._known[key] = length, stream.held_beats(shape, part, self.units, steps)
             found.append(self._known[key][0])
             self.held += self._known[key][1]
         return found

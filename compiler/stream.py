@@ -47,13 +47,16 @@ def beats(shape: tuple[int, int], bits: Array, nonzeros: Array, units: int, step
     return int(runs.unit_beats(units).max())
 
 
-def held_beats(shape: tuple[int, int], bits: Array | None, nonzeros: Array | None, units: int, steps: int) -> int:
-    """Beats of all units that hold weights with their headers: without padding, fillers and absent output blocks."""
-    if bits is None or nonzeros is None:
-        blocks, windows = ceil_div(shape[0], BLOCK), spec.windows(shape[1])
-        mine = np.bincount(np.arange(blocks) % units, minlength=units)
+def held_beats(shape: tuple[int, int], blocks: tuple[Array, Array] | None, units: int, steps: int) -> int:
+    """Beats of all units that hold weights with their headers: without padding, fillers and absent output blocks.
+
+    blocks: bits and non-zeros as `beats` takes them; None: dense, 8 bits.
+    """
+    if blocks is None:
+        windows = spec.windows(shape[1])
+        mine = np.bincount(np.arange(ceil_div(shape[0], BLOCK)) % units, minlength=units)
         return int((mine * spec.input_blocks(shape[1]) * BLOCK_BEATS + -(-mine * windows // HEADER_RUNS)).sum())
-    runs = _runs(shape, bits, nonzeros, units, steps)
+    runs = _runs(shape, *blocks, units, steps)
     kept = ~runs.filler
     return int(runs.beats[kept].sum() + (-(-np.bincount(runs.unit[kept], minlength=units) // HEADER_RUNS)).sum())
 

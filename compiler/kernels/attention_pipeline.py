@@ -60,6 +60,7 @@ class PipelinedHeads(Heads):
                 score_at=b.scaled("_g", self.turn, self._half("SCORES", 0).size // self.ctx.geo.gpw),
                 plane_at=b.scaled("_left", self.turn, self._half("PLANES", 0).size)), 1)
         if values:
+            assert self.strides.sums is not None
             self._combine(replace(self.strides, entry_at=entry + -self.group,
                                   sums=replace(self.strides.sums, offset=entry + -self.group)))
         b.set(entry, entry + self.group)
