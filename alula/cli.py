@@ -9,19 +9,43 @@ from typing import Annotated
 
 import typer
 
+from alula import cli_machine
+from alula.cli_options import (
+    BackendName,
+    Bits,
+    Context,
+    ExitLayer,
+    FastV,
+    ImageStart,
+    ImageTokens,
+    Jitter,
+    Json,
+    KeepSchedule,
+    KeepVisual,
+    Layers,
+    Machine,
+    Mask,
+    Memory,
+    MemorySeed,
+    Model,
+    Recipe,
+    Seed,
+    Sparsity,
+    Strategy,
+    compression,
+    show_values,
+)
 from alula.errors import InternalError, UserError
 from alula.output import (
     check_writable,
     console,
     errors,
     progress,
-    read_bytes,
     show,
     table,
     write_atomically,
     write_json,
 )
-from hw.spec.assembly import AssemblyError, assemble, disassemble
 from hw.spec.config import ConfigError, get
 from hw.spec.memory import MemoryModel
 
@@ -34,44 +58,6 @@ app = typer.Typer(
 )
 INTERRUPTED = 130
 _state = {"verbose": False}
-
-Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON.")]
-Model = Annotated[
-    str, typer.Option(help="llava-tiny, vits-smollm2, smollm2-135m, llava-1.5-7b, llava-1.5-13b, or a path.")
-]
-Machine = Annotated[str, typer.Option("--config", help="Accelerator: tiny, small, u280, u50 or u55c.")]
-Layers = Annotated[int | None, typer.Option(help="Decoder layers (default: all).")]
-Context = Annotated[int | None, typer.Option(help="Tokens to compile for (default: by configuration).")]
-Seed = Annotated[int, typer.Option(help="Seed of synthetic weights.")]
-Bits = Annotated[str, typer.Option(help="Weight precision: 8, 4, 3, 2, an average such as 3.5, or mixed (random).")]
-Sparsity = Annotated[str, typer.Option(help="Non-zeros of 16: dense, 8:16, 4:16, 2:16, 1:16 or mixed (random).")]
-Recipe = Annotated[str, typer.Option(help="Compression: best, or plain (round to nearest, prune by magnitude).")]
-Mask = Annotated[
-    str | None,
-    typer.Option("--attention-mask", help="Keys a prefill attends to: causal, window:N or a .npy file of bool tiles."),
-]
-KeepSchedule = Annotated[
-    str | None,
-    typer.Option(help="Evenly spaced visual tokens that go on from layers on: LAYER:COUNT,..; or {layer: [places]} in "
-                 "a .json file."),
-]  # fmt: skip
-ExitLayer = Annotated[int | None, typer.Option(help="Visual tokens go through that many layers only.")]
-FastV = Annotated[
-    str | None,
-    typer.Option(help="LAYER:COUNT,..: so many visual tokens go on from a layer on, by attention in the one before."),
-]
-ImageTokens = Annotated[int | None, typer.Option(help="Visual tokens of a synthetic prompt (reduction, ttft).")]
-ImageStart = Annotated[int | None, typer.Option(help="Place of the first visual token of a synthetic prompt.")]
-KeepVisual = Annotated[
-    int | None, typer.Option(help="Visual tokens the vision tower keeps, by the class token's attention.")
-]
-Strategy = Annotated[str, typer.Option(help="What --keep-visual keeps: rank (strongest patches) or row (grid rows).")]
-Memory = Annotated[
-    str | None, typer.Option(help="fixed (latency), or hbm: DRAM timing of the channels (default: hbm on u280 alone).")
-]
-Jitter = Annotated[int, typer.Option(help="Largest random extra latency of a read, cycles.")]
-MemorySeed = Annotated[int, typer.Option(help="Seed of the jitter.")]
-BackendName = Annotated[str, typer.Option(help="functional, cycle or rtl.")]
 
 
 @app.callback()
@@ -91,26 +77,6 @@ def _open(model: str, config: str, **options):
 
     with progress(f"compiling {model} for {config}"):
         return open_flow(model, config, **options)
-
-
-def _compression(bits: str, sparsity: str, recipe: str):
-    """The compression asked for, None for dense INT8."""
-    from ref_model.compress import Compression
-
-    try:
-        return Compression.parse(bits, sparsity, recipe)
-    except ValueError as error:
-        raise UserError(str(error)) from None
-
-
-def _show(title: str, values: dict) -> None:
-    console.print(
-        table(
-            title,
-            ["", ""],
-            [[key, value] for key, value in values.items() if value is not None and not isinstance(value, list | dict)],
-        )
-    )
 
 
 @app.command("compile")
@@ -139,7 +105,7 @@ def compile_command(
         check_writable(out)
     check_writable(json)
     began = time.monotonic()
-    options = {"compression": _compression(bits, sparsity, recipe), "timing_only": timing_only, "program": lengths}
+    options = {"compression": compression(bits, sparsity, recipe), "timing_only": timing_only, "program": lengths}
     flow = _open(model, config, layers=layers, context=context, seed=seed, **options)
     if timing_only:
         compiled = time.monotonic()
@@ -147,7 +113,7 @@ def compile_command(
             result = sizes(out, flow, lengths) | {"compile_seconds": compiled - began}
         result["wall_seconds"] = time.monotonic() - began
         write_json(json, result)
-        _show(f"{model} on {config}", result)
+        show_values(f"{model} on {config}", result)
         _show_lengths(result["by_lengths"])
         return
     if lengths != "runtime":
@@ -158,7 +124,7 @@ def compile_command(
         manifest = save(out, flow)
     result = manifest | {"file": str(out), "file_bytes": out.stat().st_size, "wall_seconds": time.monotonic() - began}
     write_json(json, result)
-    _show(f"{model} on {config}", result)
+    show_values(f"{model} on {config}", result)
 
 
 def _show_lengths(sizes: dict) -> None:
@@ -211,7 +177,7 @@ def simulate(
     if first:
         dropping = (keep_schedule, exit_layer, fastv, keep_visual, image_start)
         _timing_alone(backend != "cycle", check, attention_mask, *dropping)
-    options = {"vision": first or phase == "vision", "compression": _compression(bits, sparsity, recipe)}
+    options = {"vision": first or phase == "vision", "compression": compression(bits, sparsity, recipe)}
     by_values = fastv is not None or (phase == "vision" and keep_visual is not None)
     options["timing_only"] = backend == "cycle" and not check and not by_values
     reduction = asked(keep_schedule, exit_layer, fastv, image_tokens, image_start)
@@ -224,7 +190,7 @@ def simulate(
     if trace is not None:
         write_chrome(trace, events, flow.config.clock_hz)
     write_json(json, result)
-    _show(f"{flow.model.config.name} on {config}, {phase}", result)
+    show_values(f"{flow.model.config.name} on {config}, {phase}", result)
     if first:
         console.print(table("parts", list(result["parts"][0]), [list(part.values()) for part in result["parts"]]))
     if result["bit_exact"] is False or result["cycle_exact"] is False:
@@ -288,7 +254,7 @@ def report(
     check_writable(out)
     check_writable(json)
     timed_by = MemoryModel.of(get(config), memory, jitter, memory_seed)
-    options = {"vision": phase == "vision", "compression": _compression(bits, sparsity, recipe)}
+    options = {"vision": phase == "vision", "compression": compression(bits, sparsity, recipe)}
     reduction = asked(keep_schedule, exit_layer, fastv, image_tokens, image_start)
     timing_only = fastv is None  # which chooses by values
     flow = _open(model, config, layers=layers, context=context, seed=seed, timing_only=timing_only, **options)
@@ -338,9 +304,9 @@ def verify(
     check_writable(json)
     _backend(backend)
     timed_by = MemoryModel.of(get(config), memory, jitter, memory_seed)
-    compression = _compression(bits, sparsity, recipe)
+    compressed = compression(bits, sparsity, recipe)
     reduction = asked(keep_schedule, exit_layer, fastv, image_tokens, image_start)
-    options = {"compression": compression, "program": program}
+    options = {"compression": compressed, "program": program}
     flow = _open(model, config, layers=layers, context=context, seed=seed, **options)
     flow.keep(keep_visual, strategy)
     mask, decode = flow.mask(attention_mask), _lengths(lengths)
@@ -451,7 +417,7 @@ def generate(
     tokenizer = generation.tokenizer_of(model)
     picture, text = generation.open_inputs(image, prompt)
     reduction = asked(keep_schedule, exit_layer, fastv)
-    options = {"vision": image is not None, "head": True, "compression": _compression(bits, sparsity, recipe)}
+    options = {"vision": image is not None, "head": True, "compression": compression(bits, sparsity, recipe)}
     flow = _open(model, config, layers=layers, context=context, seed=seed, **options)
     flow.keep(keep_visual, strategy)
     mask = flow.mask(attention_mask)
@@ -484,124 +450,6 @@ def generate(
         )
         if not result["bit_exact"] or not result["tokens_equal_golden"]:
             raise InternalError(f"the executors disagree: {result['first_difference']}")
-
-
-@app.command()
-def disasm(
-    source: Annotated[Path, typer.Argument(help="Container, or raw program bytes.")],
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Text file to write (default: print).")] = None,
-    raw: Annotated[Path | None, typer.Option(help="Also write the program's bytes.")] = None,
-    json: Json = None,
-) -> None:
-    """The text of a container's program; `asm` gives the same bytes back."""
-    from alula.container import program_bytes
-
-    for path in (out, raw, json):
-        check_writable(path)
-    program = program_bytes(source, read_bytes(source))
-    text = disassemble(program)
-    if raw is not None:
-        write_atomically(raw, program)
-    if out is not None:
-        write_atomically(out, text)
-    else:
-        sys.stdout.write(text)
-    write_json(json, {"file": str(source), "program_bytes": len(program), "instructions": len(program) // 8})
-
-
-@app.command()
-def asm(
-    source: Annotated[Path, typer.Argument(help="Assembly text.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Program bytes to write.")],
-    json: Json = None,
-) -> None:
-    """Assemble text into program bytes."""
-    check_writable(out)
-    check_writable(json)
-    try:
-        program = assemble(read_bytes(source).decode())
-    except UnicodeDecodeError:
-        raise UserError(f"{source} is not text: give the output of `alula disasm`") from None
-    except AssemblyError as error:
-        raise UserError(f"{source}: {error}") from None
-    write_atomically(out, program)
-    write_json(json, {"file": str(out), "program_bytes": len(program), "instructions": len(program) // 8})
-
-
-@app.command()
-def info(
-    config: Machine = "tiny",
-    synth: Annotated[str | None, typer.Option(metavar="yosys", help="Resources from Yosys synthesis.")] = None,
-    card: Annotated[str | None, typer.Option(help="Compare with u280, u50 or u55c.")] = None,
-    model: Annotated[str | None, typer.Option(help="Quantised checkpoint: what quantising it again costs.")] = None,
-    bits: Bits = "8",
-    sparsity: Sparsity = "dense",
-    recipe: Recipe = "best",
-    json: Json = None,
-) -> None:
-    """A configuration's sizes and peaks; with --synth yosys its resources; with --model its requantisation error."""
-    from alula.info import describe, requantisation, requantisation_line, resources
-
-    check_writable(json)
-    result = describe(config)
-    if synth is not None:
-        if synth != "yosys":
-            raise UserError(f"unknown synthesis tool {synth!r}: choose yosys")
-        with progress(f"synthesising {config} with Yosys") as advance:
-            result |= resources(config, card, lambda text: advance(0, text))
-    if model is not None:
-        with progress(f"quantising {model} again"):
-            found = requantisation(model, _compression(bits, sparsity, recipe))
-        result |= found
-    write_json(json, result)
-    _show(config, result)
-    _show_budget(result)
-    if synth is not None:
-        _show_resources(result)
-    if model is not None:
-        console.print(requantisation_line(found), soft_wrap=True)
-
-
-def _show_budget(result: dict) -> None:
-    rows = [[row["unit"], show(row["used"]), show(row["limit"]), f"{row['share']:.1%}",
-             ", ".join(f"{name} {show(used)}" for name, used in row["parts"].items())] for row in result["budget"]]
-    console.print(table(f"budget on {result['budget_card']} (from widths and depths)",
-                        ["", "used", "limit", "share", "of that"], rows))  # fmt: skip
-
-
-def _show_resources(result: dict) -> None:
-    kinds = list(result["card_resources"])
-    rows = [[unit, *(counts[kind] for kind in kinds)] for unit, counts in result["resources_by_unit"].items()]
-    rows += [["in all", *(result["resources"][kind] for kind in kinds)],
-             [f"{result['card']} has", *(result["card_resources"][kind] for kind in kinds)],
-             ["share", *(f"{result['share_of_card'][kind]:.1%}" for kind in kinds)]]  # fmt: skip
-    console.print(table("resources (Yosys, UltraScale+; LUT counts are rough)", ["unit", *kinds], rows))
-    if result["over"]:
-        console.print(f"more than {result['card']} has: {', '.join(result['over'])}")
-
-
-@app.command()
-def build(
-    config: Machine = "u280",
-    card: Annotated[str | None, typer.Option(help="u280, u50 or u55c (default: by configuration).")] = None,
-    target: Annotated[str, typer.Option(help="hw, hw_emu or xo.")] = "hw",
-    out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Folder to write (default: bitstreams/CONFIG-CARD).")
-    ] = None,
-    json: Json = None,
-) -> None:
-    """Write the Alveo project of a configuration and build it where Vivado and Vitis are; exit code 3 where not."""
-    from alula.alveo.build import NOT_BUILT, missing_line
-    from alula.alveo.build import build as run
-
-    check_writable(json)
-    with progress(f"building {config}") as advance:
-        result = run(config, card, target, out, note=lambda text: advance(0, text))
-    write_json(json, result)
-    if result["missing"]:
-        errors.print(missing_line(result), markup=False)
-        raise typer.Exit(NOT_BUILT)
-    _show(f"{config} on {result['card']}", result)
 
 
 @app.command()
@@ -676,6 +524,9 @@ def _fail(line: str, error: Exception) -> int:
         traceback.print_exception(error)
     errors.print(line, markup=False)
     return 1
+
+
+app.add_typer(cli_machine.app)
 
 
 def main(arguments: list[str] | None = None) -> None:

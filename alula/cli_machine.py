@@ -1,0 +1,150 @@
+"""Commands about a machine and its programs, without a model's run."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from alula.cli_options import (
+    Bits,
+    Json,
+    Machine,
+    Recipe,
+    Sparsity,
+    compression,
+    show_values,
+)
+from alula.errors import UserError
+from alula.output import (
+    check_writable,
+    console,
+    errors,
+    progress,
+    read_bytes,
+    show,
+    table,
+    write_atomically,
+    write_json,
+)
+from hw.spec.assembly import AssemblyError, assemble, disassemble
+
+app = typer.Typer()
+
+
+@app.command()
+def disasm(
+    source: Annotated[Path, typer.Argument(help="Container, or raw program bytes.")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Text file to write (default: print).")] = None,
+    raw: Annotated[Path | None, typer.Option(help="Also write the program's bytes.")] = None,
+    json: Json = None,
+) -> None:
+    """The text of a container's program; `asm` gives the same bytes back."""
+    from alula.container import program_bytes
+
+    for path in (out, raw, json):
+        check_writable(path)
+    program = program_bytes(source, read_bytes(source))
+    text = disassemble(program)
+    if raw is not None:
+        write_atomically(raw, program)
+    if out is not None:
+        write_atomically(out, text)
+    else:
+        sys.stdout.write(text)
+    write_json(json, {"file": str(source), "program_bytes": len(program), "instructions": len(program) // 8})
+
+
+@app.command()
+def asm(
+    source: Annotated[Path, typer.Argument(help="Assembly text.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Program bytes to write.")],
+    json: Json = None,
+) -> None:
+    """Assemble text into program bytes."""
+    check_writable(out)
+    check_writable(json)
+    try:
+        program = assemble(read_bytes(source).decode())
+    except UnicodeDecodeError:
+        raise UserError(f"{source} is not text: give the output of `alula disasm`") from None
+    except AssemblyError as error:
+        raise UserError(f"{source}: {error}") from None
+    write_atomically(out, program)
+    write_json(json, {"file": str(out), "program_bytes": len(program), "instructions": len(program) // 8})
+
+
+@app.command()
+def info(
+    config: Machine = "tiny",
+    synth: Annotated[str | None, typer.Option(metavar="yosys", help="Resources from Yosys synthesis.")] = None,
+    card: Annotated[str | None, typer.Option(help="Compare with u280, u50 or u55c.")] = None,
+    model: Annotated[str | None, typer.Option(help="Quantised checkpoint: what quantising it again costs.")] = None,
+    bits: Bits = "8",
+    sparsity: Sparsity = "dense",
+    recipe: Recipe = "best",
+    json: Json = None,
+) -> None:
+    """A configuration's sizes and peaks; with --synth yosys its resources; with --model its requantisation error."""
+    from alula.info import describe, requantisation, requantisation_line, resources
+
+    check_writable(json)
+    result = describe(config)
+    if synth is not None:
+        if synth != "yosys":
+            raise UserError(f"unknown synthesis tool {synth!r}: choose yosys")
+        with progress(f"synthesising {config} with Yosys") as advance:
+            result |= resources(config, card, lambda text: advance(0, text))
+    if model is not None:
+        with progress(f"quantising {model} again"):
+            found = requantisation(model, compression(bits, sparsity, recipe))
+        result |= found
+    write_json(json, result)
+    show_values(config, result)
+    _show_budget(result)
+    if synth is not None:
+        _show_resources(result)
+    if model is not None:
+        console.print(requantisation_line(found), soft_wrap=True)
+
+
+def _show_budget(result: dict) -> None:
+    rows = [[row["unit"], show(row["used"]), show(row["limit"]), f"{row['share']:.1%}",
+             ", ".join(f"{name} {show(used)}" for name, used in row["parts"].items())] for row in result["budget"]]
+    console.print(table(f"budget on {result['budget_card']} (from widths and depths)",
+                        ["", "used", "limit", "share", "of that"], rows))  # fmt: skip
+
+
+def _show_resources(result: dict) -> None:
+    kinds = list(result["card_resources"])
+    rows = [[unit, *(counts[kind] for kind in kinds)] for unit, counts in result["resources_by_unit"].items()]
+    rows += [["in all", *(result["resources"][kind] for kind in kinds)],
+             [f"{result['card']} has", *(result["card_resources"][kind] for kind in kinds)],
+             ["share", *(f"{result['share_of_card'][kind]:.1%}" for kind in kinds)]]  # fmt: skip
+    console.print(table("resources (Yosys, UltraScale+; LUT counts are rough)", ["unit", *kinds], rows))
+    if result["over"]:
+        console.print(f"more than {result['card']} has: {', '.join(result['over'])}")
+
+
+@app.command()
+def build(
+    config: Machine = "u280",
+    card: Annotated[str | None, typer.Option(help="u280, u50 or u55c (default: by configuration).")] = None,
+    target: Annotated[str, typer.Option(help="hw, hw_emu or xo.")] = "hw",
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Folder to write (default: bitstreams/CONFIG-CARD).")
+    ] = None,
+    json: Json = None,
+) -> None:
+    """Write the Alveo project of a configuration and build it where Vivado and Vitis are; exit code 3 where not."""
+    from alula.alveo.build import NOT_BUILT, missing_line
+    from alula.alveo.build import build as run
+
+    check_writable(json)
+    with progress(f"building {config}") as advance:
+        result = run(config, card, target, out, note=lambda text: advance(0, text))
+    write_json(json, result)
+    if result["missing"]:
+        errors.print(missing_line(result), markup=False)
+        raise typer.Exit(NOT_BUILT)
+    show_values(f"{config} on {result['card']}", result)

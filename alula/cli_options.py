@@ -1,0 +1,67 @@
+"""What several commands share: options, the compression asked for, how values are shown."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from alula.errors import UserError
+from alula.output import console, table
+
+Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON.")]
+Model = Annotated[
+    str, typer.Option(help="llava-tiny, vits-smollm2, smollm2-135m, llava-1.5-7b, llava-1.5-13b, or a path.")
+]
+Machine = Annotated[str, typer.Option("--config", help="Accelerator: tiny, small, u280, u50 or u55c.")]
+Layers = Annotated[int | None, typer.Option(help="Decoder layers (default: all).")]
+Context = Annotated[int | None, typer.Option(help="Tokens to compile for (default: by configuration).")]
+Seed = Annotated[int, typer.Option(help="Seed of synthetic weights.")]
+Bits = Annotated[str, typer.Option(help="Weight precision: 8, 4, 3, 2, an average such as 3.5, or mixed (random).")]
+Sparsity = Annotated[str, typer.Option(help="Non-zeros of 16: dense, 8:16, 4:16, 2:16, 1:16 or mixed (random).")]
+Recipe = Annotated[str, typer.Option(help="Compression: best, or plain (round to nearest, prune by magnitude).")]
+Mask = Annotated[
+    str | None,
+    typer.Option("--attention-mask", help="Keys a prefill attends to: causal, window:N or a .npy file of bool tiles."),
+]
+KeepSchedule = Annotated[
+    str | None,
+    typer.Option(help="Evenly spaced visual tokens that go on from layers on: LAYER:COUNT,..; or {layer: [places]} in "
+                 "a .json file."),
+]  # fmt: skip
+ExitLayer = Annotated[int | None, typer.Option(help="Visual tokens go through that many layers only.")]
+FastV = Annotated[
+    str | None,
+    typer.Option(help="LAYER:COUNT,..: so many visual tokens go on from a layer on, by attention in the one before."),
+]
+ImageTokens = Annotated[int | None, typer.Option(help="Visual tokens of a synthetic prompt (reduction, ttft).")]
+ImageStart = Annotated[int | None, typer.Option(help="Place of the first visual token of a synthetic prompt.")]
+KeepVisual = Annotated[
+    int | None, typer.Option(help="Visual tokens the vision tower keeps, by the class token's attention.")
+]
+Strategy = Annotated[str, typer.Option(help="What --keep-visual keeps: rank (strongest patches) or row (grid rows).")]
+Memory = Annotated[
+    str | None, typer.Option(help="fixed (latency), or hbm: DRAM timing of the channels (default: hbm on u280 alone).")
+]
+Jitter = Annotated[int, typer.Option(help="Largest random extra latency of a read, cycles.")]
+MemorySeed = Annotated[int, typer.Option(help="Seed of the jitter.")]
+BackendName = Annotated[str, typer.Option(help="functional, cycle or rtl.")]
+
+
+def compression(bits: str, sparsity: str, recipe: str):
+    """The compression asked for, None for dense INT8."""
+    from ref_model.compress import Compression
+
+    try:
+        return Compression.parse(bits, sparsity, recipe)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def show_values(title: str, values: dict) -> None:
+    console.print(
+        table(
+            title,
+            ["", ""],
+            [[key, value] for key, value in values.items() if value is not None and not isinstance(value, list | dict)],
+        )
+    )
