@@ -31,7 +31,8 @@ CALIBRATION = (f"at most {CALIBRATION_TOKENS} tokens of ref_model/data/calibrati
                "for GPTQ; docs/calibration.md); the measured text is no part of it")
 Setting = tuple[str, str, str]
 SETTINGS: tuple[Setting, ...] = (
-    ("4", "dense", "best"), ("3.5", "dense", "best"), ("8", "8:16", "best"), ("8", "dense", "best"),
+    ("4", "dense", "best"), ("3.5", "dense", "best"), ("8", "8:16", "best"), ("4", "dense", "quick"),
+    ("3.5", "dense", "quick"), ("8", "8:16", "quick"), ("8", "dense", "best"),
     ("4", "dense", "plain"), ("3.5", "dense", "plain"), ("8", "8:16", "plain"), ("8", "dense", "plain"))
 """Bits, sparsity, recipe; the longest first."""
 AIMS = {("4", "dense", "best"): 1.10, ("3.5", "dense", "best"): 1.25}
@@ -81,15 +82,16 @@ def row(setting: Setting, quantised: QuantModel, bits: float, ids: list[int], re
 
 
 def measure_setting(setting: Setting, model: str, ids: list[int], reference: float) -> dict:
-    """Compress as `setting` says and measure. 8 bits dense: the machine's plain INT8, smoothed with the best recipe."""
+    """Compress as `setting` says and measure. 8 bits dense: the machine's INT8, smoothed unless the recipe is plain."""
     torch.set_num_threads(1)
     checkpoint, began = open_checkpoint(model), time.monotonic()
     compression, compressor = Compression.parse(*setting), None
-    best = setting[2] == "best"
+    calibrated = setting[2] != "plain"
     if compression is None:
-        quantised = quantise(checkpoint, with_vision=False, maxima=calibration(model, checkpoint) if best else None)
+        maxima = calibration(model, checkpoint) if calibrated else None
+        quantised = quantise(checkpoint, with_vision=False, maxima=maxima)
     else:
-        calibration_tokens = calibration_ids(load_tokenizer(model).encode) if best else None
+        calibration_tokens = calibration_ids(load_tokenizer(model).encode) if calibrated else None
         compressor = compression.compressor(checkpoint, calibration_tokens)
         quantised = quantise(checkpoint, with_vision=False, compression=compressor)
     for index in range(len(quantised.text.layers)):

@@ -27,7 +27,8 @@ from .sequential import Packed, Sequential, machine_rows
 from .statistics import importance
 from .tune import Levels, tune
 
-RECIPES = ("best", "plain")
+RECIPES = ("best", "quick", "plain")
+"""best: everything; quick: no training at the end, half the time; plain: nothing is calibrated."""
 CALIBRATED_PARAMETERS = 10**9
 """Larger models are compressed without calibration: the float reference would not fit."""
 SCALING_TOKENS = 1024
@@ -163,7 +164,7 @@ class Compression:
     @classmethod
     def parse(cls, bits: str, sparsity: str, recipe: str = "best", seed: int = 0) -> "Compression | None":
         """bits: 8, 4, 3, 2, mixed or an average such as 3.5; sparsity: dense, 8:16, 4:16, 2:16, 1:16 or mixed; recipe:
-        best or plain. None for 8 bits dense, which is the uncompressed machine format; ValueError for anything else."""
+        of RECIPES. None for 8 bits dense, which is the uncompressed machine format; ValueError for anything else."""
         if recipe not in RECIPES:
             raise ValueError(f"recipe {recipe!r}: choose from {', '.join(RECIPES)}")
         width, nonzeros = _parse_bits(bits), _parse_sparsity(sparsity)
@@ -178,9 +179,9 @@ class Compression:
         return self.bits is None or self.nonzeros is None
 
     def calibrates(self, checkpoint: Checkpoint) -> bool:
-        """Whether weights of this checkpoint are worth calibrating: best recipe, trained, and small enough."""
+        """Whether weights of this checkpoint are calibrated: not the plain recipe, trained, and small enough."""
         parameters = sum(math.prod(shape) for shape in checkpoint.shapes.values())
-        return (self.recipe == "best" and not isinstance(checkpoint, SyntheticCheckpoint)
+        return (self.recipe != "plain" and not isinstance(checkpoint, SyntheticCheckpoint)
                 and parameters <= CALIBRATED_PARAMETERS)
 
     def allocates(self, checkpoint: Checkpoint) -> bool:
@@ -194,7 +195,7 @@ class Compression:
         the decoder layers' linears (as in the papers: embeddings are not compressed).
 
         ids: calibration tokens (`ref_model.calibrate.calibration_ids`) and states: scaled tensors of the layers, both
-        used for an average with the best recipe.
+        used for an average unless the recipe is plain.
         """
         if self.bits is None or self.nonzeros is None:
             defaults = MixedPlan()
@@ -221,14 +222,15 @@ class Compression:
     def compressor(self, checkpoint: Checkpoint, ids: Sequence[int] | None = None) -> Compressor:
         """The compressor for `ref_model.quantise.quantise`.
 
-        ids: calibration tokens. Without them, for synthetic weights, for large models and for random plans, the best
+        ids: calibration tokens. Without them, for synthetic weights, for large models and for random plans, every
         recipe is the plain one.
         """
         if not ids or self.random or not self.calibrates(checkpoint):
             return PlainCompressor(self.plan(checkpoint))
         rms = input_rms(checkpoint, ids[: min(SCALING_TOKENS, checkpoint.config.text.context)])
         states = [scaled_layer(checkpoint, index, rms) for index in range(checkpoint.config.text.layers)]
-        return CalibratedCompressor(self.plan(checkpoint, ids, states), checkpoint, ids, states)
+        plan = self.plan(checkpoint, ids, states)
+        return CalibratedCompressor(plan, checkpoint, ids, states, tuned=self.recipe == "best")
 
 
 def _parse_bits(text: str) -> float | None:

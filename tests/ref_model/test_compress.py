@@ -310,8 +310,8 @@ def test_average_of_synthetic_weights_is_met_without_reading_them() -> None:
     assert math.isclose(total / sum(n * m / 256 for n, m in shapes.values()), 3.5, rel_tol=1e-3)
 
 
-def calibrated(bits: str, sparsity: str = "dense"):
-    """The best recipe on a language model that is not marked as synthetic."""
+def calibrated(bits: str, sparsity: str = "dense", recipe: str = "best"):
+    """A calibrating recipe on a language model that is not marked as synthetic."""
     source = open_synthetic("llava-tiny")
 
     class Real(Checkpoint):
@@ -320,15 +320,16 @@ def calibrated(bits: str, sparsity: str = "dense"):
 
     ids = np.random.default_rng(0).integers(0, 256, 600).tolist()
     checkpoint = Real(source.config, "memory")
-    compression = Compression.parse(bits, sparsity, "best")
+    compression = Compression.parse(bits, sparsity, recipe)
     assert compression is not None
     return checkpoint, compression.compressor(checkpoint, ids), ids
 
 
-@pytest.mark.parametrize(("bits", "sparsity"), [("4", "dense"), ("3.5", "dense"), ("8", "8:16")])
-def test_best_recipe_beats_plain(bits: str, sparsity: str) -> None:
+@pytest.mark.parametrize(("bits", "sparsity", "recipe"), [
+    ("4", "dense", "best"), ("3.5", "dense", "best"), ("8", "8:16", "best"), ("4", "dense", "quick")])
+def test_calibrating_recipes_beat_plain(bits: str, sparsity: str, recipe: str) -> None:
     """Logits of the integer models against those of the uncompressed one, in any order of the layers."""
-    checkpoint, compressor, ids = calibrated(bits, sparsity)
+    checkpoint, compressor, ids = calibrated(bits, sparsity, recipe)
     plain = Compression.parse(bits, sparsity, "plain")
     assert plain is not None
     models = [quantise(checkpoint, with_vision=False),
