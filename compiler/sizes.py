@@ -59,9 +59,7 @@ class Sizes:
         for shape, part in self._parts(op, steps, count, blocks):
             key = _key(shape, part, steps)
             if key not in self._known:  # layers that are divided alike are counted once
-                length = (stream.dense_beats(shape, self.units, steps) if part is None
-                          else stream.beats(shape, *part, self.units, steps))
-                self._known[key] = length, stream.held_beats(shape, part, self.units, steps)
+                self._known[key] = stream.lengths(shape, part, self.units, steps)
             found.append(self._known[key][0])
             self.held += self._known[key][1]
         return found

@@ -42,23 +42,27 @@ def encode(weight: Array, fmt: BlockFormat | None, units: int, steps: int | None
 
 def beats(shape: tuple[int, int], bits: Array, nonzeros: Array, units: int, steps: int | None = None) -> int:
     """Beats of every unit's stream of a weight [out, in]; bits, nonzeros: uint8[out_blocks, in_blocks]."""
-    _check_shape(shape, bits, nonzeros)
-    runs = _runs(shape, bits, nonzeros, units, _steps(shape[0], units, steps))
-    return int(runs.unit_beats(units).max())
+    return lengths(shape, (bits, nonzeros), units, steps)[0]
 
 
-def held_beats(shape: tuple[int, int], blocks: tuple[Array, Array] | None, units: int, steps: int) -> int:
-    """Beats of all units that hold weights with their headers: without padding, fillers and absent output blocks.
+def lengths(shape: tuple[int, int], blocks: tuple[Array, Array] | None, units: int,
+            steps: int | None = None) -> tuple[int, int]:
+    """Beats of every unit's stream, and beats of all units together that hold weights with their headers: without
+    padding, fillers and absent output blocks.
 
     blocks: bits and non-zeros as `beats` takes them; None: dense, 8 bits.
     """
+    steps = _steps(shape[0], units, steps)
     if blocks is None:
         windows = spec.windows(shape[1])
         mine = np.bincount(np.arange(ceil_div(shape[0], BLOCK)) % units, minlength=units)
-        return int((mine * spec.input_blocks(shape[1]) * BLOCK_BEATS + -(-mine * windows // HEADER_RUNS)).sum())
+        held = mine * spec.input_blocks(shape[1]) * BLOCK_BEATS + -(-mine * windows // HEADER_RUNS)
+        return dense_beats(shape, units, steps), int(held.sum())
+    _check_shape(shape, *blocks)
     runs = _runs(shape, *blocks, units, steps)
     kept = ~runs.filler
-    return int(runs.beats[kept].sum() + (-(-np.bincount(runs.unit[kept], minlength=units) // HEADER_RUNS)).sum())
+    headers_kept = -(-np.bincount(runs.unit[kept], minlength=units) // HEADER_RUNS)
+    return int(runs.unit_beats(units).max()), int(runs.beats[kept].sum() + headers_kept.sum())
 
 
 def headers(shape: tuple[int, int], bits: Array | None, nonzeros: Array | None, units: int,
