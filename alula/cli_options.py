@@ -18,7 +18,7 @@ Context = Annotated[int | None, typer.Option(help="Tokens to compile for (defaul
 Seed = Annotated[int, typer.Option(help="Seed of synthetic weights.")]
 Bits = Annotated[str, typer.Option(help="Weight precision: 8, 4, 3, 2, an average such as 3.5, or mixed (random).")]
 Sparsity = Annotated[str, typer.Option(help="Non-zeros of 16: dense, 8:16, 4:16, 2:16, 1:16 or mixed (random).")]
-Recipe = Annotated[str, typer.Option(help="Compression: best, quick (untuned) or plain (nearest, by magnitude).")]
+Recipe = Annotated[str, typer.Option(help="Compression: best, tuned (and trained) or plain (nearest, by magnitude).")]
 Mask = Annotated[
     str | None,
     typer.Option("--attention-mask", help="Keys a prefill attends to: causal, window:N or a .npy file of bool tiles."),

@@ -27,8 +27,9 @@ from .sequential import Packed, Sequential, machine_rows
 from .statistics import importance
 from .tune import Levels, tune
 
-RECIPES = ("best", "quick", "plain")
-"""best: everything; quick: no training at the end, half the time; plain: nothing is calibrated."""
+RECIPES = ("best", "tuned", "plain")
+"""best: scaling, allocation, pruning and GPTQ on calibration text; tuned: best, then trained; plain: nothing is
+calibrated."""
 CALIBRATED_PARAMETERS = 10**9
 """Larger models are compressed without calibration: the float reference would not fit."""
 SCALING_TOKENS = 1024
@@ -70,14 +71,14 @@ class PlainCompressor:
 
 
 class CalibratedCompressor:
-    """Scaling of inputs, Wanda, GPTQ with the inputs that each layer gets behind the layers already quantised, and
-    training of levels, factors and gains against the float model.
+    """Scaling of inputs, Wanda, GPTQ with the inputs that each layer gets behind the layers already quantised and, if
+    `tuned`, training of levels, factors and gains against the float model.
 
     The whole language model is compressed at the first call. states: of every decoder layer, as `scaled_layer` gives.
     """
 
     def __init__(self, plan: Plan, checkpoint: Checkpoint, ids: Sequence[int], states: States,
-                 tuned: bool = True) -> None:
+                 tuned: bool) -> None:
         self.plan, self.tuned = plan, tuned
         self._checkpoint, self._ids, self._states = checkpoint, ids, states
         self._packed: dict[str, Packed | None] | None = None
@@ -230,7 +231,7 @@ class Compression:
         rms = input_rms(checkpoint, ids[: min(SCALING_TOKENS, checkpoint.config.text.context)])
         states = [scaled_layer(checkpoint, index, rms) for index in range(checkpoint.config.text.layers)]
         plan = self.plan(checkpoint, ids, states)
-        return CalibratedCompressor(plan, checkpoint, ids, states, tuned=self.recipe == "best")
+        return CalibratedCompressor(plan, checkpoint, ids, states, self.recipe == "tuned")
 
 
 def _parse_bits(text: str) -> float | None:

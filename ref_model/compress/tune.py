@@ -1,4 +1,4 @@
-"""Last step of the best recipe: the quantised model is trained end to end to say what the float model says.
+"""Last step of the tuned recipe: the quantised model is trained end to end to say what the float model says.
 
 Levels, every row's factor and every norm's gain inside the layers are trained so that the next-token distribution comes
 close to the float model's on the calibration text (knowledge distillation, as in LLM-QAT, Liu et al. 2023). Levels move
@@ -25,19 +25,19 @@ from .rounding import nearest_level
 
 RATE = 1e-3
 """Of factors and gains."""
-LEVEL_RATE = 2e-3
+LEVEL_RATE = 7e-4
 """Of levels, in `UNIT`: so small that only weights whose gradients agree all along come to another level."""
-LEVEL_STEPS = 2
+LEVEL_STEPS = 4
 """Steps whose gradients move the levels together."""
 TOKENS = 256
 """Tokens a step."""
 LIMIT = 12288
 """Tokens that are used."""
-EPOCHS = 1
+EPOCHS = 2
 """Times that they are gone through."""
 MOMENTA = 0.8, 0.95
 """Of the levels' Adam."""
-UNIT = {8: 100.0, 4: 3.0, 3: 6.0, 2: 6.0}
+UNIT = {8: 50.0, 4: 3.0, 3: 6.0, 2: 6.0}
 """What a rate of 1 is in levels: three distances between levels, at 8 bits a typical level."""
 NEAR = 0.45
 """Farthest that a trained value starts from its level, of the distance between levels."""

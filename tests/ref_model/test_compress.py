@@ -326,7 +326,8 @@ def calibrated(bits: str, sparsity: str = "dense", recipe: str = "best"):
 
 
 @pytest.mark.parametrize(("bits", "sparsity", "recipe"), [
-    ("4", "dense", "best"), ("3.5", "dense", "best"), ("8", "8:16", "best"), ("4", "dense", "quick")])
+    ("4", "dense", "best"), ("3.5", "dense", "best"), ("8", "8:16", "best"), ("4", "dense", "tuned"),
+    ("8", "8:16", "tuned")])
 def test_calibrating_recipes_beat_plain(bits: str, sparsity: str, recipe: str) -> None:
     """Logits of the integer models against those of the uncompressed one, in any order of the layers."""
     checkpoint, compressor, ids = calibrated(bits, sparsity, recipe)
