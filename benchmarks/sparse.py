@@ -10,7 +10,7 @@ from hw.spec.config import get
 
 NONZEROS = (16, 8, 4, 2, 1)
 BITS = 8
-FULL = Shape(tokens=616, n_in=4096, n_out=11008, rows=56)
+FULL = Shape(tokens=616, n_in=4096, n_out=11008, rows=52)
 """LLaVA-1.5-7B's gate and up projection, a photograph's prompt."""
 REDUCED = Shape(tokens=128, n_in=1024, n_out=512, rows=32)
 
