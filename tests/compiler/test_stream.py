@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compiler.stream import beats, dense_beats, encode
+from compiler.stream import beats, dense_beats, encode, lengths
 from hw.spec import weights as spec
 from hw.spec.config import BEAT_BYTES, BLOCK
 from ref_model.compress.format import BlockFormat, group_blocks
@@ -45,6 +45,30 @@ def random_matrix(shape, bits, nonzeros, seed=0, *, zero_rows=True) -> tuple[np.
 def uniform(shape, bits, nonzeros) -> tuple[np.ndarray, np.ndarray]:
     blocks = (-(-shape[0] // BLOCK), -(-shape[1] // BLOCK))
     return np.full(blocks, bits, np.uint8), np.full(blocks, nonzeros, np.uint8)
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+def test_held_beats_are_those_of_weights(bits):
+    """Without padding all beats are held; half a step holds what the units that have rows would read for it alone."""
+    units, n_in = 4, 4 * spec.WINDOW * BLOCK  # four runs a step: whole headers
+
+    def sizes(steps):
+        shape = (int(steps * units) * BLOCK, n_in)
+        return lengths(shape, None if bits is None else uniform(shape, bits, BLOCK), units)
+
+    for steps in (1, 2):
+        stream, held = sizes(steps)
+        assert held == units * stream
+    (one, _), (two, _), (padded, held) = sizes(1), sizes(2), sizes(2.5)
+    assert held == units * two + units // 2 * one < units * padded
+
+
+def test_fillers_are_not_held():
+    shape, units = (4 * BLOCK, spec.WINDOW * BLOCK), 4
+    bits, nonzeros = uniform(shape, 4, BLOCK)
+    stream, held = lengths(shape, (bits, nonzeros), units)
+    nonzeros[1, 3] = 0
+    assert lengths(shape, (bits, nonzeros), units) == (stream, held - spec.round_beats(4, BLOCK, 0))
 
 
 def check(weight, fmt, units, steps=None) -> np.ndarray:

@@ -138,6 +138,15 @@ def test_bandwidth_is_the_public_figure(pattern):
     assert least * (1 - tolerance) <= share <= largest * (1 + tolerance)
 
 
+def test_a_write_among_reads_turns_the_bus_twice():
+    """12 DRAM clocks from read to write, 13 to 16 back (whole slots), and between them the write's two words."""
+    reads, steady = [(beat, beat, 0) for beat in range(400)], slice(100, None)  # rows are open, no refresh yet
+    assert set(np.diff(Channel(reads).told()[steady])) == {1}
+    gap = max(np.diff(Channel(reads, [(200, 1 << 20, 3)]).told()[steady]))
+    clocks_a_cycle = 4
+    assert (12 + 2 + 13) // clocks_a_cycle < gap <= -(-(12 + 2 + 16) // clocks_a_cycle)
+
+
 def test_idle_latencies():
     """18 ns for a row hit and 48 ns for a conflict in the memory, within a slot or two; 90 ns more on the way."""
     slot_ns = 1000 / 450
