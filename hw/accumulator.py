@@ -1,4 +1,4 @@
-"""The accumulators of a matrix unit, in block memory."""
+"""The accumulators of a matrix unit: block memory, and a DSP a word that scales sums and adds them."""
 
 from itertools import pairwise
 
@@ -8,14 +8,16 @@ from amaranth.lib.wiring import In, Out
 
 from hw.buffer_memory import BufferMemory
 from hw.chain import SUMS
+from hw.dsp48e2 import MultiplyAccumulate
 from hw.dsp_group import delay
 from hw.spec.config import BLOCK, Config
 from hw.spec.resources import accumulators
+from hw.spec.weights import SCALE_BITS
 
 ACC_BITS = 32
 ROW = data.ArrayLayout(signed(ACC_BITS), BLOCK)
 FORWARDS = 3
-"""Steps that have read the memory and not yet written it, when one more of them meets its sums."""
+"""Totals that are not in the memory when a step's operands are read; the newest of all is still to come, see LAST."""
 
 
 def step_layout(config: Config):
@@ -39,54 +41,66 @@ def delay_valid(m, value, n_cycles, name):
 
 
 class Accumulators(wiring.Component):
-    """acc[row, 2 * chains * pass + w] = (0 if first else itself) + sums[w], int32, wrapping.
+    """acc[row, 2 * chains * pass + w] = (0 if first else itself) + sums[w] * scales[w], int32, wrapping.
 
-    Latency: a step on ``i`` in cycle x meets ``sums`` in x + 1 and is written in x + ``latency``: ``drain`` in
-    x + ``latency`` + 1 sees it. A ``drain`` in y is on ``o`` in y + 2. Throughput: a step and a drain a cycle.
+    A DSP a word multiplies and adds. The total of the step before is its own last result; the three before that are
+    forwarded, and older ones are in the memory.
 
-    The same row and pass may come again after any number of cycles: totals that are not in the memory yet are
-    forwarded. Sums and drains have a read port each. Back-pressure: none. Reset: pending writes are dropped, contents
-    stay.
+    Latency: a step on ``i`` in cycle x meets ``sums`` and ``scales`` in x + 1 and is written in x + ``latency``:
+    ``drain`` in x + ``latency`` + 1 sees it. A ``drain`` in y is on ``o`` in y + 2. Throughput: a step and a drain a
+    cycle.
 
-    Parameters: ``config``.
+    The same row and pass may come again after any number of cycles. Sums and drains have a read port each.
+    Back-pressure: none. Reset: pending writes are dropped, contents stay.
 
-    Members: ``i``, ``i_valid``: steps; ``sums``: 2 * chains words to add; ``drain``, ``drain_valid``: rows to read;
-    ``o``: int32[16], the row.
+    Parameters: ``config``; ``primitive``: see :class:`hw.dsp48e2.DSP48E2`.
+
+    Members: ``i``, ``i_valid``: steps; ``sums``, ``scales``: 2 * chains words to multiply and add; ``drain``,
+    ``drain_valid``: rows to read; ``o``: int32[16], the row.
     """
 
-    latency = 3
+    latency = 1 + MultiplyAccumulate.latency
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, *, primitive=False):
         self.config = config
+        self.primitive = primitive
+        self.words = 2 * config.chains
         super().__init__({
             "i": In(step_layout(config)), "i_valid": In(1),
-            "sums": In(data.ArrayLayout(SUMS["sum0"].shape, 2 * config.chains)),
+            "sums": In(data.ArrayLayout(SUMS["sum0"].shape, self.words)),
+            "scales": In(data.ArrayLayout(signed(SCALE_BITS), self.words)),
             "drain": In(accumulator_rows(config)), "drain_valid": In(1), "o": Out(ROW),
         })
 
     def elaborate(self, platform):
         m = Module()
-        config = self.config
-        part = 2 * config.chains * ACC_BITS
-        steps = [data.View(step_layout(config), delay(m, self.i.as_value(), 2, "step"))]
+        part = self.words * ACC_BITS
+        # Steps as their old totals are read and chosen, and those before them: steps[1]'s total is under way.
+        steps = [data.View(step_layout(self.config), delay(m, self.i.as_value(), 2, "step"))]
         valids = [delay_valid(m, self.i_valid, 2, "valid")]
-        for number in range(FORWARDS):
-            steps.append(data.View(step_layout(config), delay(m, steps[-1].as_value(), 1, f"step_{number}")))
+        for number in range(1 + FORWARDS):
+            steps.append(data.View(step_layout(self.config), delay(m, steps[-1].as_value(), 1, f"step_{number}")))
             valids.append(delay_valid(m, valids[-1], 1, f"valid_{number}"))
+        same = [valid & (Cat(step.row, step.pass_) == Cat(steps[0].row, steps[0].pass_))
+                for step, valid in zip(steps[1:], valids[1:], strict=True)]
         totals = [Signal(part, name=f"total_{number}", reset_less=True) for number in range(FORWARDS)]
-        rows = self._memory(m, steps[1], valids[1], totals[0])
+        m.d.sync += [after.eq(before) for before, after in pairwise(totals)]
+        rows = self._memory(m, steps[2], valids[2], totals[0])
 
         old = Signal(part)
         m.d.comb += old.eq(rows.word_select(steps[0].pass_, part))
-        for number in reversed(range(FORWARDS)):
-            same = [steps[number + 1][field] == steps[0][field] for field in ("row", "pass_")]
-            with m.If(valids[number + 1] & Cat(same).all()):
-                m.d.comb += old.eq(totals[number])
-        for number in range(2 * config.chains):
-            new = delay(m, self.sums[number], 1, f"sum_{number}")
+        for total, forwarded in reversed(list(zip(totals, same[1:], strict=True))):
+            with m.If(forwarded):
+                m.d.comb += old.eq(total)
+        addend = Mux(steps[0].first, MultiplyAccumulate.ZERO,
+                     Mux(same[0], MultiplyAccumulate.LAST, MultiplyAccumulate.C))
+        for number in range(self.words):
+            m.submodules[f"mac_{number}"] = mac = MultiplyAccumulate(primitive=self.primitive)
             here = slice(number * ACC_BITS, (number + 1) * ACC_BITS)
-            m.d.sync += totals[0][here].eq(Mux(steps[0].first, 0, old[here].as_signed()) + new)
-        m.d.sync += [after.eq(before) for before, after in pairwise(totals)]
+            m.d.comb += [
+                mac.a.eq(self.sums[number]), mac.b.eq(self.scales[number]), mac.c.eq(old[here].as_signed()),
+                mac.addend.eq(addend), totals[0][here].eq(mac.p),
+            ]
         return m
 
     def _memory(self, m, step, valid, total):

@@ -41,7 +41,7 @@ class DSPGroup(wiring.Component):
     mode      x1                               x0                               y
     ========  ===============================  ===============================  ============================
     dense     ``weights[1]`` (second row)      ``weights[0]`` (first row)       ``acts[0]`` at the position
-    sparse    ``acts[1]`` at the index         ``acts[0]`` at the index         ``weights[0]``
+    sparse    ``acts[1]`` at the index         ``acts[0]`` at the index         ``weights[row]``
     ========  ===============================  ===============================  ============================
 
     A dense multiplier's index is its position in the chain, so its selection costs no multiplexer.
@@ -58,7 +58,7 @@ class DSPGroup(wiring.Component):
     selected operands ahead of the slices. ``primitive``: see :class:`hw.dsp48e2.DSP48E2`.
 
     Members: ``acts``: int8[2 tokens, 16]; ``weights``: int8[2 rows, 2 multipliers]; ``indices``: uint4[2 multipliers];
-    ``sparse``: mode; ``break_``: start a new sum; ``pcin``, ``pcout``: cascade; ``p``: tap of the reduction node.
+    ``sparse``: mode; ``row``: the one that a sparse step multiplies; ``break_``: start a new sum; ``pcin``, ``pcout``: cascade; ``p``: tap of the reduction node.
     """
 
     def __init__(self, *, first_position=0, skew_cycles=0, primitive=False):
@@ -74,6 +74,7 @@ class DSPGroup(wiring.Component):
             "weights": In(weights_layout(MULTIPLIERS_PER_GROUP)),
             "indices": In(indices_layout(MULTIPLIERS_PER_GROUP)),
             "sparse": In(1),
+            "row": In(1),
             "break_": In(1),
             "pcin": In(signed(48)),
             "pcout": Out(signed(48)),
@@ -105,6 +106,6 @@ class DSPGroup(wiring.Component):
         m.d.comb += [
             x1.eq(Mux(self.sparse, self.acts[1][index], row1)),
             x0.eq(Mux(self.sparse, self.acts[0][index], row0)),
-            y.eq(Mux(self.sparse, row0, self.acts[0][self.first_position + number])),
+            y.eq(Mux(self.sparse, Mux(self.row, row1, row0), self.acts[0][self.first_position + number])),
         ]
         return (delay(m, operand, self.skew_cycles, operand.name) for operand in (x1, x0, y))

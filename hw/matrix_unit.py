@@ -28,13 +28,13 @@ GROUP_ACTS = data.ArrayLayout(BLOCK_BITS, N_GROUPS)
 
 
 class MatrixUnit(wiring.Component):
-    """acc[row, n] (+)= sum over slots of acts[row][block of the slot][index of the slot] * weights[n, slot].
+    """acc[row, n] (+)= scale[n] * sum over slots of acts[row][block of the slot][index of the slot] * weights[n, slot].
 
     A dense step is a row and a pass: chain c multiplies rows 2 * (pass * chains + c) and the next of the round. The
-    two steps of a sparse pair of rows follow each other; in that of ``token`` t, chain c multiplies row
-    (2 * pass + t) * chains + c for both, and the sums of (row, pass) are put together from both steps.
+    two steps of a sparse pair of rows follow each other; in that of ``token`` t, chain c multiplies the t-th of its two
+    rows for both, and the sums of (row, pass) are put together from both steps.
 
-    Numeric contract: int8 acts[-128, 127], int8 weights[-127, 127], exact; int32 sums wrap.
+    Numeric contract: int8 acts[-128, 127], int8 weights[-127, 127], exact; int32 totals wrap.
 
     Latency: a round taken in T serves the steps from T + 1 on, until the next is taken. A step in t has its window in
     t + ``ACTS_LATENCY``; the first ``drain`` that sees its sums is that of t + ``step_latency``. ``drain`` in y is on
@@ -78,7 +78,7 @@ class MatrixUnit(wiring.Component):
         m = Module()
         m.submodules.reader = reader = WeightReader(self.config)
         m.submodules.front = front = WeightFront()
-        m.submodules.accumulators = accumulators = Accumulators(self.config)
+        m.submodules.accumulators = accumulators = Accumulators(self.config, primitive=self.primitive)
         wiring.connect(m, wiring.flipped(self.axi), reader.axi)
         m.d.comb += [
             reader.start.eq(self.rd_start), reader.desc.eq(self.rd_desc), reader.stop.eq(self.stop),
@@ -97,10 +97,12 @@ class MatrixUnit(wiring.Component):
             step.append(data.View(step_layout(self.config), delay(m, step[-1].as_value(), cycles, f"step_{number}")))
         acts = self._acts(m, front.o.blocks, step[1])
         sums = self._chains(m, acts, front.o, step[0], step[2])
+        scales = delay(m, front.o.scales.as_value().word_select(step[0].pass_, len(accumulators.scales.as_value())),
+                       self.sums_at - ACTS_LATENCY, "scales")
         self._turn(m, sums, step[4], accumulators.sums)
         m.d.comb += [
             # The accumulators read one cycle ahead of the sums.
-            accumulators.i.eq(step[3]),
+            accumulators.i.eq(step[3]), accumulators.scales.eq(scales),
             accumulators.i_valid.eq(delay_valid(m, self.step_valid, self.sums_at - 1, "step_valid")),
             accumulators.drain.eq(self.drain), accumulators.drain_valid.eq(self.drain_valid),
             self.row.eq(accumulators.o),
@@ -116,9 +118,9 @@ class MatrixUnit(wiring.Component):
         own, first, second = (Signal(GROUP_ACTS, name=name, reset_less=True) for name in ("own", "first", "second"))
         for group in range(N_GROUPS):
             m.d.comb += chosen[group].eq(self.window.as_value().word_select(blocks[group], BLOCK_BITS))
-        m.d.sync += [own.eq(chosen), second.eq(Mux(step.token, own, chosen))]
+        m.d.sync += own.eq(chosen)
         with m.If(~step.token):
-            m.d.sync += first.eq(own)
+            m.d.sync += [first.eq(own), second.eq(chosen)]
         acts = Signal(STEP["acts"].shape)
         for group in range(N_GROUPS):
             m.d.comb += acts[group].as_value().eq(Cat(first[group], second[group]))
@@ -130,39 +132,34 @@ class MatrixUnit(wiring.Component):
         for number in range(self.config.chains):
             chain = SparseChain(cascade_groups=CASCADE_GROUPS, primitive=self.primitive)
             m.submodules[f"chain_{number}"] = chain
-            pair, single, indices = self._rows(number, weights, step)
+            rows, indices = self._rows(number, weights, step)
             i = chain.i.payload
             m.d.comb += [
-                chain.i.valid.eq(1), i.acts.eq(acts), i.sparse.eq(step_in.sparse), i.breaks.eq(DENSE_BREAKS),
-                i.weights.eq(delay(m, Cat(Mux(step.sparse, single, pair[:len(single)]), pair[len(single):]),
-                                   SELECT_LATENCY, f"weights_{number}")),
+                chain.i.valid.eq(1), i.acts.eq(acts), i.sparse.eq(step_in.sparse), i.row.eq(step_in.token),
+                i.breaks.eq(DENSE_BREAKS),
+                i.weights.eq(delay(m, rows, SELECT_LATENCY, f"weights_{number}")),
                 i.indices.eq(delay(m, indices, SELECT_LATENCY, f"indices_{number}")),
             ]
             sums.append(chain.o_sums.payload)
         return sums
 
     def _rows(self, number, weights, step):
-        """What chain ``number`` needs of a round: two neighbouring rows (dense), or one and its indices (sparse)."""
-        chains, passes = self.config.chains, self.config.passes
+        """Chain ``number``'s two rows of a round in a pass, and the indices of the one that a sparse step multiplies."""
         rows, indices = ([each.as_value() for each in weights[name]] for name in ("weights", "indices"))
-        pairs = [rows[N_LANES * (q * chains + number) + i] for q in range(passes) for i in range(N_LANES)]
-        turns = range(number, BLOCK, chains)
-        turn = Cat(step.token, step.pass_)
-        return (Cat(pairs).word_select(step.pass_, N_LANES * len(rows[0])),
-                Cat(rows[i] for i in turns).word_select(turn, len(rows[0])),
-                Cat(indices[i] for i in turns).word_select(turn, len(indices[0])))
+        mine = [N_LANES * (pass_ * self.config.chains + number) + i
+                for pass_ in range(self.config.passes) for i in range(N_LANES)]
+        return (Cat(rows[i] for i in mine).word_select(step.pass_, N_LANES * len(rows[0])),
+                Cat(indices[i] for i in mine).word_select(Cat(step.token, step.pass_), len(indices[0])))
 
     def _turn(self, m, sums, step, words):
         """The sums of a (row, pass). Dense: both of every chain. Sparse: one token's, of both steps of its pair.
 
         Token 0's are those of ``step`` and of the next, token 1's those of the step before and of ``step``.
         """
-        pairs, first, second = [], [], []
         for number, following in enumerate(sums):
             this = data.View(SUMS, delay(m, following.as_value(), TURN_LATENCY, f"this_{number}"))
             before = data.View(SUMS, delay(m, this.as_value(), 1, f"before_{number}"))
-            pairs += [this.sum0, this.sum1]
-            first.append(Mux(step.token, before.sum1, this.sum0))
-            second.append(Mux(step.token, this.sum1, following.sum0))
-        for number, (dense, sparse) in enumerate(zip(pairs, first + second, strict=True)):
-            m.d.comb += words[number].eq(Mux(step.sparse, sparse, dense))
+            m.d.comb += [
+                words[N_LANES * number].eq(Mux(step.sparse & step.token, before.sum1, this.sum0)),
+                words[N_LANES * number + 1].eq(Mux(step.sparse & ~step.token, following.sum0, this.sum1)),
+            ]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hw.verilog_writer import run_yosys
 
-LUT_COSTS = "2:2,3,6:5,10,20"
+LUT_COSTS = "2:2,3,6:5"
 """Costs of LUTs by width, as in synth_xilinx, whose own mapper (abc9) fails on this hierarchy (0.70)."""
 KINDS = ("DSP48E2", "LUT", "FF", "BRAM36", "URAM", "LUTRAM", "CARRY", "MUX")
 _PREFIXES = {

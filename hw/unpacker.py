@@ -5,7 +5,7 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.interfaces import BEAT_BITS
-from hw.round import BLOCKS, INDICES, N_GROUPS, ROUND_KIND
+from hw.round import BLOCKS, INDICES, N_GROUPS, ROUND_KIND, SCALES
 from hw.spec.config import BLOCK, BLOCK_BEATS
 from hw.spec.weights import (
     BITS,
@@ -13,7 +13,6 @@ from hw.spec.weights import (
     RUN_BYTES,
     RUN_FIELDS,
     RUN_MAGIC,
-    SCALE_BITS,
     WINDOW,
     index_beats,
     round_beats,
@@ -31,7 +30,6 @@ NIBBLE = 4
 WIDE = BITS.index(8)
 assert WIDE == 0 and NONZEROS[0] == BLOCK, "no run: a descriptor of zeros reads as 8 bits and dense, like RAW"
 
-SCALES = data.ArrayLayout(signed(SCALE_BITS), BLOCK)
 SLOT = data.StructLayout(dict(RUN_FIELDS) | {"scales": SCALES})
 PART = data.StructLayout({"nonzeros": range(len(NONZEROS)), "wide": 1, "left": WINDOW, "scales": SCALES})
 """A complete round's run; wide: 8 bits; left: the window's blocks of it and of later rounds."""

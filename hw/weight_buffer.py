@@ -1,4 +1,4 @@
-"""The ring of dequantised rounds between a matrix unit's weight stream and its chains."""
+"""The ring of rounds between a matrix unit's weight stream and its chains."""
 
 from amaranth.hdl import *
 from amaranth.lib import memory, wiring

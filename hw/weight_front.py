@@ -1,10 +1,10 @@
-"""The front of a matrix unit: weight beats in, rounds of INT8 weights for the chains out."""
+"""The front of a matrix unit: weight beats in, rounds of weights for the chains out."""
 
 from amaranth.hdl import *
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from hw.dequantiser import Dequantiser
+from hw.extender import Extender
 from hw.round import ROUND, ROUND_KIND
 from hw.unpacker import Unpacker
 from hw.weight_buffer import WeightBuffer
@@ -12,9 +12,9 @@ from hw.weight_reader import BEAT
 
 
 class WeightFront(wiring.Component):
-    """Unpacks, dequantises and holds ready up to WEIGHT_BUFFER_ROUNDS rounds (docs/machine.md, "Matrix unit front").
+    """Unpacks and holds ready up to WEIGHT_BUFFER_ROUNDS rounds (docs/machine.md, "Matrix unit front").
 
-    Numeric contract: see :class:`hw.dequantiser.Dequantiser`.
+    Numeric contract: see :class:`hw.extender.Extender`.
 
     Latency: a round whose last beat is popped in c can be taken from c + 1 on; ``read`` in r, at least 3 cycles after
     its take, puts it on ``o`` in r + 1. Throughput: a beat a cycle in every format; a round taken and one read a cycle.
@@ -37,15 +37,15 @@ class WeightFront(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         m.submodules.unpacker = unpacker = Unpacker()
-        m.submodules.dequantiser = dequantiser = Dequantiser()
+        m.submodules.extender = extender = Extender()
         m.submodules.buffer = buffer = WeightBuffer()
         m.d.comb += [
             self.pop.eq(self.i_valid & buffer.room), self.stall.eq(self.i_valid & ~buffer.room),
             unpacker.i.eq(self.i), unpacker.pop.eq(self.pop), self.error.eq(unpacker.error),
-            dequantiser.scales.eq(unpacker.part.scales), dequantiser.wide.eq(unpacker.part.wide),
-            dequantiser.i.eq(unpacker.o), dequantiser.i_valid.eq(unpacker.o_valid),
+            extender.scales.eq(unpacker.part.scales), extender.wide.eq(unpacker.part.wide),
+            extender.i.eq(unpacker.o), extender.i_valid.eq(unpacker.o_valid),
             buffer.done.eq(unpacker.done), buffer.kind.eq(unpacker.kind),
-            buffer.i.eq(dequantiser.o), buffer.i_valid.eq(dequantiser.o_valid),
+            buffer.i.eq(extender.o), buffer.i_valid.eq(extender.o_valid),
             self.full.eq(buffer.full), self.round.eq(buffer.round), buffer.take.eq(self.take),
             buffer.read.eq(self.read), self.o.eq(buffer.o),
         ]

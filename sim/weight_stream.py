@@ -261,7 +261,7 @@ def _weights(flat, at, plane, bits, n, scales, out):
                 if bits == 3:
                     code |= (np.int64(flat[plane + e // 8]) >> e % 8 & 1) << 2
                 value = 2 * code - (1 << bits) + 1
-            out[s, row] = (value * scales[row] + 128 & 255) - 128
+            out[s, row] = value * scales[row]
 
 
 @numba.njit(cache=True)

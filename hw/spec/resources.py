@@ -115,9 +115,15 @@ def accumulators(config: Config) -> Memory:
     return Memory("accumulators", 32 * GRANULE_LANES, 2 * config.acc_rows, Store.BLOCK, config.passes, 2 * config.units)
 
 
+def accumulator_dsps(config: Config) -> int:
+    """One for each sum of a step: two a chain."""
+    return 2 * config.chains * config.units
+
+
 def dsp_total(config: Config) -> int:
-    """Chains (instantiated) and the multipliers that synthesis infers around them."""
-    return config.chain_dsps + LANE_DSPS * config.lanes + FINALISER_DSPS + SEQUENCER_DSPS + STORE_DSPS
+    """Chains and accumulators (instantiated), and the multipliers that synthesis infers around them."""
+    return (config.chain_dsps + accumulator_dsps(config) + LANE_DSPS * config.lanes + FINALISER_DSPS + SEQUENCER_DSPS
+            + STORE_DSPS)
 
 
 # --- wires between dies ----------------------------------------------------------------------------------
@@ -173,8 +179,8 @@ class Row:
 def budget(config: Config, limits: dict[str, int], floorplan: dict[int, list[int]], crossing_limit: int) -> list[Row]:
     """limits: a card's totals; floorplan: die -> matrix units; crossing_limit: wires over a boundary of two dies."""
     parts = {store: {m.name: m.primitives for m in memories(config) if m.store is store} for store in Store}
-    rest: dict[str, float] = {"vector lanes": LANE_DSPS * config.lanes, "finaliser": FINALISER_DSPS,
-                              "sequencer": SEQUENCER_DSPS, "store": STORE_DSPS}
+    rest: dict[str, float] = {"accumulators": accumulator_dsps(config), "vector lanes": LANE_DSPS * config.lanes,
+                              "finaliser": FINALISER_DSPS, "sequencer": SEQUENCER_DSPS, "store": STORE_DSPS}
     chains: dict[str, float] = {"chains": config.chain_dsps}
     dsps = limits["DSP48E2"]
     rows = [

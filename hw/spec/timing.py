@@ -17,7 +17,7 @@ VU_LATENCY = 67
 """A pass ends words + VU_LATENCY cycles after it starts (the depth covers the finaliser)."""
 ACC_SLOTS, FEW_ROWS = 8, 4
 """Output steps that a matrix unit's accumulators hold at once: ACC_SLOTS if FEW_ROWS * n_rows <= acc_rows, else 2."""
-MX_ACC_LATENCY = 20
+MX_ACC_LATENCY = 21
 """From a step's issue to the cycle its sum can be drained."""
 WEIGHT_BUFFER_ROUNDS = 8
 """Rounds a matrix unit holds ready for its chains."""

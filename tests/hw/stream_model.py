@@ -45,7 +45,8 @@ class Content:
 
 @dataclass
 class Round:
-    """A round as the chains see it. used: slots that hold a weight; beat: the stream's beat that completes it."""
+    """A round as the chains see it. used: slots that hold a weight; beat: the stream's beat that completes it; weights:
+    levels or bytes; scales: what the rows' sums are multiplied by."""
 
     kind: dict
     blocks: list[int]
@@ -53,6 +54,7 @@ class Round:
     used: list[int]
     weights: list[list[int]] = field(default_factory=list)
     indices: list[list[int]] = field(default_factory=list)
+    scales: tuple[int, ...] = (1,) * BLOCK
 
 
 def used_slots(run: Run, n_blocks: int) -> list[int]:
@@ -148,10 +150,6 @@ def field_of(data: bytes, at: int, width: int) -> int:
     return int.from_bytes(data, "little") >> at & (1 << width) - 1
 
 
-def signed_byte(value: int) -> int:
-    return (value & 0xFF ^ 0x80) - 0x80
-
-
 def decode_code(run: Run, codes: bytes, plane: bytes, row: int, slot: int, number: int) -> int:
     """A slot's code, of the round's own code beats and the beat of high bits that it shares."""
     place = row * 8 + slot // 2 if run.nonzeros == 1 else row * 16 + slot
@@ -185,13 +183,12 @@ def decode_run(run: Run, payload: bytes, beat: int) -> list[Round]:
         kind = {"sparse": int(run.sparse), "raw": 0, "last": int(last), "window": run.window}
         blocks = [present[2 * g // each] if 2 * g // each < len(present) else None for g in range(8)]
         used = used_slots(run, len(present))
-        out = Round(kind, blocks, beat - 1, used)
+        out = Round(kind, blocks, beat - 1, used, scales=run.scales if run.bits < 8 else (1,) * BLOCK)
         for row in range(BLOCK):
             out.indices.append([decode_index(run, indices, row, slot) for slot in range(BLOCK)])
             values = [0] * BLOCK
             for slot in used:
-                value = level(decode_code(run, codes, plane, row, slot, number), run.bits)
-                values[slot] = signed_byte(value if run.bits == 8 else value * run.scales[row])
+                values[slot] = level(decode_code(run, codes, plane, row, slot, number), run.bits)
             out.weights.append(values)
         rounds.append(out)
     return rounds

@@ -21,6 +21,7 @@ def draw(rng, n_nonzero, extreme=False):
         "weights": [[weight() for _ in range(16)] for _ in range(2)],
         "indices": [rng.randrange(16) for _ in range(16)],
         "sparse": int(n_nonzero > 0),
+        "row": rng.randrange(2),
         "breaks": sum(1 << group for group in range(0, 8, groups_a_row)),
     }
 
@@ -30,7 +31,7 @@ def oracle(step):
     acts, weights = np.array(step["acts"]), np.array(step["weights"])
     groups = np.arange(16) // 2
     if step["sparse"]:
-        products = acts[groups, :, step["indices"]].T * weights[0]
+        products = acts[groups, :, step["indices"]].T * weights[step["row"]]
     else:
         products = acts[groups, 0, np.arange(16)] * weights
     taps, first = [], 0

@@ -117,7 +117,8 @@ class Reduction(wiring.Component):
 
     def _shared(self, m, then, position):
         y = Signal(signed(18), name=f"shared_{position}")
-        m.d.comb += y.eq(Mux(then.sparse, then.weights[0][position], then.acts[position // 2][0][position]))
+        m.d.comb += y.eq(Mux(then.sparse, Mux(then.row, then.weights[1][position], then.weights[0][position]),
+                           then.acts[position // 2][0][position]))
         return y
 
 

@@ -7,7 +7,7 @@ from importlib.resources import files
 import pytest
 
 from hw.chain import SparseChain, chain_latency
-from hw.dsp48e2 import DSP48E2
+from hw.dsp48e2 import DSP48E2, MultiplyAccumulate
 from hw.verilog_writer import convert, run_yosys
 from sim.rtl.toolchain import tool_environment
 
@@ -15,7 +15,7 @@ MODEL = files("hw").joinpath("verilog", "dsp48e2.v").read_text()
 
 # Both tops offer a `mismatch` output, so that Verilator compares what it simulates anyway.
 CHAIN_TOP = """
-module top(input clk, rst, i_valid, input [2376:0] i, output o_valid, sums_valid, output [303:0] o,
+module top(input clk, rst, i_valid, input [2377:0] i, output o_valid, sums_valid, output [303:0] o,
            output [39:0] sums, output mismatch);
   wire [303:0] o_plain; wire [39:0] sums_plain; wire o_valid_plain, sums_valid_plain;
   chain_primitive primitive_(.clk, .rst, .i__valid(i_valid), .i__payload(i), .o__valid(o_valid), .o__payload(o),
@@ -28,13 +28,16 @@ endmodule
 """
 
 SLICE_TOP = """
-module top(input clk, en, clear, cascade, input [26:0] a, d, input [17:0] b, input [47:0] pcin, output mismatch);
-  wire [47:0] p1, p2, q1, q2, c1, c2, r1, r2;
+module top(input clk, en, clear, cascade, input [26:0] a, d, input [17:0] b, input [47:0] pcin, input [1:0] addend,
+           output mismatch);
+  wire [47:0] p1, p2, q1, q2, c1, c2, r1, r2, p3, q3;
   slice_primitive_1 s1(.clk, .en, .clear, .cascade, .a, .d, .b, .pcin, .p(p1), .pcout(c1));
   slice_primitive_2 s2(.clk, .en, .clear, .cascade, .a, .d, .b, .pcin, .p(p2), .pcout(c2));
   slice_plain_1 t1(.clk, .en, .clear, .cascade, .a, .d, .b, .pcin, .p(q1), .pcout(r1));
   slice_plain_2 t2(.clk, .en, .clear, .cascade, .a, .d, .b, .pcin, .p(q2), .pcout(r2));
-  assign mismatch = p1 !== q1 || p2 !== q2 || c1 !== r1 || c2 !== r2;
+  slice_primitive_mac s3(.clk, .rst(1'b0), .a, .b, .c(pcin), .addend, .p(p3));
+  slice_plain_mac t3(.clk, .rst(1'b0), .a, .b, .c(pcin), .addend, .p(q3));
+  assign mismatch = p3 !== q3 || p1 !== q1 || p2 !== q2 || c1 !== r1 || c2 !== r2;
 endmodule
 """
 
@@ -67,7 +70,7 @@ int main(int, char** argv) {
     std::deque<Step> taps, sums;
     int sent = 0;
     for (int cycle = 0; sent < n_steps || !sums.empty(); cycle++) {
-        int act[8][2][16], weight[2][16], index[16], sparse = rng() & 1, breaks = always_break, group = 0;
+        int act[8][2][16], weight[2][16], index[16], sparse = rng() & 1, row = rng() & 1, breaks = always_break, group = 0;
         while (group < 8) { group += 1 + rng() % 4; breaks |= 1 << group; }
         breaks &= 255;
         for (int i = 0; i < 16; i++) {
@@ -78,7 +81,7 @@ int main(int, char** argv) {
             }
             put(2304 + 4 * i, 4, index[i] = rng() % 16);
         }
-        put(2368, 1, sparse);
+        put(2368, 1, sparse); put(2377, 1, row);
         put(2369, 8, breaks);
         top.i_valid = sent < n_steps && rng() % 4;
         if (top.i_valid) {
@@ -88,7 +91,7 @@ int main(int, char** argv) {
                 for (int lane = 0; lane < 2; lane++) {
                     auto& own = act[i / 2];
                     if (i % 2 == 0 && breaks >> i / 2 & 1) sum[lane] = 0;
-                    sum[lane] += sparse ? own[lane][index[i]] * weight[0][i] : own[0][i] * weight[lane][i];
+                    sum[lane] += sparse ? own[lane][index[i]] * weight[row][i] : own[0][i] * weight[lane][i];
                     step.lanes[i / 2][lane] = sum[lane];
                 }
             step.due = cycle + latency;
@@ -132,6 +135,7 @@ int main(int, char** argv) {
     for (int cycle = 0; cycle < n_cycles; cycle++) {
         top.a = rng() & 0x7ffffff; top.d = rng() & 0x7ffffff; top.b = rng() & 0x3ffff;
         top.pcin = rng() & 0xffffffffffff; top.cascade = rng() & 1;
+        top.addend = rng() % 3;
         top.en = rng() % 8 != 0; top.clear = rng() % 16 == 0;
         top.clk = 0; top.eval();
         if (top.mismatch) { printf("behavioural twin differs, cycle %d\n", cycle); return 1; }
@@ -172,6 +176,8 @@ def test_primitive_chain_equals_plain_chain_and_dot_product(tmp_path, cascade_gr
 def slices(model):
     twins = [convert(DSP48E2(stages=stages, primitive=primitive), f"slice_{name}_{stages}")
              for name, primitive in (("primitive", True), ("plain", False)) for stages in (1, 2)]
+    twins += [convert(MultiplyAccumulate(primitive=primitive), f"slice_{name}_mac")
+              for name, primitive in (("primitive", True), ("plain", False))]
     return "\n".join([SLICE_TOP, *twins, model])
 
 
@@ -188,7 +194,7 @@ def test_a_broken_model_is_caught(tmp_path):
 
 
 def test_model_refuses_what_it_does_not_cover(tmp_path):
-    odd = slices(MODEL).replace('.AMULTSEL("AD")', '.AMULTSEL("A")')
+    odd = slices(MODEL).replace('.AMULTSEL("AD")', '.AMULTSEL("B")')
     assert odd != slices(MODEL)
     run = execute(verilate(tmp_path, odd, SLICE_MAIN), 10)
     assert "does not cover the chosen parameters" in run.stdout

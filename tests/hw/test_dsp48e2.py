@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from amaranth.sim import Simulator
 
-from hw.dsp48e2 import DSP48E2
+from hw.dsp48e2 import DSP48E2, MultiplyAccumulate
 
 
 def wrap(value, bits):
@@ -82,3 +82,34 @@ def test_packed_operand_is_two_products_for_every_int8_triple():
     packed = (x1 << 18) + x0
     assert packed.min() >= -(1 << 26) and packed.max() < 1 << 26
     assert np.array_equal(packed * y, (x1 * y) * (1 << 18) + x0 * y)
+
+
+def test_multiply_accumulate():
+    """Products added to zero, to c and to the last p, whatever came before; p wraps."""
+    rng = random.Random(3)
+    dut = MultiplyAccumulate()
+    inputs = [{"a": signed_draw(rng, 27), "b": signed_draw(rng, 18), "c": signed_draw(rng, 48),
+               "addend": rng.choice((dut.ZERO, dut.LAST, dut.LAST, dut.C))} for _ in range(3000)]
+    seen = []
+
+    async def drive(ctx):
+        for values in inputs:
+            for name, value in values.items():
+                ctx.set(getattr(dut, name), value)
+            await ctx.tick()
+
+    async def watch(ctx):
+        for _ in inputs:
+            _, _, p = await ctx.tick().sample(dut.p)
+            seen.append(p)
+
+    sim = Simulator(dut)
+    sim.add_clock(1e-6)
+    sim.add_testbench(drive)
+    sim.add_testbench(watch)
+    sim.run()
+    for cycle in range(dut.latency, len(inputs)):
+        product = inputs[cycle - dut.latency]["a"] * inputs[cycle - dut.latency]["b"]
+        then = inputs[cycle - dut.latency + 1]
+        added = {dut.ZERO: 0, dut.LAST: seen[cycle - 1], dut.C: then["c"]}[then["addend"]]
+        assert seen[cycle] == wrap(product + added, 48), f"cycle {cycle}"

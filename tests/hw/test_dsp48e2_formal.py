@@ -1,7 +1,7 @@
 """Proofs by SMT: the DSP48E2 model is its arithmetic, and a DSP group's multiplexer picks what its index says."""
 
 import pytest
-from amaranth.hdl import Module, Signal, signed, unsigned
+from amaranth.hdl import Module, Mux, Signal, signed, unsigned
 from amaranth.lib import wiring
 from amaranth.lib.wiring import Out
 
@@ -49,13 +49,13 @@ class Selection(wiring.Component):
         super().__init__()
         self.number, self.index_bits = number, index_bits
         self.inputs = [Signal(unsigned(bits), name=name) for name, bits in (
-            ("act0", 8 * BLOCK), ("act1", 8 * BLOCK), ("row0", 8), ("row1", 8), ("at", 4), ("sparse", 1))]
+            ("act0", 8 * BLOCK), ("act1", 8 * BLOCK), ("row0", 8), ("row1", 8), ("at", 4), ("sparse", 1), ("row", 1))]
 
     def elaborate(self, platform):
         m = Module()
         m.submodules.group = group = DSPGroup(first_position=4)
-        acts0, acts1, row0, row1, index, sparse = self.inputs
-        m.d.comb += [group.acts[0].eq(acts0), group.acts[1].eq(acts1), group.sparse.eq(sparse),
+        acts0, acts1, row0, row1, index, sparse, row = self.inputs
+        m.d.comb += [group.acts[0].eq(acts0), group.acts[1].eq(acts1), group.sparse.eq(sparse), group.row.eq(row),
                      group.weights[0][self.number].eq(row0), group.weights[1][self.number].eq(row1),
                      group.indices[self.number].eq(index)]
         x1, x0, y = group._select(m, self.number)
@@ -64,7 +64,7 @@ class Selection(wiring.Component):
         picked = [(acts >> (narrow << 3))[:8] for acts in (acts0, acts1)]
         own = (acts0 >> (8 * (4 + self.number)))[:8]
         with m.If(sparse):
-            m.d.comb += self.differ.eq((x0[:8] != picked[0]) | (x1[:8] != picked[1]) | (y[:8] != row0))
+            m.d.comb += self.differ.eq((x0[:8] != picked[0]) | (x1[:8] != picked[1]) | (y[:8] != Mux(row, row1, row0)))
         with m.Else():
             m.d.comb += self.differ.eq((x0[:8] != row0) | (x1[:8] != row1) | (y[:8] != own))
         return m

@@ -16,6 +16,7 @@ def draw(rng):
         "weights": [[weight() for _ in range(2)] for _ in range(2)],
         "indices": [rng.randrange(16) for _ in range(2)],
         "sparse": rng.randrange(2),
+        "row": rng.randrange(2),
         "break_": rng.randrange(2),
         "pcin": rng.randint(-(1 << 40), 1 << 40),
     }
@@ -26,7 +27,7 @@ def lanes(step, first_position):
     acts, weights = step["acts"], step["weights"]
     if step["sparse"]:
         chosen = [[token[index] for index in step["indices"]] for token in acts]
-        return tuple(sum(a * w for a, w in zip(chosen[token], weights[0], strict=True)) for token in (1, 0))
+        return tuple(sum(a * w for a, w in zip(chosen[token], weights[step["row"]], strict=True)) for token in (1, 0))
     own = acts[0][first_position:first_position + 2]
     return tuple(sum(a * w for a, w in zip(own, weights[row], strict=True)) for row in (1, 0))
 

@@ -73,24 +73,26 @@ def test_accumulators_at_every_distance(chains):
         step = {"row": rng.randrange(6) if rng.random() < 0.5 else 0, "pass_": rng.randrange(config.passes) // 4,
                 "first": int(rng.random() < 0.1), "sparse": 0, "token": 0}
         sums = [rng.choice((rng.randrange(-2**19, 2**19), 2**19 - 1)) for _ in range(2 * chains)]
+        scales = [rng.choice((rng.randrange(-32, 32), 1, -32)) for _ in range(2 * chains)]
         valid = int(rng.random() < 0.8)
-        schedule.append((step, sums, valid))
+        schedule.append((step, sums, scales, valid))
         if valid:
             place = step["row"], step["pass_"]
             again.add(cycle - last.get(place, -99))
             last[place] = cycle
             part = expected[step["row"], step["pass_"] * 2 * chains:][:2 * chains]
-            part[:] = part * (not step["first"]) + sums
+            part[:] = part * (not step["first"]) + np.array(sums) * scales
     assert {1, 2, 3, 4, 5} <= again
     rows = []
 
     async def drive(ctx):
         for cycle in range(len(schedule) + dut.latency + 1):
-            step, _, valid = schedule[cycle] if cycle < len(schedule) else (schedule[0][0], None, 0)
+            step, _, _, valid = schedule[cycle] if cycle < len(schedule) else (schedule[0][0], None, None, 0)
             ctx.set(dut.i, step)
             ctx.set(dut.i_valid, valid)
             if 0 < cycle <= len(schedule):
                 ctx.set(dut.sums, schedule[cycle - 1][1])
+                ctx.set(dut.scales, schedule[cycle - 1][2])
             await ctx.tick()
         for row in range(2 * config.acc_rows):
             ctx.set(dut.drain, row)

@@ -136,21 +136,22 @@ class Bench:
 
 
 def fields(value):
-    """(int8[16, 16], uint4[16, 16], blocks, sparse) of `o` as an integer."""
-    data = np.frombuffer(value.to_bytes(388, "little"), np.uint8)
+    """(int8[16, 16], uint4[16, 16], blocks, sparse, int6[16] scales) of `o` as an integer."""
+    data = np.frombuffer(value.to_bytes(400, "little"), np.uint8)
     nibbles = np.stack([data[256:384] & 15, data[256:384] >> 4], 1)
     tail = value >> 8 * 384
     return (data[:256].view(np.int8).reshape(16, 16), nibbles.reshape(16, 16),
-            [tail >> 3 * g & 7 for g in range(8)], tail >> 24)
+            [tail >> 3 * g & 7 for g in range(8)], tail >> 24 & 1,
+            tuple(((tail >> 25 + 6 * row & 63) ^ 32) - 32 for row in range(16)))
 
 
 def check_contents(bench, rounds):
     assert bench.kinds == [each.kind for each in rounds]
     assert len(bench.rounds) == len(rounds)
     for number, (got, expected) in enumerate(zip(bench.rounds, rounds, strict=True)):
-        weights, indices, blocks, sparse = fields(got)
+        weights, indices, blocks, sparse, scales = fields(got)
         np.testing.assert_array_equal(weights, expected.weights, err_msg=f"round {number}")
-        assert sparse == expected.kind["sparse"]
+        assert (sparse, scales) == (expected.kind["sparse"], tuple(expected.scales))
         if sparse:
             np.testing.assert_array_equal(indices[:, expected.used], np.array(expected.indices)[:, expected.used])
         assert [got for got, block in zip(blocks, expected.blocks, strict=True) if block is not None] == [
@@ -249,8 +250,8 @@ def test_masks_with_other_counts():
     check(Beats().stream(run, random_run(rng, 2, 8)), 7)
 
 
-def test_products_wrap():
-    """Scales of the whole range, which no encoder writes."""
+def test_scales_of_the_whole_range():
+    """No encoder writes all of them."""
     rng = random.Random(8)
     data = bytearray()
     for bits in BITS[1:]:
