@@ -87,11 +87,9 @@ class Accumulators(wiring.Component):
         m.d.sync += [after.eq(before) for before, after in pairwise(totals)]
         rows = self._memory(m, steps[2], valids[2], totals[0])
 
-        old = Signal(part)
-        m.d.comb += old.eq(rows.word_select(steps[0].pass_, part))
-        for total, forwarded in reversed(list(zip(totals, same[1:], strict=True))):
-            with m.If(forwarded):
-                m.d.comb += old.eq(total)
+        # The newest wins; a place of two bits, so that a bit of the choice is one LUT.
+        place = Mux(same[1], 1, Mux(same[2], 2, Mux(same[3], 3, 0)))
+        old = Array([rows.word_select(steps[0].pass_, part), *totals])[place]
         addend = Mux(steps[0].first, MultiplyAccumulate.ZERO,
                      Mux(same[0], MultiplyAccumulate.LAST, MultiplyAccumulate.C))
         for number in range(self.words):

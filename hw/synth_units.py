@@ -186,7 +186,7 @@ def _synthesise(names: list[str], texts: dict[str, str], logic: bool) -> dict[st
     below = {child for name in names for child in _children(texts[name], texts)}
     source_text = "".join([*(texts[name] for name in names), *(_stub(texts[name]) for name in sorted(below - inside))])
     found: dict[str, dict] = {}
-    last, finish = ("map_luts", [f"abc -luts {LUT_COSTS}", "clean"]) if logic else ("map_ffram", [])
+    last, finish = ("map_luts", [f"abc -luts {LUT_COSTS}", "opt_merge", "clean"]) if logic else ("map_ffram", [])
     with tempfile.TemporaryDirectory(prefix="alula-synth-") as folder:
         source, answer = Path(folder) / "unit.v", Path(folder) / "unit.json"
         source.write_text(source_text)
