@@ -6,6 +6,7 @@ from amaranth.lib.wiring import In, Out
 
 from hw.dsp_group import (
     ACTS,
+    ANY_INDEX,
     GROUP_LATENCY,
     LANE_BITS,
     MULTIPLIERS_PER_GROUP,
@@ -75,15 +76,17 @@ class SparseChain(wiring.Component):
     Reset: valid bits only. Payload without ``valid`` is arbitrary.
 
     Parameters: ``cascade_groups``: groups in one unbroken cascade. 8 lets sums cross every boundary. With 4, group 4
-    always breaks; the skew, the deskew and ``latency`` (10) halve. ``primitive``: see :class:`hw.dsp48e2.DSP48E2`.
+    always breaks; the skew, the deskew and ``latency`` (10) halve. ``singles``: of
+    every group, see :class:`hw.dsp_group.DSPGroup`. ``primitive``: see :class:`hw.dsp48e2.DSP48E2`.
 
     Members: ``i``: steps (``STEP``); ``o``: taps (``TAPS``); ``o_sums``: sums over the whole row (``SUMS``).
     """
 
-    def __init__(self, *, cascade_groups=N_GROUPS, primitive=False):
+    def __init__(self, *, cascade_groups=N_GROUPS, singles=N_GROUPS * (ANY_INDEX,), primitive=False):
         if cascade_groups not in (4, 8):
             raise ValueError(f"cascade_groups={cascade_groups}: a chain of {N_GROUPS} groups cascades 4 or 8 of them")
         self.cascade_groups = cascade_groups
+        self.singles = singles
         self.primitive = primitive
         super().__init__({
             "i": In(flow(STEP)),
@@ -105,7 +108,7 @@ class SparseChain(wiring.Component):
         for number in range(N_GROUPS):
             skew_cycles = MULTIPLIERS_PER_GROUP * (number % self.cascade_groups)
             group = DSPGroup(first_position=MULTIPLIERS_PER_GROUP * number, skew_cycles=skew_cycles,
-                             primitive=self.primitive)
+                             singles=self.singles[number], primitive=self.primitive)
             m.submodules[f"group_{number}"] = group
             self._feed(m, group, number)
             if skew_cycles == 0:

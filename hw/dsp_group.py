@@ -11,6 +11,12 @@ MULTIPLIERS_PER_GROUP = 2
 N_LANES = 2                     # INT8 products packed in one multiplier
 LANE_BITS = 18                  # distance of the two lanes in P
 
+WEIGHT_PLACE = (BLOCK - 1, 0)
+"""Where a multiplier that never has a single non-zero of a block finds its weight among the activations, by its place in
+the group. Indices ascend: the first of a group's two is never the last input of its block, the second never the first.
+That makes it a choice of 16, five LUTs a bit, where a choice of 17 takes six."""
+ANY_INDEX = (True, True)
+
 # Cycles from a group's input to ``p`` with ``skew_cycles=0``: the second slice's four registers.
 GROUP_LATENCY = 4
 
@@ -44,7 +50,8 @@ class DSPGroup(wiring.Component):
     sparse    ``acts[1]`` at the index         ``acts[0]`` at the index         ``weights[row]``
     ========  ===============================  ===============================  ============================
 
-    A dense multiplier's index is its position in the chain, so its selection costs no multiplexer.
+    A multiplier that is not in ``singles`` takes x as if its weight were the activation at its ``WEIGHT_PLACE``, so its
+    index must be that in dense steps and may not be in sparse ones.
 
     Numeric contract: activations are int8[-128, 127], weights int8[-127, 127], ``p`` is exact. The two lanes of ``p``
     can be told apart after up to 8 products, never after 9.
@@ -55,19 +62,21 @@ class DSPGroup(wiring.Component):
     Back-pressure: none. Reset: none; every register empties by itself in ``skew_cycles + 4`` cycles.
 
     Parameters: ``first_position``: position of the first multiplier in its 16-wide chain. ``skew_cycles``: delay of the
-    selected operands ahead of the slices. ``primitive``: see :class:`hw.dsp48e2.DSP48E2`.
+    selected operands ahead of the slices. ``singles``: which of the two multipliers may have any index (N = 1 puts a
+    block's only weight there). ``primitive``: see :class:`hw.dsp48e2.DSP48E2`.
 
     Members: ``acts``: int8[2 tokens, 16]; ``weights``: int8[2 rows, 2 multipliers]; ``indices``: uint4[2 multipliers];
     ``sparse``: mode; ``row``: the one that a sparse step multiplies; ``break_``: start a new sum; ``pcin``, ``pcout``: cascade; ``p``: tap of the reduction node.
     """
 
-    def __init__(self, *, first_position=0, skew_cycles=0, primitive=False):
+    def __init__(self, *, first_position=0, skew_cycles=0, singles=ANY_INDEX, primitive=False):
         last_position = BLOCK - MULTIPLIERS_PER_GROUP
         if not 0 <= first_position <= last_position:
             raise ValueError(f"first_position={first_position}: a group of {MULTIPLIERS_PER_GROUP} multipliers fits at "
                              f"positions 0 to {last_position} of a {BLOCK}-wide block")
         self.first_position = first_position
         self.skew_cycles = skew_cycles
+        self.singles = singles
         self.primitive = primitive
         super().__init__({
             "acts": In(ACTS),
@@ -100,12 +109,19 @@ class DSPGroup(wiring.Component):
 
     def _select(self, m, number):
         """The sparse multiplexer of one multiplier: its operands, skewed."""
-        index = self.indices[number]
         row0, row1 = (self.weights[row][number] for row in range(N_LANES))
         x1, x0, y = (Signal(signed(8), name=f"{name}_{number}") for name in ("x1", "x0", "y"))
         m.d.comb += [
-            x1.eq(Mux(self.sparse, self.acts[1][index], row1)),
-            x0.eq(Mux(self.sparse, self.acts[0][index], row0)),
+            x1.eq(self._chosen(number, self.acts[1], row1)), x0.eq(self._chosen(number, self.acts[0], row0)),
             y.eq(Mux(self.sparse, Mux(self.row, row1, row0), self.acts[0][self.first_position + number])),
         ]
         return (delay(m, operand, self.skew_cycles, operand.name) for operand in (x1, x0, y))
+
+    def _chosen(self, number, acts, weight):
+        """A multiplier's weight (dense) or the activation at its index (sparse)."""
+        index = self.indices[number]
+        if self.singles[number]:
+            return Mux(self.sparse, acts[index], weight)
+        choice = [acts[place] for place in range(BLOCK)]
+        choice[WEIGHT_PLACE[number]] = weight
+        return Array(choice)[index]

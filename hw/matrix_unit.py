@@ -6,12 +6,13 @@ from amaranth.lib.wiring import In, Out
 
 from hw.accumulator import ROW, Accumulators, accumulator_rows, delay_valid, step_layout
 from hw.chain import DENSE_BREAKS, N_GROUPS, STEP, SUMS, SparseChain, chain_latency
-from hw.dsp_group import N_LANES, delay
+from hw.dsp_group import MULTIPLIERS_PER_GROUP, N_LANES, WEIGHT_PLACE, delay
 from hw.interfaces import AXI4Read, descriptor_layout
 from hw.operand_buffer import BLOCK_BITS, WINDOW_LAYOUT
 from hw.round import ROUND_KIND
 from hw.spec.config import BLOCK, Config
 from hw.spec.isa import Unit
+from hw.spec.weights import single_slot
 from hw.weight_front import WeightFront
 from hw.weight_reader import WeightReader
 
@@ -130,7 +131,8 @@ class MatrixUnit(wiring.Component):
         """The chains, with the rows that they need in ``step`` and get in ``step_in``; their sums."""
         sums = []
         for number in range(self.config.chains):
-            chain = SparseChain(cascade_groups=CASCADE_GROUPS, primitive=self.primitive)
+            chain = SparseChain(cascade_groups=CASCADE_GROUPS, singles=self._singles(number),
+                                primitive=self.primitive)
             m.submodules[f"chain_{number}"] = chain
             rows, indices = self._rows(number, weights, step)
             i = chain.i.payload
@@ -143,13 +145,25 @@ class MatrixUnit(wiring.Component):
             sums.append(chain.o_sums.payload)
         return sums
 
-    def _rows(self, number, weights, step):
-        """Chain ``number``'s two rows of a round in a pass, and the indices of the one that a sparse step multiplies."""
-        rows, indices = ([each.as_value() for each in weights[name]] for name in ("weights", "indices"))
-        mine = [N_LANES * (pass_ * self.config.chains + number) + i
+    def _mine(self, number):
+        """Chain ``number``'s rows of a round, two a pass."""
+        return [N_LANES * (pass_ * self.config.chains + number) + i
                 for pass_ in range(self.config.passes) for i in range(N_LANES)]
+
+    def _singles(self, number):
+        """Which slots of each of its groups hold a block's only weight in any of the chain's rows."""
+        slots = {single_slot(row, group) for row in self._mine(number) for group in range(N_GROUPS)}
+        return [tuple(MULTIPLIERS_PER_GROUP * group + slot in slots for slot in range(MULTIPLIERS_PER_GROUP))
+                for group in range(N_GROUPS)]
+
+    def _rows(self, number, weights, step):
+        """Chain ``number``'s rows of a pass; the indices of the one that a sparse step multiplies, or for a dense step
+        the places of the weights."""
+        rows, indices = ([each.as_value() for each in weights[name]] for name in ("weights", "indices"))
+        mine = self._mine(number)
+        own = Cat(Const(place, range(BLOCK)) for place in WEIGHT_PLACE).replicate(N_GROUPS)
         return (Cat(rows[i] for i in mine).word_select(step.pass_, N_LANES * len(rows[0])),
-                Cat(indices[i] for i in mine).word_select(Cat(step.token, step.pass_), len(indices[0])))
+                Mux(step.sparse, Cat(indices[i] for i in mine).word_select(Cat(step.token, step.pass_), len(own)), own))
 
     def _turn(self, m, sums, step, words):
         """The sums of a (row, pass). Dense: both of every chain. Sparse: one token's, of both steps of its pair.

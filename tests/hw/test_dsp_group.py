@@ -3,9 +3,10 @@
 import random
 
 import pytest
+from amaranth.hdl import Module
 from amaranth.sim import Simulator
 
-from hw.dsp_group import ACTS, GROUP_LATENCY, DSPGroup, indices_layout, weights_layout
+from hw.dsp_group import ACTS, GROUP_LATENCY, WEIGHT_PLACE, DSPGroup, indices_layout, weights_layout
 
 
 def draw(rng):
@@ -67,3 +68,30 @@ def test_group_sums_and_latency(first_position, skew_cycles):
 def test_group_beyond_its_block_is_refused():
     with pytest.raises(ValueError, match=r"first_position=15: .* 0 to 14"):
         DSPGroup(first_position=15)
+
+
+@pytest.mark.parametrize("singles", [(False, True), (True, False), (False, False)])
+def test_a_multiplier_without_singles_finds_its_weight_among_the_activations(singles):
+    """Given the places of the weights in dense steps, and indices that ascend in sparse ones."""
+    rng = random.Random(4)
+    wide, narrow = DSPGroup(first_position=4), DSPGroup(first_position=4, singles=singles)
+    layouts = {"acts": ACTS, "weights": weights_layout(2), "indices": indices_layout(2)}
+    m = Module()
+    m.submodules.wide, m.submodules.narrow = wide, narrow
+
+    async def drive(ctx):
+        for _ in range(800):
+            step = draw(rng)
+            indices = [rng.choice([i for i in range(16) if free or i != place])
+                       for free, place in zip(singles, WEIGHT_PLACE, strict=True)]
+            step["indices"] = indices if step["sparse"] else list(WEIGHT_PLACE)
+            for dut in (wide, narrow):
+                for name, value in step.items():
+                    ctx.set(getattr(dut, name), layouts[name].const(value) if name in layouts else value)
+            await ctx.tick()
+            assert ctx.get(wide.p) == ctx.get(narrow.p)
+
+    sim = Simulator(m)
+    sim.add_clock(1e-6)
+    sim.add_testbench(drive)
+    sim.run()
