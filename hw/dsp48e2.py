@@ -119,12 +119,13 @@ class MultiplyAccumulate(wiring.Component):
 
     Numeric contract: everything is signed; ``p`` wraps at 48 bits.
 
-    Latency: ``latency`` = 3 cycles from ``a`` and ``b`` to ``p`` (registers A and B, M, P), 2 from ``c`` and ``addend``.
-    Throughput: one a cycle. Back-pressure: none. Reset: none; every register is overwritten in every cycle.
+    Latency: ``latency`` = 3 cycles from ``a`` and ``b`` to ``p`` (registers A and B, M, P), 2 from ``c`` and
+    ``addend``. Throughput: one a cycle. Back-pressure: none. Reset: none; every register is overwritten in every cycle.
 
     Parameters: ``primitive``: see :class:`DSP48E2`.
 
-    Members: ``a``, ``b``, ``c``: operands; ``addend``: ``ZERO``, ``LAST`` (the ``p`` of the cycle before) or ``C``; ``p``.
+    Members: ``a``, ``b``, ``c``: operands; ``addend``: ``ZERO``, ``LAST`` (the ``p`` of the cycle before) or ``C``;
+    ``p``.
     """
 
     latency = 3

@@ -12,8 +12,8 @@ N_LANES = 2                     # INT8 products packed in one multiplier
 LANE_BITS = 18                  # distance of the two lanes in P
 
 WEIGHT_PLACE = (BLOCK - 1, 0)
-"""Where a multiplier that never has a single non-zero of a block finds its weight among the activations, by its place in
-the group. Indices ascend: the first of a group's two is never the last input of its block, the second never the first.
+"""Where a multiplier that never has a block's only non-zero finds its weight among the activations, by its place in the
+group. Indices ascend: the first of a group's two is never the last input of its block, the second never the first.
 That makes it a choice of 16, five LUTs a bit, where a choice of 17 takes six."""
 ANY_INDEX = (True, True)
 
@@ -66,7 +66,8 @@ class DSPGroup(wiring.Component):
     block's only weight there). ``primitive``: see :class:`hw.dsp48e2.DSP48E2`.
 
     Members: ``acts``: int8[2 tokens, 16]; ``weights``: int8[2 rows, 2 multipliers]; ``indices``: uint4[2 multipliers];
-    ``sparse``: mode; ``row``: the one that a sparse step multiplies; ``break_``: start a new sum; ``pcin``, ``pcout``: cascade; ``p``: tap of the reduction node.
+    ``sparse``: mode; ``row``: the one that a sparse step multiplies; ``break_``: start a new sum; ``pcin``, ``pcout``:
+    cascade; ``p``: tap of the reduction node.
     """
 
     def __init__(self, *, first_position=0, skew_cycles=0, singles=ANY_INDEX, primitive=False):

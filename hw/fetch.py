@@ -4,20 +4,12 @@ from amaranth.hdl import *
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 
+from hw.burst import next_burst
 from hw.interfaces import BEAT_BITS, AXI4Read
 from hw.spec.config import BEAT_BYTES, Config
 from hw.spec.isa import INSTRUCTION_BYTES
-from hw.spec.timing import BURST_BEATS
 
 PER_BEAT = BEAT_BYTES // INSTRUCTION_BYTES
-_BOUNDARY_BEATS = 4096 // BEAT_BYTES
-
-
-def next_burst(address, remaining):
-    """`hw.spec.timing.burst_length` on signals: 1 .. BURST_BEATS."""
-    to_boundary = Const(_BOUNDARY_BEATS, 7) - address[:6]
-    limit = Mux(to_boundary[:7] < BURST_BEATS, to_boundary[:7], BURST_BEATS)
-    return Mux(remaining < limit, remaining, limit)[:5]
 
 
 class Fetch(wiring.Component):

@@ -5,7 +5,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.buffer_memory import BufferMemory
-from hw.fetch import next_burst
+from hw.burst import next_burst
 from hw.interfaces import AXI4Read, BufferRead, UnitPort
 from hw.spec.config import Config
 from hw.spec.isa import Error, LdKind, Unit
@@ -42,13 +42,13 @@ class LoadUnit(wiring.Component):
         row, at, left, rows = Signal(32), Signal(32), Signal(32), Signal(32)
         burst = Signal(5)
         m.d.comb += [
-            illegal.eq(busy & ((desc.n_outer == 0) | (desc.n_inner == 0) | (desc.kind > max(LdKind)))),
             burst.eq(next_burst(at, left)),
             bus.araddr.eq(at << 6), bus.arlen.eq(burst - 1),
             bus.arvalid.eq(busy & (left != 0) & ~illegal),
             bus.rready.eq(1),
         ]
         with m.If(self.unit.start):
+            m.d.sync += illegal.eq((desc.n_outer == 0) | (desc.n_inner == 0) | (desc.kind > max(LdKind)))
             m.d.sync += [busy.eq(1), rows.eq(desc.n_outer), left.eq(desc.n_inner), at.eq(desc.addr), row.eq(desc.addr)]
         with m.Elif(bus.arvalid & bus.arready):
             m.d.sync += [at.eq(at + burst), left.eq(left - burst)]
@@ -58,7 +58,7 @@ class LoadUnit(wiring.Component):
         with m.If(finished):
             m.d.sync += busy.eq(0)
         m.d.comb += self.unit.done.eq(finished)
-        self._receive(m, busy, illegal, finished)
+        self._receive(m, busy, illegal & busy, finished)
         return m
 
     def _receive(self, m, busy, illegal, finished):

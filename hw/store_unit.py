@@ -70,7 +70,6 @@ class StoreUnit(wiring.Component):
         counts = (desc.n_tok == 0) | (desc.n_head == 0) | (desc.n_gran == 0)
         outside = issued_valid & (issued["source"] >= self.config.sb_granules)
         m.d.comb += [
-            illegal.eq(busy & (counts | (desc.mode > max(StMode)) | (desc.kind > max(StKind)))),
             issued_valid.eq(active & ~illegal & self.run),
         ]
         self._walk(m, desc, issued, active, issued_valid & advance)
@@ -87,10 +86,10 @@ class StoreUnit(wiring.Component):
             self._place(m, placed, granule)
         bad = self._bus(m, advance, busy, active | read_valid | placed_valid)
         with m.If(self.unit.start):
-            m.d.sync += busy.eq(1)
+            m.d.sync += [busy.eq(1), illegal.eq(counts | (desc.mode > max(StMode)) | (desc.kind > max(StKind)))]
         with m.Elif(self.unit.done):
             m.d.sync += busy.eq(0)
-        raised = ((outside, Error.BUFFER_RANGE), (bad, Error.BUS_WRITE), (illegal, Error.ILLEGAL_DESCRIPTOR))
+        raised = ((outside, Error.BUFFER_RANGE), (bad, Error.BUS_WRITE), (busy & illegal, Error.ILLEGAL_DESCRIPTOR))
         for condition, code in raised:
             with m.If(condition):
                 m.d.comb += [self.unit.error.eq(1), self.unit.error_code.eq(code)]

@@ -4,6 +4,7 @@ from amaranth.hdl import *
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 
+from hw.burst import next_burst
 from hw.interfaces import ADDRESS_BITS, BEAT_BITS, AXI4Read, descriptor_layout
 from hw.spec.config import BEAT_BYTES, Config
 from hw.spec.isa import StreamFormat, Unit
@@ -11,7 +12,6 @@ from hw.spec.resources import Store, fifo
 from hw.spec.timing import BURST_BEATS
 
 BEAT_ADDRESS_BITS = ADDRESS_BITS - (BEAT_BYTES - 1).bit_length()
-PAGE_BEATS = 64
 
 BEAT = data.StructLayout({"data": BEAT_BITS, "first": 1, "raw": 1})
 """first: the first beat of a STREAM instruction; raw: the instruction's format is RAW."""
@@ -95,19 +95,20 @@ class WeightReader(wiring.Component):
         self._addresses(m, asked, length, tag)
 
         m.submodules.fifo = beats = BeatFIFO(depth, fifo(self.config).store)
-        reserved, awaited = Signal(range(depth + 1)), Signal(range(depth + 1))
+        free, awaited = Signal(range(depth + 1), init=depth), Signal(range(depth + 1))
         popped, held = Signal(), Signal()
         m.d.comb += [
-            self.axi.arvalid.eq(self.active & (reserved + length <= depth) & (~self.stop | held)),
+            self.axi.arvalid.eq(self.active & (length <= free) & (~self.stop | held)),
             asked.eq(self.axi.arvalid & self.axi.arready), self.axi.rready.eq(1), taken.eq(self.axi.rvalid),
             beats.i.data.eq(self.axi.rdata), beats.i_valid.eq(taken), beats.pop.eq(self.pop),
             self.o.eq(beats.o), self.o_valid.eq(beats.o_valid), popped.eq(self.pop & self.o_valid),
             self.bus_idle.eq(~self.axi.arvalid & (awaited == 0)),
         ]
+        # Both outcomes beside the handshake that chooses one.
         m.d.sync += [
             held.eq(self.axi.arvalid & ~self.axi.arready),
-            reserved.eq(reserved + Mux(asked, length, 0) - popped),
-            awaited.eq(awaited + Mux(asked, length, 0) - taken),
+            free.eq(Mux(asked, (free - length) + popped, free + popped)),
+            awaited.eq(Mux(asked, (awaited + length) - taken, awaited - taken)),
         ]
         with m.If(taken & (self.axi.rresp != 0)):
             m.d.sync += self.error.eq(1)
@@ -123,16 +124,10 @@ class WeightReader(wiring.Component):
         left, runs_left, n_inner, stride = (
             Signal(32, name=name) for name in ("left", "runs_left", "n_inner", "stride")
         )
-        to_page = Signal(range(PAGE_BEATS + 1))
         m.d.comb += [
-            to_page.eq(PAGE_BEATS - beat[:6]),
-            length.eq(BURST_BEATS),
+            length.eq(next_burst(beat, left)),
             self.axi.araddr.eq(Cat(Const(0, 6), beat)), self.axi.arlen.eq(length - 1),
         ]
-        with m.If((left < BURST_BEATS) & (left <= to_page)):
-            m.d.comb += length.eq(left)
-        with m.Elif(to_page < BURST_BEATS):
-            m.d.comb += length.eq(to_page)
         with m.If(asked):
             m.d.sync += [beat.eq(beat + length), left.eq(left - length), tag.first.eq(0)]
             with m.If(left == length):
@@ -154,7 +149,7 @@ class WeightReader(wiring.Component):
         m.submodules.bursts = bursts = memory.Memory(shape=TAG, depth=depth, init=[])
         write, read = bursts.write_port(), bursts.read_port(domain="comb")
         first = Signal(init=1)
-        m.d.comb += [write.en.eq(asked), write.data.eq(tag)]
+        m.d.comb += [write.en.eq(self.axi.arvalid), write.data.eq(tag)]     # again and again until it is taken
         with m.If(asked):
             m.d.sync += write.addr.eq(wrapped_increment(write.addr, depth))
         with m.If(taken):

@@ -68,6 +68,11 @@ def level(code: int, bits: int) -> int:
     return code - (code >> bits - 1 << bits)
 
 
+def single_slot(row: int, block: int) -> int:
+    """The slot of a row's weight in the i-th block of a round of N = 1."""
+    return 2 * block + (block // 4 + row // 4) % 2
+
+
 @dataclass(frozen=True)
 class Run:
     """One slot of a header. blocks: bit mask over the window's blocks; scales: sixteen integers, zeros at 8 bits."""

@@ -70,7 +70,8 @@ int main(int, char** argv) {
     std::deque<Step> taps, sums;
     int sent = 0;
     for (int cycle = 0; sent < n_steps || !sums.empty(); cycle++) {
-        int act[8][2][16], weight[2][16], index[16], sparse = rng() & 1, row = rng() & 1, breaks = always_break, group = 0;
+        int act[8][2][16], weight[2][16], index[16], sparse = rng() & 1, row = rng() & 1;
+        int breaks = always_break, group = 0;
         while (group < 8) { group += 1 + rng() % 4; breaks |= 1 << group; }
         breaks &= 255;
         for (int i = 0; i < 16; i++) {
