@@ -96,9 +96,11 @@ class WeightReader(wiring.Component):
 
         m.submodules.fifo = beats = BeatFIFO(depth, fifo(self.config).store)
         free, awaited = Signal(range(depth + 1), init=depth), Signal(range(depth + 1))
-        popped, held = Signal(), Signal()
+        popped, held, room = Signal(), Signal(), Signal()
+        few = len(length)
         m.d.comb += [
-            self.axi.arvalid.eq(self.active & (length <= free) & (~self.stop | held)),
+            room.eq(free[few:].any() | (length <= free[:few])),
+            self.axi.arvalid.eq(self.active & room & (~self.stop | held)),
             asked.eq(self.axi.arvalid & self.axi.arready), self.axi.rready.eq(1), taken.eq(self.axi.rvalid),
             beats.i.data.eq(self.axi.rdata), beats.i_valid.eq(taken), beats.pop.eq(self.pop),
             self.o.eq(beats.o), self.o_valid.eq(beats.o_valid), popped.eq(self.pop & self.o_valid),
