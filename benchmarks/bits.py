@@ -1,4 +1,4 @@
-"""Bytes a weight that a decode step streams, at every precision, and whether the dequantiser keeps up."""
+"""Bytes a weight that a decode step streams, at every precision, and whether the front keeps up."""
 
 from benchmarks.linear_layer import LinearLayer, Shape, weights
 from hw.spec.config import BLOCK, get
