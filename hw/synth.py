@@ -13,7 +13,8 @@ from pathlib import Path
 from hw.verilog_writer import run_yosys
 
 LUT_COSTS = "2:2,3,6:5"
-"""Costs of LUTs by width, as in synth_xilinx -nowidelut: wider ones than six inputs would be several. Its own mapper (abc9) fails on this hierarchy (0.70)."""
+"""Costs of LUTs by width, as in synth_xilinx -nowidelut: wider ones than six inputs would be several. Its own mapper
+(abc9) fails on this hierarchy (0.70)."""
 KINDS = ("DSP48E2", "LUT", "FF", "BRAM36", "URAM", "LUTRAM", "CARRY", "MUX")
 _PREFIXES = {
     "DSP48E2": ("DSP48E2",), "LUT": ("LUT", "$lut", "INV"), "FF": ("FD",), "URAM": ("URAM288",), "CARRY": ("CARRY",),
