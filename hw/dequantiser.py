@@ -6,7 +6,10 @@ from amaranth.lib.wiring import In, Out
 
 from hw.round import ROUND
 from hw.spec.config import BLOCK
+from hw.spec.weights import QUARTERS
 from hw.unpacker import LEVELS, SCALES
+
+ROWS_A_QUARTER = BLOCK // QUARTERS
 
 
 class Dequantiser(wiring.Component):
@@ -15,8 +18,8 @@ class Dequantiser(wiring.Component):
     Numeric contract: signed 4-bit levels, signed 6-bit scales; the product wraps to 8 bits. A byte passes as it is: its
     low half as a level of scale 1, its high half past the multiplier.
 
-    Latency: one cycle; ``scales`` and ``wide`` come a cycle ahead of ``i``. Throughput: a round a cycle. Back-pressure:
-    none. Reset: ``o_valid`` low.
+    Latency: one cycle; ``scales`` and ``wide`` come a cycle ahead of ``i``, its indices and blocks a cycle behind it.
+    Throughput: a round a cycle. Back-pressure: none. Reset: ``o_valid`` low.
 
     Members: ``scales``; ``wide``: cells are bytes, scales are ignored; ``i``, ``i_valid``: a round's levels; ``o``,
     ``o_valid``: the round.
@@ -31,9 +34,9 @@ class Dequantiser(wiring.Component):
         m = Module()
         wide = Signal()
         m.d.sync += [
-            wide.eq(self.wide), self.o_valid.eq(self.i_valid),
-            self.o.indices.eq(self.i.indices), self.o.blocks.eq(self.i.blocks), self.o.sparse.eq(self.i.sparse),
+            wide.eq(self.wide), self.o_valid.eq(self.i_valid), self.o.sparse.eq(self.i.sparse),
         ]
+        m.d.comb += [self.o.indices.eq(self.i.indices), self.o.blocks.eq(self.i.blocks)]
         for row in range(BLOCK):
             low, high = self._multiples(m, row)
             for slot in range(BLOCK):
@@ -41,7 +44,7 @@ class Dequantiser(wiring.Component):
                 product = Signal(8, name=f"product_{row}_{slot}")
                 m.d.comb += product.eq(low[cell[:2]] + (high[cell[2:4]] << 2))
                 m.d.sync += weight.eq(Mux(wide, Cat(product[:4], cell[4:]), product))
-                with m.If(~self.i.used[slot]):
+                with m.If(~self.i.used[row // ROWS_A_QUARTER % 2][slot]):
                     m.d.sync += weight.eq(0)
         return m
 
