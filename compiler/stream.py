@@ -6,7 +6,7 @@ made from a plan (precision and non-zeros of every block) before there are weigh
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 
@@ -337,8 +337,7 @@ class _Blocks:
                              + (f", or a row without {nonzeros} non-zeros" if bits < 4 else ""))
         if bits == 4:
             return (levels & 15).astype(np.uint8), inputs
-        lowest = LOWEST[bits]
-        return np.where(scales != 0, (levels - lowest) >> 1, 0).astype(np.uint8), inputs
+        return np.where(scales != 0, levels >> 1 & (1 << bits) - 1, 0).astype(np.uint8), inputs
 
 
 @lru_cache(maxsize=4)
@@ -397,8 +396,6 @@ def _index(values: tuple[int, ...]) -> Array:
 
 def _packed(values: Array, width: int) -> Array:
     """uint8[n, m] -> uint8[n, m * width / 8]: the low `width` bits of each, little endian."""
-    if width == 8:
-        return values
     if width == 4:
         return (values[:, ::2] & 15) | values[:, 1::2] << 4
     bits = values[:, :, None] >> np.arange(width, dtype=np.uint8) & 1
@@ -448,30 +445,51 @@ def _write_indices(out: Array, unit: Array, at: Array, inputs: Array, there: Arr
         masks = np.where(there[:, None, :], masks, 0).transpose(0, 2, 1)
         out[unit, at] = np.ascontiguousarray(masks, "<u2").view(np.uint8).reshape(n, BEAT_BYTES)
         return
-    nibbles = _packed(inputs.reshape(n, -1), 4).reshape(n, -1, BEAT_BYTES)
-    for i in range(nibbles.shape[1]):
-        out[unit, at + i] = nibbles[:, i]
+    halves = _in_slots(inputs, nonzeros).reshape(n, BLOCK, 2, BLOCK // 2).transpose(2, 0, 1, 3)
+    if nonzeros == 1:
+        halves = halves[:1] | halves[1:]
+    for i, half in enumerate(halves):
+        out[unit, at + i] = _packed(half.reshape(n, -1), 4)
 
 
 def _write_codes(out: Array, unit: Array, at: Array, code: Array, number: Array, bits: int, nonzeros: int) -> None:
     """Code beats; code: uint8[n, 16 rows, blocks, N]."""
-    n, flat = len(at), code.reshape(len(at), -1)
-    data = _packed(flat, max(bits & 0xE, 2))  # 3 bits: two, then the plane
-    if data.shape[1] < BEAT_BYTES:
-        out[unit, at, : data.shape[1]] = data
-    else:
-        for i, beat in enumerate(data.reshape(n, -1, BEAT_BYTES).transpose(1, 0, 2)):
-            out[unit, at + i] = beat
+    quarters = _in_slots(code, nonzeros).reshape(len(at), spec.QUARTERS, BEAT_BYTES).transpose(1, 0, 2)
+    beats: dict[int, Array] = {}
+    for quarter, codes in enumerate(quarters):
+        beat = spec.code_beat(bits, nonzeros, quarter)
+        bytes_ = _code_bytes(bits, quarter)[codes]
+        beats[beat] = beats[beat] | bytes_ if beat in beats else bytes_
     if bits == 3:
-        plane = _packed(flat >> 2, 1)
+        shifts = np.array(spec.HIGH_BITS, np.uint8)[:, None, None]
+        plane = np.bitwise_or.reduce(quarters >> 2 << shifts, axis=0)
         if nonzeros == 1:
-            out[unit, at, 32 : 32 + plane.shape[1]] = plane
-            return
-        even = number % 2 == 0
-        out[unit[even], at[even] + 1, :32] = plane[even]
-        # The odd round's plane lies behind the even round's low bits: before this round's indices.
-        odd_at = at[~even] - spec.index_beats(nonzeros) - 1
-        out[unit[~even], odd_at, 32:] = plane[~even]
+            beats[0] |= plane
+        else:
+            even = number % 2 == 0
+            out[unit[even], at[even] + 1] |= plane[even]
+            # The odd round's plane lies behind the even round's low bits: before this round's indices.
+            out[unit[~even], at[~even] - spec.index_beats(nonzeros) - 1] |= plane[~even] << 4
+    for beat, bytes_ in beats.items():
+        out[unit, at + beat] = bytes_
+
+
+def _in_slots(values: Array, nonzeros: int) -> Array:
+    """[n, 16 rows, blocks, N] -> [n, 16 rows, 16 slots], zero where a slot is empty."""
+    if nonzeros > 1:
+        return values.reshape(len(values), BLOCK, BLOCK)
+    out = np.zeros((len(values), BLOCK, BLOCK), np.uint8)
+    out[:, np.arange(BLOCK)[:, None], _SINGLE_SLOTS] = values[..., 0]
+    return out
+
+
+_SINGLE_SLOTS = np.array([[spec.single_slot(row, block) for block in range(WINDOW)] for row in range(BLOCK)])
+
+
+@cache
+def _code_bytes(bits: int, quarter: int) -> Array:
+    """What every code adds to its byte of a code beat: uint8[codes]."""
+    return np.array([spec.code_byte(code, bits, quarter) for code in range(1 << bits)], np.uint8)
 
 
 __all__ = ["Headers", "beats", "dense_beats", "encode", "headers"]

@@ -6,7 +6,10 @@ from amaranth.lib.wiring import In, Out
 
 from hw.round import ROUND, SCALES
 from hw.spec.config import BLOCK
+from hw.spec.weights import QUARTERS
 from hw.unpacker import LEVELS, NIBBLE
+
+ROWS_A_QUARTER = BLOCK // QUARTERS
 
 
 class Extender(wiring.Component):
@@ -15,8 +18,8 @@ class Extender(wiring.Component):
     Numeric contract: signed 4-bit levels, signed 6-bit scales. Scales multiply sums, not weights
     (:class:`hw.accumulator.Accumulators`): sixteen products a step and no wrapping, rather than 256 products a round.
 
-    Latency: one cycle; ``scales`` and ``wide`` come a cycle ahead of ``i``. Throughput: a round a cycle. Back-pressure:
-    none. Reset: ``o_valid`` low.
+    Latency: one cycle; ``scales`` and ``wide`` come a cycle ahead of ``i``, its indices and blocks a cycle behind it.
+    Throughput: a round a cycle. Back-pressure: none. Reset: ``o_valid`` low.
 
     Members: ``scales``; ``wide``: cells are bytes, scales are ignored; ``i``, ``i_valid``: a round's cells; ``o``,
     ``o_valid``: the round.
@@ -32,14 +35,15 @@ class Extender(wiring.Component):
         wide, scales = Signal(), Signal(SCALES, reset_less=True)
         m.d.sync += [
             wide.eq(self.wide), self.o_valid.eq(self.i_valid), self.o.scales.eq(scales),
-            self.o.indices.eq(self.i.indices), self.o.blocks.eq(self.i.blocks), self.o.sparse.eq(self.i.sparse),
+            self.o.sparse.eq(self.i.sparse),
         ]
+        m.d.comb += [self.o.indices.eq(self.i.indices), self.o.blocks.eq(self.i.blocks)]
         for row in range(BLOCK):
             m.d.sync += scales[row].eq(Mux(self.wide, 1, self.scales[row]))
             for slot in range(BLOCK):
                 cell, weight = self.i.cells[BLOCK * row + slot], self.o.weights[row][slot]
                 sign = cell[NIBBLE - 1].replicate(NIBBLE)
                 m.d.sync += weight.eq(Cat(cell[:NIBBLE], Mux(wide, cell[NIBBLE:], sign)))
-                with m.If(~self.i.used[slot]):
+                with m.If(~self.i.used[row // ROWS_A_QUARTER % 2][slot]):
                     m.d.sync += weight.eq(0)
         return m

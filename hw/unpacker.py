@@ -6,73 +6,136 @@ from amaranth.lib.wiring import In, Out
 
 from hw.interfaces import BEAT_BITS
 from hw.round import BLOCKS, INDICES, N_GROUPS, ROUND_KIND, SCALES
-from hw.spec.config import BLOCK, BLOCK_BEATS
+from hw.spec.config import BLOCK
 from hw.spec.weights import (
     BITS,
+    HIGH_BITS,
+    LOW_BITS,
+    NIBBLES,
     NONZEROS,
+    QUARTERS,
     RUN_BYTES,
     RUN_FIELDS,
     RUN_MAGIC,
     WINDOW,
+    code_beat,
     index_beats,
     round_beats,
     round_blocks,
+    single_slot,
 )
 from hw.weight_reader import BEAT
 
 CELLS = BLOCK * BLOCK
-QUARTERS = BLOCK_BEATS
+QUARTER = CELLS // QUARTERS
 SLOT_BITS = 8 * RUN_BYTES
 SINGLE = NONZEROS.index(1)
 MASKED = NONZEROS.index(8)
-MASK_WEIGHTS = 8
+HALF = BLOCK // 2
 NIBBLE = 4
 WIDE = BITS.index(8)
 assert WIDE == 0 and NONZEROS[0] == BLOCK, "no run: a descriptor of zeros reads as 8 bits and dense, like RAW"
 
+ONE = "one"
+"""The lowest bit of an odd level."""
+KEPT = "kept"
+"""The high bit that came with those of the round before."""
+
+
+def _sources():
+    """What each low bit of a quarter's cells is written with, a bit of the byte, ONE or KEPT: [quarter][bit][form].
+
+    Forms: BITS, and behind them 3 bits whose high bit is in another beat.
+    """
+    table = []
+    for quarter in range(QUARTERS):
+        low, high = LOW_BITS[quarter], HIGH_BITS[quarter]
+        forms = {8: range(NIBBLE), 4: range(NIBBLE * NIBBLES[quarter], NIBBLE * NIBBLES[quarter] + NIBBLE),
+                 3: (ONE, *low, high), 2: (ONE, *low, low[1])}
+        rows = [forms[bits] for bits in BITS] + [(ONE, *low, KEPT)]
+        table.append([[row[bit] for row in rows] for bit in range(NIBBLE)])
+    return table
+
+
+SOURCES = _sources()
+N_FORMS = len(BITS) + 1
+CHOICE = data.ArrayLayout(data.ArrayLayout(2, NIBBLE), QUARTERS)
+"""Each low cell bit's source, as its place among the distinct ones."""
+
 SLOT = data.StructLayout(dict(RUN_FIELDS) | {"scales": SCALES})
 PART = data.StructLayout({"nonzeros": range(len(NONZEROS)), "wide": 1, "left": WINDOW, "scales": SCALES})
-"""A complete round's run; wide: 8 bits; left: the window's blocks of it and of later rounds."""
+"""A complete round's run; wide: 8 bits; left: the window's blocks of it and of later rounds, RAW: block 0."""
 COMMAND = data.StructLayout({
-    "bits": range(len(BITS)), "single": 1,      # how codes lie in the beat
-    "quarters": QUARTERS,                       # the cells (a quarter: four rows) that it brings codes for
-    "plane": 1,                                 # it brings high bits, for this round and the next
-    "halves": 2,                                # the indices (a half: eight rows) that it brings
+    "choice": CHOICE,                           # what is written into the low bits of the cells
+    "codes": QUARTERS,                          # the quarters that it brings codes for
+    "high": QUARTERS,                           # the quarters whose bits 3 .. 7 it brings
+    "halves": 2,                                # the indices (a half: slots 0 .. 7, 8 .. 15) that it brings
     "masks": 1,                                 # it brings them as masks
 })
 """Where the contents of a beat go."""
+USED = data.ArrayLayout(BLOCK, 2)
 LEVELS = data.StructLayout({
-    "cells": data.ArrayLayout(8, CELLS), "indices": INDICES, "blocks": BLOCKS, "used": BLOCK, "sparse": 1,
+    "cells": data.ArrayLayout(8, CELLS), "indices": INDICES, "blocks": BLOCKS, "used": USED, "sparse": 1,
 })
-"""cells: bytes, or levels in their low four bits, of [row][slot]; used: slots that hold weights."""
+"""cells: bytes, or levels in their low four bits, of [row][slot]; used: slots that hold weights, in even and in odd
+quarters."""
 
 
-def counts_before(mask, step):
-    """How many bits are set in the first 0, step, 2 * step .. bits of a mask, all of it included."""
-    return [sum(mask[:end], start=Const(0)) for end in range(0, len(mask) + 1, step)]
+def distinct(sources):
+    """Every source once, in a fixed order: `CHOICE` counts in it."""
+    return list(dict.fromkeys(sources))
 
 
-def nth_set(m, mask, n_outputs, name):
-    """Places of the first bits set in a mask, 0 for those that it lacks: first the nibble, then the place in it."""
-    before = []
-    for number, count in enumerate(counts_before(mask, NIBBLE)):
-        before.append(Signal(range(len(mask) + 1), name=f"{name}_before_{number}"))
-        m.d.comb += before[-1].eq(count)
-    places = []
-    for n in range(n_outputs):
-        number = Signal(range(len(mask) // NIBBLE), name=f"{name}_nibble_{n}")
-        m.d.comb += number.eq(sum((count <= n for count in before[1:-1]), start=Const(0)))
-        offset = Array(count[:2] for count in before[:-1])[number]
-        inside = Array(_place_inside(nibble, (n - start) % 4) for start in range(4) for nibble in range(16))
-        low = inside[Cat(mask.word_select(number, NIBBLE), offset)]
-        places.append(Mux(n < before[-1], Cat(Const(0, 2) | low, number), 0))
-    return places
+def lookup(index, width, function):
+    """A function of a small number as a table. Adders of a few bits would become carry chains."""
+    return Array(Const(function(i), width) for i in range(1 << len(index)))[index]
 
 
-def _place_inside(nibble, n):
-    """Place of the n-th bit set in a constant nibble."""
+def named(m, name, value):
+    """The value as a signal, which makes it logic of its own."""
+    signal = Signal(len(value), name=name)
+    m.d.comb += signal.eq(value)
+    return signal
+
+
+def count_ones(m, name, mask):
+    """How many bits of a nibble are set."""
+    return named(m, name, lookup(mask, 3, int.bit_count))
+
+
+def add_counts(m, name, width, a, b):
+    """The low bits of the sum of two counts."""
+    size = 1 << len(a)
+    return named(m, name, lookup(Cat(a, b), width, lambda i: (i % size + i // size) % (1 << width)))
+
+
+def nibble_of(m, name, n, first, before, ones):
+    """The nibble of the n-th bit set: ``first`` or one of the two behind it.
+
+    before, ones: how many bits are set ahead of the second of the three, and in it.
+    """
+    def number(i):
+        ahead, inside = i & (1 << len(before)) - 1, i >> len(before)
+        return first + (ahead <= n) + (ahead + inside <= n)
+
+    return named(m, name, lookup(Cat(before, ones), 2, number))
+
+
+def places_in(m, name, nibble, before):
+    """The places in a nibble of the four set bits whose ranks are 0 .. 3 modulo 4, 3 for those that it lacks.
+
+    before: how many bits are set ahead of the nibble, modulo 4; None: none are.
+    """
+    found = []
+    for n in range(NIBBLE):
+        index = nibble if before is None else Cat(nibble, before)
+        found.append(named(m, f"{name}_{n}", lookup(index, 2, lambda i, n=n: _place(i & 15, (n - (i >> 4)) % 4))))
+    return found
+
+
+def _place(nibble, rank):
     places = [i for i in range(NIBBLE) if nibble >> i & 1]
-    return places[n] if n < len(places) else 0
+    return places[rank] if rank < len(places) else NIBBLE - 1
 
 
 class RunSequencer(wiring.Component):
@@ -103,17 +166,16 @@ class RunSequencer(wiring.Component):
         in_run, payload, last_round, wrong = (
             Signal(name=name) for name in ("in_run", "payload", "last_round", "wrong")
         )
-        n_beats = Array(round_beats(BITS[key >> 1 & 3], NONZEROS[key >> 3], key & 1) if key >> 3 < len(NONZEROS) else 1
-                        for key in range(64))[Cat(odd, run.bits, run.nonzeros)]
-        following = self._following(run)
+        last_beat = named(m, "last_beat", lookup(Cat(run.nonzeros, run.bits, odd), 3, self._last_beat))
+        following = self._following(m, run)
         m.d.comb += [
             in_run.eq(run.magic != 0), payload.eq(in_run | self.i.raw | (count != 0)),
-            self.done.eq(self.pop & payload & (count + 1 == n_beats)), last_round.eq(following == 0),
+            self.done.eq(self.pop & payload & (count == last_beat)), last_round.eq(following == 0),
             self.kind.sparse.eq(run.nonzeros != 0), self.kind.raw.eq(~in_run), self.kind.window.eq(run.window),
             self.kind.last.eq(run.last & last_round),
         ]
         with m.If(self.pop & payload):
-            m.d.sync += count.eq(count + 1)
+            m.d.sync += count.eq(lookup(count, 3, lambda i: (i + 1) % 8))
         with m.Elif(self.pop):
             m.d.sync += header.eq(self.i.data)
         with m.If(self.done):
@@ -124,17 +186,27 @@ class RunSequencer(wiring.Component):
         m.d.comb += wrong.eq(Mux(payload, (self.i.first | (in_run == self.i.raw)), self._bad_header()))
         with m.If(self.pop & wrong):
             m.d.sync += self.error.eq(1)
-        self._command(m, run, payload, count)
+        self._command(m, run, self.pop & payload, count)
         m.d.sync += [
             self.part_valid.eq(self.done), self.part.nonzeros.eq(run.nonzeros), self.part.wide.eq(run.bits == WIDE),
-            self.part.left.eq(run.blocks), self.part.scales.eq(run.scales),
+            self.part.left.eq(run.blocks | ~in_run), self.part.scales.eq(run.scales),
         ]
         return m
 
-    def _following(self, run):
+    @staticmethod
+    def _last_beat(key):
+        """The number of a round's last beat, of Cat(nonzeros, bits, odd)."""
+        nonzeros, bits, odd = key & 7, key >> 3 & 3, key >> 5
+        return round_beats(BITS[bits], NONZEROS[nonzeros], odd) - 1 if nonzeros < len(NONZEROS) else 0
+
+    def _following(self, m, run):
         """The run's blocks without those of its present round."""
-        taken = Array([round_blocks(n) for n in NONZEROS])[run.nonzeros]
-        return Cat(bit & (rank >= taken) for bit, rank in zip(run.blocks, counts_before(run.blocks, 1), strict=False))
+        later = []
+        for i, bit in enumerate(run.blocks):
+            ahead = run.blocks[:i]
+            beyond = {taken: named(m, f"later_{i}_{taken}", _more_ones(ahead, taken - 1)) for taken in (1, 2, 4)}
+            later.append(bit & Array(beyond.get(round_blocks(n), 0) for n in NONZEROS)[run.nonzeros])
+        return Cat(later)
 
     def _bad_header(self):
         """Whether a slot before the end of the header in ``i`` is no run."""
@@ -147,25 +219,39 @@ class RunSequencer(wiring.Component):
                             | (slot.nonzeros >= len(NONZEROS)))
         return bad
 
-    def _command(self, m, run, payload, count):
+    def _command(self, m, run, active, count):
         """The command for the beat, a beat of indices or of codes."""
         command = Signal(COMMAND)
         single, masked = run.nonzeros == SINGLE, run.nonzeros == MASKED
-        n_indices = Array(index_beats(n) for n in NONZEROS)[run.nonzeros]
-        place, is_codes = Signal(2), Signal()
-        active = self.pop & payload
-        m.d.comb += [
-            is_codes.eq(count >= n_indices), place.eq(count - n_indices),
-            command.bits.eq(run.bits), command.single.eq(single), command.masks.eq(active & ~is_codes & masked),
-            command.plane.eq(active & is_codes & ~single & (run.bits == BITS.index(3)) & (place == 1)),
-        ]
+        key = Cat(count, run.nonzeros)
+        is_codes = named(m, "is_codes", active & lookup(key, 1, lambda i: i & 7 >= self._n_indices(i >> 3)))
+        is_indices = named(m, "is_indices", active & lookup(key, 1, lambda i: i & 7 < self._n_indices(i >> 3)))
+        place = named(m, "place", lookup(key, 2, lambda i: (i & 7) - self._n_indices(i >> 3) & 3))
+        apart = named(m, "apart", (run.bits == BITS.index(3)) & ~single)
+        plane = named(m, "plane", is_codes & apart & (place == 1))
+        m.d.comb += command.masks.eq(is_indices & masked)
         for half in range(2):
-            m.d.comb += command.halves[half].eq(active & ~is_codes & ~masked & (single | (count == half)))
+            m.d.comb += command.halves[half].eq(is_indices & ~masked & (single | (count == half)))
         for quarter in range(QUARTERS):
-            by_bits = Array([place == Mux(single, quarter // 2, quarter), single | (place == quarter // 2),
-                             place == 0, place == 0])
-            m.d.comb += command.quarters[quarter].eq(active & is_codes & by_bits[run.bits])
+            beats = Array(code_beat(bits, n, quarter) for n in (BLOCK, 1) for bits in BITS)[Cat(run.bits, single)]
+            brings = named(m, f"brings_{quarter}", is_codes & (place == beats))
+            m.d.comb += [command.codes[quarter].eq(brings), command.high[quarter].eq(brings | plane)]
+        form = Mux(apart & (place == 0), N_FORMS - 1, run.bits)
+        for quarter, bits in enumerate(SOURCES):
+            for bit, sources in enumerate(bits):
+                m.d.comb += command.choice[quarter][bit].eq(
+                    Array(distinct(sources).index(source) for source in sources)[form])
         m.d.sync += self.command.eq(command)
+
+    @staticmethod
+    def _n_indices(nonzeros):
+        """Beats of indices, of the descriptor's number."""
+        return index_beats(NONZEROS[nonzeros]) if nonzeros < len(NONZEROS) else 0
+
+
+def _more_ones(mask, limit):
+    """Whether more than ``limit`` bits of a mask of at most seven are set."""
+    return lookup(mask, 1, lambda i: i.bit_count() > limit) if len(mask) > limit else Const(0)
 
 
 class Unpacker(wiring.Component):
@@ -173,8 +259,8 @@ class Unpacker(wiring.Component):
 
     Numeric contract: a cell's low four bits are the signed level of 4-, 3- and 2-bit codes; 8-bit codes are bytes.
 
-    Latency: ``done`` and ``kind`` with the pop of the round's last beat; ``part`` one cycle, ``o`` two cycles later.
-    Throughput: a beat a cycle. Back-pressure: none. Reset: awaits a header or a RAW block.
+    Latency: ``done`` and ``kind`` with the pop of the round's last beat; ``part`` one cycle, ``o`` two later, its
+    indices and blocks three. Throughput: a beat a cycle. Back-pressure: none. Reset: awaits a header or a RAW block.
 
     Members: ``i``, ``pop``, ``done``, ``kind``, ``part``, ``error``: see :class:`RunSequencer`; ``o``, ``o_valid``: a
     round.
@@ -195,76 +281,98 @@ class Unpacker(wiring.Component):
             sequencer.i.eq(self.i), sequencer.pop.eq(self.pop), self.error.eq(sequencer.error),
             self.done.eq(sequencer.done), self.kind.eq(sequencer.kind), self.part.eq(sequencer.part),
         ]
-        self._cells(m, beat, sequencer.command)
+        for quarter in range(QUARTERS):
+            self._cells(m, beat, sequencer.command, quarter)
         self._indices(m, beat, sequencer.command)
         self._slots(m)
         return m
 
-    def _cells(self, m, beat, command):
-        """Every cell's code from where its format has it. Odd cells of N = 1 are unused: anything."""
-        high = Signal(CELLS, reset_less=True)           # bits 2 of the next round's codes
-        with m.If(command.plane):
-            m.d.sync += high.eq(beat[CELLS:])
-        size = CELLS // QUARTERS
-        for quarter in range(QUARTERS):
-            cells = self.o.cells.as_value().word_select(quarter, 8 * size)
-            places = range(quarter * size, (quarter + 1) * size)
-            values = Signal(8 * size, name=f"values_{quarter}")
-            with m.Switch(Cat(command.single, command.bits)):
-                for single in range(2):
-                    for number, bits in enumerate(BITS):
-                        with m.Case(2 * number + single):
-                            m.d.comb += values.eq(Cat(self._cell(beat, high, bits, x, single and x % 2 == 0)
-                                                      for x in places))
-            with m.If(command.quarters[quarter]):
-                m.d.sync += cells.eq(values)
-            with m.If(command.plane):
-                m.d.sync += Cat(cells[8 * n + 3] for n in range(size)).eq(~beat.word_select(quarter, size))
+    def _cells(self, m, beat, command, quarter):
+        """A quarter's cells, each from its byte.
 
-    def _cell(self, beat, high, bits, x, single):
-        """The byte of cell ``x``; levels of 3- and 2-bit codes are odd: 2 * code - 7, 2 * code - 3."""
-        place = x // 2 if single else x
-        if bits >= 4:
-            at = bits * place % BEAT_BITS
-            return Cat(beat[at:at + bits], Const(0, 8 - bits))
-        code = beat[2 * place:2 * place + 2]
-        if bits == 2:
-            return Cat(Const(1, 1), code[0], ~code[1], ~code[1], Const(0, 4))
-        return Cat(Const(1, 1), code, ~(beat[CELLS + place] if single else high[x]), Const(0, 4))
+        The high nibble is written as it lies: with 8 bits it is the code's, with a beat of high bits it keeps those of
+        the next round; else nobody looks at it.
+        """
+        for n in range(QUARTER):
+            cell, byte = self.o.cells[QUARTER * quarter + n], beat.word_select(n, 8)
+            values = []
+            for bit, sources in enumerate(SOURCES[quarter]):
+                wires = {ONE: Const(1), KEPT: cell[NIBBLE + HIGH_BITS[quarter]]}
+                choices = Array(wires[source] if source in wires else byte[source] for source in distinct(sources))
+                values.append(choices[command.choice[quarter][bit]])
+            with m.If(command.codes[quarter]):
+                m.d.sync += cell[:NIBBLE - 1].eq(Cat(values[:NIBBLE - 1]))
+            with m.If(command.high[quarter]):
+                m.d.sync += cell[NIBBLE - 1:].eq(Cat(values[NIBBLE - 1], byte[NIBBLE:]))
 
     def _indices(self, m, beat, command):
-        """Indices as they lie, or from masks: those of the first block, and one cycle later those of the second."""
-        indices = self.o.indices
+        """A half's 16 rows of 8 slots at a time, from nibbles or masks, of which those that are absent are 0.
+
+        Masks take two cycles, a block each: no beat of masks follows another at once.
+        """
         late, second = Signal(), Signal(BEAT_BITS // 2, reset_less=True)
-        masks = Signal(BEAT_BITS // 2)
-        m.d.sync += [late.eq(command.masks), second.eq(beat[BEAT_BITS // 2:])]
-        m.d.comb += masks.eq(Mux(late, second, beat[:BEAT_BITS // 2]))
+        halves, nibbles = Signal(2), Signal(BEAT_BITS, reset_less=True)
+        m.d.sync += [
+            late.eq(command.masks), second.eq(beat[BEAT_BITS // 2:]),
+            halves.eq(command.halves | Cat(command.masks, late)), nibbles.eq(Mux(command.halves.any(), beat, 0)),
+        ]
+        masks = named(m, "masks", Mux(late, second, beat[:BEAT_BITS // 2]))
         for row in range(BLOCK):
-            half = row // (BLOCK // 2)
-            with m.If(command.halves[half]):
-                for slot in range(BLOCK):
-                    x = BLOCK * row + slot
-                    own = beat.word_select(x % (CELLS // 2), NIBBLE)
-                    m.d.sync += indices[row][slot].eq(
-                        own if slot % 2 else Mux(command.single, beat.word_select(x // 2, NIBBLE), own))
-            places = nth_set(m, masks.word_select(row, BLOCK), MASK_WEIGHTS, f"row_{row}")
-            for block, write in enumerate((command.masks & ~late, late)):
-                with m.If(write):
-                    m.d.sync += [indices[row][MASK_WEIGHTS * block + n].eq(place) for n, place in enumerate(places)]
+            places = self._places(m, f"row_{row}", masks.word_select(row, BLOCK), command.masks | late)
+            for n, place in enumerate(places):
+                index = named(m, f"index_{row}_{n}", nibbles.word_select(HALF * row + n, NIBBLE) | place)
+                for half in range(2):
+                    with m.If(halves[half]):
+                        m.d.sync += self.o.indices[row][HALF * half + n].eq(index)
+
+    def _places(self, m, name, mask, valid):
+        """`hw.spec.weights.mask_inputs` of a row's mask, one cycle later; 0 unless valid."""
+        nibbles = [mask.word_select(i, NIBBLE) for i in range(BLOCK // NIBBLE)]
+        ones = [count_ones(m, f"{name}_ones_{i}", nibble) for i, nibble in enumerate(nibbles[:-1])]
+        before = [None, ones[0], add_counts(m, f"{name}_before_2", 4, ones[0], ones[1])]
+        before.append(add_counts(m, f"{name}_before_3", 2, before[2][:2], ones[2][:2]))
+        inside = []
+        for i, (nibble, ahead) in enumerate(zip(nibbles, before, strict=True)):
+            found = places_in(m, f"{name}_{i}", nibble, None if ahead is None else ahead[:2])
+            inside.append([self._kept(m, place, valid) for place in found])
+        places = []
+        for n in range(HALF):
+            first = n // NIBBLE                 # the n-th of eight lies in this nibble or one of the next two
+            number = nibble_of(m, f"{name}_{n}_nibble", n, first, before[first + 1], ones[first + 1])
+            number = self._kept(m, number, valid)
+            low = Array(inside[min(max(i, first), first + 2)][n % NIBBLE] for i in range(4))[number]
+            places.append(Cat(low, number))
+        return places
+
+    @staticmethod
+    def _kept(m, value, valid):
+        """A register of the value, or of 0."""
+        register = Signal(len(value), name=f"{value.name}_kept", reset_less=True)
+        m.d.sync += register.eq(Mux(valid, value, 0))
+        return register
 
     def _slots(self, m):
-        """Each group's block, and which slots are used."""
+        """Which slots are used, and one cycle later each group's block."""
         part = self.part
-        m.d.sync += self.o.sparse.eq(part.nonzeros != 0)
-        places = nth_set(m, part.left, N_GROUPS, "block")
-        count = counts_before(part.left, WINDOW)[-1]
+        lower, upper = part.left[:NIBBLE], part.left[NIBBLE:]
+        ones = count_ones(m, "left_lower", lower)
+        count = add_counts(m, "left", 4, ones, count_ones(m, "left_upper", upper))
+        in_lower, in_upper = places_in(m, "lower", lower, None), places_in(m, "upper", upper, ones[:2])
+        places, held = [], []
+        for n in range(WINDOW):
+            held.append(named(m, f"held_{n}", lookup(count, 1, lambda i, n=n: i > n)))
+            beyond = lookup(ones, 1, lambda i, n=n: i <= n)
+            place = Cat(Mux(beyond, in_upper[n % NIBBLE], in_lower[n % NIBBLE]), beyond)
+            places.append(Signal(range(WINDOW), name=f"block_{n}", reset_less=True))
+            m.d.sync += places[-1].eq(place)
+        nonzeros = Signal.like(part.nonzeros, reset_less=True)
+        m.d.sync += [self.o.sparse.eq(part.nonzeros != 0), nonzeros.eq(part.nonzeros)]
         for group in range(N_GROUPS):
-            with m.Switch(part.nonzeros):
-                for number, nonzeros in enumerate(NONZEROS):
-                    with m.Case(number):
-                        block = group * round_blocks(nonzeros) // N_GROUPS
-                        there = Const(1) if nonzeros == BLOCK else count > block
-                        m.d.sync += [
-                            self.o.blocks[group].eq(places[block]), self.o.used[2 * group].eq(there),
-                            self.o.used[2 * group + 1].eq(there if nonzeros > 1 else 0),
-                        ]
+            numbers = [group * round_blocks(n) // N_GROUPS for n in NONZEROS]
+            m.d.sync += self.o.blocks[group].eq(Array(places[number] for number in numbers)[nonzeros])
+            there = Array(held[number] for number in numbers)[part.nonzeros]
+            for parity in range(2):
+                row = parity * BLOCK // QUARTERS
+                for slot in (2 * group, 2 * group + 1):
+                    empty = Const(0) if slot == single_slot(row, group) else part.nonzeros == SINGLE
+                    m.d.sync += self.o.used[parity][slot].eq(there & ~empty)

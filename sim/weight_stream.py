@@ -5,6 +5,7 @@ Timing needs headers only, so `walk` touches no payload; weights are decoded by 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numba
 import numpy as np
@@ -14,16 +15,23 @@ from hw.spec.config import BEAT_BYTES, BLOCK
 from hw.spec.weights import (
     BITS,
     HEADER_RUNS,
+    HIGH_BITS,
     NONZEROS,
+    QUARTERS,
     RUN_BYTES,
     RUN_FIELDS,
     RUN_MAGIC,
     SCALE_BASE,
     SCALE_BITS,
     WINDOW,
+    code_beat,
+    code_byte,
     index_beats,
+    level,
+    mask_inputs,
     round_beats,
     round_blocks,
+    single_slot,
 )
 from sim.memory_image import MemoryImage
 
@@ -42,6 +50,10 @@ _ROUND_BLOCKS = np.array([round_blocks(n) for n in NONZEROS])
 _INDEX_BEATS = np.array([index_beats(n) for n in NONZEROS])
 _BIT_COUNTS = np.array(BITS)
 _NONZERO_COUNTS = np.array(NONZEROS)
+_CODE_BEAT = np.array([[[code_beat(b, n, q) for q in range(QUARTERS)] for n in NONZEROS] for b in BITS])
+_HIGH_BITS = np.array(HIGH_BITS)
+_SINGLE_SLOTS = np.array([[single_slot(row, block) for block in range(WINDOW)] for row in range(BLOCK)])
+_ROWS_A_QUARTER = BLOCK // QUARTERS
 _INSIDE = SCALE_BASE // 8
 _HALF_SCALE = 1 << SCALE_BITS - 1
 
@@ -242,55 +254,74 @@ def _scales(beats, header, slot, scales):
         scales[row] = ((word >> shift & 2 * _HALF_SCALE - 1) ^ _HALF_SCALE) - _HALF_SCALE
 
 
+def _level_table() -> np.ndarray:
+    """int16[precision, quarter, byte]: the level that a byte of a code beat holds; 3 bits: for a high bit of zero."""
+    table = np.zeros((len(BITS), QUARTERS, 256), np.int16)
+    every = np.arange(256)
+    for place, bits in enumerate(BITS):
+        for quarter in range(QUARTERS):
+            mask = code_byte((1 << bits) - 1, bits, quarter)
+            for code in range(4 if bits == 3 else 1 << bits):
+                table[place, quarter, every & mask == code_byte(code, bits, quarter)] = level(code, bits)
+    return table
+
+
+_LEVELS = _level_table()
+_mask_inputs = numba.njit(cache=True)(mask_inputs)
+
+
+@cache
+def _mask_table() -> np.ndarray:
+    """uint8[masks, 8 slots]: `mask_inputs` of every mask."""
+    return _mask_rows(1 << BLOCK)
+
+
 @numba.njit(cache=True)
-def _weights(flat, at, plane, bits, n, scales, out):
-    """out int32[slots, rows] = the round's weights; at: its first code byte, plane: that of its high plane."""
-    slots = 8 if n == 1 else BLOCK
+def _mask_rows(n_masks):
+    out = np.empty((n_masks, 8), np.uint8)
+    for mask in range(n_masks):
+        inputs = _mask_inputs(mask)
+        for i in range(8):
+            out[mask, i] = inputs[i]
+    return out
+
+
+@numba.njit(cache=True)
+def _weights(flat, at, plane, high_shift, form, n_form, scales, out):
+    """out int32[slots, rows] = the round's weights, anything in empty slots.
+
+    at: its first code byte; plane: the first byte of the beat with its high bits, which lie high_shift above HIGH_BITS;
+    form, n_form: places in BITS and NONZEROS.
+    """
+    bits = _BIT_COUNTS[form]
     for row in range(BLOCK):
-        for s in range(slots):
-            e = row * slots + s
-            if bits == 8:
-                code = np.int64(flat[at + e])
-                out[s, row] = code - (code >> 7 << 8)
-                continue
-            if bits == 4:
-                code = np.int64(flat[at + e // 2]) >> e % 2 * 4 & 15
-                value = code - (code >> 3 << 4)
-            else:
-                code = np.int64(flat[at + e // 4]) >> e % 4 * 2 & 3
-                if bits == 3:
-                    code |= (np.int64(flat[plane + e // 8]) >> e % 8 & 1) << 2
-                value = 2 * code - (1 << bits) + 1
-            out[s, row] = value * scales[row]
+        quarter = row // _ROWS_A_QUARTER
+        first = row % _ROWS_A_QUARTER * BLOCK
+        beat = at + _CODE_BEAT[form, n_form, quarter] * BEAT_BYTES
+        for s in range(BLOCK):
+            value = np.int64(_LEVELS[form, quarter, flat[beat + first + s]])
+            if bits == 3 and flat[plane + first + s] >> (_HIGH_BITS[quarter] + high_shift) & 1:
+                value -= 8
+            out[s, row] = value if bits == 8 else value * scales[row]
 
 
 @numba.njit(cache=True)
-def _indices(flat, at, n, out):
+def _indices(flat, at, n, mask_table, out):
     """out int32[slots, rows] = the inputs of the round's slots inside their blocks; at: its first byte."""
     for row in range(BLOCK):
-        if n == 16:
-            for s in range(BLOCK):
+        for s in range(BLOCK):
+            if n == 16:
                 out[s, row] = s
-        elif n == 8:
-            for block in range(2):
-                byte = at + (block * BLOCK + row) * 2
-                mask = np.int64(flat[byte]) | np.int64(flat[byte + 1]) << 8
-                used = 0
-                for c in range(BLOCK):
-                    if mask >> c & 1 and used < 8:
-                        out[block * 8 + used, row] = c
-                        used += 1
-                for s in range(used, 8):
-                    out[block * 8 + s, row] = 0
-        else:
-            slots = 8 if n == 1 else BLOCK
-            for s in range(slots):
-                e = row * slots + s
-                out[s, row] = flat[at + e // 2] >> e % 2 * 4 & 15
+            elif n == 8:
+                byte = at + (s // 8 * BLOCK + row) * 2
+                out[s, row] = mask_table[np.int64(flat[byte]) | np.int64(flat[byte + 1]) << 8, s % 8]
+            else:
+                beat, place = at if n == 1 else at + s // 8 * BEAT_BYTES, row * 8 + s % 8
+                out[s, row] = flat[beat + place // 2] >> place % 2 * 4 & 15
 
 
 @numba.njit(cache=True)
-def _decode(beats, runs, first_step, out, column, stride):
+def _decode(beats, runs, first_step, mask_table, out, column, stride):
     """`add_weights`."""
     flat = beats.reshape(-1)
     scales = np.zeros(BLOCK, np.int64)
@@ -300,7 +331,7 @@ def _decode(beats, runs, first_step, out, column, stride):
     largest = 0
     for i in range(len(runs)):
         run = runs[i]
-        bits, n = _BIT_COUNTS[run[RUN_BITS]], _NONZERO_COUNTS[run[RUN_N]]
+        n = _NONZERO_COUNTS[run[RUN_N]]
         _scales(beats, run[HEADER], run[SLOT], scales)
         total = 0
         for b in range(WINDOW):
@@ -308,23 +339,23 @@ def _decode(beats, runs, first_step, out, column, stride):
                 present[total] = run[RUN_WINDOW] * WINDOW + b
                 total += 1
         per = _ROUND_BLOCKS[run[RUN_N]]
-        each = 1 if n == 1 else BLOCK // per
+        each = BLOCK // per
         at, plane = run[PAYLOAD] * BEAT_BYTES, 0
         to = column + (run[STEP] - first_step) * stride
         for number in range((total + per - 1) // per):
             codes = at + _INDEX_BEATS[run[RUN_N]] * BEAT_BYTES
             if n == 1:
-                plane = codes + 32
-            elif number % 2:
-                plane += 32
-            else:
+                plane = codes
+            elif number % 2 == 0:
                 plane = codes + BEAT_BYTES
-            _indices(flat, at, n, indices)
-            _weights(flat, codes, plane, bits, n, scales, weights)
+            high_shift = 4 if n > 1 and number % 2 else 0
+            _indices(flat, at, n, mask_table, indices)
+            _weights(flat, codes, plane, high_shift, run[RUN_BITS], run[RUN_N], scales, weights)
             for b in range(number * per, min(total, number * per + per)):
                 tile[:] = 0
-                for s in range((b - number * per) * each, (b - number * per + 1) * each):
+                for i in range(each if n > 1 else 1):
                     for row in range(BLOCK):
+                        s = (b - number * per) * each + i if n > 1 else _SINGLE_SLOTS[row, b - number * per]
                         tile[indices[s, row], row] += weights[s, row]
                 for c in range(BLOCK):
                     for row in range(BLOCK):
@@ -342,7 +373,7 @@ def add_weights(
 
     Row r of step j is column + (j - first_step) * stride + r. Gives the largest magnitude that came up.
     """
-    return int(_decode(beats, runs, first_step, out, column, stride))
+    return int(_decode(beats, runs, first_step, _mask_table(), out, column, stride))
 
 
 def matrix(beats: np.ndarray, inputs: int) -> np.ndarray:

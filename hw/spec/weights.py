@@ -6,8 +6,8 @@ blocks being a **window** of 128 inputs. Output block j*units + u is the j-th *s
 
 **Round.** What the chains hold at once: 16 rows x 16 slots of INT8 and the index (0..15, inside its block) of each
 slot's input. A round of N = 16 is one block, slot c being input c. A sparse round reduces over 16 / max(N, 2) blocks:
-with m = max(N, 2), slots m*i .. m*i + m - 1 are those of its i-th block (N = 1: the odd slots are empty), and empty
-slots are zero. Two slots are a DSP group.
+with m = max(N, 2), slots m*i .. m*i + m - 1 are those of its i-th block, and empty slots are zero. Two slots are a DSP
+group; N = 1 uses one of the two: in row r slot 2*i + (i // 4 + r // 4) % 2 (`single_slot`).
 
 **Run.** The blocks of one window and step with equal (bits, N) and one scale a row. Its rounds take its blocks in
 ascending order. A weight is `level(code) * scale`; 8-bit weights are their code and have no scale.
@@ -19,14 +19,21 @@ padding. Within a step, windows and runs may come in any order, but in every uni
 same window and kind (dense: N = 16, or sparse) and ends a step or not, because the units work in lockstep on one
 broadcast activation. A round that a unit lacks is filled in with one of zero scales (`FILLER_BITS`, N = 16 or 1).
 
-**A round's beats** (`round_beats`), all little endian, rows in ascending order:
- indices  N = 16: none. N = 8: one beat of masks, [2 blocks][16 rows] of 16 bits, bit c = input c. N = 4 and 2: two
-          beats, [16 rows][16 slots] of 4 bits. N = 1: one beat, [16 rows][8 blocks] of 4 bits.
- codes    8 bits: [16 rows][S slots] bytes. 4 bits: [16 rows][S] nibbles, signed. 3 and 2 bits: a beat with the low two
-          bits, [16 rows][S] of 2 bits; 3 bits: and a plane of the high bits, [16 rows][S]. S is 16, N = 1: 8 (the even
-          slots).
-          N > 1: the planes of rounds 2i and 2i + 1 of a run share the beat behind round 2i's low bits (32 bytes each).
-          N = 1: the plane lies in the low bits' beat, at byte 32. Beats are filled up with zeros.
+**A round's beats** (`round_beats`), all little endian: indices, then codes. Bits that no weight needs are zero.
+ indices  N = 16: none. N = 8: one beat of masks, [2 blocks][16 rows] of 16 bits, eight of them set: bit c = input c
+          (other masks: `mask_inputs`). N = 4 and 2: two beats, [16 rows][8 slots] of 4 bits: slots 0..7, then 8..15.
+          N = 1: one such beat, in which slots s and s + 8 share a place: a row uses only one of them.
+ codes    The code of (row, slot) lies in byte x mod 64 of a beat, x = 16 * row + slot. Which of the byte's bits it has
+          depends on x // 64, a **quarter** of the round (four rows):
+              quarter                      0     1     2     3
+              8 bits                       0..7  0..7  0..7  0..7
+              4 bits                       0..3  4..7  4..7  0..3      `NIBBLES`
+              2 and 3 bits: bits 0 and 1   1, 2  5, 7  4, 6  0, 3      `LOW_BITS`
+              3 bits: bit 2                0     1     3     2         `HIGH_BITS`
+          N > 1: a beat holds one quarter at 8 bits, two at 4, all at 3 and 2. 3 bits: bit 2 lies in a beat behind
+          the low bits of every even round of a run: for that round as above, for the next round four bits higher.
+          N = 1: a byte holds cells of two quarters only, 0 and 2 or 1 and 3. A beat holds two quarters at 8 bits (0
+          and 1, then 2 and 3), else all; bit 2 of 3 bits lies with the others.
 
 RAW streams (K and V) are dense 8-bit blocks of four beats each and nothing else.
 """
@@ -47,7 +54,15 @@ BITS = (8, 4, 3, 2)
 """Precisions; the descriptor carries the place in this tuple."""
 NONZEROS = (16, 8, 4, 2, 1)
 """Non-zeros of 16; the descriptor carries the place in this tuple."""
+QUARTERS = BLOCK_BEATS
+"""Parts of a round: four rows, as many cells as a beat has bytes."""
 FILLER_BITS = 2
+NIBBLES = (0, 1, 1, 0)
+"""Each quarter's nibble of a byte at 4 bits."""
+LOW_BITS = ((1, 2), (5, 7), (4, 6), (0, 3))
+"""Each quarter's bits of a byte for the low two bits of 3- and 2-bit codes."""
+HIGH_BITS = (0, 1, 3, 2)
+"""Each quarter's bit of a byte for the high bit of 3-bit codes."""
 MAX_SCALE = {4: 15, 3: 18, 2: 31}
 """Largest |scale|: level * scale stays in -127..127."""
 
@@ -62,15 +77,43 @@ def ceil_div(a: int, b: int) -> int:
 
 
 def level(code: int, bits: int) -> int:
-    """The signed level of an unsigned code: two's complement at 4 and 8 bits, odd levels at 3 and 2 (no zero)."""
-    if bits < 4:
-        return 2 * code - (1 << bits) + 1
-    return code - (code >> bits - 1 << bits)
+    """The level of a code: two's complement; at 3 and 2 bits the odd levels 2 * code + 1, which lack zero."""
+    signed = code - (code >> bits - 1 << bits)
+    return signed if bits >= 4 else 2 * signed + 1
+
+
+def mask_inputs(mask: int) -> list[int]:
+    """Inputs of a row's eight slots from its mask: the first eight bits set.
+
+    The first four of eight lie in nibbles 0..2 of the mask, the last four in nibbles 1..3, and the unpacker looks
+    nowhere else; what it finds where a mask has fewer bits is told here.
+    """
+    before = [0]  # bits set ahead of each nibble
+    for nibble in range(3):
+        before.append(before[nibble] + sum([mask >> 4 * nibble + i & 1 for i in range(4)]))
+    found = []
+    for n in range(8):
+        nibble = n // 4
+        while nibble < n // 4 + 2 and before[nibble + 1] <= n:
+            nibble += 1
+        places = [i for i in range(4) if mask >> 4 * nibble + i & 1]
+        rank = (n - before[nibble]) % 4
+        found.append(4 * nibble + (places[rank] if rank < len(places) else 3))
+    return found
 
 
 def single_slot(row: int, block: int) -> int:
     """The slot of a row's weight in the i-th block of a round of N = 1."""
     return 2 * block + (block // 4 + row // 4) % 2
+
+
+def code_byte(code: int, bits: int, quarter: int) -> int:
+    """What a code adds to its byte of a code beat; 3 bits: its low two."""
+    if bits == 8:
+        return code
+    if bits == 4:
+        return code << 4 * NIBBLES[quarter]
+    return sum((code >> i & 1) << at for i, at in enumerate(LOW_BITS[quarter]))
 
 
 @dataclass(frozen=True)
@@ -148,6 +191,12 @@ def code_beats(bits: int, nonzeros: int, number: int) -> int:
     if nonzeros == 1:
         return {8: 2, 4: 1, 3: 1, 2: 1}[bits]
     return {8: 4, 4: 2, 3: 1 + (number % 2 == 0), 2: 1}[bits]
+
+
+def code_beat(bits: int, nonzeros: int, quarter: int) -> int:
+    """The round's code beat that brings a quarter's codes (3 bits: their low two)."""
+    beats = code_beats(bits, nonzeros, 1)
+    return quarter * beats // QUARTERS
 
 
 def round_beats(bits: int, nonzeros: int, number: int) -> int:

@@ -22,10 +22,28 @@ def _bits(data: bytes, at: int, width: int) -> int:
     return int.from_bytes(data, "little") >> at & (1 << width) - 1
 
 
-def _level(low: bytes, plane: bytes, place: int, bits: int) -> int:
-    if bits != 3:
-        return spec.level(_bits(low, place * bits, bits), bits)
-    return spec.level(_bits(low, place * 2, 2) | _bits(plane, place, 1) << 2, 3)
+def _byte(code: bytes, run: spec.Run, row: int, slot: int) -> int:
+    """The byte that holds a slot's code (3 bits: its low two)."""
+    quarter = row // 4
+    if run.nonzeros == 1:
+        beat = quarter // 2 if run.bits == 8 else 0
+    else:
+        beat = {8: quarter, 4: quarter // 2, 3: 0, 2: 0}[run.bits]
+    return code[64 * beat + row % 4 * 16 + slot]
+
+
+def _level(code: bytes, high: int, run: spec.Run, row: int, slot: int) -> int:
+    """high: the byte with the code's third bit in its lower half."""
+    quarter, byte = row // 4, _byte(code, run, row, slot)
+    if run.bits == 8:
+        return spec.level(byte, 8)
+    if run.bits == 4:
+        return spec.level(byte >> 4 if quarter in (1, 2) else byte & 15, 4)
+    low, above = ((1, 2), (5, 7), (4, 6), (0, 3))[quarter]
+    pair = (byte >> low & 1) + 2 * (byte >> above & 1)
+    if run.bits == 2:
+        return spec.level(pair, 2)
+    return spec.level(pair + 4 * (high >> (0, 1, 3, 2)[quarter] & 1), 3)
 
 
 def _input(index: bytes, run: spec.Run, row: int, block: int, number: int, slot: int) -> int:
@@ -35,29 +53,29 @@ def _input(index: bytes, run: spec.Run, row: int, block: int, number: int, slot:
     if run.nonzeros == 8:
         mask = _bits(index, 16 * (BLOCK * block + row), 16)
         return [c for c in range(BLOCK) if mask >> c & 1][number]
-    width = 8 if run.nonzeros == 1 else BLOCK
-    return _bits(index, 4 * (width * row + slot), 4)
+    beat = 0 if run.nonzeros == 1 else slot // 8
+    return _bits(index, 4 * (128 * beat + 8 * row + slot % 8), 4)
 
 
 def _rounds(run: spec.Run, beats: list[bytes]) -> list[Round]:
     """The rounds of a run; takes their beats from the front of `beats`."""
-    found, plane, slots = [], b"", 8 if run.nonzeros == 1 else BLOCK
+    found, plane = [], b""
     for number, present in enumerate(run.rounds()):
         index = b"".join(beats.pop(0) for _ in range(spec.index_beats(run.nonzeros)))
         code = b"".join(beats.pop(0) for _ in range(spec.code_beats(run.bits, run.nonzeros, number)))
-        if run.bits == 3:
-            if run.nonzeros == 1:
-                plane = code[32:]
-            elif number % 2 == 0:
-                plane, both = code[BEAT_BYTES : BEAT_BYTES + 32], code[BEAT_BYTES + 32 :]
-            else:
-                plane = both
+        if run.nonzeros == 1:
+            plane = code[:BEAT_BYTES]
+        elif run.bits == 3:
+            plane = bytes(byte >> 4 for byte in plane) if number % 2 else code[BEAT_BYTES:]
         out = np.zeros((BLOCK, spec.WINDOW * BLOCK), np.int64)
         for row in range(BLOCK):
             for i, block in enumerate(present):
                 for j in range(run.nonzeros):
                     slot = i * run.nonzeros + j
-                    level = _level(code, plane, row * slots + slot, run.bits)
+                    if run.nonzeros == 1:  # rows 0..3 and 8..11: even slots, then odd ones; other rows: odd, then even
+                        slot = 2 * i + ((i >= 4) != (row // 4 in (1, 3)))
+                    high = plane[row % 4 * 16 + slot] if run.bits == 3 else 0
+                    level = _level(code, high, run, row, slot)
                     column = block * BLOCK + _input(index, run, row, i, j, slot)
                     out[row, column] += level * (1 if run.bits == 8 else run.scales[row])
         found.append(Round(run.window, run.sparse, False, out))

@@ -104,6 +104,12 @@ def test_random_mixtures_come_back(case, seed):
     check(*random_matrix(shape, bits, nonzeros, seed), units, steps)
 
 
+def test_masks_of_eight_bits_or_more_are_their_first_eight():
+    for mask in range(1 << BLOCK):
+        if mask.bit_count() >= 8:
+            assert spec.mask_inputs(mask) == [i for i in range(BLOCK) if mask >> i & 1][:8]
+
+
 @pytest.mark.parametrize("bits", spec.BITS)
 @pytest.mark.parametrize("nonzeros", spec.NONZEROS)
 def test_uniform_formats_come_back(bits, nonzeros):

@@ -8,6 +8,7 @@ from hw.spec.config import BEAT_BYTES
 from hw.spec.isa import MxMode, StreamFormat
 from hw.spec.weights import BITS, BLOCK, HEADER_RUNS, MAX_SCALE, NONZEROS, WINDOW, Run, ceil_div, level, round_blocks
 from tests.hw.matrix_model import Mx, Rd
+from tests.hw.stream_model import encode_codes, encode_indices, used_slots
 
 RAW, STREAM = StreamFormat.RAW, StreamFormat.STREAM
 SPLIT_N, SPLIT_K = MxMode.SPLIT_N, MxMode.SPLIT_K
@@ -46,8 +47,7 @@ class Content:
         self.run = run
         self.m = max(run.nonzeros, 2)
         count = len(run.rounds())
-        slots = BLOCK // 2 if run.nonzeros == 1 else BLOCK
-        self.codes = rng.integers(0, 1 << run.bits, (count, BLOCK, slots))
+        self.codes = rng.integers(0, 1 << run.bits, (count, BLOCK, BLOCK))
         if run.bits == 8:
             self.codes[self.codes == 128] = 127
         self.indices = rng.integers(0, BLOCK, (count, BLOCK, BLOCK))
@@ -62,41 +62,15 @@ class Content:
         run = self.run
         for number, blocks in enumerate(self.run.rounds()):
             for row in range(BLOCK):
-                for slot in range(len(blocks) * self.m):
-                    if run.nonzeros == 1 and slot % 2:
-                        continue
-                    code = int(self.codes[number, row, slot // 2 if run.nonzeros == 1 else slot])
+                for slot in used_slots(run, len(blocks), row):
+                    code = int(self.codes[number, row, slot])
                     weight = level(code, run.bits) * (run.scales[row] if run.bits < 8 else 1)
                     block = WINDOW * run.window + blocks[slot // self.m]
                     matrix[row, BLOCK * block + self.indices[number, row, slot]] += weight
 
     def round_beats(self, number) -> list[bytes]:
-        run, codes, indices = self.run, self.codes[number], self.indices[number]
-        if run.nonzeros == 8:
-            masks = np.zeros((2, BLOCK, BLOCK), int)
-            for block in range(2):
-                np.put_along_axis(masks[block], indices[:, 8 * block:8 * block + 8], 1, axis=1)
-            parts = [pack(masks, 1)]
-        elif run.nonzeros == 1:
-            parts = [pack(indices[:, ::2], 4)]
-        else:
-            parts = [] if run.nonzeros == BLOCK else [pack(indices, 4)]
-        if run.bits >= 4:
-            parts.append(pack(codes, run.bits))
-        elif run.nonzeros == 1:
-            parts.append(pack(codes & 3, 2).ljust(32, b"\0") + (pack(codes >> 2, 1) if run.bits == 3 else b""))
-        else:
-            parts.append(pack(codes & 3, 2))
-            if run.bits == 3 and number % 2 == 0:
-                parts.append(b"".join(pack(each >> 2, 1) for each in self.codes[number:number + 2]))
-        body = b"".join(part + bytes(-len(part) % BEAT_BYTES) for part in parts)
+        body = encode_indices(self.run, self.indices[number]) + encode_codes(self.run, self.codes, number)
         return [body[at:at + BEAT_BYTES] for at in range(0, len(body), BEAT_BYTES)]
-
-
-def pack(values, bits) -> bytes:
-    """Unsigned values of that many bits, little endian."""
-    each = np.asarray(values).reshape(-1, 1) >> np.arange(bits) & 1
-    return np.packbits(each.ravel().astype(np.uint8), bitorder="little").tobytes()
 
 
 class Stream:

@@ -17,7 +17,17 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from hw.spec.config import BEAT_BYTES, BLOCK, BLOCK_BEATS
-from hw.spec.weights import HEADER_RUNS, MAX_SCALE, RUN_BYTES, Run, level, round_beats, round_blocks
+from hw.spec.weights import (
+    HEADER_RUNS,
+    MAX_SCALE,
+    RUN_BYTES,
+    Run,
+    code_beats,
+    level,
+    mask_inputs,
+    round_beats,
+    round_blocks,
+)
 
 MASKED = 8
 """Non-zeros whose indices come as masks."""
@@ -37,7 +47,7 @@ class Content:
         out = np.zeros(self.codes.shape, np.int8)
         for number, blocks in enumerate(self.run.rounds()):
             for row in range(BLOCK):
-                for slot in used_slots(self.run, len(blocks)):
+                for slot in used_slots(self.run, len(blocks), row):
                     value = level(int(self.codes[number, row, slot]), self.run.bits)
                     out[number, row, slot] = value if self.run.bits == 8 else value * self.run.scales[row]
         return out
@@ -45,22 +55,24 @@ class Content:
 
 @dataclass
 class Round:
-    """A round as the chains see it. used: slots that hold a weight; beat: the stream's beat that completes it; weights:
+    """A round as the chains see it. used: each row's slots that hold a weight; beat: the one that completes it; weights:
     levels or bytes; scales: what the rows' sums are multiplied by."""
 
     kind: dict
     blocks: list[int]
     beat: int
-    used: list[int]
+    used: list[list[int]]
     weights: list[list[int]] = field(default_factory=list)
     indices: list[list[int]] = field(default_factory=list)
     scales: tuple[int, ...] = (1,) * BLOCK
 
 
-def used_slots(run: Run, n_blocks: int) -> list[int]:
-    """Slots that hold a weight in a round of that many blocks."""
+def used_slots(run: Run, n_blocks: int, row: int) -> list[int]:
+    """A row's slots that hold a weight in a round of that many blocks."""
     each = BLOCK // round_blocks(run.nonzeros)
-    return [slot for slot in range(each * n_blocks) if run.nonzeros > 1 or slot % 2 == 0]
+    if run.nonzeros == 1:
+        return [2 * block + (block // 4 + row // 4) % 2 for block in range(n_blocks)]
+    return list(range(each * n_blocks))
 
 
 # Random contents
@@ -81,6 +93,21 @@ def random_run(rng, bits, nonzeros, window=0, blocks=0xFF, last=False) -> Conten
     return Content(run, codes, np.array(indices, np.uint8).reshape(shape))
 
 
+# Where the bits of a code are
+
+def code_places(run: Run, row: int, slot: int) -> list[tuple[int, int]]:
+    """(code beat, bit) of each bit of a code, from bit 0 on; of an even round, if 3 bits have a beat of high bits."""
+    quarter, single, byte = row // 4, run.nonzeros == 1, 8 * (16 * (row % 4) + slot)
+    if run.bits == 8:
+        return [(quarter // 2 if single else quarter, byte + i) for i in range(8)]
+    if run.bits == 4:
+        return [(0 if single else quarter // 2, byte + (0, 4, 4, 0)[quarter] + i) for i in range(4)]
+    places = [(0, byte + i) for i in ((1, 2), (5, 7), (4, 6), (0, 3))[quarter]]
+    if run.bits == 3:
+        places.append((0 if single else 1, byte + (0, 1, 3, 2)[quarter]))
+    return places
+
+
 # Encoder
 
 def beats_of(values, width: int) -> bytes:
@@ -98,29 +125,37 @@ def masks_of(indices) -> np.ndarray:
 
 def encode_codes(run: Run, codes, number: int) -> bytes:
     """Code beats of a run's round ``number``; ``codes`` are the whole run's."""
-    step = 2 if run.nonzeros == 1 else 1
-    mine = codes[number, :, ::step]
-    if run.bits != 3:
-        return beats_of(mine, run.bits)
-    low = beats_of(mine & 3, 2)
-    if run.nonzeros == 1:
-        return low[:32] + beats_of(mine >> 2, 1)[:32]
-    if number % 2:
-        return low
-    following = codes[number + 1] >> 2 if number + 1 < len(codes) else np.zeros_like(mine)
-    return low + beats_of(np.stack([mine >> 2, following]), 1)
+    bits = np.zeros((code_beats(run.bits, run.nonzeros, number), 512), np.uint8)
+    for row in range(BLOCK):
+        for slot in range(BLOCK) if run.nonzeros > 1 else used_slots(run, 8, row):
+            for i, (beat, at) in enumerate(code_places(run, row, slot)):
+                if beat < len(bits):
+                    bits[beat, at] |= codes[number, row, slot] >> i & 1
+                if beat < len(bits) and run.bits == 3 and i == 2 and run.nonzeros > 1 and number + 1 < len(codes):
+                    bits[beat, at + 4] |= codes[number + 1, row, slot] >> 2
+    return np.packbits(bits, axis=1, bitorder="little").tobytes()
+
+
+def encode_indices(run: Run, indices, masks=None) -> bytes:
+    """Index beats of a round; masks: uint16[2 blocks, 16 rows] for N = 8, None: those of its indices."""
+    if run.nonzeros == BLOCK:
+        return b""
+    if run.nonzeros == MASKED:
+        return beats_of(masks_of(indices) if masks is None else masks, 16)
+    if run.nonzeros > 1:
+        return beats_of(indices[:, :8], 4) + beats_of(indices[:, 8:], 4)
+    shared = np.zeros((BLOCK, 8), np.uint8)
+    for row in range(BLOCK):
+        for slot in used_slots(run, 8, row):
+            shared[row, slot % 8] = indices[row, slot]
+    return beats_of(shared, 4)
 
 
 def encode_run(content: Content) -> bytes:
     run, out = content.run, b""
     for number in range(len(run.rounds())):
-        indices = content.indices[number]
         start = len(out)
-        if run.nonzeros == MASKED:
-            masks = masks_of(indices) if content.masks is None else content.masks[number]
-            out += beats_of(masks, 16)
-        elif run.nonzeros < MASKED:
-            out += beats_of(indices[:, ::2] if run.nonzeros == 1 else indices, 4)
+        out += encode_indices(run, content.indices[number], None if content.masks is None else content.masks[number])
         out += encode_codes(run, content.codes, number)
         assert len(out) - start == BEAT_BYTES * round_beats(run.bits, run.nonzeros, number)
     return out
@@ -152,11 +187,13 @@ def field_of(data: bytes, at: int, width: int) -> int:
 
 def decode_code(run: Run, codes: bytes, plane: bytes, row: int, slot: int, number: int) -> int:
     """A slot's code, of the round's own code beats and the beat of high bits that it shares."""
-    place = row * 8 + slot // 2 if run.nonzeros == 1 else row * 16 + slot
-    if run.bits != 3:
-        return field_of(codes, run.bits * place, run.bits)
-    at = 256 if run.nonzeros == 1 else 256 * (number % 2)
-    return field_of(codes, 2 * place, 2) | field_of(codes if run.nonzeros == 1 else plane, at + place, 1) << 2
+    code = 0
+    for i, (beat, at) in enumerate(code_places(run, row, slot)):
+        if run.bits == 3 and i == 2 and run.nonzeros > 1:
+            code |= field_of(plane, at + 4 * (number % 2), 1) << 2
+        else:
+            code |= field_of(codes, 512 * beat + at, 1) << i
+    return code
 
 
 def decode_index(run: Run, indices: bytes, row: int, slot: int) -> int:
@@ -164,8 +201,10 @@ def decode_index(run: Run, indices: bytes, row: int, slot: int) -> int:
         return slot
     if run.nonzeros == MASKED:
         mask = field_of(indices, 256 * (slot // 8) + 16 * row, 16)
-        return ([i for i in range(16) if mask >> i & 1] + [0] * 8)[slot % 8]
-    return field_of(indices, 4 * (row * 8 + slot // 2 if run.nonzeros == 1 else row * 16 + slot), 4)
+        inputs = [i for i in range(16) if mask >> i & 1]
+        return inputs[slot % 8] if len(inputs) >= MASKED else mask_inputs(mask)[slot % 8]
+    beat = 0 if run.nonzeros == 1 else slot // 8
+    return field_of(indices, 512 * beat + 4 * (8 * row + slot % 8), 4)
 
 
 def decode_run(run: Run, payload: bytes, beat: int) -> list[Round]:
@@ -182,12 +221,12 @@ def decode_run(run: Run, payload: bytes, beat: int) -> list[Round]:
         last = run.last and number == len(run.rounds()) - 1
         kind = {"sparse": int(run.sparse), "raw": 0, "last": int(last), "window": run.window}
         blocks = [present[2 * g // each] if 2 * g // each < len(present) else None for g in range(8)]
-        used = used_slots(run, len(present))
-        out = Round(kind, blocks, beat - 1, used, scales=run.scales if run.bits < 8 else (1,) * BLOCK)
+        out = Round(kind, blocks, beat - 1, [used_slots(run, len(present), row) for row in range(BLOCK)],
+                    scales=run.scales if run.bits < 8 else (1,) * BLOCK)
         for row in range(BLOCK):
             out.indices.append([decode_index(run, indices, row, slot) for slot in range(BLOCK)])
             values = [0] * BLOCK
-            for slot in used:
+            for slot in out.used[row]:
                 values[slot] = level(decode_code(run, codes, plane, row, slot, number), run.bits)
             out.weights.append(values)
         rounds.append(out)
@@ -214,6 +253,6 @@ def decode_raw(stream: bytes) -> list[Round]:
     for number in range(len(stream) // size):
         block = np.frombuffer(stream[number * size:(number + 1) * size], np.int8).reshape(BLOCK, BLOCK).tolist()
         kind = {"sparse": 0, "raw": 1, "last": 0, "window": 0}
-        rounds.append(Round(kind, [0] * 8, number * BLOCK_BEATS + BLOCK_BEATS - 1, list(range(BLOCK)), block,
+        rounds.append(Round(kind, [0] * 8, number * BLOCK_BEATS + BLOCK_BEATS - 1, [list(range(BLOCK))] * BLOCK, block,
                             [list(range(BLOCK))] * BLOCK))
     return rounds

@@ -14,6 +14,7 @@ from hw.spec.weights import (
     code_beats,
     index_beats,
     level,
+    mask_inputs,
     round_blocks,
 )
 
@@ -38,37 +39,88 @@ def packed(values: list[int], width: int) -> bytes:
 
 def encode_run(run: Run, weights: np.ndarray) -> bytes:
     """Payload of a run whose window holds int[16 rows, 128 inputs]: exactly N non-zeros a row of a block (N < 16)."""
-    rounds = [encode_round(run, blocks, weights) for blocks in run.rounds()]
+    rounds = [cells_of(run, blocks, weights) for blocks in run.rounds()]
     out = []
-    for i, (indices, codes, high) in enumerate(rounds):
-        out += [indices, codes]
-        if run.bits == 3 and run.nonzeros > 1 and i % 2 == 0:
-            out.append(high[:32] + (rounds[i + 1][2][:32] if i + 1 < len(rounds) else bytes(32)))
+    for i, (inputs, codes) in enumerate(rounds):
+        following = rounds[i + 1][1] if i + 1 < len(rounds) else {}
+        out += [index_bytes(run, inputs), code_bytes(run, i, codes, following)]
     return b"".join(out)
 
 
-def encode_round(run: Run, blocks: list[int], weights: np.ndarray) -> tuple[bytes, bytes, bytes]:
-    """(index beats, code beats without the high plane of N > 1, high plane)"""
-    n, each = run.nonzeros, min(run.nonzeros, 8) if run.nonzeros < 16 else 16
-    slots = 8 if n == 1 else 16
-    inputs, codes = [[0] * slots for _ in ROWS], [[0] * slots for _ in ROWS]
-    masks = [[0] * 16, [0] * 16]
+Cells = dict[tuple[int, int], int]
+"""Something of each (row, slot) that is used."""
+
+
+def slot_at(run: Run, row: int, block: int, number: int) -> int:
+    """The slot of a row's `number`-th weight in the round's `block`-th block."""
+    if run.nonzeros == 1:
+        return 2 * block + (block >= 4) if row % 8 < 4 else 2 * block + (block < 4)
+    return run.nonzeros * block + number
+
+
+def cells_of(run: Run, blocks: list[int], weights: np.ndarray) -> tuple[Cells, Cells]:
+    """(inputs, codes) of a round."""
+    n, inputs, codes = run.nonzeros, {}, {}
     for i, block in enumerate(blocks):
         for r in ROWS:
             row = weights[r, block * 16 : block * 16 + 16].tolist()
             chosen = list(range(16)) if n == 16 else [c for c in range(16) if row[c]] or list(range(n))
             assert len(chosen) == (16 if n == 16 else n), "not N non-zeros in a row of a block"
-            for s, c in enumerate(chosen):
-                inputs[r][i * each + s], codes[r][i * each + s] = c, code_of(run, row[c], r)
-                if n == 8:
-                    masks[i][r] |= 1 << c
-    flat = [v for row in inputs for v in row]
-    indices = {16: b"", 8: packed(masks[0] + masks[1], 16)}.get(n, packed(flat, 4))
-    values = [v for row in codes for v in row]
-    if run.bits > 3:
-        return indices, packed(values, run.bits), b""
-    low, high = packed([v & 3 for v in values], 2), packed([v >> 2 for v in values], 1)
-    return indices, low[:32] + high[:32] if run.bits == 3 and n == 1 else low, high
+            for number, c in enumerate(chosen):
+                cell = r, slot_at(run, r, i, number)
+                inputs[cell], codes[cell] = c, code_of(run, row[c], r)
+    return inputs, codes
+
+
+def index_bytes(run: Run, inputs: Cells) -> bytes:
+    """Index beats of a round."""
+    if run.nonzeros == 16:
+        return b""
+    if run.nonzeros == 8:
+        masks = [[0] * 16, [0] * 16]
+        for (row, slot), c in inputs.items():
+            masks[slot // 8][row] |= 1 << c
+        return packed(masks[0] + masks[1], 16)
+    nibbles = [0] * (128 if run.nonzeros == 1 else 256)
+    for (row, slot), c in inputs.items():
+        nibbles[index_at(run, row, slot)] = c
+    return packed(nibbles, 4)
+
+
+def index_at(run: Run, row: int, slot: int) -> int:
+    """The nibble of the index beats of N < 8 that is a slot's."""
+    return (128 * (slot // 8) if run.nonzeros > 1 else 0) + 8 * row + slot % 8
+
+
+def code_bits(run: Run, number: int, row: int, slot: int) -> list[int]:
+    """Where the bits of a code lie, from bit 0 on, counted from the first code beat of the run's round `number`.
+
+    The third bit of 3 bits and N > 1: from the first code beat of the even round, itself or the one before.
+    """
+    quarter, byte = row // 4, 8 * (row % 4 * 16 + slot)
+    if run.bits == 8:
+        beat = quarter // 2 if run.nonzeros == 1 else quarter
+        return [512 * beat + byte + i for i in range(8)]
+    if run.bits == 4:
+        beat = 0 if run.nonzeros == 1 else quarter // 2
+        return [512 * beat + byte + [0, 4, 4, 0][quarter] + i for i in range(4)]
+    places = [byte + i for i in [[1, 2], [5, 7], [4, 6], [0, 3]][quarter]]
+    if run.bits == 3:
+        high = byte + [0, 1, 3, 2][quarter]
+        places.append(high if run.nonzeros == 1 else 512 + high + 4 * (number % 2))
+    return places
+
+
+def code_bytes(run: Run, number: int, codes: Cells, following: Cells) -> bytes:
+    """Code beats of a run's round; following: the next round's codes."""
+    word, n_bytes = 0, 64 * code_beats(run.bits, run.nonzeros, number)
+    for (row, slot), code in codes.items():
+        for i, at in enumerate(code_bits(run, number, row, slot)):
+            word |= (code >> i & 1) << at
+    if run.bits == 3 and run.nonzeros > 1:
+        for (row, slot), code in following.items():
+            word |= (code >> 2) << code_bits(run, number + 1, row, slot)[2]
+    return (word & (1 << 8 * n_bytes) - 1).to_bytes(n_bytes, "little")
 
 
 def code_of(run: Run, weight: int, row: int) -> int:
@@ -202,18 +254,16 @@ def decode(data: bytes, inputs: int) -> np.ndarray:
         if fresh:
             steps.append(np.zeros((16, inputs + 128), np.int64))
         fresh = run.last
-        plane = 0
+        even = b""
         for i, blocks in enumerate(run.rounds()):
             n_index, n_code = index_beats(run.nonzeros), code_beats(run.bits, run.nonzeros, i)
             index = data[at * 64 : (at + n_index) * 64]
             code = data[(at + n_index) * 64 : (at + n_index + n_code) * 64]
-            if run.bits == 3 and run.nonzeros > 1:
-                plane = code[64:] if i % 2 == 0 else plane[32:]
-            elif run.bits == 3:
-                plane = code[32:]
+            if i % 2 == 0:
+                even = code
             for r in ROWS:
                 for slot in range(16):
-                    place = slot_of(run, slot, r, index, code, plane)
+                    place = slot_of(run, i, slot, r, index, code, even)
                     if place is not None and place[0] < len(blocks):
                         column = (run.window * WINDOW + blocks[place[0]]) * 16 + place[1]
                         steps[-1][r, column] += place[2]
@@ -221,26 +271,23 @@ def decode(data: bytes, inputs: int) -> np.ndarray:
     return np.array([step[:, :inputs] for step in steps])
 
 
-def slot_of(run: Run, slot: int, row: int, index: bytes, code: bytes, plane: bytes) -> tuple[int, int, int] | None:
-    """(block of the round, input in it, weight) of a chain's slot; None for the odd slots of N = 1."""
+def slot_of(run: Run, number: int, slot: int, row: int, index: bytes, code: bytes, even: bytes) -> tuple | None:
+    """(block of the round, input in it, weight) of a chain's slot; None for one that N = 1 leaves empty.
+
+    code: the round's code beats; even: those of the even round, itself or the one before.
+    """
     n = run.nonzeros
-    if n == 1 and slot % 2:
+    block = slot // (max(n, 2) if n < 16 else 16)
+    if n == 1 and slot != slot_at(run, row, block, 0):
         return None
-    m = max(n, 2) if n < 16 else 16
-    block = slot // m
-    stored, width = (slot // 2, 8) if n == 1 else (slot, 16)
     if n == 16:
         where = slot
     elif n == 8:
-        mask = bits_of(index, 16)[block * 16 + row]
-        where = ([c for c in range(16) if mask >> c & 1] + [0] * 8)[slot % 8]
+        where = mask_inputs(bits_of(index, 16)[block * 16 + row])[slot % 8]
     else:
-        where = bits_of(index, 4)[row * width + stored]
-    if run.bits > 3:
-        value = bits_of(code, run.bits)[row * width + stored]
-    else:
-        value = bits_of(code[:64], 2)[row * width + stored]
-        if run.bits == 3:
-            value |= bits_of(plane, 1)[row * width + stored] << 2
+        where = bits_of(index, 4)[index_at(run, row, slot)]
+    words = [int.from_bytes(data, "little") for data in (code, even)]
+    places = code_bits(run, number, row, slot)
+    value = sum((words[n > 1 and i == 2 and run.bits == 3] >> at & 1) << i for i, at in enumerate(places))
     product = level(value, run.bits) * (1 if run.bits == 8 else run.scales[row])
     return block, where, (product + 128) % 256 - 128

@@ -173,7 +173,7 @@ def test_random_streams(seed):
 
 
 def test_repeated_indices_add_up_exactly():
-    """Masks without bits: all eight weights of a row meet input 0, far beyond what an int8 weight can reach."""
+    """Masks without bits: four weights of a row meet one input, far beyond what an int8 weight can reach."""
     run = weights.Run(8, 8, 0, 0b11111111, True)
     body = b"".join(bytes(64) + b"\x7f" * 256 for _ in run.rounds())
     memory = MemoryImage(TINY)
