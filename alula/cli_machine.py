@@ -117,11 +117,12 @@ def _show_budget(result: dict) -> None:
 
 def _show_resources(result: dict) -> None:
     kinds = list(result["card_resources"])
-    rows = [[unit, *(counts[kind] for kind in kinds)] for unit, counts in result["resources_by_unit"].items()]
-    rows += [["in all", *(result["resources"][kind] for kind in kinds)],
-             [f"{result['card']} has", *(result["card_resources"][kind] for kind in kinds)],
-             ["share", *(f"{result['share_of_card'][kind]:.1%}" for kind in kinds)]]  # fmt: skip
-    console.print(table("resources (Yosys, UltraScale+; LUT counts are rough)", ["unit", *kinds], rows))
+    tables = result["resources_by_unit"] | {"in all": result["resources"]}
+    rows = [[unit, *(counts[kind] for kind in (*kinds, "LUTRAM"))] for unit, counts in tables.items()]
+    rows += [[f"{result['card']} has", *(result["card_resources"][kind] for kind in kinds), ""],
+             ["share", *(f"{result['share_of_card'][kind]:.1%}" for kind in kinds), "in LUT"]]  # fmt: skip
+    console.print(table("resources (Yosys, UltraScale+, LUT6; LUT counts are rough)",
+                        ["unit", *kinds, "LUTs as memory"], rows))  # fmt: skip
     if result["over"]:
         console.print(f"more than {result['card']} has: {', '.join(result['over'])}")
 

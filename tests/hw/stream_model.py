@@ -55,7 +55,7 @@ class Content:
 
 @dataclass
 class Round:
-    """A round as the chains see it. used: each row's slots that hold a weight; beat: the one that completes it; weights:
+    """A round as the chains see it. used: each row's slots that hold a weight; beat: completes it; weights:
     levels or bytes; scales: what the rows' sums are multiplied by."""
 
     kind: dict
