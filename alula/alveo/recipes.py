@@ -93,6 +93,8 @@ def floorplan_tcl(config: Config, card: Card) -> str:
     """Vivado, before placement: matrix units over the SLRs. Empty where the whole stays in SLR0 (`slr=`)."""
     lines = []
     for slr, units in ({} if fits_one_slr(config, card) else card.floorplan(config)).items():
+        if not units:
+            continue
         block = f"alula_slr{slr}"
         lines += [f"create_pblock {block}", f"resize_pblock [get_pblocks {block}] -add SLR{slr}"]
         for unit in units:

@@ -56,6 +56,11 @@ class Card:
         """Of the whole device."""
         return {kind: sum(self.slr(i)[kind] for i in range(self.slrs)) for kind in self.slr(0)}
 
+    @property
+    def core_slr(self) -> int:
+        """Where all but the matrix units is meant to be: in the middle, or beside the shell's."""
+        return self.slrs // 2
+
     def memory_of(self, config: Config, port: int) -> str:
         """The memory bank, as v++ names it, behind a memory port: a pseudo-channel for each matrix unit; for aux the
         card's DDR, else the pseudo-channels that are left."""
@@ -67,15 +72,17 @@ class Card:
         return f"HBM[{first}]" if first == last else f"HBM[{first}:{last}]"
 
     def floorplan(self, config: Config) -> dict[int, list[int]]:
-        """SLR -> matrix units. SLR0 has the shell and the HBM: it gets no more than another."""
-        share, more = divmod(config.units, self.slrs)
-        counts = [share + (self.slrs - 1 - slr < more) for slr in range(self.slrs)]
-        first = [sum(counts[:slr]) for slr in range(self.slrs)]
+        """SLR -> matrix units, so that with the core on `core_slr` all SLRs are as full. SLR0, with the shell and the
+        HBM, is the last to get one more."""
+        counts = dict.fromkeys(range(self.slrs), 0)
+        for _ in range(config.units):
+            counts[min(counts, key=lambda slr: (counts[slr] + CORE_UNITS * (slr == self.core_slr), -slr))] += 1
+        first = [sum(list(counts.values())[:slr]) for slr in range(self.slrs)]
         return {slr: list(range(first[slr], first[slr] + counts[slr])) for slr in range(self.slrs)}
 
     def budget(self, config: Config) -> list[Row]:
         """What the configuration takes of the card."""
-        return budget(config, self.resources, self.floorplan(config), CROSSING_WIRES)
+        return budget(config, self.resources, self.floorplan(config), self.core_slr, CROSSING_WIRES)
 
     def check(self, config: Config) -> None:
         """ConfigError if the configuration's ports, memories or resources do not fit the card."""
@@ -94,6 +101,8 @@ class Card:
         refuse_excess(where, self.budget(config))
 
 
+CORE_UNITS = 9
+"""What all but the matrix units takes, in matrix units: 225,000 LUTs over 25,900 on `u280` (Yosys)."""
 _MIB = 1 << 20
 CARDS = {card.name: card for card in (
     Card("u280", "xcu280-fsvh2892-2L-e", "xilinx_u280_gen3x16_xdma_1_202211_1", (_BASE_DIE, _UPPER_DIE, _UPPER_DIE),

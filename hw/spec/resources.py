@@ -176,8 +176,10 @@ class Row:
     parts: dict[str, float]
 
 
-def budget(config: Config, limits: dict[str, int], floorplan: dict[int, list[int]], crossing_limit: int) -> list[Row]:
-    """limits: a card's totals; floorplan: die -> matrix units; crossing_limit: wires over a boundary of two dies."""
+def budget(config: Config, limits: dict[str, int], floorplan: dict[int, list[int]], core: int,
+           crossing_limit: int) -> list[Row]:
+    """limits: a card's totals; floorplan: die -> matrix units; core: the die of all else; crossing_limit: wires over a
+    boundary of two dies."""
     parts = {store: {m.name: m.primitives for m in memories(config) if m.store is store} for store in Store}
     rest: dict[str, float] = {"accumulators": accumulator_dsps(config), "vector lanes": LANE_DSPS * config.lanes,
                               "finaliser": FINALISER_DSPS, "sequencer": SEQUENCER_DSPS, "store": STORE_DSPS}
@@ -189,7 +191,6 @@ def budget(config: Config, limits: dict[str, int], floorplan: dict[int, list[int
         Row("chain DSP48E2", config.chain_dsps, min(MAX_CHAIN_DSPS, dsps), "DSPs in chains", chains),
     ]  # fmt: skip
     if len(floorplan) > 1:
-        core = min(floorplan, key=lambda die: max(crossing_wires(floorplan, die)))
         wires = crossing_wires(floorplan, core)
         names = {f"SLR{i} to SLR{i + 1}": float(n) for i, n in enumerate(wires)}
         rows.append(Row("SLR crossing", max(wires), crossing_limit, f"wires between two dies (core on SLR{core})",
