@@ -31,10 +31,11 @@ CALIBRATION = (f"at most {CALIBRATION_TOKENS} tokens of ref_model/data/calibrati
                "for GPTQ; docs/calibration.md); the measured text is no part of it")
 Setting = tuple[str, str, str]
 SETTINGS: tuple[Setting, ...] = (
+    ("4", "dense", "tuned"), ("3.5", "dense", "tuned"), ("8", "8:16", "tuned"),
     ("4", "dense", "best"), ("3.5", "dense", "best"), ("8", "8:16", "best"), ("8", "dense", "best"),
     ("4", "dense", "plain"), ("3.5", "dense", "plain"), ("8", "8:16", "plain"), ("8", "dense", "plain"))
 """Bits, sparsity, recipe; the longest first."""
-AIMS = {("4", "dense", "best"): 1.10, ("3.5", "dense", "best"): 1.25}
+AIMS = {(bits, "dense", recipe): aim for bits, aim in (("4", 1.10), ("3.5", 1.25)) for recipe in ("tuned", "best")}
 """Largest ratio aimed at."""
 PROCESSES = 2
 

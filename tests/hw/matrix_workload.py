@@ -51,9 +51,9 @@ class Content:
         if run.bits == 8:
             self.codes[self.codes == 128] = 127
         self.indices = rng.integers(0, BLOCK, (count, BLOCK, BLOCK))
-        if run.nonzeros == 8:
-            for places in self.indices.reshape(-1, 8):
-                places[:] = np.sort(rng.permutation(BLOCK)[:8])
+        if 1 < run.nonzeros < BLOCK:
+            for places in self.indices.reshape(-1, self.m):
+                places[:] = np.sort(rng.permutation(BLOCK)[:self.m])
         elif run.nonzeros == BLOCK:
             self.indices[:] = np.arange(BLOCK)
 
