@@ -22,7 +22,8 @@ broadcast activation. A round that a unit lacks is filled in with one of zero sc
 **A round's beats** (`round_beats`), all little endian: indices, then codes. Bits that no weight needs are zero.
  indices  N = 16: none. N = 8: one beat of masks, [2 blocks][16 rows] of 16 bits, eight of them set: bit c = input c
           (other masks: `mask_inputs`). N = 4 and 2: two beats, [16 rows][8 slots] of 4 bits: slots 0..7, then 8..15.
-          N = 1: one such beat, in which slots s and s + 8 share a place: a row uses only one of them.
+          N = 1: one such beat, in which slots s and s + 8 share a place: a row uses only one of them. The inputs of a
+          row and block ascend; where they do not, its sums mean nothing.
  codes    The code of (row, slot) lies in byte x mod 64 of a beat, x = 16 * row + slot. Which of the byte's bits it has
           depends on x // 64, a **quarter** of the round (four rows):
               quarter                      0     1     2     3
