@@ -123,7 +123,7 @@ class Reduction(wiring.Component):
 
 
 class MaskPlaces(wiring.Component):
-    """``differ``: the places found in a mask of eight bits, a cycle later, are not exactly its bits in ascending order."""
+    """``differ``: the places found in a mask of eight bits, a cycle later, are not its bits in ascending order."""
 
     differ: Out(1)
 
