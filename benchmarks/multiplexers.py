@@ -2,13 +2,14 @@
 
 import time
 
-from amaranth.hdl import Module
+from amaranth.hdl import Cat, Const, Module
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from hw.chain import DENSE_BREAKS, STEP, SUMS, SparseChain, flow
+from hw.chain import DENSE_BREAKS, N_GROUPS, STEP, SUMS, SparseChain, flow
+from hw.dsp_group import WEIGHT_PLACE
 from hw.matrix_unit import MatrixUnit
-from hw.spec.config import get
+from hw.spec.config import BLOCK, get
 from hw.synth import synthesise, tally
 from hw.verilog_writer import convert
 
@@ -16,7 +17,7 @@ CONFIGS = ("tiny", "u280")
 
 
 class Chain(wiring.Component):
-    """A chain as the matrix unit has it; `dense`: with its multiplexers tied off."""
+    """The first chain of a matrix unit of `u280`; `dense`: with its multiplexers tied off."""
 
     def __init__(self, dense: bool):
         self.dense = dense
@@ -24,12 +25,14 @@ class Chain(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.chain = chain = SparseChain(cascade_groups=4, primitive=True)
+        m.submodules.chain = chain = SparseChain(
+            cascade_groups=4, singles=MatrixUnit(get("u280")).singles(0), primitive=True)  # fmt: skip
         m.d.comb += [chain.i.payload.eq(self.i.payload), chain.i.valid.eq(self.i.valid),
                      chain.i.payload.breaks.eq(DENSE_BREAKS), self.o.payload.eq(chain.o_sums.payload),
                      self.o.valid.eq(chain.o_sums.valid)]
         if self.dense:
-            m.d.comb += chain.i.payload.sparse.eq(0)
+            places = Cat(Const(place, range(BLOCK)) for place in WEIGHT_PLACE).replicate(N_GROUPS)
+            m.d.comb += [chain.i.payload.sparse.eq(0), chain.i.payload.indices.as_value().eq(places)]
         return m
 
 

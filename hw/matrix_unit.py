@@ -131,7 +131,7 @@ class MatrixUnit(wiring.Component):
         """The chains, with the rows that they need in ``step`` and get in ``step_in``; their sums."""
         sums = []
         for number in range(self.config.chains):
-            chain = SparseChain(cascade_groups=CASCADE_GROUPS, singles=self._singles(number),
+            chain = SparseChain(cascade_groups=CASCADE_GROUPS, singles=self.singles(number),
                                 primitive=self.primitive)
             m.submodules[f"chain_{number}"] = chain
             rows, indices = self._rows(number, weights, step)
@@ -150,7 +150,7 @@ class MatrixUnit(wiring.Component):
         return [N_LANES * (pass_ * self.config.chains + number) + i
                 for pass_ in range(self.config.passes) for i in range(N_LANES)]
 
-    def _singles(self, number):
+    def singles(self, number):
         """Which slots of each of its groups hold a block's only weight in any of the chain's rows."""
         slots = {single_slot(row, group) for row in self._mine(number) for group in range(N_GROUPS)}
         return [tuple(MULTIPLIERS_PER_GROUP * group + slot in slots for slot in range(MULTIPLIERS_PER_GROUP))
