@@ -7,9 +7,9 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.chain import DENSE_BREAKS, N_GROUPS, STEP, SUMS, SparseChain, flow
-from hw.dsp_group import WEIGHT_PLACE
 from hw.matrix_unit import MatrixUnit
 from hw.spec.config import BLOCK, get
+from hw.spec.weights import UNREACHED
 from hw.synth import synthesise, tally
 from hw.verilog_writer import convert
 
@@ -31,7 +31,7 @@ class Chain(wiring.Component):
                      chain.i.payload.breaks.eq(DENSE_BREAKS), self.o.payload.eq(chain.o_sums.payload),
                      self.o.valid.eq(chain.o_sums.valid)]
         if self.dense:
-            places = Cat(Const(place, range(BLOCK)) for place in WEIGHT_PLACE).replicate(N_GROUPS)
+            places = Cat(Const(place, range(BLOCK)) for place in UNREACHED).replicate(N_GROUPS)
             m.d.comb += [chain.i.payload.sparse.eq(0), chain.i.payload.indices.as_value().eq(places)]
         return m
 

@@ -87,8 +87,10 @@ class Accumulators(wiring.Component):
         m.d.sync += [after.eq(before) for before, after in pairwise(totals)]
         rows = self._memory(m, steps[2], valids[2], totals[0])
 
-        # The newest wins; a place of two bits, so that a bit of the choice is one LUT.
-        place = Mux(same[1], 1, Mux(same[2], 2, Mux(same[3], 3, 0)))
+        # The newest wins. A place first, so that a bit of the choice is one LUT.
+        place = Const(0)
+        for number in range(FORWARDS, 0, -1):
+            place = Mux(same[number], number, place)
         old = Array([rows.word_select(steps[0].pass_, part), *totals])[place]
         addend = Mux(steps[0].first, MultiplyAccumulate.ZERO,
                      Mux(same[0], MultiplyAccumulate.LAST, MultiplyAccumulate.C))

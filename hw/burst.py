@@ -3,11 +3,10 @@
 from amaranth.hdl import *
 from amaranth.utils import exact_log2
 
-from hw.spec.config import BEAT_BYTES
-from hw.spec.timing import BURST_BEATS
+from hw.spec.timing import BURST_BEATS, PAGE_BEATS
 
 _BURST_BITS = exact_log2(BURST_BEATS)
-_PAGE_BITS = exact_log2(4096 // BEAT_BYTES)
+_PAGE_BITS = exact_log2(PAGE_BEATS)
 
 
 def next_burst(address, remaining):

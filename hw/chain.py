@@ -28,6 +28,7 @@ STEP = data.StructLayout({
     "sparse": 1,
     "breaks": N_GROUPS,
     "row": 1,
+    "single": 1,
 })
 LANES = data.StructLayout({"lo": signed(LANE_BITS + 1), "hi": signed(LANE_BITS + 1)})
 TAPS = data.ArrayLayout(LANES, N_GROUPS)
@@ -61,7 +62,8 @@ class SparseChain(wiring.Component):
     Tap ``g`` is the sum over groups ``b .. g``, where ``b`` is the nearest group at or before ``g`` whose break bit is
     set; bit 0 counts as set. Group ``g`` holds positions ``2g`` and ``2g + 1``, and has activations of its own. With
     ``a[t]`` the groups' activations of token t: dense, lane ``lo`` is ``weights[0] . a[0]``, lane ``hi``
-    ``weights[1] . a[0]``; sparse, ``lo`` is ``weights[row] . a[0][indices]``, ``hi`` ``weights[row] . a[1][indices]``.
+    ``weights[1] . a[0]``; sparse, ``lo`` is ``weights[row] . a[0][indices]``, ``hi`` ``weights[row] . a[1][indices]``,
+    without the weights that :class:`hw.dsp_group.DSPGroup` takes for zero.
     A row of N non-zeros that emits a sum of its own fills N / 2 groups and is read at the last of them. Rows that fill
     the chain, dense or sparse, break at groups 0 and 4 (``DENSE_BREAKS``) and are read as ``sum0`` and ``sum1``.
 
@@ -76,8 +78,8 @@ class SparseChain(wiring.Component):
     Reset: valid bits only. Payload without ``valid`` is arbitrary.
 
     Parameters: ``cascade_groups``: groups in one unbroken cascade. 8 lets sums cross every boundary. With 4, group 4
-    always breaks; the skew, the deskew and ``latency`` (10) halve. ``singles``: of
-    every group, see :class:`hw.dsp_group.DSPGroup`. ``primitive``: see :class:`hw.dsp48e2.DSP48E2`.
+    always breaks; the skew, the deskew and ``latency`` (10) halve. ``singles``: of every
+    group, see :class:`hw.dsp_group.DSPGroup`. ``primitive``: see :class:`hw.dsp48e2.DSP48E2`.
 
     Members: ``i``: steps (``STEP``); ``o``: taps (``TAPS``); ``o_sums``: sums over the whole row (``SUMS``).
     """
@@ -136,7 +138,8 @@ class SparseChain(wiring.Component):
     def _feed(self, m, group, number):
         """A group's own slice of the step."""
         step = self.i.payload
-        m.d.comb += [group.acts.eq(step.acts[number]), group.sparse.eq(step.sparse), group.row.eq(step.row)]
+        m.d.comb += [group.acts.eq(step.acts[number]), group.sparse.eq(step.sparse), group.row.eq(step.row),
+                     group.single.eq(step.single)]
         for multiplier in range(MULTIPLIERS_PER_GROUP):
             position = group.first_position + multiplier
             m.d.comb += group.indices[multiplier].eq(step.indices[position])

@@ -6,15 +6,12 @@ from amaranth.lib.wiring import In, Out
 
 from hw.dsp48e2 import DSP48E2
 from hw.spec.config import BLOCK
+from hw.spec.weights import UNREACHED
 
 MULTIPLIERS_PER_GROUP = 2
 N_LANES = 2                     # INT8 products packed in one multiplier
 LANE_BITS = 18                  # distance of the two lanes in P
 
-WEIGHT_PLACE = (BLOCK - 1, 0)
-"""Where a multiplier that never has a block's only non-zero finds its weight among the activations, by its place in the
-group. Indices ascend: the first of a group's two is never the last input of its block, the second never the first.
-That makes it a choice of 16, five LUTs a bit, where a choice of 17 takes six."""
 ANY_INDEX = (True, True)
 
 # Cycles from a group's input to ``p`` with ``skew_cycles=0``: the second slice's four registers.
@@ -47,11 +44,12 @@ class DSPGroup(wiring.Component):
     mode      x1                               x0                               y
     ========  ===============================  ===============================  ============================
     dense     ``weights[1]`` (second row)      ``weights[0]`` (first row)       ``acts[0]`` at the position
-    sparse    ``acts[1]`` at the index         ``acts[0]`` at the index         ``weights[row]``
+    sparse    ``acts[1]`` at the index         ``acts[0]`` at the index         ``weights[row]``, see below
     ========  ===============================  ===============================  ============================
 
-    A multiplier that is not in ``singles`` takes x as if its weight were the activation at its ``WEIGHT_PLACE``, so its
-    index must be that in dense steps and may not be in sparse ones.
+    Unless ``single``, a sparse multiplier's weight counts as zero where its index is its input of ``UNREACHED``: inputs
+    ascend, so no encoder brings a weight there. A multiplier that is never ``single`` (``singles``) has its own weights
+    at that place, and its index has to name it in dense steps: a choice of 16 is five LUTs a bit, one of 17 is six.
 
     Numeric contract: activations are int8[-128, 127], weights int8[-127, 127], ``p`` is exact. The two lanes of ``p``
     can be told apart after up to 8 products, never after 9.
@@ -66,8 +64,8 @@ class DSPGroup(wiring.Component):
     block's only weight there). ``primitive``: see :class:`hw.dsp48e2.DSP48E2`.
 
     Members: ``acts``: int8[2 tokens, 16]; ``weights``: int8[2 rows, 2 multipliers]; ``indices``: uint4[2 multipliers];
-    ``sparse``: mode; ``row``: the one that a sparse step multiplies; ``break_``: start a new sum; ``pcin``, ``pcout``:
-    cascade; ``p``: tap of the reduction node.
+    ``sparse``: mode; ``row``: the one that a sparse step multiplies; ``single``: N = 1; ``break_``: start a new sum;
+    ``pcin``, ``pcout``: cascade; ``p``: tap of the reduction node.
     """
 
     def __init__(self, *, first_position=0, skew_cycles=0, singles=ANY_INDEX, primitive=False):
@@ -85,6 +83,7 @@ class DSPGroup(wiring.Component):
             "indices": In(indices_layout(MULTIPLIERS_PER_GROUP)),
             "sparse": In(1),
             "row": In(1),
+            "single": In(1),
             "break_": In(1),
             "pcin": In(signed(48)),
             "pcout": Out(signed(48)),
@@ -112,9 +111,11 @@ class DSPGroup(wiring.Component):
         """The sparse multiplexer of one multiplier: its operands, skewed."""
         row0, row1 = (self.weights[row][number] for row in range(N_LANES))
         x1, x0, y = (Signal(signed(8), name=f"{name}_{number}") for name in ("x1", "x0", "y"))
+        reached = self.single | (self.indices[number] != UNREACHED[number])
+        weight = Mux(reached, Mux(self.row, row1, row0), 0)
         m.d.comb += [
             x1.eq(self._chosen(number, self.acts[1], row1)), x0.eq(self._chosen(number, self.acts[0], row0)),
-            y.eq(Mux(self.sparse, Mux(self.row, row1, row0), self.acts[0][self.first_position + number])),
+            y.eq(Mux(self.sparse, weight, self.acts[0][self.first_position + number])),
         ]
         return (delay(m, operand, self.skew_cycles, operand.name) for operand in (x1, x0, y))
 
@@ -124,5 +125,5 @@ class DSPGroup(wiring.Component):
         if self.singles[number]:
             return Mux(self.sparse, acts[index], weight)
         choice = [acts[place] for place in range(BLOCK)]
-        choice[WEIGHT_PLACE[number]] = weight
+        choice[UNREACHED[number]] = weight
         return Array(choice)[index]

@@ -6,10 +6,8 @@ from amaranth.lib.wiring import In, Out
 
 from hw.round import ROUND, SCALES
 from hw.spec.config import BLOCK
-from hw.spec.weights import QUARTERS
+from hw.spec.weights import ROWS_A_QUARTER
 from hw.unpacker import LEVELS, NIBBLE
-
-ROWS_A_QUARTER = BLOCK // QUARTERS
 
 
 class Extender(wiring.Component):
@@ -35,7 +33,7 @@ class Extender(wiring.Component):
         wide, scales = Signal(), Signal(SCALES, reset_less=True)
         m.d.sync += [
             wide.eq(self.wide), self.o_valid.eq(self.i_valid), self.o.scales.eq(scales),
-            self.o.sparse.eq(self.i.sparse),
+            self.o.sparse.eq(self.i.sparse), self.o.single.eq(self.i.single),
         ]
         m.d.comb += [self.o.indices.eq(self.i.indices), self.o.blocks.eq(self.i.blocks)]
         for row in range(BLOCK):

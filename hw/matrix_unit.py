@@ -6,13 +6,13 @@ from amaranth.lib.wiring import In, Out
 
 from hw.accumulator import ROW, Accumulators, accumulator_rows, delay_valid, step_layout
 from hw.chain import DENSE_BREAKS, N_GROUPS, STEP, SUMS, SparseChain, chain_latency
-from hw.dsp_group import MULTIPLIERS_PER_GROUP, N_LANES, WEIGHT_PLACE, delay
+from hw.dsp_group import MULTIPLIERS_PER_GROUP, N_LANES, delay
 from hw.interfaces import AXI4Read, descriptor_layout
 from hw.operand_buffer import BLOCK_BITS, WINDOW_LAYOUT
 from hw.round import ROUND_KIND
 from hw.spec.config import BLOCK, Config
 from hw.spec.isa import Unit
-from hw.spec.weights import single_slot
+from hw.spec.weights import UNREACHED, single_slot
 from hw.weight_front import WeightFront
 from hw.weight_reader import WeightReader
 
@@ -129,7 +129,7 @@ class MatrixUnit(wiring.Component):
 
     def _chains(self, m, acts, weights, step, step_in):
         """The chains, with the rows that they need in ``step`` and get in ``step_in``; their sums."""
-        sums = []
+        sums, single = [], delay(m, weights.single, SELECT_LATENCY, "single")
         for number in range(self.config.chains):
             chain = SparseChain(cascade_groups=CASCADE_GROUPS, singles=self.singles(number),
                                 primitive=self.primitive)
@@ -138,7 +138,7 @@ class MatrixUnit(wiring.Component):
             i = chain.i.payload
             m.d.comb += [
                 chain.i.valid.eq(1), i.acts.eq(acts), i.sparse.eq(step_in.sparse), i.row.eq(step_in.token),
-                i.breaks.eq(DENSE_BREAKS),
+                i.single.eq(single), i.breaks.eq(DENSE_BREAKS),
                 i.weights.eq(delay(m, rows, SELECT_LATENCY, f"weights_{number}")),
                 i.indices.eq(delay(m, indices, SELECT_LATENCY, f"indices_{number}")),
             ]
@@ -161,7 +161,7 @@ class MatrixUnit(wiring.Component):
         the places of the weights."""
         rows, indices = ([each.as_value() for each in weights[name]] for name in ("weights", "indices"))
         mine = self._mine(number)
-        own = Cat(Const(place, range(BLOCK)) for place in WEIGHT_PLACE).replicate(N_GROUPS)
+        own = Cat(Const(place, range(BLOCK)) for place in UNREACHED).replicate(N_GROUPS)
         return (Cat(rows[i] for i in mine).word_select(step.pass_, N_LANES * len(rows[0])),
                 Mux(step.sparse, Cat(indices[i] for i in mine).word_select(Cat(step.token, step.pass_), len(own)), own))
 

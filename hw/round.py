@@ -16,6 +16,6 @@ ROUND_KIND = data.StructLayout({"sparse": 1, "raw": 1, "last": 1, "window": rang
 """What the schedule needs of a round; last: it ends a step. A raw round has the window 0 and is never last."""
 
 ROUND = data.StructLayout({
-    "weights": WEIGHTS, "indices": INDICES, "blocks": BLOCKS, "sparse": 1, "scales": SCALES,
+    "weights": WEIGHTS, "indices": INDICES, "blocks": BLOCKS, "sparse": 1, "single": 1, "scales": SCALES,
 })
-"""weights: levels or bytes; the sums of a row's products are multiplied by its scale."""
+"""single: N = 1; weights: levels or bytes; the sums of a row's products are multiplied by its scale."""

@@ -69,9 +69,7 @@ class StoreUnit(wiring.Component):
 
         counts = (desc.n_tok == 0) | (desc.n_head == 0) | (desc.n_gran == 0)
         outside = issued_valid & (issued["source"] >= self.config.sb_granules)
-        m.d.comb += [
-            issued_valid.eq(active & ~illegal & self.run),
-        ]
+        m.d.comb += issued_valid.eq(active & ~illegal & self.run)
         self._walk(m, desc, issued, active, issued_valid & advance)
         granule = self._memory(m, read, advance)
         with m.If(advance):

@@ -15,6 +15,7 @@ from hw.verilog_writer import run_yosys
 LUT_COSTS = "2:2,3,6:5"
 """Costs of LUTs by width, as in synth_xilinx -nowidelut: wider ones than six inputs would be several. Its own mapper
 (abc9) fails on this hierarchy (0.70)."""
+MAP_LUTS = (f"abc -luts {LUT_COSTS}", "opt_merge", "clean")
 KINDS = ("DSP48E2", "LUT", "FF", "BRAM36", "URAM", "LUTRAM", "CARRY", "MUX")
 _PREFIXES = {
     "DSP48E2": ("DSP48E2",), "LUT": ("LUT", "$lut", "INV"), "FF": ("FD",), "URAM": ("URAM288",), "CARRY": ("CARRY",),
@@ -80,7 +81,7 @@ def synthesise(verilog: str, top: str, flatten: bool = False) -> dict[str, dict[
             f"read_verilog {source}",
             f"synth_xilinx -family xcup -noiopad -noclkbuf -uram {'-flatten' if flatten else ''} -top {top} "
             "-run begin:map_luts",
-            f"abc -luts {LUT_COSTS}", "opt_merge", "clean",
+            *MAP_LUTS,
             f"tee -q -o {answer} stat -json",
         ])  # fmt: skip
         modules = json.loads(answer.read_text())["modules"]

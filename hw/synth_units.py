@@ -18,7 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from hw.accelerator import TOP
-from hw.synth import LUT_COSTS, tally
+from hw.synth import MAP_LUTS, tally
 from hw.verilog_writer import run_yosys
 
 _MODULE = re.compile(r"^(?:\(\*[^\n]*\*\)\n)?module (\\\S+|\w+) ?.*?^endmodule\n?", flags=re.M | re.S)
@@ -162,7 +162,7 @@ def synthesise_units(
 
 def _cached(names: list[str], texts: dict[str, str], logic: bool, cache: Path | None) -> tuple[dict[str, dict], float]:
     """What `_synthesise` gives and the seconds it took, now or when the cache got it."""
-    state = sha256(f"{version('pyosys')} {LUT_COSTS} {logic}\n".encode())
+    state = sha256(f"{version('pyosys')} {MAP_LUTS} {logic}\n".encode())
     for name in names:
         state.update(f"{name}\n{texts[name]}".encode())
     kept = cache / f"{state.hexdigest()[:32]}.json.gz" if cache else None
@@ -186,7 +186,7 @@ def _synthesise(names: list[str], texts: dict[str, str], logic: bool) -> dict[st
     below = {child for name in names for child in _children(texts[name], texts)}
     source_text = "".join([*(texts[name] for name in names), *(_stub(texts[name]) for name in sorted(below - inside))])
     found: dict[str, dict] = {}
-    last, finish = ("map_luts", [f"abc -luts {LUT_COSTS}", "opt_merge", "clean"]) if logic else ("map_ffram", [])
+    last, finish = ("map_luts", MAP_LUTS) if logic else ("map_ffram", ())
     with tempfile.TemporaryDirectory(prefix="alula-synth-") as folder:
         source, answer = Path(folder) / "unit.v", Path(folder) / "unit.json"
         source.write_text(source_text)

@@ -14,6 +14,7 @@ from hw.spec.weights import (
     NIBBLES,
     NONZEROS,
     QUARTERS,
+    ROWS_A_QUARTER,
     RUN_BYTES,
     RUN_FIELDS,
     RUN_MAGIC,
@@ -76,6 +77,7 @@ COMMAND = data.StructLayout({
 USED = data.ArrayLayout(BLOCK, 2)
 LEVELS = data.StructLayout({
     "cells": data.ArrayLayout(8, CELLS), "indices": INDICES, "blocks": BLOCKS, "used": USED, "sparse": 1,
+    "single": 1,
 })
 """cells: bytes, or levels in their low four bits, of [row][slot]; used: slots that hold weights, in even and in odd
 quarters."""
@@ -366,13 +368,16 @@ class Unpacker(wiring.Component):
             places.append(Signal(range(WINDOW), name=f"block_{n}", reset_less=True))
             m.d.sync += places[-1].eq(place)
         nonzeros = Signal.like(part.nonzeros, reset_less=True)
-        m.d.sync += [self.o.sparse.eq(part.nonzeros != 0), nonzeros.eq(part.nonzeros)]
+        m.d.sync += [
+            self.o.sparse.eq(part.nonzeros != 0), self.o.single.eq(part.nonzeros == SINGLE),
+            nonzeros.eq(part.nonzeros),
+        ]
         for group in range(N_GROUPS):
             numbers = [group * round_blocks(n) // N_GROUPS for n in NONZEROS]
             m.d.sync += self.o.blocks[group].eq(Array(places[number] for number in numbers)[nonzeros])
             there = Array(held[number] for number in numbers)[part.nonzeros]
             for parity in range(2):
-                row = parity * BLOCK // QUARTERS
+                row = parity * ROWS_A_QUARTER
                 for slot in (2 * group, 2 * group + 1):
                     empty = Const(0) if slot == single_slot(row, group) else part.nonzeros == SINGLE
                     m.d.sync += self.o.used[parity][slot].eq(there & ~empty)

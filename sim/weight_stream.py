@@ -18,11 +18,13 @@ from hw.spec.weights import (
     HIGH_BITS,
     NONZEROS,
     QUARTERS,
+    ROWS_A_QUARTER,
     RUN_BYTES,
     RUN_FIELDS,
     RUN_MAGIC,
     SCALE_BASE,
     SCALE_BITS,
+    UNREACHED,
     WINDOW,
     code_beat,
     code_byte,
@@ -53,7 +55,7 @@ _NONZERO_COUNTS = np.array(NONZEROS)
 _CODE_BEAT = np.array([[[code_beat(b, n, q) for q in range(QUARTERS)] for n in NONZEROS] for b in BITS])
 _HIGH_BITS = np.array(HIGH_BITS)
 _SINGLE_SLOTS = np.array([[single_slot(row, block) for block in range(WINDOW)] for row in range(BLOCK)])
-_ROWS_A_QUARTER = BLOCK // QUARTERS
+_UNREACHED = np.array(UNREACHED)
 _INSIDE = SCALE_BASE // 8
 _HALF_SCALE = 1 << SCALE_BITS - 1
 
@@ -295,8 +297,8 @@ def _weights(flat, at, plane, high_shift, form, n_form, scales, out):
     """
     bits = _BIT_COUNTS[form]
     for row in range(BLOCK):
-        quarter = row // _ROWS_A_QUARTER
-        first = row % _ROWS_A_QUARTER * BLOCK
+        quarter = row // ROWS_A_QUARTER
+        first = row % ROWS_A_QUARTER * BLOCK
         beat = at + _CODE_BEAT[form, n_form, quarter] * BEAT_BYTES
         for s in range(BLOCK):
             value = np.int64(_LEVELS[form, quarter, flat[beat + first + s]])
@@ -353,10 +355,11 @@ def _decode(beats, runs, first_step, mask_table, out, column, stride):
             _weights(flat, codes, plane, high_shift, run[RUN_BITS], run[RUN_N], scales, weights)
             for b in range(number * per, min(total, number * per + per)):
                 tile[:] = 0
-                for i in range(each if n > 1 else 1):
+                for place in range(each if n > 1 else 1):
                     for row in range(BLOCK):
-                        s = (b - number * per) * each + i if n > 1 else _SINGLE_SLOTS[row, b - number * per]
-                        tile[indices[s, row], row] += weights[s, row]
+                        s = (b - number * per) * each + place if n > 1 else _SINGLE_SLOTS[row, b - number * per]
+                        if n == 1 or n == BLOCK or indices[s, row] != _UNREACHED[s % 2]:
+                            tile[indices[s, row], row] += weights[s, row]
                 for c in range(BLOCK):
                     for row in range(BLOCK):
                         value = out[present[b] * BLOCK + c, to + row] + np.float32(tile[c, row])

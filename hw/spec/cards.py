@@ -1,6 +1,7 @@
 """Alveo cards: what a configuration has to fit, and where each figure comes from. Standard library only."""
 
 from dataclasses import dataclass
+from itertools import islice
 
 from .config import Config, ConfigError
 from .resources import Row, budget, refuse_excess
@@ -77,8 +78,8 @@ class Card:
         counts = dict.fromkeys(range(self.slrs), 0)
         for _ in range(config.units):
             counts[min(counts, key=lambda slr: (counts[slr] + CORE_UNITS * (slr == self.core_slr), -slr))] += 1
-        first = [sum(list(counts.values())[:slr]) for slr in range(self.slrs)]
-        return {slr: list(range(first[slr], first[slr] + counts[slr])) for slr in range(self.slrs)}
+        units = iter(range(config.units))
+        return {slr: list(islice(units, n)) for slr, n in counts.items()}
 
     def budget(self, config: Config) -> list[Row]:
         """What the configuration takes of the card."""

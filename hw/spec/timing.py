@@ -11,6 +11,8 @@ SEQ_AFTER_FETCH = 3
 LDS_RETURN = 1
 """LDS completes this many cycles after its beat arrives; its address goes out in its first free cycle."""
 BURST_BEATS = 16
+PAGE_BEATS = 64
+"""4 KiB, which no burst crosses (AXI4)."""
 ST_PIPE = 3
 """Cycles from an item's issue to its AW/W handshake."""
 VU_LATENCY = 67
@@ -31,5 +33,5 @@ def accumulator_slots(n_rows: int, acc_rows: int) -> int:
 
 
 def burst_length(address_beats: int, remaining: int) -> int:
-    """Beats of the next AXI burst: at most BURST_BEATS, never across a 4 KiB boundary (64 beats)."""
-    return min(BURST_BEATS, remaining, 64 - address_beats % 64)
+    """Beats of the next AXI burst: at most BURST_BEATS, never beyond a page."""
+    return min(BURST_BEATS, remaining, PAGE_BEATS - address_beats % PAGE_BEATS)

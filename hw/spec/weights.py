@@ -22,8 +22,9 @@ broadcast activation. A round that a unit lacks is filled in with one of zero sc
 **A round's beats** (`round_beats`), all little endian: indices, then codes. Bits that no weight needs are zero.
  indices  N = 16: none. N = 8: one beat of masks, [2 blocks][16 rows] of 16 bits, eight of them set: bit c = input c
           (other masks: `mask_inputs`). N = 4 and 2: two beats, [16 rows][8 slots] of 4 bits: slots 0..7, then 8..15.
-          N = 1: one such beat, in which slots s and s + 8 share a place: a row uses only one of them. The inputs of a
-          row and block ascend; where they do not, its sums mean nothing.
+          N = 1: one such beat, in which slots s and s + 8 share a place: a row uses only one of them. Inputs of a row
+          and block ascend: with N > 1 a weight counts as zero at an input that only another order brings to its slot
+          (`UNREACHED`).
  codes    The code of (row, slot) lies in byte x mod 64 of a beat, x = 16 * row + slot. Which of the byte's bits it has
           depends on x // 64, a **quarter** of the round (four rows):
               quarter                      0     1     2     3
@@ -57,6 +58,9 @@ NONZEROS = (16, 8, 4, 2, 1)
 """Non-zeros of 16; the descriptor carries the place in this tuple."""
 QUARTERS = BLOCK_BEATS
 """Parts of a round: four rows, as many cells as a beat has bytes."""
+ROWS_A_QUARTER = BLOCK // QUARTERS
+UNREACHED = (BLOCK - 1, 0)
+"""Inputs of a block that the first and the second slot of a DSP group never have with N > 1, as inputs ascend."""
 FILLER_BITS = 2
 NIBBLES = (0, 1, 1, 0)
 """Each quarter's nibble of a byte at 4 bits."""
@@ -105,7 +109,7 @@ def mask_inputs(mask: int) -> list[int]:
 
 def single_slot(row: int, block: int) -> int:
     """The slot of a row's weight in the i-th block of a round of N = 1."""
-    return 2 * block + (block // 4 + row // 4) % 2
+    return 2 * block + (block // 4 + row // ROWS_A_QUARTER) % 2
 
 
 def code_byte(code: int, bits: int, quarter: int) -> int:

@@ -6,7 +6,19 @@ import numpy as np
 
 from hw.spec.config import BEAT_BYTES
 from hw.spec.isa import MxMode, StreamFormat
-from hw.spec.weights import BITS, BLOCK, HEADER_RUNS, MAX_SCALE, NONZEROS, WINDOW, Run, ceil_div, level, round_blocks
+from hw.spec.weights import (
+    BITS,
+    BLOCK,
+    HEADER_RUNS,
+    MAX_SCALE,
+    NONZEROS,
+    UNREACHED,
+    WINDOW,
+    Run,
+    ceil_div,
+    level,
+    round_blocks,
+)
 from tests.hw.matrix_model import Mx, Rd
 from tests.hw.stream_model import encode_codes, encode_indices, used_slots
 
@@ -51,9 +63,9 @@ class Content:
         if run.bits == 8:
             self.codes[self.codes == 128] = 127
         self.indices = rng.integers(0, BLOCK, (count, BLOCK, BLOCK))
-        if 1 < run.nonzeros < BLOCK:
-            for places in self.indices.reshape(-1, self.m):
-                places[:] = np.sort(rng.permutation(BLOCK)[:self.m])
+        if run.nonzeros == 8:
+            for places in self.indices.reshape(-1, 8):
+                places[:] = np.sort(rng.permutation(BLOCK)[:8])
         elif run.nonzeros == BLOCK:
             self.indices[:] = np.arange(BLOCK)
 
@@ -66,7 +78,9 @@ class Content:
                     code = int(self.codes[number, row, slot])
                     weight = level(code, run.bits) * (run.scales[row] if run.bits < 8 else 1)
                     block = WINDOW * run.window + blocks[slot // self.m]
-                    matrix[row, BLOCK * block + self.indices[number, row, slot]] += weight
+                    place = self.indices[number, row, slot]
+                    if not run.sparse or run.nonzeros == 1 or place != UNREACHED[slot % 2]:
+                        matrix[row, BLOCK * block + place] += weight
 
     def round_beats(self, number) -> list[bytes]:
         body = encode_indices(self.run, self.indices[number]) + encode_codes(self.run, self.codes, number)

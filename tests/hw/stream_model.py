@@ -65,6 +65,7 @@ class Round:
     weights: list[list[int]] = field(default_factory=list)
     indices: list[list[int]] = field(default_factory=list)
     scales: tuple[int, ...] = (1,) * BLOCK
+    single: bool = False
 
 
 def used_slots(run: Run, n_blocks: int, row: int) -> list[int]:
@@ -222,7 +223,7 @@ def decode_run(run: Run, payload: bytes, beat: int) -> list[Round]:
         kind = {"sparse": int(run.sparse), "raw": 0, "last": int(last), "window": run.window}
         blocks = [present[2 * g // each] if 2 * g // each < len(present) else None for g in range(8)]
         out = Round(kind, blocks, beat - 1, [used_slots(run, len(present), row) for row in range(BLOCK)],
-                    scales=run.scales if run.bits < 8 else (1,) * BLOCK)
+                    scales=run.scales if run.bits < 8 else (1,) * BLOCK, single=run.nonzeros == 1)
         for row in range(BLOCK):
             out.indices.append([decode_index(run, indices, row, slot) for slot in range(BLOCK)])
             values = [0] * BLOCK

@@ -9,6 +9,7 @@ from amaranth.sim import Simulator
 
 from hw.chain import CHAIN_LATENCY, DENSE_BREAKS, STEP, SUMS, TAPS, SparseChain, chain_latency
 from hw.dsp_group import DSPGroup
+from hw.spec.weights import UNREACHED
 
 
 def draw(rng, n_nonzero, extreme=False):
@@ -22,6 +23,7 @@ def draw(rng, n_nonzero, extreme=False):
         "indices": [rng.randrange(16) for _ in range(16)],
         "sparse": int(n_nonzero > 0),
         "row": rng.randrange(2),
+        "single": rng.randrange(2),
         "breaks": sum(1 << group for group in range(0, 8, groups_a_row)),
     }
 
@@ -31,7 +33,8 @@ def oracle(step):
     acts, weights = np.array(step["acts"]), np.array(step["weights"])
     groups = np.arange(16) // 2
     if step["sparse"]:
-        products = acts[groups, :, step["indices"]].T * weights[step["row"]]
+        reached = step["single"] | (np.array(step["indices"]) != 8 * UNREACHED)
+        products = acts[groups, :, step["indices"]].T * (weights[step["row"]] * reached)
     else:
         products = acts[groups, 0, np.arange(16)] * weights
     taps, first = [], 0

@@ -21,6 +21,7 @@ from amaranth.lib.wiring import Out
 
 from hw import chain
 from hw.dsp_group import delay
+from hw.spec.weights import UNREACHED
 from hw.unpacker import Unpacker
 from tests.hw.smt import solve
 
@@ -117,8 +118,9 @@ class Reduction(wiring.Component):
 
     def _shared(self, m, then, position):
         y = Signal(signed(18), name=f"shared_{position}")
-        m.d.comb += y.eq(Mux(then.sparse, Mux(then.row, then.weights[1][position], then.weights[0][position]),
-                           then.acts[position // 2][0][position]))
+        reached = then.single | (then.indices[position] != UNREACHED[position % 2])
+        weight = Mux(reached, Mux(then.row, then.weights[1][position], then.weights[0][position]), 0)
+        m.d.comb += y.eq(Mux(then.sparse, weight, then.acts[position // 2][0][position]))
         return y
 
 

@@ -15,7 +15,7 @@ MODEL = files("hw").joinpath("verilog", "dsp48e2.v").read_text()
 
 # Both tops offer a `mismatch` output, so that Verilator compares what it simulates anyway.
 CHAIN_TOP = """
-module top(input clk, rst, i_valid, input [2377:0] i, output o_valid, sums_valid, output [303:0] o,
+module top(input clk, rst, i_valid, input [2378:0] i, output o_valid, sums_valid, output [303:0] o,
            output [39:0] sums, output mismatch);
   wire [303:0] o_plain; wire [39:0] sums_plain; wire o_valid_plain, sums_valid_plain;
   chain_primitive primitive_(.clk, .rst, .i__valid(i_valid), .i__payload(i), .o__valid(o_valid), .o__payload(o),
@@ -71,6 +71,7 @@ int main(int, char** argv) {
     int sent = 0;
     for (int cycle = 0; sent < n_steps || !sums.empty(); cycle++) {
         int act[8][2][16], weight[2][16], index[16], sparse = rng() & 1, row = rng() & 1;
+        int single = rng() & 1;
         int breaks = always_break, group = 0;
         while (group < 8) { group += 1 + rng() % 4; breaks |= 1 << group; }
         breaks &= 255;
@@ -82,7 +83,7 @@ int main(int, char** argv) {
             }
             put(2304 + 4 * i, 4, index[i] = rng() % 16);
         }
-        put(2368, 1, sparse); put(2377, 1, row);
+        put(2368, 1, sparse); put(2377, 1, row); put(2378, 1, single);
         put(2369, 8, breaks);
         top.i_valid = sent < n_steps && rng() % 4;
         if (top.i_valid) {
@@ -92,7 +93,8 @@ int main(int, char** argv) {
                 for (int lane = 0; lane < 2; lane++) {
                     auto& own = act[i / 2];
                     if (i % 2 == 0 && breaks >> i / 2 & 1) sum[lane] = 0;
-                    sum[lane] += sparse ? own[lane][index[i]] * weight[row][i] : own[0][i] * weight[lane][i];
+                    bool reached = single || index[i] != (i % 2 ? 0 : 15);
+                    sum[lane] += !sparse ? own[0][i] * weight[lane][i] : own[lane][index[i]] * reached * weight[row][i];
                     step.lanes[i / 2][lane] = sum[lane];
                 }
             step.due = cycle + latency;

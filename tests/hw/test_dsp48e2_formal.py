@@ -8,6 +8,7 @@ from amaranth.lib.wiring import Out
 from hw.dsp48e2 import DSP48E2
 from hw.dsp_group import LANE_BITS, DSPGroup, delay
 from hw.spec.config import BLOCK
+from hw.spec.weights import UNREACHED
 from tests.hw.smt import solve
 
 PRE_ADDER_BITS, PRODUCT_BITS = 27, 45
@@ -49,22 +50,24 @@ class Selection(wiring.Component):
         super().__init__()
         self.number, self.index_bits = number, index_bits
         self.inputs = [Signal(unsigned(bits), name=name) for name, bits in (
-            ("act0", 8 * BLOCK), ("act1", 8 * BLOCK), ("row0", 8), ("row1", 8), ("at", 4), ("sparse", 1), ("row", 1))]
+            ("act0", 8 * BLOCK), ("act1", 8 * BLOCK), ("row0", 8), ("row1", 8), ("at", 4), ("sparse", 1), ("row", 1),
+            ("single", 1))]
 
     def elaborate(self, platform):
         m = Module()
         m.submodules.group = group = DSPGroup(first_position=4)
-        acts0, acts1, row0, row1, index, sparse, row = self.inputs
+        acts0, acts1, row0, row1, index, sparse, row, single = self.inputs
         m.d.comb += [group.acts[0].eq(acts0), group.acts[1].eq(acts1), group.sparse.eq(sparse), group.row.eq(row),
                      group.weights[0][self.number].eq(row0), group.weights[1][self.number].eq(row1),
-                     group.indices[self.number].eq(index)]
+                     group.indices[self.number].eq(index), group.single.eq(single)]
         x1, x0, y = group._select(m, self.number)
         # By shifting, not by choosing: the same value only if exactly the indexed byte comes through.
         narrow = index[:self.index_bits]
         picked = [(acts >> (narrow << 3))[:8] for acts in (acts0, acts1)]
         own = (acts0 >> (8 * (4 + self.number)))[:8]
+        weight = Mux(~single & (index == UNREACHED[self.number]), 0, Mux(row, row1, row0))
         with m.If(sparse):
-            m.d.comb += self.differ.eq((x0[:8] != picked[0]) | (x1[:8] != picked[1]) | (y[:8] != Mux(row, row1, row0)))
+            m.d.comb += self.differ.eq((x0[:8] != picked[0]) | (x1[:8] != picked[1]) | (y[:8] != weight))
         with m.Else():
             m.d.comb += self.differ.eq((x0[:8] != row0) | (x1[:8] != row1) | (y[:8] != own))
         return m

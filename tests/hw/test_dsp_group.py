@@ -6,7 +6,8 @@ import pytest
 from amaranth.hdl import Module
 from amaranth.sim import Simulator
 
-from hw.dsp_group import ACTS, GROUP_LATENCY, WEIGHT_PLACE, DSPGroup, indices_layout, weights_layout
+from hw.dsp_group import ACTS, GROUP_LATENCY, DSPGroup, indices_layout, weights_layout
+from hw.spec.weights import UNREACHED
 
 
 def draw(rng):
@@ -18,6 +19,7 @@ def draw(rng):
         "indices": [rng.randrange(16) for _ in range(2)],
         "sparse": rng.randrange(2),
         "row": rng.randrange(2),
+        "single": rng.randrange(2),
         "break_": rng.randrange(2),
         "pcin": rng.randint(-(1 << 40), 1 << 40),
     }
@@ -28,7 +30,9 @@ def lanes(step, first_position):
     acts, weights = step["acts"], step["weights"]
     if step["sparse"]:
         chosen = [[token[index] for index in step["indices"]] for token in acts]
-        return tuple(sum(a * w for a, w in zip(chosen[token], weights[step["row"]], strict=True)) for token in (1, 0))
+        used = [w * (step["single"] or index != place)
+                for w, index, place in zip(weights[step["row"]], step["indices"], UNREACHED, strict=True)]
+        return tuple(sum(a * w for a, w in zip(chosen[token], used, strict=True)) for token in (1, 0))
     own = acts[0][first_position:first_position + 2]
     return tuple(sum(a * w for a, w in zip(own, weights[row], strict=True)) for row in (1, 0))
 
@@ -72,7 +76,7 @@ def test_group_beyond_its_block_is_refused():
 
 @pytest.mark.parametrize("singles", [(False, True), (True, False), (False, False)])
 def test_a_multiplier_without_singles_finds_its_weight_among_the_activations(singles):
-    """Given the places of the weights in dense steps, and indices that ascend in sparse ones."""
+    """Given the places of the weights in dense steps; those that it lacks count as zero."""
     rng = random.Random(4)
     wide, narrow = DSPGroup(first_position=4), DSPGroup(first_position=4, singles=singles)
     layouts = {"acts": ACTS, "weights": weights_layout(2), "indices": indices_layout(2)}
@@ -82,9 +86,11 @@ def test_a_multiplier_without_singles_finds_its_weight_among_the_activations(sin
     async def drive(ctx):
         for _ in range(800):
             step = draw(rng)
-            indices = [rng.choice([i for i in range(16) if free or i != place])
-                       for free, place in zip(singles, WEIGHT_PLACE, strict=True)]
-            step["indices"] = indices if step["sparse"] else list(WEIGHT_PLACE)
+            if not step["sparse"]:
+                step["indices"] = list(UNREACHED)
+            for number, (single, place) in enumerate(zip(singles, UNREACHED, strict=True)):
+                if step["single"] and not single and step["indices"][number] == place:
+                    step["weights"][step["row"]][number] = 0        # empty slots of N = 1
             for dut in (wide, narrow):
                 for name, value in step.items():
                     ctx.set(getattr(dut, name), layouts[name].const(value) if name in layouts else value)

@@ -84,3 +84,13 @@ def test_wires_between_dies():
 def test_small_configurations_fit_the_largest_card():
     for config in CONFIGS.values():
         cards.card_of(config).check(config)
+
+
+@pytest.mark.parametrize("name", ["u280", "u50", "u55c"])
+def test_dies_are_as_full_as_one_another(name):
+    """With the core counted; SLR0, where the shell is, is the least full."""
+    card, config = cards.get(name), get(name)
+    floorplan = card.floorplan(config)
+    assert sorted(unit for units in floorplan.values() for unit in units) == list(range(config.units))
+    loads = {slr: len(units) + cards.CORE_UNITS * (slr == card.core_slr) for slr, units in floorplan.items()}
+    assert max(loads.values()) - min(loads.values()) <= 1 and loads[0] == min(loads.values())

@@ -136,23 +136,23 @@ class Bench:
 
 
 def fields(value):
-    """(int8[16, 16], uint4[16, 16], blocks, sparse, int6[16] scales) of `o` as an integer."""
+    """(int8[16, 16], uint4[16, 16], blocks, (sparse, single), int6[16] scales) of `o` as an integer."""
     data = np.frombuffer(value.to_bytes(400, "little"), np.uint8)
     nibbles = np.stack([data[256:384] & 15, data[256:384] >> 4], 1)
     tail = value >> 8 * 384
     return (data[:256].view(np.int8).reshape(16, 16), nibbles.reshape(16, 16),
-            [tail >> 3 * g & 7 for g in range(8)], tail >> 24 & 1,
-            tuple(((tail >> 25 + 6 * row & 63) ^ 32) - 32 for row in range(16)))
+            [tail >> 3 * g & 7 for g in range(8)], (tail >> 24 & 1, tail >> 25 & 1),
+            tuple(((tail >> 26 + 6 * row & 63) ^ 32) - 32 for row in range(16)))
 
 
 def check_contents(bench, rounds):
     assert bench.kinds == [each.kind for each in rounds]
     assert len(bench.rounds) == len(rounds)
     for number, (got, expected) in enumerate(zip(bench.rounds, rounds, strict=True)):
-        weights, indices, blocks, sparse, scales = fields(got)
+        weights, indices, blocks, form, scales = fields(got)
         np.testing.assert_array_equal(weights, expected.weights, err_msg=f"round {number}")
-        assert (sparse, scales) == (expected.kind["sparse"], tuple(expected.scales))
-        if sparse:
+        assert (form, scales) == ((expected.kind["sparse"], expected.single), tuple(expected.scales))
+        if expected.kind["sparse"]:
             for row, used in enumerate(expected.used):
                 np.testing.assert_array_equal(indices[row, used], np.array(expected.indices)[row, used])
         assert [got for got, block in zip(blocks, expected.blocks, strict=True) if block is not None] == [
