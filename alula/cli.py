@@ -35,7 +35,6 @@ from alula.cli_options import (
     compression,
     show_values,
 )
-from alula.errors import InternalError, UserError
 from alula.output import (
     check_writable,
     console,
@@ -47,6 +46,7 @@ from alula.output import (
     write_json,
 )
 from hw.spec.config import ConfigError, get
+from hw.spec.errors import InternalError, UserError
 from hw.spec.memory import MemoryModel
 
 app = typer.Typer(

@@ -15,7 +15,6 @@ from alula.cli_options import (
     compression,
     show_values,
 )
-from alula.errors import UserError
 from alula.output import (
     check_writable,
     console,
@@ -28,6 +27,7 @@ from alula.output import (
     write_json,
 )
 from hw.spec.assembly import AssemblyError, assemble, disassemble
+from hw.spec.errors import UserError
 
 app = typer.Typer()
 

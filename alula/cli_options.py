@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from alula.errors import UserError
 from alula.output import console, table
+from hw.spec.errors import UserError
 
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON.")]
 Model = Annotated[

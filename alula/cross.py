@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from alula.errors import InternalError
 from alula.expected import Piece
 from hw.spec.config import BEAT_BYTES, Config
+from hw.spec.errors import InternalError
 from hw.spec.isa import INSTRUCTION_BYTES
 from hw.spec.memory import MemoryModel
-from sim.backend import Backend, Event, Invocation, Result, backend
+from hw.spec.run import Backend, Event, Invocation, Result
 from sim.memory_image import MemoryImage
+from sim.registry import backend
 
 BACKENDS = ("functional", "cycle", "rtl")
 RTL_CYCLES = 10**8

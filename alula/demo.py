@@ -16,18 +16,18 @@ import numpy as np
 from PIL import Image
 
 from alula.cross import CrossBackend, Outcome, executors
-from alula.errors import UserError
 from alula.expected import features_piece
 from alula.generation import Generation, Step, Stream, generate
 from alula.output import progress, show, write_atomically
 from alula.session import Flow, open_flow
 from alula.verification import check_text, summary
 from compiler.host import Session
+from hw.spec.errors import UserError
+from hw.spec.run import Event
 from ref_model.captions import held_out
 from ref_model.golden import GoldenVision
 from ref_model.preprocess import open_image
 from ref_model.tokenizer import IMAGE_PLACEHOLDER, Tokenizer, expand_image_tokens, load_tokenizer
-from sim.backend import Event
 from sim.trace import write_chrome
 
 DRAWING = 56

@@ -4,13 +4,14 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from alula.errors import UserError
 from alula.output import peak_memory_bytes
 from alula.session import Flow
 from alula.verification import synthetic_ids, synthetic_patches
 from compiler.host import projector_macs, text_macs, tower_macs
+from hw.spec.errors import UserError
 from hw.spec.memory import MemoryModel
-from sim.backend import Event, Result, backend
+from hw.spec.run import Event, Result
+from sim.registry import backend
 
 Note = Callable[[str], None]
 

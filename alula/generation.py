@@ -7,21 +7,21 @@ from pathlib import Path
 import numpy as np
 
 from alula.cross import CrossBackend, Outcome
-from alula.errors import UserError
 from alula.output import peak_memory_bytes
 from alula.reduction import Asked
 from alula.sampling import Sampler
 from alula.session import Flow
 from alula.verification import check_text, check_vision, pick
 from hw.spec.config import BEAT_BYTES
+from hw.spec.errors import UserError
 from hw.spec.memory import MemoryModel
+from hw.spec.run import Backend, Event
 from ref_model.checkpoints import PACKAGED
 from ref_model.config import MODELS
 from ref_model.mask import BlockMask
 from ref_model.preprocess import open_image
 from ref_model.reduction import Reduction
 from ref_model.tokenizer import IMAGE_PLACEHOLDER, Tokenizer, expand_image_tokens, load_tokenizer
-from sim.backend import Backend, Event
 
 Note = Callable[[str], None]
 EXECUTORS = {"functional": ("functional",), "cycle": ("functional", "cycle"), "rtl": ("rtl",), "xrt": ("xrt",)}

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from alula.errors import UserError
 from hw.spec import cards
 from hw.spec import config as configurations
+from hw.spec.errors import UserError
 from hw.spec.isa import ISA_VERSION
 from hw.spec.resources import KIND, Store, dsp_total, memories
 

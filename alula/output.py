@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from alula.errors import UserError
+from hw.spec.errors import UserError
 
 PIPE_COLUMNS = 140
 """Width of tables that go to a file or a pipe."""

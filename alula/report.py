@@ -7,11 +7,11 @@ from pathlib import Path
 import jinja2
 import matplotlib
 
-from alula.errors import InternalError, UserError
 from alula.report_plots import STYLE, colours, draw, svg
 from alula.report_profile import OperatorRow, Profile
 from alula.session import Flow
 from hw.spec.config import Config
+from hw.spec.errors import InternalError, UserError
 from hw.spec.isa import Unit
 
 HERE = Path(__file__).parent

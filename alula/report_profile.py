@@ -7,7 +7,7 @@ import numpy as np
 
 from hw.spec.config import BEAT_BYTES, BLOCK, Config
 from hw.spec.isa import Unit
-from sim.backend import Event
+from hw.spec.run import Event
 
 FOREMOST = (Unit.MX, Unit.VU, Unit.LD, Unit.ST, Unit.RD)
 """A cycle belongs to the operator of the first of these that is at work."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from alula.errors import UserError
+from hw.spec.errors import UserError
 from hw.spec.numerics import FRAC
 
 

@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from alula.errors import InternalError, UserError
 from compiler.host import Compiled, Session
 from compiler.layout import Layout
 from compiler.lengths import MODES, SESSIONS
 from compiler.pipeline import compile_model
 from hw.spec import config as configurations
 from hw.spec.config import BLOCK
+from hw.spec.errors import InternalError, UserError
+from hw.spec.run import Backend
 from ref_model import anyres, selection
 from ref_model.calibrate import Maxima, activation_maxima, calibration_ids, calibration_text
 from ref_model.checkpoints import PACKAGED, Checkpoint, open_checkpoint, open_synthetic
@@ -26,7 +27,6 @@ from ref_model.preprocess import image_pixels, open_image, patches
 from ref_model.quantise import QuantModel, fixed, quantise
 from ref_model.reduction import Reduction
 from ref_model.tokenizer import load_tokenizer
-from sim.backend import Backend
 from sim.memory_image import MemoryImage
 
 DEFAULT_CONTEXT = {"tiny": 256, "small": 512, "u280": 4096}

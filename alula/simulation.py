@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable
 
 from alula.cross import CrossBackend, Outcome
-from alula.errors import UserError
 from alula.output import peak_memory_bytes
 from alula.reduction import Asked
 from alula.session import Flow
@@ -12,10 +11,11 @@ from alula.useful import useful_bytes
 from alula.verification import check_text, check_vision, fill_cache, synthetic_ids, synthetic_patches
 from compiler.host import text_macs, vision_macs
 from hw.spec.config import BEAT_BYTES
+from hw.spec.errors import UserError
 from hw.spec.memory import MemoryModel
+from hw.spec.run import Result
 from ref_model.mask import BlockMask
 from ref_model.reduction import Reduction
-from sim.backend import Result
 from sim.report import Comparison, Workload, metrics
 
 PHASES = ("prefill", "decode", "vision")

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from alula.cross import CrossBackend, Outcome, executors
-from alula.errors import UserError
 from alula.expected import (
     Piece,
     cache_pieces,
@@ -20,6 +19,7 @@ from alula.reduction import Asked
 from alula.session import Flow
 from compiler.host import Session
 from hw.spec import numerics as nm
+from hw.spec.errors import UserError
 from hw.spec.memory import MemoryModel
 from ref_model.golden import GoldenText, GoldenVision
 from ref_model.golden.model import LayerCache

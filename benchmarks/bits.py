@@ -3,7 +3,7 @@
 from benchmarks.linear_layer import LinearLayer, Shape, weights
 from hw.spec.config import BLOCK, get
 from hw.spec.weights import BITS, index_beats
-from sim.backend import backend
+from sim.registry import backend
 
 FORMATS = ((8, 16), (4, 16), (3, 16), (2, 16), (4, 8))
 """(bits, non-zeros of 16)."""

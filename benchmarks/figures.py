@@ -6,7 +6,7 @@ from alula.output import write_atomically
 from alula.session import open_flow
 from alula.simulation import simulate
 from hw.spec.isa import Unit
-from sim.backend import Event
+from hw.spec.run import Event
 
 WIDTH, ROW, LEFT, TOP = 1000, 34, 60, 46
 COLOURS = {Unit.LD: "#7aa6c2", Unit.ST: "#c27a7a", Unit.RD: "#8fb573", Unit.MX: "#4a6fa5", Unit.VU: "#c2a14a"}

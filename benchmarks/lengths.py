@@ -12,7 +12,7 @@ from hashlib import sha256
 import numpy as np
 
 from alula.session import Flow, open_flow
-from sim.backend import backend
+from sim.registry import backend
 
 MODEL, CONFIG = "llava-1.5-7b", "u280"
 LENGTHS = (1, 16, 128, 256, 512, 576, 616, 617, 2968, 4096)

@@ -12,10 +12,10 @@ from compiler.pack import row_words
 from hw.spec import numerics as nm
 from hw.spec.config import BLOCK, Config
 from hw.spec.isa import CTL1, Fin, LdKind, Mul1, Mul2, Reduce, Row, Src, StMode, pack_bits
+from hw.spec.run import Invocation
 from hw.spec.weights import MAX_SCALE, ceil_div
 from ref_model.compress.format import BlockFormat
 from ref_model.quantise import QuantLinear, encode_scales
-from sim.backend import Invocation
 from sim.memory_image import MemoryImage
 
 Array = np.ndarray

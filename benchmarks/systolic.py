@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from alula.errors import InternalError
+from hw.spec.errors import InternalError
 
 PACKAGES = ("scalesim==3.0.0", "numpy==2.2.6")
 """It crashes with NumPy 2.4."""

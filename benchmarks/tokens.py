@@ -11,7 +11,7 @@ from alula.reduction import Asked
 from alula.session import Flow, open_flow
 from compiler.host import text_macs
 from ref_model.reduction import Drop
-from sim.backend import backend
+from sim.registry import backend
 
 MODEL, CONFIG = "llava-1.5-7b", "u280"
 TEXT, VISUAL = 40, 576

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from alula.errors import UserError
+from hw.spec.errors import UserError
 from ref_model.config import LlavaConfig
 from ref_model.modules import LlamaDecoderLayer, Projector, RMSNorm, VisionLayer
 from ref_model.vision import VisionEmbeddings

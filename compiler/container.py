@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from alula.errors import UserError
 from hw.spec.config import BEAT_BYTES, Config
+from hw.spec.errors import UserError
 from hw.spec.isa import ISA_VERSION
 from sim.memory_image import MemoryImage
 

@@ -5,13 +5,13 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from alula.errors import InternalError, UserError
 from hw.spec.config import BEAT_BYTES, GRANULE_LANES
+from hw.spec.errors import InternalError, UserError
+from hw.spec.run import Backend, Invocation, Result
 from hw.spec.weights import ceil_div
 from ref_model import selection
 from ref_model.mask import BlockMask
 from ref_model.reduction import Reduction, tokens_by_layer
-from sim.backend import Backend, Invocation, Result
 from sim.memory_image import MemoryImage
 
 from . import ir, pack, timing_only

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import networkx as nx
 
-from alula.errors import InternalError
+from hw.spec.errors import InternalError
 
 Dim = int | str
 """A constant or the name of a symbolic length."""

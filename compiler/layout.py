@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from alula.errors import InternalError, UserError
 from hw.spec import weights
 from hw.spec.config import BEAT_BYTES, GRANULE_LANES, Config
+from hw.spec.errors import InternalError, UserError
 from hw.spec.weights import ceil_div
 
 from . import ir

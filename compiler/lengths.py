@@ -13,11 +13,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from alula.errors import UserError
 from hw.spec.config import BEAT_BYTES
+from hw.spec.errors import UserError
 from hw.spec.isa import FIELDS, INSTRUCTION_BYTES, REGISTERS, Error, Op, Unit
+from hw.spec.run import Invocation, Result
 from hw.spec.weights import ceil_div
-from sim.backend import Invocation, Result
 from sim.functional_sequencer import Sequencer
 from sim.memory_image import MemoryImage
 

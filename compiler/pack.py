@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from alula.errors import InternalError
 from hw.spec.config import BEAT_BYTES, BLOCK
+from hw.spec.errors import InternalError
 from hw.spec.numerics import sat32
 from ref_model.compress.format import BlockFormat
 

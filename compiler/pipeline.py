@@ -1,7 +1,7 @@
 """From a model to a program: the compiler's table of contents."""
 
-from alula.errors import UserError
 from hw.spec.config import Config
+from hw.spec.errors import UserError
 from ref_model.config import LlavaConfig
 
 from . import ir

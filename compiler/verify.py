@@ -1,6 +1,6 @@
 """The verifier that runs after every pass."""
 
-from alula.errors import InternalError
+from hw.spec.errors import InternalError
 
 from . import ir
 

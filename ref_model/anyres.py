@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from alula.errors import UserError
+from hw.spec.errors import UserError
 
 from .config import LlavaConfig, VisionConfig
 from .preprocess import normalise

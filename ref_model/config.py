@@ -7,7 +7,7 @@ Published figures are those of the `llava-hf` and `HuggingFaceTB` configuration 
 from dataclasses import dataclass
 from typing import Literal
 
-from alula.errors import UserError
+from hw.spec.errors import UserError
 
 Activation = Literal["quick_gelu", "gelu"]
 Rgb = tuple[float, float, float]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from alula.errors import UserError
+from hw.spec.errors import UserError
 
 Array = np.ndarray
 

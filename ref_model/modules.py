@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from alula.errors import UserError
+from hw.spec.errors import UserError
 
 from .config import LlavaConfig
 from .decoder import KvCache, LlamaDecoderLayer, LlamaModel, RMSNorm, apply_rope, causal_mask, rope_tables

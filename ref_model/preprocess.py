@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from alula.errors import UserError
+from hw.spec.errors import UserError
 
 from .config import CLIP_MEAN, CLIP_STD, Rgb, VisionConfig
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from alula.errors import UserError
+from hw.spec.errors import UserError
 
 Array = np.ndarray
 REFERENCE_TEXT, REFERENCE_START, REFERENCE_IMAGE = 40, 35, 576

@@ -2,7 +2,7 @@
 
 import math
 
-from alula.errors import UserError
+from hw.spec.errors import UserError
 
 STRATEGIES = ("rank", "row")
 

@@ -11,7 +11,7 @@ from typing import Protocol
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 
-from alula.errors import UserError
+from hw.spec.errors import UserError
 
 from .checkpoints import PACKAGED, packaged_path
 from .checkpoints.gguf_file import metadata, open_reader

@@ -13,6 +13,7 @@ from hw.spec.config import BEAT_BYTES, Config
 from hw.spec.csr import COUNTERS, LD_BEATS, RD_BEATS, store_counter
 from hw.spec.isa import SEMAPHORE_MAX, Error, LdKind, Op, StMode, StreamFormat, Unit
 from hw.spec.memory import MemoryModel
+from hw.spec.run import KEEP_PROGRAM, Event, Invocation, MachineError, Result
 from hw.spec.timing import (
     LDS_RETURN,
     SEQ_AFTER_FETCH,
@@ -21,7 +22,6 @@ from hw.spec.timing import (
     ST_PIPE,
     VU_LATENCY,
 )
-from sim.backend import KEEP_PROGRAM, Event, Invocation, MachineError, Result
 from sim.cycle_streams import NEVER, Streams
 from sim.functional import Executor, fetch_beats
 from sim.functional_checks import check

@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 from hw.spec.config import BEAT_BYTES, Config
 from hw.spec.isa import SEMAPHORE_MAX, Error, Op, Unit
+from hw.spec.run import SEQUENCER, Invocation, MachineError, Result
 from sim import functional_matrix as mx
-from sim.backend import SEQUENCER, Invocation, MachineError, Result
 from sim.functional_checks import check
 from sim.functional_sequencer import Issued, Sequencer
 from sim.functional_state import State, load, store

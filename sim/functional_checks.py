@@ -8,7 +8,7 @@ import numpy as np
 
 from hw.spec.config import Config
 from hw.spec.isa import CTL0, CTL1, Dst, Error, LdKind, MxMode, StKind, StMode, StreamFormat, Unit, unpack_bits
-from sim.backend import MachineError
+from hw.spec.run import MachineError
 from sim.functional_sequencer import Issued
 
 MASK = 0xFFFFFFFF

@@ -9,10 +9,10 @@ import numpy as np
 from hw.spec.config import BEAT_BYTES, BLOCK, BLOCK_BEATS, Config
 from hw.spec.csr import RD_BEATS
 from hw.spec.isa import Error, MxMode, StreamFormat, Unit
+from hw.spec.run import MachineError
 from hw.spec.timing import WEIGHT_BUFFER_ROUNDS, burst_length
 from hw.spec.weights import WINDOW, ceil_div
 from sim import weight_stream
-from sim.backend import MachineError
 from sim.functional_checks import MASK, limit, spread
 from sim.functional_sequencer import Issued
 from sim.functional_state import State, rows_of_beats

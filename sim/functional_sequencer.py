@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from hw.spec.config import BEAT_BYTES, Config
 from hw.spec.isa import FIELDS, INSTRUCTION_BYTES, LOOP_DEPTH, REGISTERS, Error, Instruction, Op, Unit
-from sim.backend import Invocation, MachineError
+from hw.spec.run import Invocation, MachineError
 from sim.memory_image import MemoryImage, OutOfRange
 
 MASK = 0xFFFFFFFF

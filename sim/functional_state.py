@@ -5,7 +5,7 @@ import numpy as np
 from hw.spec.config import BEAT_BYTES, BLOCK, GRANULE_LANES, Config
 from hw.spec.csr import LD_BEATS, TRAFFIC, store_counter
 from hw.spec.isa import Error, LdKind, StMode, Unit
-from sim.backend import MachineError
+from hw.spec.run import MachineError
 from sim.functional_checks import MASK, limit, spread
 from sim.functional_sequencer import Issued
 from sim.memory_image import MemoryImage, OutOfRange

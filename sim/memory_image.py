@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from alula.errors import InternalError
 from hw.spec.config import BEAT_BYTES, Config
+from hw.spec.errors import InternalError
 
 PAGE_BYTES = 1 << 16
 

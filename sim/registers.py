@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from hw.spec.csr import COUNTERS, REGISTERS, counter_offset
 from hw.spec.isa import Error
-from sim.backend import Invocation, Result
+from hw.spec.run import Invocation, Result
 
 STATUS = ("status", "status_detail", "status_pc")
 

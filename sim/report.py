@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from hw.spec.config import BEAT_BYTES, Config
 from hw.spec.isa import INSTRUCTION_BYTES
-from sim.backend import Invocation, Result
+from hw.spec.run import Invocation, Result
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from hw.spec.isa import Unit
-from sim.backend import Event
+from hw.spec.run import Event
 
 Namer = Callable[[Event], str]
 """The text an event is shown with."""

@@ -10,8 +10,8 @@ from functools import cache
 import numba
 import numpy as np
 
-from alula.errors import InternalError
 from hw.spec.config import BEAT_BYTES, BLOCK
+from hw.spec.errors import InternalError
 from hw.spec.weights import (
     BITS,
     HEADER_RUNS,

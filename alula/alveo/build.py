@@ -9,9 +9,9 @@ from hashlib import sha256
 from pathlib import Path
 
 from alula.alveo import checks, recipes, reports
-from alula.errors import InternalError, UserError
 from alula.output import write_atomically
 from hw.spec import cards, config
+from hw.spec.errors import InternalError, UserError
 
 MANIFEST, REPORTS_FOLDER = "manifest.json", "reports"
 NOT_BUILT = 3

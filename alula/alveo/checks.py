@@ -6,10 +6,10 @@ from collections import Counter
 
 from alula.alveo import recipes, tcl
 from alula.alveo.registers import ADDRESS_SPACE_BYTES, arguments, control, host_arguments, port_name
-from alula.errors import InternalError
 from hw.kernel import KERNEL
 from hw.spec.cards import HBM_CHANNELS, Card
 from hw.spec.config import BEAT_BYTES, Config
+from hw.spec.errors import InternalError
 
 _BITS = 8 * BEAT_BYTES
 _UNIT_INSTANCE = r"^  \\alula\.core\.matrix\.unit_\d+ +(unit_\d+) \("

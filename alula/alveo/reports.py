@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from alula.errors import InternalError
+from hw.spec.errors import InternalError
 
 UTILISATION = {"LUT": "CLB LUTs", "FF": "CLB Registers", "BRAM36": "Block RAM Tile", "URAM": "URAM", "DSP48E2": "DSPs"}
 """Our resource -> the row of `report_utilization`."""

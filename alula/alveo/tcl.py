@@ -3,7 +3,7 @@
 import shutil
 import subprocess
 
-from alula.errors import InternalError
+from hw.spec.errors import InternalError
 
 VENDOR_COMMANDS = {
     "create_project": "-force -part=", "add_files": "-norecurse", "current_fileset": "", "update_compile_order":

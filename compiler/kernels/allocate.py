@@ -2,8 +2,8 @@
 
 import math
 
-from alula.errors import UserError
 from hw.spec.config import Config
+from hw.spec.errors import UserError
 
 from .. import ir
 from ..geometry import Geometry

@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from alula.errors import InternalError, UserError
 from hw.spec import isa
 from hw.spec.config import Config
+from hw.spec.errors import InternalError, UserError
 from hw.spec.isa import Instruction, Op, Unit
 
 from . import tokens

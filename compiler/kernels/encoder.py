@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from alula.errors import UserError
 from hw.spec import weights
+from hw.spec.errors import UserError
 from hw.spec.isa import (
     Add,
     Dst,

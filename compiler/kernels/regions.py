@@ -6,8 +6,8 @@ regions stand for stretches of external memory, so that cache writes and reads a
 
 from dataclasses import dataclass, replace
 
-from alula.errors import UserError
 from hw.spec.config import Config
+from hw.spec.errors import UserError
 
 
 @dataclass(frozen=True)

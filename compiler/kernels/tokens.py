@@ -7,7 +7,7 @@ signal, because both are placed in increasing order.
 
 from dataclasses import dataclass, field
 
-from alula.errors import InternalError
+from hw.spec.errors import InternalError
 from hw.spec.isa import SEMAPHORE_MAX, Unit
 
 from .regions import Region

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from alula.errors import UserError
+from hw.spec.errors import UserError
 from ref_model.config import LlavaConfig, named_config
 
 from .base import Checkpoint

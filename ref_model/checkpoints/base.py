@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from alula.errors import UserError
+from hw.spec.errors import UserError
 from ref_model.config import LlavaConfig
 
 from .names import EMBEDDING, HEAD, Shapes, state_shapes

@@ -16,7 +16,7 @@ from onnx import numpy_helper
 from torch import Tensor
 from torch.nn import functional
 
-from alula.errors import UserError
+from hw.spec.errors import UserError
 from ref_model.config import VisionConfig
 
 Tensors = dict[str, Tensor]

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alula.errors import UserError
+from hw.spec.errors import UserError
 from ref_model.config import LlavaConfig, TextConfig
 
 from .base import Checkpoint

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from alula.errors import UserError
+from hw.spec.errors import UserError
 from ref_model.config import LlavaConfig, Rgb, RopeScaling, TextConfig, VisionConfig
 
 TEXT_TYPES = ("llama", "mistral", "qwen2")

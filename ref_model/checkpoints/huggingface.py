@@ -7,7 +7,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from alula.errors import UserError
+from hw.spec.errors import UserError
 
 from .base import Checkpoint
 from .hf_config import read_config

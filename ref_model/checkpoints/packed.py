@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from alula.errors import UserError
+from hw.spec.errors import UserError
 
 from .huggingface import HuggingFaceCheckpoint
 

@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from alula.errors import UserError
+from hw.spec.errors import UserError
 from ref_model.config import named_config
 
 from .base import Checkpoint

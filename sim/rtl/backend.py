@@ -6,7 +6,7 @@ from hw.spec.config import Config
 from hw.spec.csr import CTRL, CTRL_START, GIER, IER
 from hw.spec.isa import Unit
 from hw.spec.memory import MemoryModel
-from sim.backend import Event, Invocation, Result
+from hw.spec.run import Event, Invocation, Result
 from sim.functional import FunctionalBackend
 from sim.memory_image import MemoryImage
 from sim.registers import argument_writes, read_result, result_offsets

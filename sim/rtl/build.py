@@ -16,7 +16,7 @@ from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
 
-from alula.errors import InternalError
+from hw.spec.errors import InternalError
 from sim.rtl import testbench as bench
 from sim.rtl.toolchain import cache_dir, cocotb_libs, cocotb_main, tool_environment, toolchain_digest
 

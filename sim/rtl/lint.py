@@ -7,7 +7,7 @@ import tempfile
 from importlib.resources import files
 from pathlib import Path
 
-from alula.errors import UserError
+from hw.spec.errors import UserError
 from sim.rtl.toolchain import cache_dir, tool_environment
 
 _MESSAGE = re.compile(r"^%(?:Warning|Error)")

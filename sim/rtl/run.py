@@ -12,8 +12,8 @@ from typing import Literal
 
 import numpy as np
 
-from alula.errors import InternalError
 from hw.spec import hbm
+from hw.spec.errors import InternalError
 from hw.spec.memory import MemoryModel
 from sim.rtl.build import BINARY, Design, build
 from sim.rtl.testbench import UNITS

@@ -14,7 +14,7 @@ from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 
-from alula.errors import UserError
+from hw.spec.errors import UserError
 
 MAKE_OVERRIDES = (
     "CFG_CXXFLAGS_PCH_I=-include",

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from alula.errors import InternalError, UserError
 from hw.spec.config import Config
-from sim.backend import Invocation, Result
+from hw.spec.errors import InternalError, UserError
+from hw.spec.run import Invocation, Result
 from sim.memory_image import MemoryImage, Port
 from sim.registers import argument_writes, read_result
 from sim.xrt.card import Buffer, Card

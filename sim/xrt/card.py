@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from alula.errors import InternalError, UserError
 from hw.spec.config import Config
 from hw.spec.csr import BASE_ALIGNMENT_LOG2, CTRL, CTRL_DONE, CTRL_IDLE, CTRL_START, REGISTERS, base_offset
+from hw.spec.errors import InternalError, UserError
 from hw.spec.isa import ISA_VERSION
 
 COMPUTE_UNIT = "alula_kernel:{alula_1}"

@@ -2,15 +2,15 @@
 
 import pytest
 
-from alula.errors import UserError
 from alula.first_token import first_token
 from alula.session import open_flow
 from alula.simulation import simulate
 from alula.verification import synthetic_patches
 from compiler.host import projector_macs, text_macs, tower_macs
+from hw.spec.errors import UserError
 from hw.spec.memory import MemoryModel
 from ref_model.compress import Compression
-from sim.backend import backend
+from sim.registry import backend
 
 TOKENS, KEPT = 5, 7
 

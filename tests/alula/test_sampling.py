@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from alula.errors import UserError
 from alula.generation import generate
 from alula.sampling import Sampler
 from alula.session import open_flow
+from hw.spec.errors import UserError
 
 ONE = 1 << 16
 

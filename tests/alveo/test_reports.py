@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from alula.alveo import reports
-from alula.errors import InternalError
+from hw.spec.errors import InternalError
 
 FOLDER = Path(__file__).parent / "reports"
 

@@ -9,7 +9,7 @@ from compiler import layout
 from compiler.host import Session
 from compiler.pipeline import compile_model
 from hw.spec import config
-from sim.backend import backend
+from sim.registry import backend
 
 
 def session(compiled, quant) -> Session:

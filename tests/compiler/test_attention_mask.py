@@ -5,15 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from alula.errors import UserError
 from compiler.host import Session, text_macs
 from compiler.pipeline import compile_model
 from hw.spec import config, weights
+from hw.spec.errors import UserError
 from ref_model.config import named_config
 from ref_model.golden import GoldenText
 from ref_model.golden.operators import attend
 from ref_model.mask import BlockMask
-from sim.backend import backend
+from sim.registry import backend
 
 TILE, TILES = 32, 8
 """Keys of a slot on `tiny`, slots of llava-tiny's context."""

@@ -5,13 +5,13 @@ import torch
 from torch import nn
 from torch.export import Dim
 
-from alula.errors import InternalError, UserError
 from compiler import ir
 from compiler.capture import capture, capture_model
 from compiler.kernels.regions import Region
 from compiler.kernels.tokens import Access, place, verify
 from compiler.passes import PASSES
 from compiler.pipeline import optimise
+from hw.spec.errors import InternalError, UserError
 from hw.spec.isa import Unit
 from ref_model.config import named_config
 

@@ -5,18 +5,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from alula.errors import InternalError, UserError
 from compiler import container, ir, stream
 from compiler.host import Session, text_macs, vision_macs
 from compiler.pipeline import compile_model
 from compiler.sizes import Sizes
 from hw.spec import config
+from hw.spec.errors import InternalError, UserError
 from ref_model.checkpoints import open_synthetic
 from ref_model.compress import Compression, MixedPlan, UniformPlan
 from ref_model.config import named_config
 from ref_model.golden import GoldenText, GoldenVision
 from ref_model.quantise import fixed, quantise
-from sim.backend import backend
+from sim.registry import backend
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from alula.errors import UserError
 from compiler import container
+from hw.spec.errors import UserError
 
 
 def test_round_trip_keeps_program_and_memory(tmp_path, tiny):

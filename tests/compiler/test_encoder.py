@@ -17,7 +17,7 @@ from hw.spec.memory import MemoryModel
 from ref_model.checkpoints import open_synthetic
 from ref_model.golden import GoldenVision
 from ref_model.quantise import fixed, quantise
-from sim.backend import backend
+from sim.registry import backend
 
 
 @pytest.fixture(scope="module")

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from alula.cli import main
-from alula.errors import UserError
 from alula.session import open_flow
 from alula.verification import verify
 from compiler.lengths import SESSIONS, Bucketed, Unrolled, program_sizes, stream_bytes
+from hw.spec.errors import UserError
 from hw.spec.isa import Op
 from ref_model.golden import GoldenText
 from ref_model.mask import BlockMask
-from sim.backend import backend
+from sim.registry import backend
 
 STRAIGHT = {Op.LDS, Op.SET, Op.ISSUE, Op.FENCE, Op.HALT}
 
@@ -128,7 +128,7 @@ def test_extrapolated_sizes_are_the_real_ones():
 class _Nothing:
     def run(self, config, memory, call):
         from hw.spec.isa import Error
-        from sim.backend import Result
+        from hw.spec.run import Result
         return Result(Error.NONE, 0, 0, None)
 
 

@@ -5,14 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from alula.errors import UserError
 from compiler.host import Session, text_macs, vision_macs
 from compiler.pipeline import compile_model
 from hw.spec import config
+from hw.spec.errors import UserError
 from ref_model.config import named_config
 from ref_model.golden import GoldenText, GoldenVision
 from ref_model.quantise import fixed
-from sim.backend import backend
+from sim.registry import backend
 
 
 def session(tiny, **options) -> Session:

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from alula.cross import CrossBackend, Outcome, executors
-from alula.errors import UserError
 from alula.expected import cache_pieces
 from alula.reduction import asked
 from alula.session import Flow, open_flow
@@ -15,13 +14,14 @@ from alula.verification import check_text, default_lengths, verify
 from compiler.host import Session, text_macs
 from compiler.pipeline import compile_model
 from hw.spec import config
+from hw.spec.errors import UserError
 from ref_model.checkpoints.synthetic import SyntheticCheckpoint
 from ref_model.config import named_config
 from ref_model.golden import GoldenText
 from ref_model.mask import BlockMask
 from ref_model.quantise import quantise
 from ref_model.reduction import Drop, Reduction, parse_drops, visual_places, visual_range
-from sim.backend import backend
+from sim.registry import backend
 
 EVEN = (Drop(1, 5),)
 EXIT = (Drop(1, 0),)

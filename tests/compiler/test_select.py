@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from alula.errors import UserError
 from compiler.host import Session
 from compiler.kernels.allocate import largest_tile, vision_regions
 from compiler.kernels.builder import Builder
@@ -15,13 +14,15 @@ from compiler.layout import Layout
 from compiler.pack import row_words, selection_tables
 from compiler.pipeline import compile_model
 from hw.spec import config
+from hw.spec.errors import UserError
+from hw.spec.run import Invocation
 from ref_model.config import named_config
 from ref_model.golden import GoldenText, GoldenVision
 from ref_model.golden.selection import strongest, survivors
 from ref_model.quantise import fixed
 from ref_model.selection import grid_side
-from sim.backend import Invocation, backend
 from sim.memory_image import MemoryImage
+from sim.registry import backend
 
 PATCHES, SIDE = 16, 4
 """llava-tiny's image."""

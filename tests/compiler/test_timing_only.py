@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from alula.errors import InternalError
 from alula.session import open_flow
 from alula.simulation import simulate
 from compiler import stream
 from hw.spec.config import BEAT_BYTES
+from hw.spec.errors import InternalError
 from ref_model.compress import Compression, MixedPlan, UniformPlan
 from sim import weight_stream
 

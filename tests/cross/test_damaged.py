@@ -9,10 +9,11 @@ from alula.session import open_flow
 from compiler.host import Session
 from hw.spec.config import BEAT_BYTES
 from hw.spec.isa import INSTRUCTION_BYTES, Error
+from hw.spec.run import Invocation, Result
 from ref_model.compress import Compression
-from sim.backend import Invocation, Result, backend
 from sim.functional import FunctionalBackend
 from sim.memory_image import MemoryImage
+from sim.registry import backend
 from sim.rtl import accelerator
 
 SEED = 20261124

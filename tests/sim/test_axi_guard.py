@@ -2,7 +2,7 @@
 
 import pytest
 
-from alula.errors import InternalError
+from hw.spec.errors import InternalError
 from hw.spec.memory import MemoryModel
 from sim.rtl.build import Design
 from sim.rtl.run import run

@@ -11,7 +11,7 @@ from hw.spec.config import CONFIGS
 from hw.spec.csr import KV_BYTES, LD_BEATS, RD_BEATS, ST_BYTES, TRAFFIC
 from hw.spec.isa import FIELDS, Error, LdKind, StKind, Unit
 from hw.spec.memory import MemoryModel
-from sim.backend import Event, Invocation
+from hw.spec.run import Event, Invocation
 from sim.cycle import CycleBackend
 from sim.functional import FunctionalBackend
 from sim.memory_image import MemoryImage

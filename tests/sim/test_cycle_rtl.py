@@ -7,7 +7,7 @@ import pytest
 from hw.spec.config import CONFIGS
 from hw.spec.isa import Error
 from hw.spec.memory import MemoryModel
-from sim.backend import Invocation
+from hw.spec.run import Invocation
 from sim.cycle import CycleBackend
 from sim.memory_image import MemoryImage
 from sim.rtl.backend import RtlBackend

@@ -29,8 +29,8 @@ from hw.spec.isa import (
     Unit,
     pack_bits,
 )
+from hw.spec.run import Invocation, MachineError
 from sim import weight_stream
-from sim.backend import Invocation, MachineError
 from sim.cycle import CycleBackend
 from sim.functional import FunctionalBackend, Machine
 from sim.functional_checks import control

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from amaranth.hdl import Module
 
-from alula.errors import InternalError, UserError
+from hw.spec.errors import InternalError, UserError
 from hw.spec.memory import MemoryModel
 from hw.verilog_writer import as_module, convert
 from sim.rtl import toolchain

@@ -13,8 +13,8 @@ from hw.spec import hbm
 from hw.spec.config import CONFIGS, ConfigError
 from hw.spec.isa import Error
 from hw.spec.memory import MemoryModel
+from hw.spec.run import Invocation
 from sim import cycle_streams
-from sim.backend import Invocation
 from sim.cycle import CycleBackend
 from sim.hbm import alike, commit, new_channel, place, serve
 from sim.memory_image import MemoryImage

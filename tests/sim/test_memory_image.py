@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from alula.errors import InternalError
 from hw.spec.config import CONFIGS
+from hw.spec.errors import InternalError
 from hw.spec.isa import Error, Unit
+from hw.spec.run import Event, Invocation, Result
 from sim import report, trace
-from sim.backend import Event, Invocation, Result
 from sim.memory_image import PAGE_BYTES, MemoryImage, OutOfRange
 
 EVENTS = [Event(3, Unit.VU, 7, 20), Event(1, Unit.RD, 2, 9)]

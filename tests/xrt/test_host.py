@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from alula.errors import InternalError, UserError
 from hw.spec import config as configurations
 from hw.spec import csr
+from hw.spec.errors import InternalError, UserError
 from hw.spec.isa import ISA_VERSION, Error
-from sim.backend import Invocation
+from hw.spec.run import Invocation
 from sim.memory_image import MemoryImage
 from sim.xrt.backend import XrtBackend
 from sim.xrt.card import FIRST_POINTER

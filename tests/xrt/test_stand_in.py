@@ -10,7 +10,7 @@ from alula import cli
 from alula.session import open_flow
 from hw.spec import config as configurations
 from hw.spec.isa import Error
-from sim.backend import Invocation
+from hw.spec.run import Invocation
 from sim.memory_image import MemoryImage
 from sim.xrt.backend import XrtBackend
 from tests.hw.machine import PROGRAM_BEAT, Program
@@ -75,6 +75,6 @@ def test_stalls_change_no_bit(tmp_path):
 
 
 def _functional():
-    from sim.backend import backend
+    from sim.registry import backend
 
     return backend("functional")

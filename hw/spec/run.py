@@ -1,11 +1,13 @@
-"""What every executor of a program offers: memory and an invocation in, status, counters and events out."""
+"""One run of the machine, the same for every executor: an invocation in; status, counters and events out.
+
+The executors themselves are found by name in `sim.registry`.
+"""
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from hw.spec.config import Config
 from hw.spec.isa import Error, Unit
-from sim.memory_image import MemoryImage
 
 SEQUENCER = 5
 """`Result.detail` when the sequencer failed, where a unit's number stands otherwise."""
@@ -64,11 +66,12 @@ class Result:
 
 
 class Backend(Protocol):
-    """An executor. `run` changes `memory` in place (a timing-only cycle run does not)."""
+    """An executor. `run` changes `memory`, a `sim.memory_image.MemoryImage`, in place (a run for timing only does
+    not)."""
 
     name: str
 
-    def run(self, config: Config, memory: MemoryImage, invocation: Invocation) -> Result: ...
+    def run(self, config: Config, memory: Any, invocation: Invocation) -> Result: ...
 
 
 class MachineError(Exception):
@@ -77,24 +80,3 @@ class MachineError(Exception):
     def __init__(self, status: Error, detail: int = SEQUENCER, pc: int = 0):
         super().__init__(f"{status.name} in unit {detail} at pc {pc}")
         self.status, self.detail, self.pc = status, detail, pc
-
-
-def backend(name: str, **options) -> Backend:
-    """The backend called `functional`, `cycle`, `rtl` or `xrt`, with that backend's options."""
-    if name == "functional":
-        from sim.functional import FunctionalBackend
-
-        return FunctionalBackend(**options)
-    if name == "cycle":
-        from sim.cycle import CycleBackend
-
-        return CycleBackend(**options)
-    if name == "rtl":
-        from sim.rtl.backend import RtlBackend
-
-        return RtlBackend(**options)
-    if name == "xrt":
-        from sim.xrt.backend import XrtBackend
-
-        return XrtBackend(**options)
-    raise ValueError(f"unknown backend {name!r}; choose functional, cycle, rtl or xrt")
