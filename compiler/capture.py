@@ -123,7 +123,7 @@ def capture_module(name: str, module: nn.Module, inputs: Mapping[str, ir.Shape])
 
 def _export(name: str, module: nn.Module, inputs: Mapping[str, ir.Shape]):
     """torch's exported program, on example tensors of the device that the module is on."""
-    device = next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("meta"))
+    device = next((t.device for t in states(module).values()), torch.device("cpu"))
     dims = {symbol: Dim(symbol, min=least, max=MAX_CONTEXT) for symbol, (_, least) in SYMBOLS.items()}
     sizes = {symbol: example for symbol, (example, _) in SYMBOLS.items()}
     examples = tuple(torch.empty([d.at(sizes) if isinstance(d, Length) else d for d in shape], device=device)
@@ -133,9 +133,8 @@ def _export(name: str, module: nn.Module, inputs: Mapping[str, ir.Shape]):
     try:
         return torch.export.export(module.eval(), examples, dynamic_shapes=dynamic)
     except Exception as error:  # whatever a user's module and torch make of it
-        reason = (str(error).strip().splitlines() or [""])[0].rstrip(".")
-        raise UserError(f"module {name}: torch.export refuses it ({type(error).__name__}: {reason}): it has to run at "
-                        f"any {' and '.join(SYMBOLS)}, and its shapes may depend on nothing else") from None
+        raise UserError(f"module {name}: torch.export refuses it ({type(error).__name__}: {first_line(error)}): it has "
+                        f"to run at any {' and '.join(SYMBOLS)}, and its shapes may depend on nothing else") from None
 
 
 class _Reader:
@@ -227,6 +226,11 @@ def first_name(module: nn.Module, state: str) -> str:
     """The first name of a parameter or buffer that may have several."""
     wanted = states(module, every_name=True).get(state)
     return next((name for name, tensor in states(module).items() if tensor is wanted), state)
+
+
+def first_line(error: Exception) -> str:
+    """What an error says first: torch's messages go on for pages."""
+    return (str(error).strip().splitlines() or [""])[0].rstrip(".")
 
 
 def _is_symbol(node) -> bool:

@@ -68,24 +68,24 @@ def describe(model: LlavaConfig, graphs: dict[str, ir.Graph], n_layers: int | No
     if not 1 <= count <= model.text.layers:
         raise UserError(f"{count} layers were asked for, {model.name} has {model.text.layers}: choose 1.."
                         f"{model.text.layers}")
-    text = TextIr(norm.width, head.n_out, count, graphs["layer"].fused, norm, head)
+    text = TextIr(norm.width, head.n_out, count, list(graphs["layer"].fused), norm, head)
     vision = None
     if model.vision is not None and with_vision:
         mlp, last = graphs["projector"].fused
         patch, _, *pre = graphs["stem"].fused
         vision = VisionIr(model.vision.n_patches, patch.n_out, model.num_executed_vision_layers, [patch, *pre],
-                          graphs["vision_layer"].fused, [mlp.fc, last], mlp.func, model.vision.drop_class,
+                          list(graphs["vision_layer"].fused), [mlp.fc, last], mlp.func, model.vision.drop_class,
                           model.max_tiles)
     return ModelIr(model.name, text, vision)
 
 
 def check_heads(model: ModelIr, config: Config) -> None:
     """Attention works on whole vector words of a head."""
-    for part in (model.text, model.vision):
+    for name, part in (("layer", model.text), ("vision_layer", model.vision)):
         for op in part.layer if part is not None else ():
             if isinstance(op, ir.Attention) and op.head_dim % config.lanes:
-                raise UserError(f"head_dim is {op.head_dim}, configuration {config.name} needs a multiple of its "
-                                f"{config.lanes} lanes: choose a configuration with fewer lanes")
+                raise UserError(f"module {name}: head_dim is {op.head_dim}, configuration {config.name} needs a "
+                                f"multiple of its {config.lanes} lanes: choose a configuration with fewer lanes")
 
 
 def _context(model: LlavaConfig, context: int | None) -> int:

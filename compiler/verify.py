@@ -15,7 +15,7 @@ from torch import Tensor
 from hw.spec.errors import InternalError, UserError
 
 from . import ir, meaning
-from .capture import states
+from .capture import first_line, states
 from .meaning import Lengths
 
 LENGTHS: tuple[Lengths, ...] = tuple({"seq": seq, "cache": cache} for seq, cache in ((1, 0), (3, 0), (5, 7), (16, 33)))
@@ -56,10 +56,9 @@ class Verifier:
                 continue
             if name not in self.verified:
                 raise InternalError(f"after pass {after}: {name} of {self.graph.name} stands for no captured value")
+            what = f"after pass {after}: {node.op} {name}"
             for lengths, values in zip(self.lengths, self.values, strict=True):
-                with torch.no_grad():
-                    found = meaning.node_value(node, values, self._named, lengths)
-                self._compare(found, values[name], f"after pass {after}: {node.op} {name}", lengths)
+                self._compare(self._value(node, values, lengths, what), values[name], what, lengths)
             self.verified[name] = signature
 
     def check_list(self) -> None:
@@ -111,9 +110,8 @@ class Verifier:
         try:
             result = torch.func.functional_call(self.graph.source, self.parameters, tuple(inputs.values()))
         except Exception as error:  # whatever the user's module makes of these lengths
-            reason = (str(error).strip().splitlines() or [""])[0]
             raise UserError(f"module {self.graph.name}: it fails at {_shown(lengths)} ({type(error).__name__}: "
-                            f"{reason}): it has to run at every length") from None
+                            f"{first_line(error)}): it has to run at every length") from None
         return (result,) if isinstance(result, Tensor) else tuple(result)
 
     def _run_graph(self, lengths: Lengths, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -122,8 +120,16 @@ class Verifier:
             if node.op == "parameter":
                 values[name] = self.parameters[node.weight or ""]
             elif node.op != "input":
-                values[name] = meaning.node_value(node, values, self._named, lengths)
+                values[name] = self._value(node, values, lengths, f"the captured {name}")
         return values
+
+    def _value(self, node: ir.Node, values: Mapping[str, Any], lengths: Lengths, what: str) -> Any:
+        try:
+            with torch.no_grad():
+                return meaning.node_value(node, values, self._named, lengths)
+        except (RuntimeError, IndexError) as error:  # operands that do not fit together
+            raise InternalError(f"{what} of {self.graph.name} cannot be computed at {_shown(lengths)}: "
+                                f"{first_line(error)}") from None
 
     def _compare_results(self) -> None:
         for lengths, results, values in zip(self.lengths, self.results, self.values, strict=True):

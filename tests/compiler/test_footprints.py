@@ -31,8 +31,8 @@ def tile(b: Builder, most: int):
 def test_rows_of_a_tile_that_do_not_fit_are_refused_with_all_numbers(builder):
     """17 rows of 4 words each; the region holds 4 rows."""
     rows = At(region("VB", 4 * 4 * WORD), 4)
-    with pytest.raises(UserError, match=rf"operator linear_1: an instruction reaches {17 * 4 * WORD} granules of region "
-                                        rf"FEATURE in VB, which has room for {16 * WORD}"):
+    with pytest.raises(UserError, match=rf"operator linear_1: an instruction reaches {17 * 4 * WORD} granules of "
+                                        rf"region FEATURE in VB, which has room for {16 * WORD}"):
         builder.vu_pass((tile(builder, 17), 1, 4), 64, v=rows, d=rows, src=Src.V)
 
 
