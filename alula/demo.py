@@ -19,9 +19,9 @@ from alula.cross import CrossBackend, Outcome, executors
 from alula.expected import features_piece
 from alula.generation import Generation, Step, Stream, generate
 from alula.output import progress, show, write_atomically
+from alula.runtime.session import Session
 from alula.session import Flow, open_flow
 from alula.verification import check_text, summary
-from compiler.host import Session
 from hw.spec.errors import UserError
 from hw.spec.run import Event
 from ref_model.captions import held_out

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from alula.output import peak_memory_bytes
+from alula.runtime.work import projector_macs, text_macs, tower_macs
 from alula.session import Flow
 from alula.verification import synthetic_ids, synthetic_patches
-from compiler.host import projector_macs, text_macs, tower_macs
 from hw.spec.errors import UserError
 from hw.spec.memory import MemoryModel
 from hw.spec.run import Event, Result

@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from compiler.host import Compiled, Session
+from alula.runtime.images import model_image
+from alula.runtime.lengths import MODES, SESSIONS
+from alula.runtime.session import Session
 from compiler.layout import Layout
-from compiler.lengths import MODES, SESSIONS
 from compiler.pipeline import compile_model
+from compiler.program import Compiled
 from hw.spec import config as configurations
 from hw.spec.config import BLOCK
 from hw.spec.errors import InternalError, UserError
@@ -86,7 +88,7 @@ class Flow:
     compression: Compression | None = None
     """How weights were compressed; None: dense, 8 bits."""
     program: str = "runtime"
-    """How lengths are served, one of `compiler.lengths.MODES`."""
+    """How lengths are served, one of `alula.runtime.lengths.MODES`."""
     keep_visual: int | None = None
     """Visual tokens that survive the tower's selection (None: all); see `keep`."""
     strategy: str = "rank"
@@ -152,7 +154,7 @@ class Flow:
     def image(self) -> MemoryImage:
         """Program, tables and weights; made once."""
         if self._image is None:
-            self._image = self.compiled.image(None if self.timing_only else self.quant)
+            self._image = model_image(self.compiled, None if self.timing_only else self.quant)
         return self._image
 
     def machine(self, backend: Backend) -> Session:
@@ -228,7 +230,7 @@ def open_flow(
     """Open, quantise and compile. layers: decoder layers (None: all); context: tokens to compile for.
 
     head None: logits when every layer runs, else the residual row. compression None: dense INT8. timing_only: without
-    weights, for the cycle simulator alone. program: how lengths are served, one of `compiler.lengths.MODES`.
+    weights, for the cycle simulator alone. program: how lengths are served, one of `alula.runtime.lengths.MODES`.
     """
     machine = configurations.get(config)
     if program not in MODES:

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from alula.cross import CrossBackend, Outcome
 from alula.output import peak_memory_bytes
 from alula.reduction import Asked
+from alula.runtime.work import text_macs, vision_macs
 from alula.session import Flow
 from alula.useful import useful_bytes
 from alula.verification import check_text, check_vision, fill_cache, synthetic_ids, synthetic_patches
-from compiler.host import text_macs, vision_macs
 from hw.spec.config import BEAT_BYTES
 from hw.spec.errors import UserError
 from hw.spec.memory import MemoryModel

@@ -16,8 +16,8 @@ from alula.expected import (
     write_pieces,
 )
 from alula.reduction import Asked
+from alula.runtime.session import Session
 from alula.session import Flow
-from compiler.host import Session
 from hw.spec import numerics as nm
 from hw.spec.errors import UserError
 from hw.spec.memory import MemoryModel

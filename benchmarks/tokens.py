@@ -8,8 +8,8 @@ makes of the cycles is an estimate; how far off it is, is measured on llava-tiny
 import time
 
 from alula.reduction import Asked
+from alula.runtime.work import text_macs
 from alula.session import Flow, open_flow
-from compiler.host import text_macs
 from ref_model.reduction import Drop
 from sim.registry import backend
 

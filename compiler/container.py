@@ -16,13 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from hw.spec.config import BEAT_BYTES, Config
+from hw.spec.config import Config
 from hw.spec.errors import UserError
 from hw.spec.isa import ISA_VERSION
-from sim.memory_image import MemoryImage
 
 from . import pack
-from .host import Compiled
+from .program import Compiled
 
 MAGIC, VERSION, ALIGN = b"ALULA\0\0\2", 2, 4096
 MANIFEST_ROOM = 1 << 22
@@ -93,15 +92,13 @@ class Container:
         """The encoded instructions."""
         return self._section(self.manifest["sections"][0]).view(np.uint64).tolist()
 
-    def image(self, config: Config) -> MemoryImage:
-        """Memory of a machine, weights attached from the file without copying."""
+    def pieces(self, config: Config) -> Iterator[pack.Piece]:
+        """What lies in the machine's memory, memory-mapped; UserError for another configuration."""
         if config.digest() != self.manifest["config_digest"]:
             raise UserError(f"{self.path} was compiled for configuration {self.manifest['config']} with digest "
                             f"{self.manifest['config_digest']}, this one has {config.digest()}: compile it again")
-        memory = MemoryImage(config)
         for section in self.manifest["sections"]:
-            memory.attach(section[0], section[1] * BEAT_BYTES, self._section(section))
-        return memory
+            yield section[0], section[1], self._section(section)
 
     def _section(self, section) -> np.ndarray:
         _, _, at, n_bytes, _ = section

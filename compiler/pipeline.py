@@ -7,10 +7,10 @@ from ref_model.config import LlavaConfig
 from . import ir
 from .capture import capture_model
 from .codegen import generate
-from .host import Compiled
 from .layout import Layout
 from .model import ModelIr, TextIr, VisionIr
 from .passes import PASSES
+from .program import Compiled
 from .sizes import Plan
 from .verify import verify
 

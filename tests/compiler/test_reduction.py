@@ -9,9 +9,11 @@ import pytest
 from alula.cross import CrossBackend, Outcome, executors
 from alula.expected import cache_pieces
 from alula.reduction import asked
+from alula.runtime.images import model_image
+from alula.runtime.session import Session
+from alula.runtime.work import text_macs
 from alula.session import Flow, open_flow
 from alula.verification import check_text, default_lengths, verify
-from compiler.host import Session, text_macs
 from compiler.pipeline import compile_model
 from hw.spec import config
 from hw.spec.errors import UserError
@@ -49,7 +51,7 @@ def deep():
 
 def session(tiny, name: str = "functional", **options) -> Session:
     compiled, quant = tiny
-    return Session(compiled, compiled.image(quant), backend(name), **options)
+    return Session(compiled, model_image(compiled, quant), backend(name), **options)
 
 
 def ids_of(n: int) -> list[int]:
@@ -154,7 +156,7 @@ def test_time_without_values_is_near(deep):
     reduction = Reduction(4, 48, (Drop(2, 9, by_score=True),))
     found = []
     for options in ({"with_data": True}, {}):
-        machine = Session(deep[0], deep[0].image(deep[1]), backend("cycle", **options))
+        machine = Session(deep[0], model_image(deep[0], deep[1]), backend("cycle", **options))
         machine.prefill(machine.prompt_rows(ids_of(64)), reduction=reduction)
         found.append(machine.results[-1][1].cycles)
     print(f"exact {found[0]} cycles, without values {found[1]}")
