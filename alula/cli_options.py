@@ -40,7 +40,7 @@ KeepVisual = Annotated[
 ]
 Strategy = Annotated[str, typer.Option(help="What --keep-visual keeps: rank (strongest patches) or row (grid rows).")]
 Memory = Annotated[
-    str | None, typer.Option(help="fixed (latency), or hbm: DRAM timing of the channels (default: hbm on u280 alone).")
+    str | None, typer.Option(help="fixed (latency), or hbm: DRAM timing of the channels (default: configuration's).")
 ]
 Jitter = Annotated[int, typer.Option(help="Largest random extra latency of a read, cycles.")]
 MemorySeed = Annotated[int, typer.Option(help="Seed of the jitter.")]

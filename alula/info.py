@@ -9,6 +9,7 @@ from hw.spec import cards
 from hw.spec import config as configurations
 from hw.spec.errors import UserError
 from hw.spec.isa import ISA_VERSION
+from hw.spec.memory import MemoryModel
 from hw.spec.resources import KIND, Store, dsp_total, memories
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ def describe(name: str) -> dict:
     return asdict(config) | {
         "digest": config.digest(), "isa_version": ISA_VERSION, "macs_per_cycle": config.macs_per_cycle,
         "peak_macs_per_second": config.macs_per_cycle * config.clock_hz, "chain_dsps": config.chain_dsps,
-        "peak_bytes_per_second": config.peak_bytes_per_cycle * config.clock_hz,
+        "memory": config.memory.kind,
+        "peak_bytes_per_second": MemoryModel.of(config).peak_bytes_per_cycle(config) * config.clock_hz,
         "dsp_total": dsp_total(config), "budget_card": board.name,
         "budget": [asdict(row) | {"share": row.used / row.limit} for row in board.budget(config)],
     }  # fmt: skip

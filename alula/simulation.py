@@ -44,9 +44,9 @@ def simulate(
     reduction: Asked | None = None,
     memory: MemoryModel | None = None,
 ) -> dict:
-    """The JSON of `alula simulate`, and "trace" with the events. kv counts the new token (decode). memory None: fixed
-    latency."""
-    memory = memory or MemoryModel.of(flow.config, "fixed")
+    """The JSON of `alula simulate`, and "trace" with the events. kv counts the new token (decode). memory None: the
+    configuration's own."""
+    memory = memory or MemoryModel.of(flow.config)
     if phase not in PHASES:
         raise UserError(f"unknown phase {phase!r}: choose one of {', '.join(PHASES)}")
     if phase == "vision" and flow.model.vision is None:
@@ -73,7 +73,9 @@ def simulate(
     comparison = Comparison()
     if outcome is not None:
         comparison = Comparison(outcome.bit_exact, outcome.cycle_exact, outcome.compared_bytes)
-    report = metrics(name, flow.config, workload, cross.invocation, result, cross.wall_seconds[name], comparison)
+    report = metrics(
+        name, flow.config, workload, cross.invocation, result, cross.wall_seconds[name], comparison, memory
+    )
     if phase == "vision":
         vision = {"tokens": flow.model.config.n_visual_tokens, "layers": flow.model.config.num_executed_vision_layers}
         report |= vision | {"kv": 0, "tokens_per_second": None}

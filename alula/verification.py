@@ -204,8 +204,9 @@ def verify(
     decode: tuple[int, ...] = (),
     memory: MemoryModel | None = None,
 ) -> dict:
-    """Every case, prefills under `mask` and `reduction`; the JSON of `alula verify`. memory None: fixed latency."""
-    memory = memory or MemoryModel.of(flow.config, "fixed")
+    """Every case, prefills under `mask` and `reduction`; the JSON of `alula verify`. memory None: the configuration's
+    own."""
+    memory = memory or MemoryModel.of(flow.config)
     flow.require_tokens(max(lengths) + steps)
     found = []
     for outcome in outcomes(flow, last, lengths, steps, note, mask, reduction, decode, memory):

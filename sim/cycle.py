@@ -300,7 +300,7 @@ class CycleBackend:
         self.model, self.with_data = model, with_data
 
     def run(self, config: Config, memory: MemoryImage, invocation: Invocation) -> Result:
-        model = self.model or MemoryModel.of(config, "fixed")
+        model = self.model or MemoryModel.of(config)
         try:
             machine = CycleMachine(config, memory, invocation, model, self.with_data)
         except MachineError as error:

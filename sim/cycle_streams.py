@@ -24,7 +24,7 @@ from hw.spec.timing import (
     WEIGHT_BUFFER_ROUNDS,
     accumulator_slots,
 )
-from sim.hbm import alike, new_channel, serve
+from sim.hbm import alike, new_channel, serve, slot_of
 from sim.weight_stream import LAST, SPARSE, Plans
 
 # Columns of a channel's state. Times are cycles, positions are beats since the start of the run.
@@ -275,7 +275,7 @@ def _alike(g, channels, arrivals, kinds, pops, ready, rounds, requests, banks, n
         if ready[a, i & buffer] != ready[b, i & buffer] or rounds[a, i & buffer] != rounds[b, i & buffer]:
             return False
     next_accepted = requests[a, 1, told & wrap] if told < asked else channels[a, AR_LAST] + 1
-    return alike(banks[a], banks[b], hbm.SLOTS_A_CYCLE * min(now, next_accepted + hbm.REQUEST_CYCLES))
+    return alike(banks[a], banks[b], min(slot_of(banks[a], now), slot_of(banks[a], next_accepted) + hbm.REQUEST))
 
 
 @numba.njit(cache=True)
@@ -326,7 +326,7 @@ class Streams:
         self.channels[:, (AR_LAST, ARRIVED_LAST, POP_LAST)] = -1
         self.arrivals, self.kinds, self.pops = (np.zeros((n, size), np.int64) for _ in range(3))
         self.requests = np.zeros((n, 3, size), np.int64)
-        self.banks = np.tile(new_channel(), (n, 1))
+        self.banks = np.tile(new_channel(self.model.slots_a_cycle), (n, 1))
         self.writes = np.zeros((n, _FIRST_WRITES, 3), np.int64)
         self.ready, self.rounds = (np.zeros((n, WEIGHT_BUFFER_ROUNDS), np.int64) for _ in range(2))
         self.takes = np.zeros(WEIGHT_BUFFER_ROUNDS, np.int64)
