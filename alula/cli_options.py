@@ -25,8 +25,8 @@ Mask = Annotated[
 ]
 KeepSchedule = Annotated[
     str | None,
-    typer.Option(help="Evenly spaced visual tokens that go on from layers on: LAYER:COUNT,..; or {layer: [places]} in "
-                 "a .json file."),
+    typer.Option(help="Evenly spaced visual tokens that go on from layers on: LAYER:COUNT,..; or {layer: [visual "
+                 "tokens from 0]} in a .json file."),
 ]  # fmt: skip
 ExitLayer = Annotated[int | None, typer.Option(help="Visual tokens go through that many layers only.")]
 FastV = Annotated[

@@ -35,7 +35,7 @@ def first_token(flow: Flow, tokens: int, memory: MemoryModel, note: Note = lambd
     report = _part(flow, "total", vision.cycles + text.cycles, macs, macs_sparse)
     return {
         "backend": "cycle", "config": flow.config.name, "model": flow.model.config.name, "phase": "ttft",
-        "tokens": tokens, "image_tokens": flow.visual_tokens, "layers": flow.layers,
+        "tokens": tokens, "image_tokens": flow.visual_tokens, "layers": flow.layers, "context": flow.context,
         "vision_layers": flow.layout.tower.n_layers, "clock_hz": flow.config.clock_hz,
         **{key: value for key, value in report.items() if key != "part"}, "ttft_seconds": report["seconds_at_clock"],
         "parts": parts, **flow.compression_report, **memory.report(), "bit_exact": None, "cycle_exact": None,

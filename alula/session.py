@@ -67,6 +67,14 @@ def compression_ids(source: str, checkpoint: Checkpoint, compression: Compressio
         return None
 
 
+def check_selection(config: LlavaConfig, count: int | None, strategy: str) -> None:
+    """UserError where a model has no image of one tile with as many visual tokens to keep (None: all)."""
+    if count is not None and (config.vision is None or config.pinpoints):
+        raise UserError(f"model {config.name} has no image of one tile to select visual tokens of: leave out "
+                        "--keep-visual")  # fmt: skip
+    selection.items(count, strategy, 1 if config.vision is None else config.vision.n_patches)
+
+
 @dataclass(frozen=True)
 class ModelShape:
     """Stands for a quantised model where nobody needs weights."""
@@ -96,11 +104,7 @@ class Flow:
 
     def keep(self, count: int | None, strategy: str) -> None:
         """Select visual tokens by the class token's attention from now on; UserError where there are not as many."""
-        config = self.model.config
-        if count is not None and (config.vision is None or config.pinpoints):
-            raise UserError(f"model {config.name} has no image of one tile to select visual tokens of: leave out "
-                            "--keep-visual")  # fmt: skip
-        selection.items(count, strategy, 1 if config.vision is None else config.vision.n_patches)
+        check_selection(self.model.config, count, strategy)
         self.keep_visual, self.strategy = count, strategy
 
     @property
@@ -226,17 +230,21 @@ def open_flow(
     compression: Compression | None = None,
     timing_only: bool = False,
     program: str = "runtime",
+    keep_visual: int | None = None,
+    strategy: str = "rank",
 ) -> Flow:
     """Open, quantise and compile. layers: decoder layers (None: all); context: tokens to compile for.
 
     head None: logits when every layer runs, else the residual row. compression None: dense INT8. timing_only: without
     weights, for the cycle simulator alone. program: how lengths are served, one of `alula.runtime.lengths.MODES`.
+    keep_visual, strategy: see `Flow.keep`.
     """
     machine = configurations.get(config)
     if program not in MODES:
         raise UserError(f"unknown kind of program {program!r}: choose one of {', '.join(MODES)}")
     checkpoint = open_model(source, seed)
     text = checkpoint.config.text
+    check_selection(checkpoint.config, keep_visual, strategy)
     if layers is not None and not 1 <= layers <= text.layers:
         raise UserError(f"--layers {layers}: {checkpoint.config.name} has 1..{text.layers}")
     if context is not None and not 1 <= context <= text.context:
@@ -258,4 +266,4 @@ def open_flow(
         model = quantise(checkpoint, KEPT_LAYERS, vision, maxima, compressor)
     count = layers or text.layers
     head = count == text.layers if head is None else head
-    return Flow(source, model, compiled, count, head, compression, program)
+    return Flow(source, model, compiled, count, head, compression, program, keep_visual, strategy)

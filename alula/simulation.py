@@ -81,6 +81,7 @@ def simulate(
         report |= vision | {"kv": 0, "tokens_per_second": None}
     sparse = {"macs_sparse": _macs(flow, phase, tokens, kv, mask, reduced, sparse=True)}
     return report | sparse | flow.compression_report | _memory_traffic(result) | memory.report() | {
+        "context": flow.context, "reduction": None if reduced is None else reduced.report(),
         "wall_seconds": time.monotonic() - began, "simulator_seconds": cross.wall_seconds[name],
         "peak_memory_bytes": peak_memory_bytes(), "counters": result.counters,
         "first_difference": outcome.first_difference if outcome else None, "trace": result.trace,

@@ -217,6 +217,7 @@ def verify(
         "config": flow.config.name,
         "backend": last,
         "layers": flow.layers,
+        "context": flow.context,
         "program": flow.program,
         "program_sha256": sorted({outcome.program_sha256 for outcome in found}),
         "cases": [outcome.as_json() for outcome in found],

@@ -9,7 +9,6 @@ it is: here, as long as no instruction can start or end before.
 
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 
 from hw.spec import hbm
@@ -24,6 +23,7 @@ from hw.spec.timing import (
     WEIGHT_BUFFER_ROUNDS,
     accumulator_slots,
 )
+from sim.compiled import njit
 from sim.hbm import alike, new_channel, serve, slot_of
 from sim.weight_stream import LAST, SPARSE, Plans
 
@@ -44,7 +44,7 @@ _M32 = 0xFFFFFFFF
 _FIRST_WRITES = 64
 
 
-@numba.njit(cache=True)
+@njit
 def _extra(g, port, request):
     """`MemoryModel.extra`."""
     if g[JITTER] == 0:
@@ -58,7 +58,7 @@ def _extra(g, port, request):
     return x % (g[JITTER] + 1)
 
 
-@numba.njit(cache=True)
+@njit
 def _mark(g, channels, c, kinds, ends, info, n):
     """Notes the kinds of the n beats of channel c that are being asked for, as its plan says."""
     wrap = kinds.shape[1] - 1
@@ -80,7 +80,7 @@ def _mark(g, channels, c, kinds, ends, info, n):
     channels[c, BEAT] += n
 
 
-@numba.njit(cache=True)
+@njit
 def _ask(g, channels, c, arrivals, kinds, pops, ends, info, requests):
     """Sends the next address of channel c's reader if its space is known to be free; whether it did."""
     if channels[c, READING] == 0:
@@ -119,7 +119,7 @@ def _ask(g, channels, c, arrivals, kinds, pops, ends, info, requests):
     return True
 
 
-@numba.njit(cache=True)
+@njit
 def _tell(g, channels, c, arrivals, requests, banks, writes):
     """Serves channel c's beats as far as writes are known; whether any."""
     told, asked = channels[c, TOLD], channels[c, ASKED]
@@ -130,7 +130,7 @@ def _tell(g, channels, c, arrivals, requests, banks, writes):
     return channels[c, TOLD] > told
 
 
-@numba.njit(cache=True)
+@njit
 def _pop(g, channels, c, arrivals, kinds, pops, takes, ready, rounds):
     """Pops beats of channel c as far as the takes that make room are known; whether any.
 
@@ -161,7 +161,7 @@ def _pop(g, channels, c, arrivals, kinds, pops, takes, ready, rounds):
     return popped > began
 
 
-@numba.njit(cache=True)
+@njit
 def _take(g, channels, takes, ready, rounds):
     """Takes the matrix instruction's next round if every channel has it; whether it did."""
     taken = g[TAKEN]
@@ -204,7 +204,7 @@ def _take(g, channels, takes, ready, rounds):
     return True
 
 
-@numba.njit(cache=True)
+@njit
 def _settle(g, channels, arrivals, kinds, pops, takes, ready, rounds, ends, info, requests, banks, writes):
     """Moves everything as far as it is determined."""
     moved = True
@@ -223,7 +223,7 @@ def _settle(g, channels, arrivals, kinds, pops, takes, ready, rounds, ends, info
             moved = True
 
 
-@numba.njit(cache=True)
+@njit
 def _readers(channels):
     """Channels that have addresses to send."""
     n = 0
@@ -232,7 +232,7 @@ def _readers(channels):
     return n
 
 
-@numba.njit(cache=True)
+@njit
 def _advance(g, channels, arrivals, kinds, pops, takes, ready, rounds, ends, info, requests, banks, writes, until):
     """`_settle`, and again whenever a write epoch is over, up to cycle `until` or an instruction's end."""
     reading, active = _readers(channels) > 0, g[MX_ACTIVE]
@@ -248,7 +248,7 @@ def _advance(g, channels, arrivals, kinds, pops, takes, ready, rounds, ends, inf
         g[KNOWN] = need
 
 
-@numba.njit(cache=True)
+@njit
 def _alike(g, channels, arrivals, kinds, pops, ready, rounds, requests, banks, now, a, b):
     """Whether channels a and b do the same from now on, if they get the same reads, and no writes before cycle `now`.
 
@@ -278,7 +278,7 @@ def _alike(g, channels, arrivals, kinds, pops, ready, rounds, requests, banks, n
     return alike(banks[a], banks[b], min(slot_of(banks[a], now), slot_of(banks[a], next_accepted) + hbm.REQUEST))
 
 
-@numba.njit(cache=True)
+@njit
 def _representatives(g, channels, arrivals, kinds, pops, ready, rounds, requests, banks, now, first):
     """Of every row one that is `_alike`, the same for all of those: `first` where that is one of them."""
     n = len(channels)
@@ -295,7 +295,7 @@ def _representatives(g, channels, arrivals, kinds, pops, ready, rounds, requests
     return found
 
 
-@numba.njit(cache=True)
+@njit
 def _append(banks, writes, row_of, first, units, addresses, words):
     """Puts writes, accepted from cycle `first` on, behind those that their units' rows have not drained."""
     wrap = writes.shape[1] - 1

@@ -2,11 +2,11 @@
 
 from fractions import Fraction
 
-import numba
 import numpy as np
 from numba.extending import register_jitable
 
 from hw.spec import hbm
+from sim.compiled import njit
 
 for _function in (
     hbm.slot_of, hbm.cycle_of, hbm.bank_of, hbm.row_of, hbm._free_column, hbm._free_activate, hbm.place, hbm.commit,
@@ -14,11 +14,11 @@ for _function in (
 ):  # fmt: skip
     register_jitable(_function)
 
-slot_of = numba.njit(cache=True)(hbm.slot_of)
-alike = numba.njit(cache=True)(hbm.alike)
-serve = numba.njit(cache=True)(hbm.serve)
-place = numba.njit(hbm.place)
-commit = numba.njit(hbm.commit)
+slot_of = njit(hbm.slot_of)
+alike = njit(hbm.alike)
+serve = njit(hbm.serve)
+place = njit(hbm.place)
+commit = njit(hbm.commit)
 
 
 def new_channel(slots_a_cycle: Fraction) -> np.ndarray:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
-import numba
 import numpy as np
 
 from hw.spec.config import BEAT_BYTES, BLOCK
@@ -35,6 +34,7 @@ from hw.spec.weights import (
     round_blocks,
     single_slot,
 )
+from sim.compiled import njit
 from sim.memory_image import MemoryImage
 
 SPARSE, LAST, WINDOW_SHIFT = 1, 2, 2
@@ -94,7 +94,7 @@ class Plans:
         return int(ends[number]) if number < len(ends) else n_beats - 1
 
 
-@numba.njit(cache=True)
+@njit
 def _descriptor(beats, header, slot):
     """The first four bytes of a slot, or -1 for an all-zero slot."""
     word = np.int64(0)
@@ -106,7 +106,7 @@ def _descriptor(beats, header, slot):
     return -1
 
 
-@numba.njit(cache=True)
+@njit
 def _walk(beats, positions, n_beats, ends, info, runs):
     """Follows the headers: (rounds, runs, result, beat). beats[i] is beat positions[i], or i without positions."""
     at = rounds = n_runs = step = known = 0
@@ -243,7 +243,7 @@ def _together(units: list[Plan]) -> Plans:
 # --- weights ---------------------------------------------------------------------------------------------
 
 
-@numba.njit(cache=True)
+@njit
 def _scales(beats, header, slot, scales):
     """Sixteen signed scales of a slot, row r at bit SCALE_BASE + SCALE_BITS * r."""
     base = slot * RUN_BYTES + _INSIDE
@@ -269,7 +269,7 @@ def _level_table() -> np.ndarray:
 
 
 _LEVELS = _level_table()
-_mask_inputs = numba.njit(cache=True)(mask_inputs)
+_mask_inputs = njit(mask_inputs)
 
 
 @cache
@@ -278,7 +278,7 @@ def _mask_table() -> np.ndarray:
     return _mask_rows(1 << BLOCK)
 
 
-@numba.njit(cache=True)
+@njit
 def _mask_rows(n_masks):
     out = np.empty((n_masks, 8), np.uint8)
     for mask in range(n_masks):
@@ -288,7 +288,7 @@ def _mask_rows(n_masks):
     return out
 
 
-@numba.njit(cache=True)
+@njit
 def _weights(flat, at, plane, high_shift, form, n_form, scales, out):
     """out int32[slots, rows] = the round's weights, anything in empty slots.
 
@@ -307,7 +307,7 @@ def _weights(flat, at, plane, high_shift, form, n_form, scales, out):
             out[s, row] = value if bits == 8 else value * scales[row]
 
 
-@numba.njit(cache=True)
+@njit
 def _indices(flat, at, n, mask_table, out):
     """out int32[slots, rows] = the inputs of the round's slots inside their blocks; at: its first byte."""
     for row in range(BLOCK):
@@ -322,7 +322,7 @@ def _indices(flat, at, n, mask_table, out):
                 out[s, row] = flat[beat + place // 2] >> place % 2 * 4 & 15
 
 
-@numba.njit(cache=True)
+@njit
 def _decode(beats, runs, first_step, mask_table, out, column, stride):
     """`add_weights`."""
     flat = beats.reshape(-1)

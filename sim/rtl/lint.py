@@ -8,7 +8,8 @@ from importlib.resources import files
 from pathlib import Path
 
 from hw.spec.errors import UserError
-from sim.rtl.toolchain import cache_dir, tool_environment
+from sim.cache import cache_dir
+from sim.rtl.toolchain import tool_environment
 
 _MESSAGE = re.compile(r"^%(?:Warning|Error)")
 

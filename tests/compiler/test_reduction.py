@@ -28,7 +28,7 @@ from sim.registry import backend
 EVEN = (Drop(1, 5),)
 EXIT = (Drop(1, 0),)
 SCORE = (Drop(1, 5, by_score=True),)
-LISTED = (Drop(1, 3, places=(9, 11, 20)),)
+LISTED = (Drop(1, 3, numbers=(3, 5, 14)),)
 
 
 DEEP_LAYERS = 5
@@ -259,7 +259,7 @@ def test_bad_options_are_refused(options, words):
 def test_lists_come_from_a_file(tmp_path):
     path = tmp_path / "kept.json"
     path.write_text('{"2": [9, 4], "5": [4]}')
-    assert parse_drops(str(path)) == (Drop(2, 2, places=(4, 9)), Drop(5, 1, places=(4,)))
+    assert parse_drops(str(path)) == (Drop(2, 2, numbers=(4, 9)), Drop(5, 1, numbers=(4,)))
     path.write_text('{"2": []}')
     with pytest.raises(UserError, match="keeps 0 visual tokens"):
         parse_drops(str(path))
@@ -270,7 +270,8 @@ def test_lists_come_from_a_file(tmp_path):
     (6, 16, (Drop(1, 3), Drop(2, 4)), "4 visual tokens are to go on, there are 3"),
     (6, 16, (Drop(0, 3),), "layer 0 is outside 1..4"),
     (6, 16, (Drop(5, 3),), "layer 5 is outside 1..4"),
-    (6, 16, (Drop(1, 2, places=(5, 7)),), "place 5 holds no visual token"),
+    (6, 16, (Drop(1, 2, numbers=(5, 16)),), r"visual token 16 is not among .* \(16 of 0\.\.15\)"),
+    (6, 16, (Drop(1, 2, numbers=(5, 7)), Drop(2, 1, numbers=(6,))), "visual token 6 is not among those that layer 1"),
     (20, 20, (), "do not fit a prompt of 40 tokens"),
     (6, 16, (Drop(1, 5, by_score=True), Drop(2, 3)), "nobody knows which visual tokens are left"),
 ])
