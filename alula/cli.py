@@ -160,7 +160,7 @@ def simulate(
 ) -> None:
     """Simulate one phase; print its metrics."""
     from alula.reduction import asked
-    from sim.trace import write_chrome
+    from sim.trace import chrome
 
     check_writable(json)
     check_writable(trace)
@@ -178,7 +178,7 @@ def simulate(
     result["wall_seconds"] = time.monotonic() - began
     events = result.pop("trace")
     if trace is not None:
-        write_chrome(trace, events, flow.config.clock_hz)
+        write_atomically(trace, chrome(events, flow.config.clock_hz))
     write_json(json, result)
     show_values(f"{flow.model.config.name} on {config}, {phase}", result)
     if first:
@@ -240,7 +240,7 @@ def report(
     options = {"vision": phase == "vision", "compression": compression(bits, sparsity, recipe)}
     options |= {"keep_visual": keep_visual, "strategy": strategy}
     reduction = asked(keep_schedule, exit_layer, fastv, image_tokens, image_start)
-    timing_only = fastv is None  # which chooses by values
+    timing_only = fastv is None and keep_visual is None  # which choose by values
     flow = _open(model, config, layers=layers, context=context, seed=seed, timing_only=timing_only, **options)
     result = _phase(flow, phase, attention_mask, tokens=tokens, kv=kv, reduction=reduction, memory=timed_by)
     with progress("drawing"):

@@ -118,8 +118,8 @@ RULES: dict[str, tuple[Rule, ...]] = {
     "report": (
         *MEMORY, SEED, RECIPE, *ONE_PHASE, RANKED, SYNTHETIC_PROMPT,
         Rule(("tokens",), _phase("prefill"), "with --phase prefill"),
-        Rule(("seed",), lambda values: values["fastv"] is not None,
-             "together with --fastv (nothing else reads weights)"),
+        Rule(("seed",), lambda values: values["fastv"] is not None or values["keep_visual"] is not None,
+             "together with --fastv or --keep-visual (nothing else reads weights)"),
     ),
     "verify": (*MEMORY, SEED, RECIPE, RANKED, SYNTHETIC_PROMPT),
     "generate": (

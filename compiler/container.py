@@ -30,10 +30,10 @@ MANIFEST_ROOM = 1 << 22
 
 def save(path: str | Path, compiled: Compiled, quant) -> dict:
     """Write the container atomically; returns its manifest. quant None stores the program alone (timing-only)."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    path, temporary = Path(path), None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
         with os.fdopen(handle, "wb") as file:
             manifest = _write(file, compiled, quant)
         Path(temporary).chmod(0o644)
@@ -41,7 +41,8 @@ def save(path: str | Path, compiled: Compiled, quant) -> dict:
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}: free some space or choose another place") from None
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
     return manifest
 
 

@@ -72,11 +72,16 @@ SAMPLES = {
 """A value that differs from the default; None: a flag."""
 OTHERWISE = {
     ("compile timing", "lengths"): "bucketed", ("compile", "lengths"): "bucketed", ("simulate ttft", "tokens"): "20",
-    ("verify functional", "backend"): "cycle", ("verify", "model"): "llava-tiny-deep",
+    ("verify functional", "backend"): "cycle", ("generate text", "backend"): "cycle",
+    ("generate image", "backend"): "cycle",
 }  # fmt: skip
 COMPANIONS = {
     ("simulate prefill", "seed"): ["--check"], ("simulate decode", "seed"): ["--check"],
     ("simulate vision", "seed"): ["--check"], ("report prefill", "seed"): ["--fastv", "1:4"],
+    ("report vision", "seed"): ["--keep-visual", "5"],
+    **{("generate text", option): ["--check"] for option in ("attention_mask",)},
+    **{("generate image", option): ["--check"]
+       for option in ("attention_mask", "keep_schedule", "exit_layer", "fastv")},
     "memory_seed": ["--jitter", "20"], "recipe": ["--bits", "4"], "image_start": ["--keep-schedule", "1:4"],
     "image_tokens": ["--keep-schedule", "1:8"], "draw_seed": ["--temperature", "9.0"],
     "strategy": ["--keep-visual", "9"],
@@ -120,8 +125,8 @@ def cases():
 def acting():
     """Options that act in a situation, alone or with their companions."""
     for situation, option in cases():
-        companions = COMPANIONS.get((situation, option), COMPANIONS.get(option, ()))
-        companions = companions if option in REFUSED[situation] else ()
+        alone = () if option not in REFUSED[situation] else COMPANIONS.get(option, ())
+        companions = COMPANIONS.get((situation, option), alone)
         if option in TWICE or (option in REFUSED[situation] and refused(given(situation, option, companions))):
             continue
         marks = [pytest.mark.slow] if situation.startswith(SLOW) else []
