@@ -256,6 +256,7 @@ class Error(IntEnum):
     SEMAPHORE = 10           # a counting semaphore overflowed
     ILLEGAL_DESCRIPTOR = 11  # an enumerated field outside its range, a zero count, too many rows
     HALT_CODE = 12           # HALT with a code other than 0
+    POISONED = 13            # refused: the bus has not answered an earlier program, only a reset helps
 
 
 SEMAPHORE_MAX = 255
