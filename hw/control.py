@@ -25,13 +25,11 @@ from hw.spec.csr import (
     counter_offset,
 )
 from hw.spec.isa import ARGUMENT_REGISTERS, ISA_VERSION, Error
+from hw.spec.timing import SETTLE_CYCLES
 
 ADDRESS_BITS = 12
 READ_ONLY_BASE = 0x100
 ARGUMENTS = [name for name, offset in REGISTERS.items() if offset < READ_ONLY_BASE]
-SETTLE_CYCLES = 4
-"""Cycles between the last of the program's end and of bus transactions, and done: registered errors and counters catch
-up."""
 DRAIN_LIMIT_CYCLES = 1 << 16
 """Longest wait for open bus transactions after the end."""
 INCREMENT_BITS = 16
@@ -58,8 +56,9 @@ class Control(wiring.Component):
     open bus transactions then finish, and done is set. START while running is ignored. The counter `cycles` is the
     number of cycles of `run`; `cycle` is the current one's number. An error that comes between a good end and done
     counts, too. If transactions are still open after DRAIN_LIMIT_CYCLES the machine is done all the same, but poisoned
-    until reset, because their late beats would reach the next program: START then ends at once with POISONED. Done is cleared by reading CTRL; ISR bits 0 (done) and 1 (ready) are set at done if IER has them, and
-    toggled by writing 1. Base registers may be written while idle only.
+    until reset, because their late beats would reach the next program: START then ends at once with POISONED. Done is
+    cleared by reading CTRL; ISR bits 0 (done) and 1 (ready) are set at done if IER has them, and toggled by writing 1.
+    Base registers may be written while idle only.
     Latency and throughput: a register access takes two cycles. Back-pressure: one access of each kind at a time.
     Reset: idle, every register 0.
 

@@ -59,8 +59,8 @@ class StepControl(wiring.Component):
     ``step``, ``step_valid``, ``act``, ``split``: work and the first operand block it needs; ``step_done``: the last
     cycle of an output step; ``step_drained``: its place is free; ``stop``: take nothing more; ``range_error``: ``act``
     is beyond the buffer in this cycle; ``header_error``: the round taken one cycle ago does not fit the instruction
-    or its step's format, or the units' rounds each other: it has no steps; ``weight_stall``, ``drain_stall``: the unit waits in this cycle
-    for ``full`` or for a place.
+    or its step's format, or the units' rounds each other: it has no steps; ``weight_stall``, ``drain_stall``: the unit
+    waits in this cycle for ``full`` or for a place.
     """
 
     def __init__(self, config: Config):

@@ -16,6 +16,7 @@ from operator import itemgetter
 
 from hw.spec.config import BEAT_BYTES, Config
 from hw.spec.csr import COUNTERS, LD_BEATS, RD_BEATS, store_counter
+from hw.spec.errors import InternalError
 from hw.spec.isa import SEMAPHORE_MAX, Error, LdKind, Op, StMode, StreamFormat, Unit
 from hw.spec.legal import (
     COUNTS,
@@ -32,14 +33,17 @@ from hw.spec.legal import (
 from hw.spec.memory import MemoryModel
 from hw.spec.run import KEEP_PROGRAM, SEQUENCER, Event, Invocation, MachineError, Result
 from hw.spec.timing import (
+    DESCRIPTOR_ERROR,
     LDS_RETURN,
     SEQ_AFTER_FETCH,
     SEQ_FIRST,
     SEQ_INTERVAL,
+    SETTLE_CYCLES,
     ST_PIPE,
+    VU_ERROR,
     VU_LATENCY,
 )
-from sim.cycle_streams import NEVER, Limits, Streams
+from sim.cycle_streams import NEVER, NO_LIMITS, Limits, Streams
 from sim.functional import Executor, fetch_beats
 from sim.functional_checks import beyond_simulators, shortened
 from sim.functional_matrix import bursts, plans_of
@@ -50,10 +54,6 @@ from sim.weight_stream import Plans
 
 FETCH_FIRST_AR = 1
 """The program fetch presents its burst j at cycle FETCH_FIRST_AR + j, like an LD that starts at cycle 0."""
-VU_FAULT_DELAY = 3
-"""A word of VU that leaves a buffer in cycle s + k is an error in s + k + VU_FAULT_DELAY."""
-SETTLE_CYCLES = 5
-"""Cycles behind the end and the last beat in which errors still count."""
 UNITS = tuple(Unit)
 _WORK = {
     Unit.LD: ("n_outer", "n_inner"), Unit.ST: ("n_tok", "n_head", "n_gran"), Unit.RD: ("n_outer", "n_inner"),
@@ -127,7 +127,7 @@ class Replay:
     program: Program
     scalars: list[int] = field(default_factory=list)
     plans: list[Plans | None] = field(default_factory=list)
-    limits: Limits = Limits()
+    limits: Limits = NO_LIMITS
 
 
 class CycleMachine:
@@ -139,7 +139,7 @@ class CycleMachine:
         self.faults: list[Fault] = []
         self.replayed = replay is not None
         self.seen = replay or Replay(self._program())
-        self.sequencer = Sequencer(self.seen.program, call)
+        self.sequencer = Sequencer(config, memory, call, self.seen.program)
         self.executor = Executor(config, memory) if with_data else None
         self.aux, self.streams = AuxReads(config, model), Streams(config, model, self.seen.limits)
         self.queues: list[deque[Issued]] = [deque() for _ in Unit]
@@ -165,6 +165,8 @@ class CycleMachine:
         """Cycle of the latest instruction, for the watchdog."""
         self.reads: list[tuple[int, int]] = []
         """(start, pc) of the latest two RDs."""
+        self.met: set[tuple[int, Unit, Error]] = set()
+        """Faults that the streams have told."""
         self.unfollowed: list[tuple[int, Issued]] = []
         """Instructions that are not followed to their end, and up to which cycle they are."""
         self.halted: int | None = None
@@ -210,7 +212,7 @@ class CycleMachine:
     def late_fault(self) -> Fault | None:
         """After a good end: the error of a beat that RD asked for and nobody waited for."""
         assert self.halted is not None
-        last = max(self.halted, self.streams.last_arrival()) + SETTLE_CYCLES
+        last = max(self.halted, self.streams.last_arrival()) + SETTLE_CYCLES + 1
         return self._fault_until(last)
 
     def _fail(self, cycle: int, status: Error, detail: int = SEQUENCER) -> None:
@@ -309,7 +311,7 @@ class CycleMachine:
                 self._send_scalar(last, b, imm)
         elif t >= self.lds[0]:
             value, self.lds = self.lds[1], None
-            self.sequencer.load(a, value)
+            self.sequencer.loaded(a, value)
             self._retire(t, "stall_lds")
 
     def _send_scalar(self, arrival: int, b: int, imm: int) -> None:
@@ -373,7 +375,7 @@ class CycleMachine:
         if unit == Unit.RD:
             self.reads = [*self.reads[-1:], (t, entry.pc)]
         if illegal(self.config, unit, entry.fields):
-            self._unit_fails(t + 1, entry, Error.ILLEGAL_DESCRIPTOR)
+            self._unit_fails(t + DESCRIPTOR_ERROR, entry, Error.ILLEGAL_DESCRIPTOR)
             return
         if not followed(self.config, unit, entry.fields):
             self.unfollowed.append((t + (max_beats(self.config) if unit == Unit.RD else MAX_WORK), entry))
@@ -399,8 +401,8 @@ class CycleMachine:
         running = self.running[unit]
         assert running is not None
         entry, _ = running
-        if self.executor and unit != Unit.RD:
-            self.executor.finish(entry)
+        if self.executor and unit != Unit.RD and not self.executor.finish(entry):
+            raise InternalError(f"{UNITS[unit].name} at pc {entry.pc} has ended in time and lacks data")
         self.running[unit] = None
         self.idle_from[unit] = e + 1
         for consumer in _MEMBERS[entry.signal]:
@@ -460,18 +462,19 @@ class CycleMachine:
     def _vector(self, t: int, entry: Issued) -> None:
         beyond = vector_beyond(self.config, entry.fields)
         if beyond is not None:
-            self._unit_fails(t + beyond + VU_FAULT_DELAY, entry, Error.BUFFER_RANGE)
+            self._unit_fails(t + beyond + VU_ERROR, entry, Error.BUFFER_RANGE)
         self._ends_at(Unit.VU, t + work(Unit.VU, entry.fields) + VU_LATENCY)
 
     def _streams_moved(self, started: Unit | None) -> None:
         """Readers and matrix units have advanced: their faults, and either's end, may be known now."""
-        for cycle, unit, status in self.streams.faults():
+        for found in self.streams.faults():
+            if found in self.met:
+                continue
+            self.met.add(found)
+            cycle, unit, status = found
             running = self.running[Unit.MX]
-            if unit == Unit.MX and not any(fault.place == Unit.MX for fault in self.faults):
-                assert running is not None
-                self._unit_fails(cycle, running[0], status)
-            elif unit == Unit.RD:
-                self.faults.append(Fault(cycle, Unit.RD, status))
+            pc = running[0].pc if unit == Unit.MX and running else None
+            self.faults.append(Fault(cycle, unit, status, pc))
         if started is not None:
             self.undetermined |= {started}
         for unit, end in ((Unit.RD, self.streams.read_end), (Unit.MX, self.streams.multiply_end)):
@@ -519,7 +522,9 @@ class CycleMachine:
         return fault.pc if fault.pc is not None else max(read for read in self.reads if read[0] < fault.cycle)[1]
 
 
-_STALLS = {Op.ISSUE: "stall_queue", Op.FENCE: "stall_fence", Op.HALT: "stall_fence", Op.LDS: "stall_lds"}
+_STALLS: dict[int, str] = {
+    Op.ISSUE: "stall_queue", Op.FENCE: "stall_fence", Op.HALT: "stall_fence", Op.LDS: "stall_lds",
+}  # fmt: skip
 _BY_UNIT = {
     Unit.LD: CycleMachine._load, Unit.ST: CycleMachine._store, Unit.RD: CycleMachine._read,
     Unit.MX: CycleMachine._multiply, Unit.VU: CycleMachine._vector,
@@ -531,13 +536,14 @@ class CycleBackend:
     """Cycles exact to the RTL. with_data: move data too, so that memory ends as after a functional run."""
 
     name = "cycle"
+    machine = CycleMachine
 
     def __init__(self, model: MemoryModel | None = None, with_data: bool = False):
         self.model, self.with_data = model, with_data
 
     def run(self, config: Config, memory: MemoryImage, invocation: Invocation) -> Result:
         model = self.model or MemoryModel.of(config, "fixed")
-        machine = CycleMachine(config, memory, invocation, model, self.with_data)
+        machine = self.machine(config, memory, invocation, model, self.with_data)
         fault = machine.run()
         if fault is None:
             assert machine.halted is not None
@@ -563,7 +569,7 @@ class CycleBackend:
         """The streams of the same run, with nothing counted behind the fault's cycle."""
         stops = any(f.cycle == fault.cycle and f.place in (Unit.RD, Unit.MX) for f in machine.faults)
         machine.seen.limits = Limits(fault.cycle, fault.cycle - stops)
-        again = CycleMachine(machine.config, machine.memory, machine.call, machine.model, False, machine.seen)
+        again = self.machine(machine.config, machine.memory, machine.call, machine.model, False, machine.seen)
         again.faults = [f for f in machine.faults if f.cycle == 0]
         again.run()
         return again.streams

@@ -22,9 +22,11 @@ from hw.spec.legal import result_beyond
 from hw.spec.memory import MemoryModel
 from hw.spec.timing import (
     ACC_SLOTS,
+    ACT_ERROR,
     BURST_BEATS,
     MX_ACC_LATENCY,
     MX_DRAIN_LATENCY,
+    STREAM_ERROR,
     WEIGHT_BUFFER_ROUNDS,
     accumulator_slots,
 )
@@ -49,8 +51,6 @@ NEVER = 1 << 62
 """A cycle after all others."""
 _LATE = 1 << 48
 """Longer than any run."""
-FAULT_DELAY = 2
-"""Cycles from a wrong beat's arrival or pop, a take that is refused or a result beyond AB to the error."""
 _M32 = 0xFFFFFFFF
 _FIRST_WRITES = 64
 
@@ -99,7 +99,7 @@ def _note_absent(channels, c, arrivals, told):
     """Beats from `told` on have been told: the first beyond the memory may be among them."""
     at = channels[c, ABSENT_AT]
     if told <= at < channels[c, TOLD]:
-        channels[c, ABSENT_TIME] = arrivals[c, at & arrivals.shape[1] - 1] + FAULT_DELAY
+        channels[c, ABSENT_TIME] = arrivals[c, at & arrivals.shape[1] - 1] + STREAM_ERROR
 
 
 @numba.njit(cache=True)
@@ -178,7 +178,7 @@ def _pop(g, channels, c, arrivals, kinds, pops, takes, ready, rounds):
             pops[c, at] = last
             kind = kinds[c, at]
             if popped == channels[c, WRONG_AT]:
-                channels[c, WRONG_TIME] = last + FAULT_DELAY
+                channels[c, WRONG_TIME] = last + STREAM_ERROR
             popped += 1
         if kind != _NONE:
             ready[c, i & buffer] = last + 1
@@ -213,7 +213,7 @@ def _check_acts(g, t, kind):
     for row in range(g[MX_ROWS]):
         if (first + row * g[MX_ACT_STRIDE]) & _M32 >= g[MX_ACT_SIZE]:
             step = row // 2 * 2 * passes + row % 2 if kind & SPARSE else row * passes
-            g[RANGE_TIME] = min(g[RANGE_TIME], t + 1 + step + 1)
+            g[RANGE_TIME] = min(g[RANGE_TIME], t + 1 + step + ACT_ERROR)
             return
 
 
@@ -243,7 +243,7 @@ def _take(g, channels, takes, ready, rounds):
         _check_acts(g, t, kind)
         g[MX_READY] = t + (g[MX_SPARSE] if kind & SPARSE else g[MX_DENSE])
     else:
-        g[HEADER_TIME] = min(g[HEADER_TIME], t + FAULT_DELAY)
+        g[HEADER_TIME] = min(g[HEADER_TIME], t + STREAM_ERROR)
         g[MX_READY] = t + 1
     g[MX_K] += 1
     if g[MX_K] == g[MX_KB] if kind == _RAW else kind & LAST:
@@ -253,7 +253,7 @@ def _take(g, channels, takes, ready, rounds):
         if not fits:
             start = t + _LATE  # it has no work, so it is never done
         if step == g[MX_BAD_STEP]:
-            g[RANGE_TIME] = min(g[RANGE_TIME], start + g[MX_BAD_CYCLE] + FAULT_DELAY)
+            g[RANGE_TIME] = min(g[RANGE_TIME], start + g[MX_BAD_CYCLE] + STREAM_ERROR)
         g[DEND + step % ACC_SLOTS] = start + g[MX_DRAIN] - 1
         g[MX_K] = 0
         g[MX_STEP] += 1
@@ -377,6 +377,9 @@ class Limits:
     """In which MX counts its stalls and a reader sends an address: an error of RD or MX stops them at once."""
 
 
+NO_LIMITS = Limits()
+
+
 @dataclass
 class Streams:
     """The state of all channels. Without jitter, those whose streams are equal share a row from the start, part when
@@ -384,7 +387,7 @@ class Streams:
 
     config: Config
     model: MemoryModel
-    limits: Limits = Limits()
+    limits: Limits = NO_LIMITS
 
     def __post_init__(self):
         n = self.config.units if self.model.jitter else 1
@@ -504,7 +507,7 @@ class Streams:
         self.shared[MX_ACTIVE : MX_ACT_SIZE + 1] = (
             1, 0, min(f["n_outer"] * f["ob"], NEVER), 0, f["kb"], n_rows * c.passes, (n_rows + 1) // 2 * 2 * c.passes,
             s + 1, n_rows * per_row, accumulator_slots(n_rows, c.acc_rows), f["ob"], n_rows, split_k,
-            c.units if split_k else 1, f["act"], f["act_stride"], f["act_out"], 0 if most < c.ob_blocks else c.ob_blocks,
+            c.units if split_k else 1, f["act"], f["act_stride"], f["act_out"], c.ob_blocks * (most >= c.ob_blocks),
         )  # fmt: skip
         self.shared[[MX_BAD_STEP, MX_BAD_CYCLE]] = result_beyond(c, f) or (-1, 0)
         self.advance(s)

@@ -13,10 +13,10 @@ from hw.spec.legal import followed, vector_beyond
 from hw.spec.run import SEQUENCER, Invocation, MachineError, Result
 from sim import functional_matrix as mx
 from sim.functional_checks import beyond_simulators, check
-from sim.functional_sequencer import Issued, Sequencer, load_program
+from sim.functional_sequencer import Issued, Sequencer
 from sim.functional_state import State, load, load_fault, store, store_fault
 from sim.functional_vector import vector_pass
-from sim.memory_image import MemoryImage, OutOfRange
+from sim.memory_image import MemoryImage
 
 _AT_ONCE: dict[int, Callable[[State, Issued], None]] = {Unit.LD: load, Unit.ST: store, Unit.VU: vector_pass}
 
@@ -72,7 +72,7 @@ class Machine:
 
     def __init__(self, config: Config, memory: MemoryImage, invocation: Invocation):
         self.config, self.memory, self.watched = config, memory, invocation.watchdog > 0
-        self.sequencer = Sequencer(load_program(config, memory, invocation), invocation)
+        self.sequencer = Sequencer(config, memory, invocation)
         self.executor = Executor(config, memory)
         self.queues: list[deque[Issued]] = [deque() for _ in Unit]
         self.running: list[Issued | None] = [None for _ in Unit]
@@ -98,10 +98,7 @@ class Machine:
             elif op == Op.LDS:
                 if not self._idle(1 << Unit.LD):
                     return False
-                try:
-                    s.load(a, s.scalar_at(self.memory, self.config.aux_port, b, imm))
-                except OutOfRange:
-                    raise s.fail(Error.BUS_READ) from None
+                s.load(self.memory, self.config.aux_port, a, b, imm)
                 self.executor.state.count(1, "read_beats_aux", "read_beats_scalars")
             elif not self._idle(imm if op == Op.FENCE else ~0):
                 return False

@@ -123,10 +123,9 @@ class Stream:
         """Notes each unit's first wrong beat; whether one is the run's first: then no round of it is ever complete."""
         for unit in range(self.config.units):
             plan = run.plans.of(unit) if run.plans else None
+            bad = plan.bad if plan else -1
             if self._open[unit] or (plan and self._raw_fill):
                 bad = 0
-            else:
-                bad = plan.bad if plan else -1
             if bad >= 0 and self._wrong[unit] is None:
                 self._wrong[unit] = run.start + bad
             self._open[unit] = bool(plan and plan.missing)

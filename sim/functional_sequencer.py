@@ -33,7 +33,10 @@ class Issued:
 class Sequencer:
     """Architectural state. `run_scalars` executes up to the next instruction that concerns the units."""
 
-    def __init__(self, program: "Program", invocation: Invocation):
+    def __init__(
+        self, config: Config, memory: MemoryImage, invocation: Invocation, program: "Program | None" = None
+    ):
+        """program: what is in instruction memory, if it need not be fetched."""
         args = invocation.args
         self.registers = [0, *(a & MASK for a in args)] + [0] * (REGISTERS - 1 - len(args))
         self.pc = invocation.entry
@@ -46,7 +49,7 @@ class Sequencer:
         """Where a SET's a puts its value."""
         self.executed = 0
         self.limit = invocation.instruction_limit
-        self.program = program
+        self.program = load_program(config, memory, invocation) if program is None else program
 
     def fail(self, status: Error) -> MachineError:
         return MachineError(status, pc=self.pc)
@@ -123,7 +126,14 @@ class Sequencer:
         beat = memory.read(port, address // BEAT_BYTES * BEAT_BYTES, BEAT_BYTES)
         return int.from_bytes(beat[address % BEAT_BYTES :][:4].tobytes(), "little")
 
-    def load(self, a: int, value: int) -> None:
+    def load(self, memory: MemoryImage, port: int, a: int, b: int, imm: int) -> None:
+        """Executes an LDS."""
+        try:
+            self.loaded(a, self.scalar_at(memory, port, b, imm))
+        except OutOfRange:
+            raise self.fail(Error.BUS_READ) from None
+
+    def loaded(self, a: int, value: int) -> None:
         """Executes an LDS that has read this."""
         if a:
             self.registers[a] = value

@@ -60,7 +60,7 @@ FIELDS = {
               "d", "d_out", "d_mid", "r0", "r0_out", "r0_mid", "r1", "r1_out", "r1_mid",
               "w", "w_out", "w_mid"),
 }
-"""Every field is 32 bits unsigned.
+"""Every field is 32 bits; what becomes of values that make no sense is in `hw.spec.legal`.
 
 LD: for o in n_outer: n_inner beats from aux beat address addr + o*stride to PB granule dst + o*dst_stride.
 LD's kind (LdKind) and ST's (StKind, in the modes that write aux) choose the counter, nothing else.

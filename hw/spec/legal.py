@@ -22,13 +22,15 @@ of RD therefore come when the beat does, or never, if nobody makes room for it. 
 last, at the fault or behind it. A stream that ends inside a run waits for the rest; the next RD, whatever its format,
 then begins with a beat that is none of a run.
 
-**Order.** The machine stops at the first error in time; in one cycle the units come before the sequencer, lower numbers
-first. RTL and cycle simulator agree in everything: status, detail, pc, cycles, events, counters and memory. The
-functional simulator has no time. It lets the sequencer run until it must wait and then the units, LD first, and stops
-at the first error that it comes across. Where a program can raise one error only, it is the machine's error. Where a
-program can raise several, in several units or in a unit and the sequencer, it may name another of them than the machine
-does; of one unit's errors, and of the sequencer's, it always names the machine's. It knows no WATCHDOG but that of a
-program that can never go on; it takes an instruction of more than `MAX_WORK` for one that never ends.
+**Order.** docs/machine.md has the cycle of every error. The machine stops at the first error in time; in one cycle the
+units come before the sequencer, lower numbers first. RTL and cycle simulator agree in everything: status, detail, pc,
+cycles, events, counters and memory. The functional simulator has no time. It lets the sequencer run until it must wait
+and then the units, LD first, and stops at the first error that it comes across. Where a program can raise one error
+only, it is the machine's. Where it can raise several, in several units or in a unit and the sequencer, it may name
+another of them than the machine does; of one unit's faults it names that of the same instruction, of the sequencer's
+the same. Where the machine ends well, so does the functional simulator, with the same memory and traffic; what memory
+holds after an error it does not promise. It knows no WATCHDOG but that of a program that can never go on; it takes an
+instruction of more than `MAX_WORK` for one that never ends.
 
 **Races.** Instructions that no token and no FENCE orders, and of which one writes what the other reads or writes, leave
 undefined values there; so does a pass of VU that reads what one of its earlier words wrote. Status and time are defined
@@ -64,7 +66,7 @@ from .isa import (
 
 WORD = 1 << 32
 """Addresses are modulo this."""
-MAX_WORK = 1 << 20
+MAX_WORK = 1 << 18
 """Beats (LD), items (ST) and words (VU) of an instruction that simulators follow."""
 
 COUNTS: dict[Unit, tuple[str, ...]] = {
@@ -79,7 +81,8 @@ ENUMERATIONS: dict[Unit, dict[str, type[IntEnum]]] = {
     Unit.LD: {"kind": LdKind}, Unit.ST: {"mode": StMode, "kind": StKind}, Unit.RD: {"fmt": StreamFormat},
     Unit.MX: {"mode": MxMode}, Unit.VU: {},
 }  # fmt: skip
-CONTROL_ENUMERATIONS = tuple((name, kind) for name, _, kind in CTL0 if issubclass(kind, IntEnum))
+_CONTROL: tuple[tuple[str, int, type[int]], ...] = CTL0
+CONTROL_ENUMERATIONS = tuple((name, kind) for name, _, kind in _CONTROL if issubclass(kind, IntEnum))
 """Fields of ctl0 that may hold an undefined code."""
 
 USES = {
@@ -158,10 +161,11 @@ def result_beyond(config: Config, f: dict[str, int]) -> tuple[int, int] | None:
 def vector_beyond(config: Config, f: dict[str, int]) -> int | None:
     """The first word of a VU pass of which an address is beyond its buffer."""
     ctl, each, entries = control(f), config.granules_per_word, config.rs_entries
-    used, last = operands(ctl), 0 if ctl["level"] else f["w_mid"]
+    used = operands(ctl)
     words = {"a": config.ab_granules, "p": config.pb_granules, "v": config.vb_granules}
     walks = [(name, f[f"{name}_mid"], 1, size // each) for name, size in words.items() if name in used]
-    walks += [(name, f[f"{name}_mid"] if name != "w" else last, 0, entries) for name in ("r0", "r1", "w") if name in used]
+    rows = {"r0": f["r0_mid"], "r1": f["r1_mid"], "w": 0 if ctl["level"] else f["w_mid"]}
+    walks += [(name, mid, 0, entries) for name, mid in rows.items() if name in used]
     if ctl["dst"] in (Dst.VB, Dst.SB):
         size = config.vb_granules if ctl["dst"] == Dst.VB else config.sb_granules
         walks.append(("d", f["d_mid"], 1, size // each))

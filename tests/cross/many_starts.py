@@ -39,10 +39,11 @@ def cleaner() -> Program:
     nothing = dict.fromkeys(FIELDS[Unit.VU], 0) | {"n_outer": 1, "n_mid": 1}
     program.issue(Unit.LD, signal=[Unit.VU], addr=ZERO_BEAT, n_outer=TINY.pb_granules, n_inner=1, stride=0, dst=0,
                   dst_stride=1, kind=0)  # fmt: skip
+    both = {"d_mid": 1, "w_mid": 1}
     for wait, fields in (
         ([Unit.LD], {"ctl0": _copy(Dst.VB), "n_words": TINY.vb_granules}),
         ([], {"ctl0": _copy(Dst.OB), "n_mid": 2, "n_words": TINY.ob_blocks // 2, "d_mid": TINY.ob_blocks // 2}),
-        ([], {"ctl0": _copy(Dst.SB, reduce=Reduce.SUM), "n_mid": TINY.rs_entries, "n_words": 1, "d_mid": 1, "w_mid": 1}),
+        ([], {"ctl0": _copy(Dst.SB, reduce=Reduce.SUM), "n_mid": TINY.rs_entries, "n_words": 1} | both),
     ):
         program.issue(Unit.VU, wait=wait, **nothing | {"len0": 1 << 20} | fields)
     steps = TINY.ab_granules // (TINY.acc_rows * TINY.units)

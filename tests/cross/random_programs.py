@@ -189,7 +189,8 @@ class RandomProgram:
         for _ in range(self.rng.randint(1, 4)):
             op = self.rng.choice(SCALAR_OPS)
             c = 0 if op in IMMEDIATE_OPS else self.rng.randint(0, LAST_FREE)
-            self.add(op, self.rng.choice([0, self._free()]), self.rng.randint(0, LAST_FREE), c, self.rng.getrandbits(32))
+            a, b = self.rng.choice([0, self._free()]), self.rng.randint(0, LAST_FREE)
+            self.add(op, a, b, c, self.rng.getrandbits(32))
 
     def _load_scalar(self) -> None:
         self.add(Op.LDS, self._free(), imm=(ROM + self.rng.randrange(ROM_BEATS)) * 16 + self.rng.randrange(16))

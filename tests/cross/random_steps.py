@@ -178,7 +178,8 @@ class Steps:
         reads, writes = pass_places(f, ctl, used)
         if reads_its_own_results(reads, writes, ctl["level"]):
             return None
-        return step(Unit.VU, f, {p for each in reads.values() for p in each}, {p for each in writes.values() for p in each})
+        read, written = ({p for each in by_operand.values() for p in each} for by_operand in (reads, writes))
+        return step(Unit.VU, f, read, written)
 
     def _scalars_of_a_pass(self, counts: tuple[int, int, int]) -> dict[str, int]:
         rng, lanes = self.rng, counts[2] * TINY.lanes

@@ -3,6 +3,7 @@
 Each case says what it ends with, so that executors cannot agree on something else.
 """
 
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -35,6 +36,8 @@ NO_STREAM, CUT = 256, 300
 PROGRAMS, APART = 140_000, 64
 """Aux beats of the programs."""
 M32 = 0xFFFFFFFF
+MOST_BYTES = 512 << 20
+"""That simulators may take for a program, its memories included."""
 PB, SB, VB, AB, OB = TINY.pb_granules, TINY.sb_granules, TINY.vb_granules, TINY.ab_granules, TINY.ob_blocks
 AUX, CHANNEL = TINY.aux_bytes // BEAT_BYTES, TINY.channel_bytes // BEAT_BYTES
 
@@ -75,7 +78,7 @@ class Text(Program):
 
 @dataclass
 class Case:
-    """A program and how it ends. more: errors that the functional simulator may name, too."""
+    """A program, the options of its start, and how it ends."""
 
     program: Text
     error: Error = Error.NONE
@@ -632,6 +635,20 @@ def test_executors_agree(outcomes, name: str) -> None:
     assert not against_the_rtl(runs, compare_memory=False)
     assert not against_the_functional(runs)
     assert (runs.rtl.status, runs.rtl.detail) == (case.error, case.detail), status(runs.rtl)
+
+
+@pytest.mark.parametrize("name", [
+    "more_words_than_anyone_waits_for", "more_beats_than_anyone_waits_for", "more_items_than_anyone_waits_for",
+    "wider_than_any_stream", "reads_that_never_end",
+])
+def test_no_program_takes_memory_without_bound(name: str) -> None:
+    case, memory = CASES[name](), prepared()
+    memory.write(TINY.aux_port, PROGRAMS * BEAT_BYTES, case.program.image())
+    tracemalloc.start()
+    run_simulators(memory, Invocation(PROGRAMS, len(case.program.words), **case.options), MODEL)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < MOST_BYTES, f"{most >> 20} MiB"
 
 
 def test_memory_after_all_of_them(outcomes) -> None:
