@@ -70,27 +70,35 @@ def run_many(
     clean = cleaner()
     n_events = sum(word & 0xFF == Op.ISSUE for word in clean.words)
     cleaning = Invocation(CLEANER_BEAT, len(clean.words), CLEANER_PC)
-    every = [call for one in calls for call in (cleaning, one)]
-    ranges = [rtl.DumpRange(port, 0, size) for port, size in enumerate(memory.sizes_bytes)]
-    with tempfile.TemporaryDirectory(prefix="alula-many-") as name:
-        folder = Path(name)
-        (folder / "job.json").write_text(json.dumps({"operations": [op for one in every for op in _operations(one)]}))
-        rtl._write_setup(folder, memory.sizes_bytes, ranges, model, max_cycles, (), False)
-        rtl._write_image(folder / "image.bin", [rtl.MemoryImage(*place) for place in memory.contents()])
-        binary = build(accelerator.design(TINY.name)) / BINARY
-        rtl._simulate(binary, folder, max_cycles, None, stall_percent, model.seed)
-        found = rtl._collect(folder, ranges)
-        traces = list(_traces(folder / "trace.bin", n_events, len(calls)))
-    for place, data in zip(ranges, found.dumps, strict=True):
-        memory.write(place.port, place.address, data)
-    results = _results(found.csr, len(every))
+    operations = [operation for one in calls for operation in (*start(cleaning), *start(one))]
+    reads, records = simulate(memory, operations, model, max_cycles, stall_percent)
+    results, traces = results_of(reads), _traces(records, n_events, len(calls))
     assert all(result.ok for result in results[::2]), "the cleaner failed"
     for result, trace in zip(results[1::2], traces, strict=True):
         result.trace = trace
     return results[1::2]
 
 
-def _operations(call: Invocation) -> list[list]:
+def simulate(
+    memory: MemoryImage, operations: list[list], model: MemoryModel, max_cycles: int, stall_percent: int = 0
+) -> tuple[list[int], np.ndarray]:
+    """Plays register accesses; the values read, and the trace's records. The memory ends as the RTL leaves it."""
+    ranges = [rtl.DumpRange(port, 0, size) for port, size in enumerate(memory.sizes_bytes)]
+    with tempfile.TemporaryDirectory(prefix="alula-many-") as name:
+        folder = Path(name)
+        (folder / "job.json").write_text(json.dumps({"operations": operations}))
+        rtl._write_setup(folder, memory.sizes_bytes, ranges, model, max_cycles, (), False)
+        rtl._write_image(folder / "image.bin", [rtl.MemoryImage(*place) for place in memory.contents()])
+        binary = build(accelerator.design(TINY.name)) / BINARY
+        rtl._simulate(binary, folder, max_cycles, None, stall_percent, model.seed)
+        found = rtl._collect(folder, ranges)
+        records = np.fromfile(folder / "trace.bin", rtl._TRACE_DTYPE)
+    for place, data in zip(ranges, found.dumps, strict=True):
+        memory.write(place.port, place.address, data)
+    return found.csr, records
+
+
+def start(call: Invocation) -> list[list]:
     """Register accesses of one start: arguments, START, the interrupt, the result, the interrupt's acknowledgement."""
     writes = [*argument_writes(call), (csr.GIER, 1), (csr.IER, 1), (csr.CTRL, csr.CTRL_START)]
     return [
@@ -99,19 +107,20 @@ def _operations(call: Invocation) -> list[list]:
     ]  # fmt: skip
 
 
-def _results(reads: list[int], n_runs: int) -> list[Result]:
+def results_of(reads: list[int]) -> list[Result]:
+    """The results of starts, of which nothing else was read."""
     offsets = result_offsets()
     out = []
-    for values in np.array(reads).reshape(n_runs, len(offsets) + 1).tolist():
+    for values in np.array(reads).reshape(-1, len(offsets) + 1).tolist():
         out.append(read_result(dict(zip(offsets, values, strict=False)).__getitem__))
     return out
 
 
-def _traces(path: Path, cleaner_events: int, n_runs: int) -> Iterator[list[Event]]:
+def _traces(records: np.ndarray, cleaner_events: int, n_runs: int) -> Iterator[list[Event]]:
     """The events of every program, in the order of their ends in the file, with the cleaner's between them."""
     runs: list[list[Event]] = [[] for _ in range(n_runs)]
     cleaned = 0
-    for unit, tag, start, done in np.fromfile(path, rtl._TRACE_DTYPE).tolist():
+    for unit, tag, start, done in records.tolist():
         if done == rtl._NEVER:
             continue
         if tag >= CLEANER_PC:

@@ -335,6 +335,33 @@ def the_watchdog_counts_the_fetch() -> Case:
     return Case(text, Error.WATCHDOG, SEQUENCER, {"watchdog": 5})
 
 
+# --- who waits for whom --------------------------------------------------------------------------------------
+
+
+def long_work(text: Text, unit: Unit) -> None:
+    """Something that takes the unit longer than the sequencer takes to come to the next instruction."""
+    {LD: text.load, ST: lambda: text.store(n_gran=40), RD: text.read, VU: lambda: text.vector(n_words=40)}.get(
+        unit, lambda: text.multiply(n_rows=5))()  # fmt: skip
+
+
+def ended_by(unit: Unit, op: Op) -> Case:
+    """HALT, or a FENCE of this unit alone and something behind it, while the unit works."""
+    text = loaded()
+    if unit == MX:
+        text.read()
+    long_work(text, unit)
+    if op == Op.FENCE:
+        text.add(Op.FENCE, imm=1 << unit)
+        text.store(addr=RESULTS + 64)
+    text.halt()
+    return Case(text)
+
+
+for unit in Unit:
+    CASES[f"halt_waits_for_{unit.name.lower()}"] = lambda unit=unit: ended_by(unit, Op.HALT)
+    CASES[f"fence_waits_for_{unit.name.lower()}"] = lambda unit=unit: ended_by(unit, Op.FENCE)
+
+
 # --- the units' errors ---------------------------------------------------------------------------------------
 
 
