@@ -35,6 +35,7 @@ from alula.cli_options import (
     compression,
     show_values,
 )
+from alula.cli_rules import CheckedCommand
 from alula.output import (
     check_writable,
     console,
@@ -65,18 +66,16 @@ def _options(verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show
     _state["verbose"] = verbose
 
 
-def _backend(name: str) -> str:
-    if name not in ("functional", "cycle", "rtl"):
-        raise UserError(f"unknown backend {name!r}: choose functional, cycle or rtl (xrt: `alula generate`)")
-    return name
-
-
 def _open(model: str, config: str, **options):
     """Open and compile, with a bar; imports are late so that small commands start at once."""
     from alula.session import open_flow
 
     with progress(f"compiling {model} for {config}"):
-        return open_flow(model, config, **options)
+        flow = open_flow(model, config, **options)
+    text = flow.model.config.text
+    if text.shortened:
+        errors.print(f"note: {model} is compiled for at most {text.context:,} tokens: {text.shortened}", markup=False)
+    return flow
 
 
 @app.command("compile")
@@ -104,6 +103,8 @@ def compile_command(
     if out is not None:
         check_writable(out)
     check_writable(json)
+    if out is None and not timing_only:
+        raise UserError("there is no file to write: give -o FILE, or --timing-only for sizes alone")
     began = time.monotonic()
     options = {"compression": compression(bits, sparsity, recipe), "timing_only": timing_only, "program": lengths}
     flow = _open(model, config, layers=layers, context=context, seed=seed, **options)
@@ -116,10 +117,7 @@ def compile_command(
         show_values(f"{model} on {config}", result)
         _show_lengths(result["by_lengths"])
         return
-    if lengths != "runtime":
-        raise UserError(f"--lengths {lengths} is a baseline no container holds: add --timing-only for its size")
-    if out is None:
-        raise UserError("there is no file to write: give -o FILE, or --timing-only for sizes alone")
+    assert out is not None
     with progress(f"writing {out}"):
         manifest = save(out, flow)
     result = manifest | {"file": str(out), "file_bytes": out.stat().st_size, "wall_seconds": time.monotonic() - began}
@@ -166,29 +164,25 @@ def simulate(
 ) -> None:
     """Simulate one phase; print its metrics."""
     from alula.reduction import asked
-    from sim.trace import write_chrome
+    from sim.trace import chrome
 
     check_writable(json)
     check_writable(trace)
-    _backend(backend)
     timed_by = MemoryModel.of(get(config), memory, jitter, memory_seed)
     began = time.monotonic()
     first = phase == "ttft"
-    if first:
-        dropping = (keep_schedule, exit_layer, fastv, keep_visual, image_start)
-        _timing_alone(backend != "cycle", check, attention_mask, *dropping)
     options = {"vision": first or phase == "vision", "compression": compression(bits, sparsity, recipe)}
     by_values = fastv is not None or (phase == "vision" and keep_visual is not None)
     options["timing_only"] = backend == "cycle" and not check and not by_values
+    options |= {"keep_visual": image_tokens if first else keep_visual, "strategy": strategy}
     reduction = asked(keep_schedule, exit_layer, fastv, image_tokens, image_start)
     flow = _open(model, config, layers=layers, context=context, seed=seed, **options)
-    flow.keep(image_tokens if first else keep_visual, strategy)
     given = {"tokens": tokens, "kv": kv, "name": backend, "check": check, "reduction": reduction, "memory": timed_by}
     result = _first_token(flow, tokens, timed_by) if first else _phase(flow, phase, attention_mask, **given)
     result["wall_seconds"] = time.monotonic() - began
     events = result.pop("trace")
     if trace is not None:
-        write_chrome(trace, events, flow.config.clock_hz)
+        write_atomically(trace, chrome(events, flow.config.clock_hz))
     write_json(json, result)
     show_values(f"{flow.model.config.name} on {config}, {phase}", result)
     if first:
@@ -204,13 +198,6 @@ def _phase(flow, phase: str, attention_mask: str | None, **options) -> dict:
     mask = flow.mask(attention_mask)
     with progress(f"{phase} on {flow.config.name}") as advance:
         return run(flow, phase, note=lambda text: advance(0, text), mask=mask, **options)
-
-
-def _timing_alone(*options: object) -> None:
-    """Refuses what ttft has no use for."""
-    if any(option not in (None, False) for option in options):
-        raise UserError("ttft is timed by the cycle simulator alone: of what chooses tokens and executors leave out "
-                        "all but --tokens, --image-tokens and --strategy")  # fmt: skip
 
 
 def _first_token(flow, tokens: int, memory: MemoryModel) -> dict:
@@ -255,10 +242,10 @@ def report(
     check_writable(json)
     timed_by = MemoryModel.of(get(config), memory, jitter, memory_seed)
     options = {"vision": phase == "vision", "compression": compression(bits, sparsity, recipe)}
+    options |= {"keep_visual": keep_visual, "strategy": strategy}
     reduction = asked(keep_schedule, exit_layer, fastv, image_tokens, image_start)
-    timing_only = fastv is None  # which chooses by values
+    timing_only = fastv is None and keep_visual is None  # which choose by values
     flow = _open(model, config, layers=layers, context=context, seed=seed, timing_only=timing_only, **options)
-    flow.keep(keep_visual, strategy)
     result = _phase(flow, phase, attention_mask, tokens=tokens, kv=kv, reduction=reduction, memory=timed_by)
     with progress("drawing"):
         from alula.report import page
@@ -302,13 +289,11 @@ def verify(
     from alula.verification import verify as run
 
     check_writable(json)
-    _backend(backend)
     timed_by = MemoryModel.of(get(config), memory, jitter, memory_seed)
     compressed = compression(bits, sparsity, recipe)
     reduction = asked(keep_schedule, exit_layer, fastv, image_tokens, image_start)
-    options = {"compression": compressed, "program": program}
+    options = {"compression": compressed, "program": program, "keep_visual": keep_visual, "strategy": strategy}
     flow = _open(model, config, layers=layers, context=context, seed=seed, **options)
-    flow.keep(keep_visual, strategy)
     mask, decode = flow.mask(attention_mask), _lengths(lengths)
     chosen = decode or default_lengths(flow, reduction)
     began = time.monotonic()
@@ -407,19 +392,13 @@ def generate(
     from alula.sampling import Sampler
 
     check_writable(json)
-    if backend != "xrt":
-        _backend(backend)
-    if tokens < 1:
-        raise UserError(f"--tokens {tokens} must be at least 1")
-    if keep_visual is not None and image is None:
-        raise UserError("--keep-visual selects tokens of an image: give --image FILE or leave it out")
     sampler = None if temperature is None else Sampler(temperature, draw_seed)
     tokenizer = generation.tokenizer_of(model)
     picture, text = generation.open_inputs(image, prompt)
     reduction = asked(keep_schedule, exit_layer, fastv)
     options = {"vision": image is not None, "head": True, "compression": compression(bits, sparsity, recipe)}
+    options |= {"keep_visual": keep_visual, "strategy": strategy}
     flow = _open(model, config, layers=layers, context=context, seed=seed, **options)
-    flow.keep(keep_visual, strategy)
     mask = flow.mask(attention_mask)
     patches, order = (None, None) if picture is None else (flow.patches(picture), flow.order(picture))
     stream = generation.Stream(tokenizer, lambda piece: (sys.stdout.write(piece), sys.stdout.flush()))
@@ -473,7 +452,7 @@ def demo(
     check_writable(json)
     result = run(
         out,
-        _backend(backend),
+        backend,
         lambda line: console.print(line, soft_wrap=True, markup=False),
         model=model,
         config=config,
@@ -504,6 +483,8 @@ def _guarded(run: Callable[[], object]) -> int:
             sys.stdout.close()
         return 1
     except Exception as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # a bare `alula`: the help is shown already
+            return 0
         if hasattr(error, "format_message"):  # click's usage errors, wherever typer keeps click
             return _fail(f"error: {error.format_message()}", error)
         if type(error).__name__ == "Abort":
@@ -527,6 +508,8 @@ def _fail(line: str, error: Exception) -> int:
 
 
 app.add_typer(cli_machine.app)
+for registered in (*app.registered_commands, *cli_machine.app.registered_commands):
+    registered.cls = CheckedCommand
 
 
 def main(arguments: list[str] | None = None) -> None:

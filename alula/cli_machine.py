@@ -91,8 +91,6 @@ def info(
     check_writable(json)
     result = describe(config)
     if synth is not None:
-        if synth != "yosys":
-            raise UserError(f"unknown synthesis tool {synth!r}: choose yosys")
         with progress(f"synthesising {config} with Yosys") as advance:
             result |= resources(config, card, lambda text: advance(0, text))
     if model is not None:

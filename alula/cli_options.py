@@ -25,8 +25,8 @@ Mask = Annotated[
 ]
 KeepSchedule = Annotated[
     str | None,
-    typer.Option(help="Evenly spaced visual tokens that go on from layers on: LAYER:COUNT,..; or {layer: [places]} in "
-                 "a .json file."),
+    typer.Option(help="Evenly spaced visual tokens that go on from layers on: LAYER:COUNT,..; or {layer: [visual "
+                 "tokens from 0]} in a .json file."),
 ]  # fmt: skip
 ExitLayer = Annotated[int | None, typer.Option(help="Visual tokens go through that many layers only.")]
 FastV = Annotated[
@@ -40,7 +40,7 @@ KeepVisual = Annotated[
 ]
 Strategy = Annotated[str, typer.Option(help="What --keep-visual keeps: rank (strongest patches) or row (grid rows).")]
 Memory = Annotated[
-    str | None, typer.Option(help="fixed (latency), or hbm: DRAM timing of the channels (default: hbm on u280 alone).")
+    str | None, typer.Option(help="fixed (latency), or hbm: DRAM timing of the channels (default: configuration's).")
 ]
 Jitter = Annotated[int, typer.Option(help="Largest random extra latency of a read, cycles.")]
 MemorySeed = Annotated[int, typer.Option(help="Seed of the jitter.")]

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
+from alula.runtime.lengths import program_sizes
 from alula.session import Flow
 from compiler import container
-from compiler.lengths import program_sizes
 from hw.spec.config import BEAT_BYTES
 from hw.spec.errors import UserError
 from hw.spec.isa import INSTRUCTION_BYTES

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from alula.expected import Piece
+from alula.expected import Piece, digest
 from hw.spec.config import BEAT_BYTES, Config
 from hw.spec.errors import InternalError
 from hw.spec.isa import INSTRUCTION_BYTES
@@ -36,6 +36,8 @@ class Outcome:
     program_sha256: str = ""
     """Of the instructions that ran, as they lay in memory, run by run."""
     compared_bytes: int = 0
+    expected_sha256: str = ""
+    """Of the golden model's bytes: two steps that should have left the same have the same."""
     differing: dict[str, int] = field(default_factory=dict)
     """Executor -> bytes that differ from the golden model's."""
     stray_bytes: int = 0
@@ -64,7 +66,7 @@ class Outcome:
     def as_json(self) -> dict:
         return {
             "name": self.name, "program_bytes": self.program_bytes, "program_sha256": self.program_sha256,
-            "compared_bytes": self.compared_bytes, "bit_exact": self.bit_exact,
+            "compared_bytes": self.compared_bytes, "expected_sha256": self.expected_sha256, "bit_exact": self.bit_exact,
             "cycle_exact": self.cycle_exact, "cycles_simulated": self.cycles_simulated, "cycles_rtl": self.cycles_rtl,
             "trace_events": self.events, "trace_events_differing": self.events_differing,
             "differing_bytes": self.differing, "stray_bytes": self.stray_bytes,
@@ -145,6 +147,7 @@ class CrossBackend:
         program = b"".join(program for *_, program in runs)
         outcome = Outcome(name, len(program), hashlib.sha256(program).hexdigest())
         outcome.compared_bytes = sum(piece.nbytes for piece in pieces)
+        outcome.expected_sha256 = digest(pieces)
         for executor, memory in self.memories.items():
             if executor == "cycle" and executor != self.name:
                 continue

@@ -19,16 +19,16 @@ from alula.cross import CrossBackend, Outcome, executors
 from alula.expected import features_piece
 from alula.generation import Generation, Step, Stream, generate
 from alula.output import progress, show, write_atomically
+from alula.runtime.session import Session
 from alula.session import Flow, open_flow
 from alula.verification import check_text, summary
-from compiler.host import Session
 from hw.spec.errors import UserError
 from hw.spec.run import Event
 from ref_model.captions import held_out
 from ref_model.golden import GoldenVision
 from ref_model.preprocess import open_image
 from ref_model.tokenizer import IMAGE_PLACEHOLDER, Tokenizer, expand_image_tokens, load_tokenizer
-from sim.trace import write_chrome
+from sim.trace import chrome
 
 DRAWING = 56
 """Of the shipped held-out drawings, the one that is shown: one of the few whose name the model comes close to."""
@@ -241,7 +241,7 @@ def joined_trace(made: Generation) -> list[Event]:
 
 
 def _write(out: Path, flow: Flow, made: Generation, report: dict) -> None:
-    write_chrome(out / "trace.json", joined_trace(made), flow.config.clock_hz)
+    write_atomically(out / "trace.json", chrome(joined_trace(made), flow.config.clock_hz))
     write_atomically(out / "report.json", json.dumps(report, indent=2) + "\n")
     rows = "".join(
         f"| {' | '.join(show(case[key]) for key in COLUMNS)} |\n"

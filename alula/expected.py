@@ -3,6 +3,7 @@
 Layouts are those of `hw.spec.weights`; nothing here knows how programs bring the bytes about.
 """
 
+import hashlib
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -36,6 +37,15 @@ class Piece:
         """Bytes of `memory` that differ."""
         wrong = memory.read(self.port, self.address, self.data.nbytes) != self.data
         return int(np.count_nonzero(wrong if self.where is None else wrong & self.where))
+
+
+def digest(pieces: list[Piece]) -> str:
+    """SHA-256 of the bytes that count, in their order, with their places."""
+    state = hashlib.sha256()
+    for piece in pieces:
+        state.update(f"{piece.port} {piece.address} {piece.data.nbytes}\n".encode())
+        state.update(np.ascontiguousarray(piece.data if piece.where is None else piece.data * piece.where).data)
+    return state.hexdigest()
 
 
 def _bytes(array: np.ndarray) -> np.ndarray:

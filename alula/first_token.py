@@ -5,9 +5,9 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from alula.output import peak_memory_bytes
+from alula.runtime.work import projector_macs, text_macs, tower_macs
 from alula.session import Flow
 from alula.verification import synthetic_ids, synthetic_patches
-from compiler.host import projector_macs, text_macs, tower_macs
 from hw.spec.errors import UserError
 from hw.spec.memory import MemoryModel
 from hw.spec.run import Event, Result
@@ -35,7 +35,7 @@ def first_token(flow: Flow, tokens: int, memory: MemoryModel, note: Note = lambd
     report = _part(flow, "total", vision.cycles + text.cycles, macs, macs_sparse)
     return {
         "backend": "cycle", "config": flow.config.name, "model": flow.model.config.name, "phase": "ttft",
-        "tokens": tokens, "image_tokens": flow.visual_tokens, "layers": flow.layers,
+        "tokens": tokens, "image_tokens": flow.visual_tokens, "layers": flow.layers, "context": flow.context,
         "vision_layers": flow.layout.tower.n_layers, "clock_hz": flow.config.clock_hz,
         **{key: value for key, value in report.items() if key != "part"}, "ttft_seconds": report["seconds_at_clock"],
         "parts": parts, **flow.compression_report, **memory.report(), "bit_exact": None, "cycle_exact": None,

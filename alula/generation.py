@@ -223,6 +223,11 @@ class Stream:
         self.write((text[len(self.shown) :] if text.startswith(self.shown) else "") + "\n")
 
 
+def _step(step: Step) -> dict:
+    return {"name": step.name, "cycles": step.cycles,
+            "expected_sha256": None if step.outcome is None else step.outcome.expected_sha256}  # fmt: skip
+
+
 def report(flow: Flow, made: Generation, tokenizer: Tokenizer, backend: str, wall_seconds: float) -> dict:
     """The JSON of `alula generate`."""
     cycles = [step.cycles for step in made.steps]
@@ -239,6 +244,6 @@ def report(flow: Flow, made: Generation, tokenizer: Tokenizer, backend: str, wal
         "bit_exact": all(o.bit_exact for o in found) if found else None,
         "compared_bytes": sum(o.compared_bytes for o in found),
         "first_difference": next((o.first_difference for o in found if o.first_difference), None),
-        "steps": [{"name": step.name, "cycles": step.cycles} for step in made.steps],
+        "context": flow.context, "steps": [_step(step) for step in made.steps],
         "wall_seconds": wall_seconds, "peak_memory_bytes": peak_memory_bytes(),
     }  # fmt: skip

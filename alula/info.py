@@ -3,12 +3,14 @@
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING
 
 from hw.spec import cards
 from hw.spec import config as configurations
 from hw.spec.errors import UserError
 from hw.spec.isa import ISA_VERSION
+from hw.spec.memory import MemoryModel
 from hw.spec.resources import KIND, Store, dsp_total, memories
 
 if TYPE_CHECKING:
@@ -23,7 +25,8 @@ def describe(name: str) -> dict:
     return asdict(config) | {
         "digest": config.digest(), "isa_version": ISA_VERSION, "macs_per_cycle": config.macs_per_cycle,
         "peak_macs_per_second": config.macs_per_cycle * config.clock_hz, "chain_dsps": config.chain_dsps,
-        "peak_bytes_per_second": config.peak_bytes_per_cycle * config.clock_hz,
+        "memory": config.memory.kind, "memory_clock_hz": config.memory.clock_hz,
+        "peak_bytes_per_second": MemoryModel.of(config).peak_bytes_per_cycle(config) * config.clock_hz,
         "dsp_total": dsp_total(config), "budget_card": board.name,
         "budget": [asdict(row) | {"share": row.used / row.limit} for row in board.budget(config)],
     }  # fmt: skip
@@ -33,12 +36,12 @@ def resources(name: str, card: str | None = None, note: Callable[[str], None] = 
     """Yosys's counts by unit and in all, against a card's totals (by default the one of the configuration's name, else
     u280); `formula_equal` says whether DSPs and memories are those of `hw.spec.resources`."""
     from hw.synth_units import synthesise_units
+    from sim.cache import entry
     from sim.rtl.accelerator import synthesisable
-    from sim.rtl.toolchain import cache_dir
 
     began = time.monotonic()
     board = cards.get(card) if card else cards.card_of(configurations.get(name))
-    netlist = synthesise_units(synthesisable(name), note=note, cache=cache_dir() / "yosys")
+    netlist = synthesise_units(synthesisable(name), note=note, cache=partial(entry, "yosys"))
     return against(name, board, netlist, time.monotonic() - began)
 
 

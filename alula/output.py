@@ -39,8 +39,14 @@ def write_atomically(path: Path, content: bytes | str) -> None:
 
 def check_writable(path: Path | None) -> None:
     """Refuses a result file before the work is done."""
-    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
-        raise UserError(f"cannot write {path}: " + ("it is a folder" if path.is_dir() else "its folder does not exist"))
+    if path is None:
+        return
+    parent = path.absolute().parent
+    faults = {"it is a folder": path.is_dir(), "its folder does not exist": not parent.is_dir(),
+              "nothing can be written into its folder": not os.access(parent, os.W_OK)}  # fmt: skip
+    for what, is_so in faults.items():
+        if is_so:
+            raise UserError(f"cannot write {path}: {what}")
 
 
 def write_json(path: Path | None, result: dict) -> None:

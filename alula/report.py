@@ -13,6 +13,7 @@ from alula.session import Flow
 from hw.spec.config import Config
 from hw.spec.errors import InternalError, UserError
 from hw.spec.isa import Unit
+from hw.spec.memory import MemoryModel
 
 HERE = Path(__file__).parent
 CAUSES = {
@@ -43,7 +44,8 @@ def check(phase: str, cycles: int | None) -> int:
 def page(flow: Flow, result: dict) -> str:
     """HTML of a run. result: what `alula.simulation.simulate` returns on the cycle simulator, its trace included."""
     cycles, config = check(result["phase"], result["cycles"]), flow.config
-    profile = Profile(result["trace"], flow.compiled.program.operators, config, cycles)
+    memory = MemoryModel.of(config, result["memory"])
+    profile = Profile(result["trace"], flow.compiled.program.operators, config, cycles, memory)
     rows = profile.rows()
     tiled = result["layers"] if result["phase"] == "vision" else None
     window = profile.layer(_first_operator(flow, result["phase"]), tiled)

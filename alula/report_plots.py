@@ -11,7 +11,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from alula.report_profile import OperatorRow, Profile
-from hw.spec.config import Config
 from hw.spec.isa import Unit
 
 UNITS = {
@@ -56,7 +55,7 @@ def draw(profile: Profile, rows: Sequence[OperatorRow], window: tuple[int, int],
     """Every figure by name; `svg` makes them text."""
     return {
         "layer": layer_timeline(profile, window), "run": run_timeline(profile, window),
-        "roofline": roofline(rows, profile.config, whole), "stalls": stalls(causes, profile.cycles),
+        "roofline": roofline(rows, profile, whole), "stalls": stalls(causes, profile.cycles),
         "bandwidth": bandwidth(profile, window),
     }  # fmt: skip
 
@@ -142,8 +141,7 @@ def run_timeline(profile: Profile, window: tuple[int, int]) -> Figure:
 def bandwidth(profile: Profile, window: tuple[int, int]) -> Figure:
     """Channel reads over time in the whole run and in the layer, against the peak."""
     figure, rows = _figure(3.9, 2)
-    config = profile.config
-    peak = config.peak_bytes_per_cycle
+    config, peak = profile.config, profile.peak_bytes_per_cycle
     for axes, (first, last), title in zip(rows, ((0, profile.cycles), window), ("whole run", "one layer"), strict=True):
         edges = np.linspace(first, last, BINS + 1)
         moved = profile.channel_bytes_per_cycle(edges) * config.clock_hz / 1e9
@@ -159,16 +157,17 @@ def bandwidth(profile: Profile, window: tuple[int, int]) -> Figure:
     return figure
 
 
-def roofline(rows: Sequence[OperatorRow], config: Config, whole: tuple[float, float]) -> Figure:
+def roofline(rows: Sequence[OperatorRow], profile: Profile, whole: tuple[float, float]) -> Figure:
     """Operators under the ceilings of memory and array; whole: (MACs a byte, MACs a cycle) of the run."""
     figure, (axes,) = _figure(4.1)
+    config, peak = profile.config, profile.peak_bytes_per_cycle
     shade = colours([row.name for row in rows])
     points = [row for row in rows if row.macs and row.channel_bytes and row.moving_cycles]
     intensity = [row.macs / row.channel_bytes for row in points] + [whole[0]]
-    ridge = config.macs_per_cycle / config.peak_bytes_per_cycle
+    ridge = config.macs_per_cycle / peak
     low, high = min([*intensity, ridge]) / 3, max([*intensity, ridge]) * 4
     span = np.array([low, ridge, high])
-    roof = np.minimum(span * config.peak_bytes_per_cycle, config.macs_per_cycle)
+    roof = np.minimum(span * peak, config.macs_per_cycle)
     axes.plot(span, roof, color=INK, linewidth=1.6)
     axes.fill_between(span, roof, roof[0] / 1e6, color="#eef2f7", linewidth=0)
     total = sum(row.cycles for row in rows) or 1
@@ -181,7 +180,7 @@ def roofline(rows: Sequence[OperatorRow], config: Config, whole: tuple[float, fl
     axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(min(rates) / 2.5, config.macs_per_cycle * 2.2))
     axes.text(high / 1.1, config.macs_per_cycle * 1.12, f"array: {config.macs_per_cycle:,} MACs a cycle", ha="right",
               color=INK)  # fmt: skip
-    axes.text(0.02, 0.93, f"memory: {config.peak_bytes_per_cycle:,} bytes a cycle from the channels (slope)",
+    axes.text(0.02, 0.93, f"memory: {peak:,.6g} bytes a cycle from the channels (slope)",
               transform=axes.transAxes, color=INK)  # fmt: skip
     axes.set_xlabel("MACs a byte read from the channels")
     axes.set_ylabel("MACs a cycle")

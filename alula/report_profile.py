@@ -7,6 +7,7 @@ import numpy as np
 
 from hw.spec.config import BEAT_BYTES, BLOCK, Config
 from hw.spec.isa import Unit
+from hw.spec.memory import MemoryModel
 from hw.spec.run import Event
 
 FOREMOST = (Unit.MX, Unit.VU, Unit.LD, Unit.ST, Unit.RD)
@@ -58,9 +59,13 @@ class OperatorRow:
 class Profile:
     """Tracks by unit and the operators in order of appearance."""
 
-    def __init__(self, events: Iterable[Event], operators: dict[int, str], config: Config, cycles: int) -> None:
-        """operators: pc -> name, as `Program.operators` has it."""
+    def __init__(self, events: Iterable[Event], operators: dict[int, str], config: Config, cycles: int,
+                 memory: MemoryModel | None = None) -> None:
+        """operators: pc -> name, as `Program.operators` has it; memory: what the run was timed with (None: the
+        configuration's own)."""
         self.config, self.cycles = config, cycles
+        self.peak_bytes_per_cycle = (memory or MemoryModel.of(config)).peak_bytes_per_cycle(config)
+        """Of all channels together."""
         ordered = sorted(events)
         self.names = list(dict.fromkeys(operators.get(e.tag, "program") for e in ordered))
         number = {tag: self.names.index(operators.get(tag, "program")) for tag in {e.tag for e in ordered}}

@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from compiler.host import Compiled, Session
+from alula.runtime.images import model_image
+from alula.runtime.lengths import MODES, SESSIONS
+from alula.runtime.session import Session
 from compiler.layout import Layout
-from compiler.lengths import MODES, SESSIONS
 from compiler.pipeline import compile_model
+from compiler.program import Compiled
 from hw.spec import config as configurations
 from hw.spec.config import BLOCK
 from hw.spec.errors import InternalError, UserError
@@ -65,6 +67,14 @@ def compression_ids(source: str, checkpoint: Checkpoint, compression: Compressio
         return None
 
 
+def check_selection(config: LlavaConfig, count: int | None, strategy: str) -> None:
+    """UserError where a model has no image of one tile with as many visual tokens to keep (None: all)."""
+    if count is not None and (config.vision is None or config.pinpoints):
+        raise UserError(f"model {config.name} has no image of one tile to select visual tokens of: leave out "
+                        "--keep-visual")  # fmt: skip
+    selection.items(count, strategy, 1 if config.vision is None else config.vision.n_patches)
+
+
 @dataclass(frozen=True)
 class ModelShape:
     """Stands for a quantised model where nobody needs weights."""
@@ -86,7 +96,7 @@ class Flow:
     compression: Compression | None = None
     """How weights were compressed; None: dense, 8 bits."""
     program: str = "runtime"
-    """How lengths are served, one of `compiler.lengths.MODES`."""
+    """How lengths are served, one of `alula.runtime.lengths.MODES`."""
     keep_visual: int | None = None
     """Visual tokens that survive the tower's selection (None: all); see `keep`."""
     strategy: str = "rank"
@@ -94,11 +104,7 @@ class Flow:
 
     def keep(self, count: int | None, strategy: str) -> None:
         """Select visual tokens by the class token's attention from now on; UserError where there are not as many."""
-        config = self.model.config
-        if count is not None and (config.vision is None or config.pinpoints):
-            raise UserError(f"model {config.name} has no image of one tile to select visual tokens of: leave out "
-                            "--keep-visual")  # fmt: skip
-        selection.items(count, strategy, 1 if config.vision is None else config.vision.n_patches)
+        check_selection(self.model.config, count, strategy)
         self.keep_visual, self.strategy = count, strategy
 
     @property
@@ -152,7 +158,7 @@ class Flow:
     def image(self) -> MemoryImage:
         """Program, tables and weights; made once."""
         if self._image is None:
-            self._image = self.compiled.image(None if self.timing_only else self.quant)
+            self._image = model_image(self.compiled, None if self.timing_only else self.quant)
         return self._image
 
     def machine(self, backend: Backend) -> Session:
@@ -185,8 +191,9 @@ class Flow:
         """Refuses a length beyond the model's context or the compiled one."""
         limit = self.model.config.text.context
         if count > limit:
+            why = f" ({self.model.config.text.shortened})" if self.model.config.text.shortened else ""
             raise UserError(
-                f"{count} tokens are beyond the context of {limit} of {self.model.config.name}: ask for fewer"
+                f"{count} tokens are beyond the context of {limit} of {self.model.config.name}{why}: ask for fewer"
             )
         if count > self.context:
             raise UserError(
@@ -224,17 +231,21 @@ def open_flow(
     compression: Compression | None = None,
     timing_only: bool = False,
     program: str = "runtime",
+    keep_visual: int | None = None,
+    strategy: str = "rank",
 ) -> Flow:
     """Open, quantise and compile. layers: decoder layers (None: all); context: tokens to compile for.
 
     head None: logits when every layer runs, else the residual row. compression None: dense INT8. timing_only: without
-    weights, for the cycle simulator alone. program: how lengths are served, one of `compiler.lengths.MODES`.
+    weights, for the cycle simulator alone. program: how lengths are served, one of `alula.runtime.lengths.MODES`.
+    keep_visual, strategy: see `Flow.keep`.
     """
     machine = configurations.get(config)
     if program not in MODES:
         raise UserError(f"unknown kind of program {program!r}: choose one of {', '.join(MODES)}")
     checkpoint = open_model(source, seed)
     text = checkpoint.config.text
+    check_selection(checkpoint.config, keep_visual, strategy)
     if layers is not None and not 1 <= layers <= text.layers:
         raise UserError(f"--layers {layers}: {checkpoint.config.name} has 1..{text.layers}")
     if context is not None and not 1 <= context <= text.context:
@@ -256,4 +267,4 @@ def open_flow(
         model = quantise(checkpoint, KEPT_LAYERS, vision, maxima, compressor)
     count = layers or text.layers
     head = count == text.layers if head is None else head
-    return Flow(source, model, compiled, count, head, compression, program)
+    return Flow(source, model, compiled, count, head, compression, program, keep_visual, strategy)

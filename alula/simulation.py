@@ -6,10 +6,10 @@ from collections.abc import Callable
 from alula.cross import CrossBackend, Outcome
 from alula.output import peak_memory_bytes
 from alula.reduction import Asked
+from alula.runtime.work import text_macs, vision_macs
 from alula.session import Flow
 from alula.useful import useful_bytes
 from alula.verification import check_text, check_vision, fill_cache, synthetic_ids, synthetic_patches
-from compiler.host import text_macs, vision_macs
 from hw.spec.config import BEAT_BYTES
 from hw.spec.errors import UserError
 from hw.spec.memory import MemoryModel
@@ -44,9 +44,9 @@ def simulate(
     reduction: Asked | None = None,
     memory: MemoryModel | None = None,
 ) -> dict:
-    """The JSON of `alula simulate`, and "trace" with the events. kv counts the new token (decode). memory None: fixed
-    latency."""
-    memory = memory or MemoryModel.of(flow.config, "fixed")
+    """The JSON of `alula simulate`, and "trace" with the events. kv counts the new token (decode). memory None: the
+    configuration's own."""
+    memory = memory or MemoryModel.of(flow.config)
     if phase not in PHASES:
         raise UserError(f"unknown phase {phase!r}: choose one of {', '.join(PHASES)}")
     if phase == "vision" and flow.model.vision is None:
@@ -73,12 +73,15 @@ def simulate(
     comparison = Comparison()
     if outcome is not None:
         comparison = Comparison(outcome.bit_exact, outcome.cycle_exact, outcome.compared_bytes)
-    report = metrics(name, flow.config, workload, cross.invocation, result, cross.wall_seconds[name], comparison)
+    report = metrics(
+        name, flow.config, workload, cross.invocation, result, cross.wall_seconds[name], comparison, memory
+    )
     if phase == "vision":
         vision = {"tokens": flow.model.config.n_visual_tokens, "layers": flow.model.config.num_executed_vision_layers}
         report |= vision | {"kv": 0, "tokens_per_second": None}
     sparse = {"macs_sparse": _macs(flow, phase, tokens, kv, mask, reduced, sparse=True)}
     return report | sparse | flow.compression_report | _memory_traffic(result) | memory.report() | {
+        "context": flow.context, "reduction": None if reduced is None else reduced.report(),
         "wall_seconds": time.monotonic() - began, "simulator_seconds": cross.wall_seconds[name],
         "peak_memory_bytes": peak_memory_bytes(), "counters": result.counters,
         "first_difference": outcome.first_difference if outcome else None, "trace": result.trace,

@@ -16,8 +16,8 @@ from alula.expected import (
     write_pieces,
 )
 from alula.reduction import Asked
+from alula.runtime.session import Session
 from alula.session import Flow
-from compiler.host import Session
 from hw.spec import numerics as nm
 from hw.spec.errors import UserError
 from hw.spec.memory import MemoryModel
@@ -204,8 +204,9 @@ def verify(
     decode: tuple[int, ...] = (),
     memory: MemoryModel | None = None,
 ) -> dict:
-    """Every case, prefills under `mask` and `reduction`; the JSON of `alula verify`. memory None: fixed latency."""
-    memory = memory or MemoryModel.of(flow.config, "fixed")
+    """Every case, prefills under `mask` and `reduction`; the JSON of `alula verify`. memory None: the configuration's
+    own."""
+    memory = memory or MemoryModel.of(flow.config)
     flow.require_tokens(max(lengths) + steps)
     found = []
     for outcome in outcomes(flow, last, lengths, steps, note, mask, reduction, decode, memory):
@@ -216,6 +217,7 @@ def verify(
         "config": flow.config.name,
         "backend": last,
         "layers": flow.layers,
+        "context": flow.context,
         "program": flow.program,
         "program_sha256": sorted({outcome.program_sha256 for outcome in found}),
         "cases": [outcome.as_json() for outcome in found],

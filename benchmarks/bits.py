@@ -2,6 +2,7 @@
 
 from benchmarks.linear_layer import LinearLayer, Shape, weights
 from hw.spec.config import BLOCK, get
+from hw.spec.memory import MemoryModel
 from hw.spec.weights import BITS, index_beats
 from sim.registry import backend
 
@@ -32,7 +33,7 @@ def _one(shape: tuple[int, int], bits: int, nonzeros: int) -> dict:
     n_in, n_out = shape
     linear = LinearLayer(machine, Shape(1, n_in, n_out, 1), weights(n_out, n_in, bits, nonzeros), late=True)
     image, _ = linear.image()
-    result = backend("cycle").run(machine, image, linear.invocation())
+    result = backend("cycle", model=MemoryModel.of(machine, "fixed")).run(machine, image, linear.invocation())
     stream_bytes = linear.data.nbytes
     count = n_in * n_out
     ideal = count * (bits * nonzeros / BLOCK + index_bits(nonzeros)) / 8

@@ -12,6 +12,7 @@ from hashlib import sha256
 import numpy as np
 
 from alula.session import Flow, open_flow
+from hw.spec.memory import MemoryModel
 from sim.registry import backend
 
 MODEL, CONFIG = "llava-1.5-7b", "u280"
@@ -44,7 +45,7 @@ def _one(flow: Flow, cycles: Callable[[str, int], int], phase: str, n: int, tile
 
 def _cycles(flow: Flow, phase: str, n: int) -> int:
     """Of a prefill of n tokens, or of a decode step that sees n keys."""
-    machine = flow.machine(backend("cycle"))
+    machine = flow.machine(backend("cycle", model=MemoryModel.of(flow.config, "fixed")))
     machine.kept = n - 1 if phase == "decode" else 0
     machine.prefill([machine.embed_row(0)] * (n if phase == "prefill" else 1))
     cycles = machine.results[-1][1].cycles

@@ -1,11 +1,12 @@
 """The longest combinational path of each unit in LUT levels: a proxy for timing (no delays, no routing), by Yosys."""
 
 import time
+from functools import partial
 
 from hw.accelerator import TOP
 from hw.synth_units import Levels, Netlist, levels, synthesise_units, unit_of
+from sim.cache import entry
 from sim.rtl.accelerator import synthesisable
-from sim.rtl.toolchain import cache_dir
 
 BOUND = 8
 REASONS = {
@@ -51,5 +52,5 @@ def result(netlist: Netlist, config: str, wall_seconds: float) -> dict:
 
 def measure(config: str = "u280") -> dict:
     began = time.monotonic()
-    netlist = synthesise_units(synthesisable(config), TOP, cache=cache_dir() / "yosys")
+    netlist = synthesise_units(synthesisable(config), TOP, cache=partial(entry, "yosys"))
     return result(netlist, config, time.monotonic() - began)

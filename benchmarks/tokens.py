@@ -8,8 +8,9 @@ makes of the cycles is an estimate; how far off it is, is measured on llava-tiny
 import time
 
 from alula.reduction import Asked
+from alula.runtime.work import text_macs
 from alula.session import Flow, open_flow
-from compiler.host import text_macs
+from hw.spec.memory import MemoryModel
 from ref_model.reduction import Drop
 from sim.registry import backend
 
@@ -66,7 +67,7 @@ def formula(flow: Flow, tokens: list[int]) -> int:
 
 
 def _one(flow: Flow, mechanism: str, kept: int, tokens: int, reduction: Asked | None) -> dict:
-    began, machine = time.monotonic(), flow.machine(backend("cycle"))
+    began, machine = time.monotonic(), flow.machine(backend("cycle", model=MemoryModel.of(flow.config, "fixed")))
     reduced = None if reduction is None else reduction.synthetic(flow, tokens)
     machine.prefill([machine.embed_row(0)] * tokens, reduction=reduced)
     cycles = machine.results[-1][1].cycles

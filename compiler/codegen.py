@@ -1,9 +1,9 @@
 """Code generation: the entry points of a model into one program."""
 
-from .host import Program
 from .kernels import text, vision
 from .kernels.builder import Builder
 from .layout import Layout
+from .program import Program
 
 
 def generate(layout: Layout) -> Program:

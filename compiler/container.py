@@ -16,13 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from hw.spec.config import BEAT_BYTES, Config
+from hw.spec.config import Config
 from hw.spec.errors import UserError
 from hw.spec.isa import ISA_VERSION
-from sim.memory_image import MemoryImage
 
 from . import pack
-from .host import Compiled
+from .program import Compiled
 
 MAGIC, VERSION, ALIGN = b"ALULA\0\0\2", 2, 4096
 MANIFEST_ROOM = 1 << 22
@@ -31,10 +30,10 @@ MANIFEST_ROOM = 1 << 22
 
 def save(path: str | Path, compiled: Compiled, quant) -> dict:
     """Write the container atomically; returns its manifest. quant None stores the program alone (timing-only)."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    path, temporary = Path(path), None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
         with os.fdopen(handle, "wb") as file:
             manifest = _write(file, compiled, quant)
         Path(temporary).chmod(0o644)
@@ -42,7 +41,8 @@ def save(path: str | Path, compiled: Compiled, quant) -> dict:
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}: free some space or choose another place") from None
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
     return manifest
 
 
@@ -93,15 +93,13 @@ class Container:
         """The encoded instructions."""
         return self._section(self.manifest["sections"][0]).view(np.uint64).tolist()
 
-    def image(self, config: Config) -> MemoryImage:
-        """Memory of a machine, weights attached from the file without copying."""
+    def pieces(self, config: Config) -> Iterator[pack.Piece]:
+        """What lies in the machine's memory, memory-mapped; UserError for another configuration."""
         if config.digest() != self.manifest["config_digest"]:
             raise UserError(f"{self.path} was compiled for configuration {self.manifest['config']} with digest "
                             f"{self.manifest['config_digest']}, this one has {config.digest()}: compile it again")
-        memory = MemoryImage(config)
         for section in self.manifest["sections"]:
-            memory.attach(section[0], section[1] * BEAT_BYTES, self._section(section))
-        return memory
+            yield section[0], section[1], self._section(section)
 
     def _section(self, section) -> np.ndarray:
         _, _, at, n_bytes, _ = section

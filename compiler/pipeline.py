@@ -10,10 +10,10 @@ from ref_model.config import LlavaConfig
 from . import forms, ir
 from .capture import Part, capture_model, capture_parts
 from .codegen import generate
-from .host import Compiled
 from .layout import Layout
 from .model import ModelIr, TextIr, VisionIr
 from .passes import PASSES
+from .program import Compiled
 from .sizes import Plan
 from .verify import Verifier
 

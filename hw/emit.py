@@ -45,9 +45,14 @@ def emit(name: str, folder: Path) -> list[Path]:
     }
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for file_name, content in contents.items():
-        paths.append(folder / file_name)
-        paths[-1].write_text(content)
+    try:
+        for file_name, content in contents.items():
+            paths.append(folder / file_name)
+            paths[-1].write_text(content)
+    except OSError:
+        for path in paths:  # half of a design is none
+            path.unlink(missing_ok=True)
+        raise
     return paths
 
 
@@ -60,6 +65,10 @@ def main(arguments: list[str] | None = None) -> int:
         paths = emit(options.config, options.out)
     except configurations.ConfigError as error:
         print(error, file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"cannot write into {options.out}: {error.strerror}: make room there or choose another --out",
+              file=sys.stderr)
         return 1
     for path in paths:
         print(f"{path}: {path.stat().st_size} bytes")

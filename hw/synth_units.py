@@ -141,12 +141,18 @@ class Netlist:
         return tally(self.cells(unit))
 
 
+KEPT = "cells.json.gz"
+"""The file of an entry of the cache."""
+Cache = Callable[[str, Callable[[Path], None]], Path]
+"""Gives an entry's folder by its key, made by the function if it is not there (`sim.cache.entry`)."""
+
+
 def synthesise_units(
     verilog: str, top: str = TOP, note: Callable[[str], None] = lambda _: None, only: set[str] | None = None,
-    logic: bool = True, cache: Path | None = None,
+    logic: bool = True, cache: Cache | None = None,
 ) -> Netlist:
     """Maps every distinct module, a Yosys run a unit. only: these units alone (the rest is then not counted); logic
-    False: DSPs and block memories alone are mapped, which is fast; cache: a folder that keeps mapped units."""
+    False: DSPs and block memories alone are mapped, which is fast; cache: keeps mapped units."""
     _, texts = distinct(split_modules(verilog), top)
     made = Netlist(top, instances=instances(texts, top))
     groups: dict[str, list[str]] = {}
@@ -160,24 +166,25 @@ def synthesise_units(
     return made
 
 
-def _cached(names: list[str], texts: dict[str, str], logic: bool, cache: Path | None) -> tuple[dict[str, dict], float]:
+def _cached(names: list[str], texts: dict[str, str], logic: bool, cache: Cache | None) -> tuple[dict[str, dict], float]:
     """What `_synthesise` gives and the seconds it took, now or when the cache got it."""
     state = sha256(f"{version('pyosys')} {MAP_LUTS} {logic}\n".encode())
     for name in names:
         state.update(f"{name}\n{texts[name]}".encode())
-    kept = cache / f"{state.hexdigest()[:32]}.json.gz" if cache else None
-    if kept and kept.exists():
-        found = json.loads(gzip.decompress(kept.read_bytes()))
-        return found["modules"], found["seconds"]
-    began = time.monotonic()
-    modules = _synthesise(names, texts, logic)
-    seconds = time.monotonic() - began
-    if kept:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        work = kept.with_suffix(".tmp")
-        work.write_bytes(gzip.compress(json.dumps({"modules": modules, "seconds": seconds}).encode(), 1))
-        work.replace(kept)
-    return modules, seconds
+
+    def found() -> dict:
+        began = time.monotonic()
+        modules = _synthesise(names, texts, logic)
+        return {"modules": modules, "seconds": time.monotonic() - began}
+
+    def make(folder: Path) -> None:
+        (folder / KEPT).write_bytes(gzip.compress(json.dumps(found()).encode(), 1))
+
+    if cache is None:
+        made = found()
+    else:
+        made = json.loads(gzip.decompress((cache(state.hexdigest()[:32], make) / KEPT).read_bytes()))
+    return made["modules"], made["seconds"]
 
 
 def _synthesise(names: list[str], texts: dict[str, str], logic: bool) -> dict[str, dict]:

@@ -1,7 +1,7 @@
 """Visual-token reduction inside the language model: which visual tokens go on from a layer on.
 
-Places count the tokens of one prefill from 0. Tokens that go on keep their order and their RoPE positions; a layer's
-cache holds the tokens that passed it.
+Places count the tokens of one prefill from 0, numbers its visual tokens from 0. Tokens that go on keep their order and
+their RoPE positions; a layer's cache holds the tokens that passed it.
 """
 
 import json
@@ -23,14 +23,14 @@ REFERENCE_TEXT, REFERENCE_START, REFERENCE_IMAGE = 40, 35, 576
 class Drop:
     """Before layer `layer` (from 0) all but `kept` visual tokens are dropped.
 
-    by_score: those stay that get most attention of the last token in the layer before; else `places`, or evenly
-    spaced ones of those still there.
+    by_score: those stay that get most attention of the last token in the layer before; else those of `numbers`, or
+    evenly spaced ones of those still there.
     """
 
     layer: int
     kept: int
     by_score: bool = False
-    places: tuple[int, ...] | None = None
+    numbers: tuple[int, ...] | None = None
 
     @property
     def option(self) -> str:
@@ -40,12 +40,12 @@ class Drop:
         return f"--keep-schedule {self.layer}:{self.kept}" if self.kept else f"--exit-layer {self.layer}"
 
     def pick(self, here: Array, scores: Array | None) -> Array:
-        """Indices into `here` (places of the visual tokens still there, ascending) of those that go on, ascending.
+        """Indices into `here` (numbers of the visual tokens still there, ascending) of those that go on, ascending.
 
         Without scores as many as by score, evenly spaced.
         """
-        if self.places is not None:
-            return np.flatnonzero(np.isin(here, self.places))
+        if self.numbers is not None:
+            return np.flatnonzero(np.isin(here, self.numbers))
         if not self.by_score or scores is None:
             return np.arange(self.kept) * len(here) // max(self.kept, 1)
         return np.sort(np.lexsort((np.arange(len(here)), -scores))[: self.kept])
@@ -71,16 +71,22 @@ class Reduction:
                                 "visual tokens can still be dropped: choose another")
             if drop.kept > left:
                 raise UserError(f"{drop.option}: {drop.kept} visual tokens are to go on, there are {left}: keep fewer")
-            if drop.places is not None and (stray := set(drop.places) - set(map(int, self._static(before)))):
-                raise UserError(f"{drop.option}: place {min(stray)} holds no visual token that is still there")
+            if drop.numbers is not None and (stray := set(drop.numbers) - set(map(int, self._static(before)))):
+                raise UserError(f"{drop.option}: visual token {min(stray)} is not among those that layer {before} has "
+                                f"({left} of 0..{self.count - 1}): name others")
             if drop.kept and not drop.by_score and any(d.by_score for d in self.drops if d.layer < drop.layer):
                 raise UserError(f"{drop.option}: after a drop by score nobody knows which visual tokens are left: drop "
                                 "by score again, or all of them with --exit-layer")
             left, before = drop.kept, drop.layer
 
+    def report(self) -> dict:
+        """What a run's JSON says of it."""
+        drops = [{"layer": drop.layer, "kept": drop.kept, "by_score": drop.by_score} for drop in self.drops]
+        return {"image_start": self.start, "image_tokens": self.count, "drops": drops}
+
     def _static(self, layer: int) -> Array:
-        """Places of the visual tokens in a layer, as far as that is known without scores."""
-        here = np.arange(self.start, self.start + self.count)
+        """Numbers of the visual tokens in a layer, as far as that is known without scores."""
+        here = np.arange(self.count)
         for drop in self.drops:
             if drop.layer <= layer and not drop.by_score:
                 here = here[drop.pick(here, None)]
@@ -98,7 +104,7 @@ class Reduction:
     def keep(self, drop: Drop, places: Array, scores: Array | None) -> Array:
         """Indices into `places` (of all tokens still there) that go on; scores: one a token still there."""
         visual = np.flatnonzero((places >= self.start) & (places < self.start + self.count))
-        kept = visual[drop.pick(places[visual], None if scores is None else scores[visual])]
+        kept = visual[drop.pick(places[visual] - self.start, None if scores is None else scores[visual])]
         return np.sort(np.concatenate([np.setdiff1d(np.arange(len(places)), visual), kept])).astype(np.int64)
 
     def tokens(self, n: int, n_layers: int) -> list[int]:
@@ -129,16 +135,16 @@ def _pairs(option: str, text: str) -> Iterator[tuple[int, int]]:
 
 
 def _listed(path: Path) -> Iterator[Drop]:
-    """Drops of a JSON file: {layer: [places]}."""
+    """Drops of a JSON file: {layer: [numbers of visual tokens]}."""
     try:
-        lists = {int(layer): tuple(sorted({int(p) for p in places}))
-                 for layer, places in json.loads(path.read_text()).items()}
+        lists = {int(layer): tuple(sorted({int(n) for n in numbers}))
+                 for layer, numbers in json.loads(path.read_text()).items()}
     except (OSError, ValueError, TypeError, AttributeError):
-        raise UserError(f"--keep-schedule: {path} is no readable JSON object of layer: [places]") from None
-    for layer, places in lists.items():
-        if not places:
+        raise UserError(f"--keep-schedule: {path} is no readable JSON object of layer: [visual tokens]") from None
+    for layer, numbers in lists.items():
+        if not numbers:
             raise UserError(f"--keep-schedule: {path} keeps 0 visual tokens from layer {layer} on: use --exit-layer")
-        yield Drop(layer, len(places), places=places)
+        yield Drop(layer, len(numbers), numbers=numbers)
 
 
 def parse_drops(keep_schedule: str | None = None, exit_layer: int | None = None,

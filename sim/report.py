@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from hw.spec.config import BEAT_BYTES, Config
 from hw.spec.isa import INSTRUCTION_BYTES
+from hw.spec.memory import MemoryModel
 from hw.spec.run import Invocation, Result
 
 
@@ -43,13 +44,16 @@ def metrics(
     result: Result,
     wall_seconds: float,
     comparison: Comparison = Comparison(),
+    memory: MemoryModel | None = None,
 ) -> dict:
-    """Every key is always there; what the backend cannot know is None."""
+    """Every key is always there; what the backend cannot know is None. memory: what the run was timed with (None: the
+    configuration's own), whose peak `hbm_utilisation` and `hbm_busy` are shares of."""
     cycles = result.cycles
     seconds = cycles / config.clock_hz if cycles else None
     read = result.counters.get("read_beats_channels", 0) * BEAT_BYTES
     written = result.counters.get("write_bytes_channels", 0)
-    prefill, peak = workload.phase == "prefill", (cycles or 0) * config.peak_bytes_per_cycle
+    prefill = workload.phase == "prefill"
+    peak = (cycles or 0) * (memory or MemoryModel.of(config)).peak_bytes_per_cycle(config)
     return {
         "backend": backend,
         "config": config.name,

@@ -36,8 +36,9 @@ def read_json(path: Path) -> list[Event]:
     return [Event(r["start"], Unit[r["unit"].upper()], r["tag"], r["end"]) for r in json.loads(path.read_text())]
 
 
-def write_chrome(path: Path, events: Iterable[Event], clock_hz: int, name: Namer = tag_name) -> None:
-    """A track a unit; times in microseconds at `clock_hz`, cycles in the arguments."""
+def chrome(events: Iterable[Event], clock_hz: int, name: Namer = tag_name) -> str:
+    """JSON for Chrome's and Perfetto's viewer: a track a unit; times in microseconds at `clock_hz`, cycles in the
+    arguments."""
     scale = 1e6 / clock_hz
     out: list[dict] = [
         {"ph": "M", "name": "thread_name", "pid": 0, "tid": int(unit), "args": {"name": unit.name}} for unit in Unit
@@ -49,7 +50,7 @@ def write_chrome(path: Path, events: Iterable[Event], clock_hz: int, name: Namer
         }
         for e in sorted(events)
     ]  # fmt: skip
-    path.write_text(json.dumps({"traceEvents": out, "displayTimeUnit": "ns"}))
+    return json.dumps({"traceEvents": out, "displayTimeUnit": "ns"})
 
 
 def table(events: Iterable[Event], name: Namer = tag_name):

@@ -21,6 +21,10 @@ _NO_IMMEDIATE = (Op.ADD, Op.SUB, Op.MUL, Op.MIN, Op.MAX, Op.ENDL, Op.ISSUE)
 _BRANCHES = (Op.BEQ, Op.BNE, Op.BLTU, Op.BGEU, Op.LOOP)
 
 
+SHOWN = 60
+"""Characters of a line that an error message quotes."""
+
+
 class AssemblyError(ValueError):
     """A line that is no instruction; the message holds the line."""
 
@@ -35,8 +39,14 @@ def disassemble(program: bytes) -> str:
 
 def assemble(text: str) -> bytes:
     """Inverse of `disassemble`."""
-    lines = (line.split("#")[0].strip() for line in text.splitlines())
-    return b"".join(assemble_line(line).to_bytes(INSTRUCTION_BYTES, "little") for line in lines if line)
+    words = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if code := line.split("#")[0].strip():
+            try:
+                words.append(assemble_line(code))
+            except AssemblyError as error:
+                raise AssemblyError(f"line {number}: {error}") from None
+    return b"".join(word.to_bytes(INSTRUCTION_BYTES, "little") for word in words)
 
 
 def disassemble_word(word: int) -> str:
@@ -68,7 +78,12 @@ def assemble_line(line: str) -> int:
         name, _, rest = line.partition(" ")
         return _parse(Op[name.upper()], [part.strip() for part in rest.split(",") if part.strip()]).encode()
     except (KeyError, IndexError, ValueError) as error:
-        raise AssemblyError(f"cannot assemble {line!r}: {error}") from None
+        raise AssemblyError(f"cannot assemble {_short(line)!r}: {_short(str(error))}") from None
+
+
+def _short(text: str) -> str:
+    """A text as an error message shows it."""
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def _parse(op: Op, parts: list[str]) -> Instruction:

@@ -11,10 +11,32 @@ BLOCK = 16
 """A weight block is BLOCK output channels x BLOCK inputs; an operand block is BLOCK int8 values."""
 BLOCK_BEATS = BLOCK * BLOCK // BEAT_BYTES
 MULTIPLIERS_PER_CHAIN = 16
+LEAST_CLOCK_HZ = 50_000_000
+"""Below, data that an HBM channel sends could be due before the simulator knows of it (docs/memory.md)."""
 
 
 class ConfigError(ValueError):
     """A configuration that cannot be built; the message names value, limit and unit."""
+
+
+MEMORY_KINDS = ("fixed", "hbm")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The memory behind a configuration's ports. It has a clock of its own: a faster kernel waits more cycles for it.
+
+    kind "fixed": every port answers after a fixed latency, then with a beat a kernel cycle. kind "hbm": the channels
+    are HBM2 pseudo-channels (`hw.spec.hbm`); only the auxiliary port and the responses of writes have a fixed latency.
+    """
+
+    kind: str
+    clock_hz: int
+    """Beats a second that a fixed-latency port can deliver: the kernel, which takes one a cycle, may not be faster."""
+    read_latency: int
+    """Of a fixed-latency port, from an accepted read address to its first beat, in cycles of this clock."""
+    write_latency: int
+    """From a write's last beat to its response, in cycles of this clock."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +68,7 @@ class Config:
     clock_hz: int
     channel_bytes: int
     aux_bytes: int
-    read_latency: int
-    """Cycles from an accepted read address to its first beat in the fixed-latency memory model."""
-    write_latency: int
+    memory: Memory
     queue_depth: int = 8
     """Instructions each unit's queue holds."""
 
@@ -56,6 +76,8 @@ class Config:
         def need(ok, what):
             if not ok:
                 raise ConfigError(f"configuration {self.name!r}: {what}")
+
+        self._check_memory(need)
 
         need(self.units >= 1 and self.units & (self.units - 1) == 0,
              f"units = {self.units} is not a power of two")
@@ -70,6 +92,31 @@ class Config:
             need(getattr(self, field) % self.granules_per_word == 0,
                  f"{field} = {getattr(self, field)} is not a multiple of the vector word "
                  f"({self.granules_per_word} granules)")
+
+    def _check_memory(self, need):
+        memory = self.memory
+        need(memory.kind in MEMORY_KINDS, f"memory.kind = {memory.kind!r}, supported are {', '.join(MEMORY_KINDS)}")
+        need(min(memory.read_latency, memory.write_latency) >= 1,
+             f"memory latencies of {memory.read_latency} and {memory.write_latency} cycles: the least is 1")
+        need(self.clock_hz % 1000 == 0 and self.clock_hz >= LEAST_CLOCK_HZ,
+             f"clock_hz = {self.clock_hz:,} is not a whole number of kHz of at least {LEAST_CLOCK_HZ // 10**6} MHz")
+        need(self.clock_hz <= memory.clock_hz,
+             f"clock_hz = {self.clock_hz:,} is above memory.clock_hz = {memory.clock_hz:,}: a port would take more "
+             "beats a second than its memory delivers; choose a slower kernel or a faster memory")
+
+    def memory_cycles(self, clocks):
+        """Kernel cycles that so many cycles of the memory's clock take, rounded up."""
+        return -(-clocks * self.clock_hz // self.memory.clock_hz)
+
+    @property
+    def read_latency(self) -> int:
+        """Kernel cycles from an accepted read address to the first beat of a fixed-latency port."""
+        return self.memory_cycles(self.memory.read_latency)
+
+    @property
+    def write_latency(self) -> int:
+        """Kernel cycles from a write's last beat to its response."""
+        return self.memory_cycles(self.memory.write_latency)
 
     @property
     def granules_per_word(self) -> int:
@@ -101,6 +148,7 @@ class Config:
 
     @property
     def peak_bytes_per_cycle(self) -> int:
+        """What the matrix units' ports take; a memory with a slower clock delivers less (`MemoryModel`)."""
         return self.units * BEAT_BYTES
 
     @property
@@ -114,28 +162,30 @@ class Config:
 
 
 _MIB = 1 << 20
+_HBM_AND_DDR = Memory("hbm", 300_000_000, 64, 32)
+"""Channels of HBM2, an auxiliary port to DDR4-2400: 19.2 GB/s are 300 million beats a second; 213 ns to the first."""
 
 CONFIGS = {c.name: c for c in (
     Config(name="tiny", units=2, chains=2, lanes=16, ob_blocks=4096, ab_granules=4096, pb_granules=2048,
            vb_granules=2048, sb_granules=1024, rs_entries=1024, acc_rows=64, fifo_beats=64,
            imem_instructions=8192, clock_hz=225_000_000, channel_bytes=8 * _MIB, aux_bytes=16 * _MIB,
-           read_latency=20, write_latency=10),
+           memory=Memory("fixed", 450_000_000, 40, 20)),
     Config(name="small", units=4, chains=8, lanes=16, ob_blocks=16384, ab_granules=32768, pb_granules=8192,
            vb_granules=16384, sb_granules=4096, rs_entries=4096, acc_rows=128, fifo_beats=128,
            imem_instructions=8192, clock_hz=225_000_000, channel_bytes=64 * _MIB, aux_bytes=256 * _MIB,
-           read_latency=32, write_latency=16),
+           memory=Memory("fixed", 450_000_000, 64, 32)),
     Config(name="u280", units=32, chains=8, lanes=64, ob_blocks=131072, ab_granules=180224, pb_granules=28672,
            vb_granules=163840, sb_granules=32768, rs_entries=16384, acc_rows=256, fifo_beats=1024,
            imem_instructions=8192, clock_hz=225_000_000, channel_bytes=256 * _MIB, aux_bytes=16384 * _MIB,
-           read_latency=48, write_latency=24),
+           memory=_HBM_AND_DDR),
     Config(name="u55c", units=16, chains=8, lanes=64, ob_blocks=131072, ab_granules=180224, pb_granules=28672,
            vb_granules=163840, sb_granules=32768, rs_entries=16384, acc_rows=256, fifo_beats=1024,
            imem_instructions=8192, clock_hz=225_000_000, channel_bytes=512 * _MIB, aux_bytes=8192 * _MIB,
-           read_latency=48, write_latency=24),
+           memory=_HBM_AND_DDR),
     Config(name="u50", units=16, chains=8, lanes=64, ob_blocks=65536, ab_granules=131072, pb_granules=16384,
            vb_granules=98304, sb_granules=16384, rs_entries=16384, acc_rows=256, fifo_beats=1024,
            imem_instructions=8192, clock_hz=225_000_000, channel_bytes=256 * _MIB, aux_bytes=4096 * _MIB,
-           read_latency=48, write_latency=24),
+           memory=_HBM_AND_DDR),
 )}
 
 

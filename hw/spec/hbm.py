@@ -4,13 +4,17 @@ This is the only definition. The cycle simulator compiles these very functions (
 twin (sim/rtl/native/hbm.h), which gets every constant from `parameters`, and tests/sim/test_hbm.py holds the two
 together.
 
-Time is in slots of half a kernel cycle: 2.222 ns at 225 MHz, two DRAM clocks (900 MHz), one burst of 32 bytes on the
-data bus, one command clock of a 450 MHz controller. Slot 0 is the beginning of the run's cycle 0.
+Time is in slots of the memory's own clock, whatever the kernel's is: 2.222 ns, two DRAM clocks (900 MHz), one burst of
+32 bytes on the data bus, one command clock of a 450 MHz controller. Slot 0 is the beginning of the run's cycle 0. A
+channel's state holds how many slots go on how many kernel cycles (2 on 1 at 225 MHz, 3 on 2 at 300 MHz).
 
 A channel's state is one array, int64[STATE]; beats lie in rings that the caller owns, at beat mod length.
 """
 
-SLOTS_A_CYCLE = 2
+from fractions import Fraction
+
+SLOT_HZ = 450_000_000
+"""The memory's own clock."""
 BANKS, WORDS = 16, 2
 """Banks (four groups: bank mod 4), and 32-byte words of a beat."""
 ROW_TO_COLUMN = 7
@@ -41,9 +45,9 @@ REFRESH_BLOCK = 136
 controller lets its pipeline run empty. With tRCD behind it the bus stands still for tRFC + 58 ns."""
 QUEUE_BEATS = 32
 """Beats the controller looks at, 64 words: a beat enters the queue when the one QUEUE_BEATS before it has left."""
-WRITE_EPOCH = 64
-"""Cycles whose writes are gathered and then drained together."""
-REQUEST_CYCLES, RETURN_CYCLES = 8, 12
+WRITE_EPOCH = 128
+"""Slots whose writes are gathered and then drained together."""
+REQUEST, RETURN = 16, 24
 """AXI, controller and PHY on the way to the queue and back: 90 ns together, an estimate."""
 
 _LONG_AGO = -(1 << 40)
@@ -52,7 +56,10 @@ _RING = 1024
 _BARRED = 7
 """Kind of a slot that no read may use; other kinds are bank groups."""
 
-(WORD, FIRST, SERVED, EPOCH, LAST_READ, LAST_WRITE, LAST_GROUP, NEWEST, DONE, ARRIVED, HEAD, TAIL, NEED) = range(13)
+(WORD, SERVED, EPOCH, LAST_READ, LAST_WRITE, LAST_GROUP, NEWEST, DONE, ARRIVED, HEAD, TAIL, NEED, SLOTS, CYCLES) = (
+    range(14)
+)
+"""SLOTS, CYCLES: so many slots take as long as so many kernel cycles, in lowest terms."""
 _OPEN = 16
 """Open row of each bank, or -1."""
 _OPENED, _CLOSABLE, _USED, _CLOSED = (_OPEN + i * BANKS for i in range(1, 5))
@@ -66,18 +73,19 @@ _COLUMNS = _ACTIVATES + _RING
 STATE = _COLUMNS + _RING
 
 
-def parameters() -> tuple[int, ...]:
+def parameters(slots_a_cycle: Fraction) -> tuple[int, ...]:
     """What the C++ twin is told, in its order (struct Hbm in native/hbm.h)."""
     return (
         ROW_TO_COLUMN, PRECHARGE, ROW_CYCLE, READ_TO_PRECHARGE, WRITE_TO_PRECHARGE, SAME_GROUP, ACTIVATE, READ_DONE,
-        READ_TO_WRITE, WRITE_TO_READ, REFRESH_INTERVAL, REFRESH_BLOCK, QUEUE_BEATS, WRITE_EPOCH, REQUEST_CYCLES,
-        RETURN_CYCLES, _RING,
+        READ_TO_WRITE, WRITE_TO_READ, REFRESH_INTERVAL, REFRESH_BLOCK, QUEUE_BEATS, WRITE_EPOCH, REQUEST, RETURN, _RING,
+        slots_a_cycle.numerator, slots_a_cycle.denominator,
     )  # fmt: skip
 
 
-def new_channel() -> list[int]:
+def new_channel(slots_a_cycle: Fraction) -> list[int]:
     """A channel at the start of a run, int64[STATE]: every bank closed, nothing under way."""
     h = [0] * STATE
+    h[SLOTS], h[CYCLES] = slots_a_cycle.numerator, slots_a_cycle.denominator
     h[_OPEN:_OPENED] = [-1] * BANKS
     h[_OPENED:_LEFT] = [_LONG_AGO] * (_LEFT - _OPENED)
     h[_ACTIVATES:] = [_LONG_AGO] * (STATE - _ACTIVATES)
@@ -85,6 +93,16 @@ def new_channel() -> list[int]:
     h[LAST_READ] = h[LAST_WRITE] = _LONG_AGO
     h[LAST_GROUP] = h[ARRIVED] = -1
     return h
+
+
+def slot_of(h, cycle):
+    """The first slot that does not begin before a kernel cycle does."""
+    return (cycle * h[SLOTS] + h[CYCLES] - 1) // h[CYCLES]
+
+
+def cycle_of(h, slot):
+    """The first kernel cycle that does not begin before a slot does."""
+    return (slot * h[CYCLES] + h[SLOTS] - 1) // h[SLOTS]
 
 
 def bank_of(address: int, word: int) -> int:
@@ -176,11 +194,12 @@ def commit(h, bank, row, column, activate, write):
 
 def _drain(h, writes):
     """Drains the writes of the epoch that ends next, in their order, behind every read that is placed already."""
-    cycle = h[EPOCH] * WRITE_EPOCH
+    end = h[EPOCH] * WRITE_EPOCH
+    cycle = cycle_of(h, end)
     h[EPOCH] += 1
     mask = len(writes) - 1
     first = -1
-    begin = max(SLOTS_A_CYCLE * cycle, h[LAST_READ] + READ_TO_WRITE)
+    begin = max(end, h[LAST_READ] + READ_TO_WRITE)
     while h[HEAD] < h[TAIL] and writes[h[HEAD] & mask, 0] < cycle:
         address, words = writes[h[HEAD] & mask, 1], writes[h[HEAD] & mask, 2]
         h[HEAD] += 1
@@ -188,7 +207,7 @@ def _drain(h, writes):
             if words >> word & 1:
                 bank, row = bank_of(address, word), row_of(address)
                 floor = max(begin, h[LAST_WRITE] + (SAME_GROUP if h[LAST_GROUP] == bank & 3 else 1))
-                column, activate = place(h, bank, row, SLOTS_A_CYCLE * cycle, floor, True)
+                column, activate = place(h, bank, row, end, floor, True)
                 commit(h, bank, row, column, activate, True)
                 h[LAST_WRITE], h[LAST_GROUP] = column, bank & 3
                 if first < 0:
@@ -211,7 +230,7 @@ def _goes_on(h, address, ready):
         h[_USED + low] == newest - 1 and h[_USED + low + 1] == newest and ready < last
         and h[_OPEN + low] == row_of(address) and h[_OPEN + low + 1] == row_of(address)
         and last < h[_CLOSED + low] and last < h[_CLOSED + low + 1]
-        and last < SLOTS_A_CYCLE * WRITE_EPOCH * h[EPOCH]
+        and last < WRITE_EPOCH * h[EPOCH]
     )  # fmt: skip
 
 
@@ -228,7 +247,7 @@ def serve(h, asked, addresses, accepted, extra, arrivals, writes, known):
     while h[SERVED] < asked:
         beat = h[SERVED]
         at, left = beat & mask, _LEFT + beat % QUEUE_BEATS
-        ready = max(SLOTS_A_CYCLE * (accepted[at] + REQUEST_CYCLES), h[left])
+        ready = max(slot_of(h, accepted[at]) + REQUEST, h[left])
         row = row_of(addresses[at])
         if h[WORD] == 0 and _goes_on(h, addresses[at], ready):
             for word in range(WORDS):
@@ -237,10 +256,10 @@ def serve(h, asked, addresses, accepted, extra, arrivals, writes, known):
         while h[WORD] < WORDS:
             bank = bank_of(addresses[at], h[WORD])
             column, activate = place(h, bank, row, ready, ready, False)
-            if column >= SLOTS_A_CYCLE * WRITE_EPOCH * h[EPOCH]:
-                if h[EPOCH] * WRITE_EPOCH > known:
+            if column >= WRITE_EPOCH * h[EPOCH]:
+                if cycle_of(h, WRITE_EPOCH * h[EPOCH]) > known:
                     # Writes only move it back: every epoch before the one it lies in now has to be known in any case.
-                    h[NEED] = column // (SLOTS_A_CYCLE * WRITE_EPOCH) * WRITE_EPOCH
+                    h[NEED] = cycle_of(h, column // WRITE_EPOCH * WRITE_EPOCH)
                     return
                 _drain(h, writes)
                 continue
@@ -250,7 +269,7 @@ def serve(h, asked, addresses, accepted, extra, arrivals, writes, known):
             h[WORD] += 1
         h[WORD] = 0
         h[left] = h[DONE]
-        arrival = (h[DONE] + SLOTS_A_CYCLE - 1) // SLOTS_A_CYCLE + RETURN_CYCLES + extra[at]
+        arrival = cycle_of(h, h[DONE] + RETURN) + extra[at]
         h[ARRIVED] = arrivals[at] = max(arrival, h[ARRIVED] + 1)
         h[SERVED] += 1
 
@@ -284,7 +303,7 @@ def alike(a, b, start):
     if a[HEAD] < a[TAIL] or b[HEAD] < b[TAIL] or a[SERVED] != b[SERVED] or a[WORD] != b[WORD]:
         return False
     if (_differ(a, b, NEWEST, start - WORDS) or _differ(a, b, DONE, start + READ_DONE)
-            or _differ(a, b, ARRIVED, start // SLOTS_A_CYCLE)
+            or _differ(a, b, ARRIVED, start * a[CYCLES] // a[SLOTS])
             or _differ(a, b, LAST_READ, start - READ_TO_WRITE) or _differ(a, b, LAST_WRITE, start - SAME_GROUP)
             or (a[LAST_WRITE] > start - SAME_GROUP and a[LAST_GROUP] != b[LAST_GROUP])
             or _banks_differ(a, b, start)):  # fmt: skip

@@ -8,13 +8,12 @@ channels' reads come when `hw.spec.hbm` says; the auxiliary port and every write
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 
-from hw.spec.config import Config, ConfigError
+from hw.spec.config import MEMORY_KINDS, Config, ConfigError
+from hw.spec.hbm import SLOT_HZ, WORDS
 
 _MASK = 0xFFFFFFFF
-KINDS = ("fixed", "hbm")
-PSEUDO_CHANNEL_BYTES = 1 << 28
-"""Bytes of an HBM2 pseudo-channel: configurations with such channels have HBM unless another memory is asked for."""
 
 
 def hash32(seed: int, port: int, request: int) -> int:
@@ -28,28 +27,40 @@ def hash32(seed: int, port: int, request: int) -> int:
 
 @dataclass(frozen=True)
 class MemoryModel:
-    """read_latency and write_latency in cycles; jitter: largest extra read latency, 0 for none; hbm: channels are HBM2
-    pseudo-channels, and of the latencies only the auxiliary port's reads and the responses of writes are left."""
+    """read_latency and write_latency in kernel cycles; jitter: largest extra read latency, 0 for none; hbm: channels
+    are HBM2 pseudo-channels, and of the latencies only the auxiliary port's reads and the responses of writes are left.
+    """
 
     read_latency: int
     write_latency: int
     jitter: int = 0
     seed: int = 0
     hbm: bool = False
+    slots_a_cycle: Fraction = Fraction(2)
+    """Slots of an HBM channel (`hw.spec.hbm`) in a kernel cycle: 2 at 225 MHz."""
 
     @classmethod
     def of(cls, config: Config, kind: str | None = None, jitter: int = 0, seed: int = 0) -> MemoryModel:
         """The memory of a configuration; kind: "fixed" or "hbm", None for the configuration's own."""
-        if kind is not None and kind not in KINDS:
-            raise ConfigError(f"unknown memory {kind!r}: choose {' or '.join(KINDS)}")
+        if kind is not None and kind not in MEMORY_KINDS:
+            raise ConfigError(f"unknown memory {kind!r}: choose {' or '.join(MEMORY_KINDS)}")
         if jitter < 0:
             raise ConfigError(f"a jitter of {jitter} cycles: it is the largest extra latency, 0 or more")
-        hbm = config.channel_bytes == PSEUDO_CHANNEL_BYTES if kind is None else kind == "hbm"
-        return cls(config.read_latency, config.write_latency, jitter, seed, hbm)
+        hbm = (kind or config.memory.kind) == "hbm"
+        return cls(config.read_latency, config.write_latency, jitter, seed, hbm, Fraction(SLOT_HZ, config.clock_hz))
 
     @property
     def kind(self) -> str:
-        return KINDS[self.hbm]
+        return "hbm" if self.hbm else "fixed"
+
+    def peak_bytes_per_cycle(self, config: Config) -> float:
+        """What all channels together deliver at their peak."""
+        return float(self.peak_share * config.peak_bytes_per_cycle)
+
+    @property
+    def peak_share(self) -> Fraction:
+        """Of a beat a cycle, what a channel delivers at its peak: an HBM channel sends a beat in WORDS slots."""
+        return min(Fraction(1), self.slots_a_cycle / WORDS) if self.hbm else Fraction(1)
 
     def report(self) -> dict:
         """What a run's JSON says of its memory."""

@@ -10,6 +10,8 @@ from ref_model.config import LlavaConfig
 
 from .names import EMBEDDING, HEAD, Shapes, state_shapes
 
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
 
 class Checkpoint(ABC):
     """Weights of one model, read lazily so that a 7B model can be processed layer by layer.
@@ -41,9 +43,9 @@ class Checkpoint(ABC):
         if tuple(tensor.shape) != self.shapes[name]:
             raise UserError(f"{self.origin}: {stored_name} has shape {list(tensor.shape)}, the configuration says "
                             f"{list(self.shapes[name])}: use the configuration that came with these weights")
-        if not tensor.is_floating_point():
-            raise UserError(f"{self.origin}: {stored_name} holds {tensor.dtype} values, floating point is needed: "
-                            "give the checkpoint from before quantisation")
+        if tensor.dtype not in DTYPES:
+            raise UserError(f"{self.origin}: {stored_name} holds {tensor.dtype} values, floating point of 16 bits or "
+                            "more is needed: give the checkpoint from before quantisation")
         if not tensor.isfinite().all():
             raise UserError(f"{self.origin}: {stored_name} holds infinities or NaN: download the checkpoint again")
         return tensor if dtype is None else tensor.to(dtype)

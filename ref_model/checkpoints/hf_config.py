@@ -5,7 +5,7 @@ Files omit what equals transformers' defaults, so the defaults here are those of
 Anything that would change the arithmetic and is not implemented is refused, never ignored.
 """
 
-import json
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,28 @@ from typing import Any
 from hw.spec.errors import UserError
 from ref_model.config import LlavaConfig, Rgb, RopeScaling, TextConfig, VisionConfig
 
+from .json_file import read_json
+from .known_keys import LLAVA, PREPROCESSOR, TEXT, VISION, refuse_unknown
+
 TEXT_TYPES = ("llama", "mistral", "qwen2")
+WORKS = ("supported are llava and llava_next with a clip_vision_model tower and a llama, mistral or qwen2 language "
+         "model, and these language models alone; choose another model")  # fmt: skip
+TEXT_KEYS = (
+    "hidden_act", "mlp_bias", "attention_bias", "hidden_size", "num_attention_heads", "num_hidden_layers",
+    "num_key_value_heads", "head_dim", "intermediate_size", "vocab_size", "rms_norm_eps", "tie_word_embeddings",
+    "rope_theta", "rope_scaling", "rope_parameters", "max_position_embeddings", "sliding_window", "use_sliding_window",
+    "layer_types", "quantization_config",
+)  # fmt: skip
+VISION_KEYS = (
+    "num_channels", "image_size", "patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
+    "intermediate_size", "hidden_act", "layer_norm_eps",
+)  # fmt: skip
+LLAVA_KEYS = (
+    "text_config", "vision_config", "projector_hidden_act", "image_token_index", "image_token_id",
+    "tie_word_embeddings", "multimodal_projector_bias", "vision_feature_layer", "vision_feature_select_strategy",
+    "image_grid_pinpoints", "quantization_config",
+)  # fmt: skip
+"""Keys that this file reads, of the three objects."""
 FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": {
         "hidden_size": 4096,
@@ -66,9 +87,24 @@ NEXT_PINPOINTS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
 def _number(values: Mapping[str, Any], key: str, kind: type = int) -> Any:
     value = values.get(key)
     accepted = (int, float) if kind is float else (int,)
-    if isinstance(value, bool) or not isinstance(value, accepted):
+    if isinstance(value, bool) or not isinstance(value, accepted) or not math.isfinite(value):
         raise UserError(f"config.json: {key} is {value!r}, a number is needed: correct the file")
     return kind(value)
+
+
+def _part(top: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """An object inside the file; empty if it is absent."""
+    value = top.get(key)
+    if not isinstance(value, Mapping | None):
+        raise UserError(f"config.json: {key} is {value!r}, an object is needed: correct the file")
+    return value or {}
+
+
+def _flag(values: Mapping[str, Any], key: str, default: bool) -> bool:
+    value = values.get(key, default)
+    if not isinstance(value, bool | None):
+        raise UserError(f"config.json: {key} is {value!r}, true or false is needed: correct the file")
+    return bool(value)
 
 
 def _require(values: Mapping[str, Any], key: str, *supported: Any, file: str = "config.json") -> None:
@@ -81,9 +117,10 @@ def _require(values: Mapping[str, Any], key: str, *supported: Any, file: str = "
 
 def _rope(values: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     """(theta, scaling) from 4.x `rope_theta` + `rope_scaling` or 5.x `rope_parameters`."""
-    rope = dict(values.get("rope_scaling") or {}) | dict(values.get("rope_parameters") or {})
+    rope = dict(_part(values, "rope_scaling")) | dict(_part(values, "rope_parameters"))
     theta = _number({"rope_theta": rope.get("rope_theta", values.get("rope_theta", 10000.0))}, "rope_theta", float)
     kind = rope.get("rope_type", rope.get("type", "default"))
+    refuse_unknown(rope, ROPE_KEYS, frozenset(), "config.json: RoPE parameter")
     if kind in ("default", None):
         return theta, None
     if kind == "llama3":
@@ -96,28 +133,40 @@ def _rope(values: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     raise UserError(f"config.json: rope_type is {kind!r}, supported are 'default' and 'llama3': choose another model")
 
 
+ROPE_KEYS = ("rope_theta", "rope_type", "type", "factor", "low_freq_factor", "high_freq_factor",
+             "original_max_position_embeddings")  # fmt: skip
+
+
 def _context(family: str, values: Mapping[str, Any]) -> int:
     """Positions for which full attention is what the model computes: a sliding window shortens them."""
     context = _number(values, "max_position_embeddings")
-    window = values.get("sliding_window")
-    windowed = values.get("use_sliding_window", False) if family == "qwen2" else family == "mistral"
-    return min(context, window) if windowed and window is not None else context
+    kinds = values.get("layer_types") or []
+    windowed = {"qwen2": _flag(values, "use_sliding_window", False), "mistral": True}.get(family, False)
+    if not windowed and any(kind != "full_attention" for kind in kinds):
+        raise UserError(f"config.json: layer_types has {next(k for k in kinds if k != 'full_attention')!r}, supported "
+                        "is 'full_attention': choose another model")
+    if not windowed or values.get("sliding_window") is None:
+        return context
+    return min(context, _number(values, "sliding_window"))
 
 
-def text_config(given: Mapping[str, Any], tied_default: bool = False) -> TextConfig:
-    """`TextConfig` of a Llama, Mistral or Qwen2 `config.json`, or of the `text_config` inside a LLaVA one."""
+def text_config(given: Mapping[str, Any], tied: bool = False) -> TextConfig:
+    """`TextConfig` of a Llama, Mistral or Qwen2 `config.json`, or of the `text_config` inside a LLaVA one.
+
+    tied: the file around it says that the head is the embedding; to say so in either place is enough, as in
+    transformers.
+    """
     family = given.get("model_type", "llama")
     if family not in TEXT_TYPES:
-        raise UserError(
-            f"config.json: language model type is {family!r}, supported are {', '.join(TEXT_TYPES)}: "
-            "choose another model"
-        )
+        raise UserError(f"config.json: language model type is {family!r}: {WORKS}")
+    refuse_unknown(given, TEXT_KEYS, TEXT, "config.json")
     values = FAMILY_DEFAULTS[family] | dict(given)
     _require(values, "hidden_act", "silu")
     _require(values, "mlp_bias", False)
     _require(values, "attention_bias", False, *((True, None) if family == "qwen2" else ()))
     hidden, heads = _number(values, "hidden_size"), _number(values, "num_attention_heads")
     theta, scaling = _rope(values)
+    context, full = _context(family, values), _number(values, "max_position_embeddings")
     return TextConfig(
         hidden=hidden,
         layers=_number(values, "num_hidden_layers"),
@@ -128,20 +177,29 @@ def text_config(given: Mapping[str, Any], tied_default: bool = False) -> TextCon
         vocab=_number(values, "vocab_size"),
         rope_theta=theta,
         rms_eps=_number({"rms_norm_eps": 1e-6} | values, "rms_norm_eps", float),
-        context=_context(family, values),
-        tied_embeddings=bool(values.get("tie_word_embeddings", tied_default)),
+        context=context,
+        shortened=f"its sliding window of {context:,} tokens is not implemented" if context < full else "",
+        tied_embeddings=tied or _flag(values, "tie_word_embeddings", False),
         qkv_bias=family == "qwen2",
         rope_scaling=scaling,
     )
 
 
 def _vision_config(top: Mapping[str, Any]) -> VisionConfig:
-    given = top.get("vision_config")
-    values = LLAVA_VISION_DEFAULTS if given is None else CLIP_DEFAULTS | dict(given)
-    _require(values, "model_type", "clip_vision_model")
+    given = _part(top, "vision_config")
+    values = CLIP_DEFAULTS | dict(given) if "vision_config" in top else LLAVA_VISION_DEFAULTS
+    tower = values.get("model_type", "clip_vision_model")
+    if tower != "clip_vision_model":
+        raise UserError(f"config.json: the vision tower is {tower!r}: {WORKS}")
+    refuse_unknown(given, VISION_KEYS, VISION, "config.json: vision_config")
     _require(values, "num_channels", 3)
     _require(top, "vision_feature_select_strategy", "default", "full")
     layer = top.get("vision_feature_layer", -2)
+    if isinstance(layer, list) and len(layer) == 1:
+        (layer,) = layer
+    if isinstance(layer, list):
+        raise UserError(f"config.json: vision_feature_layer is {layer}, the features of {len(layer)} layers side by "
+                        "side; one layer is supported: choose another model")
     return VisionConfig(
         image_size=_number(values, "image_size"),
         patch_size=_number(values, "patch_size"),
@@ -179,11 +237,18 @@ def _preprocessor(folder: Path) -> tuple[str, dict[str, Any]]:
     """(file name, settings of the image processor) as transformers 5.x or 4.x stores them; empty without a file."""
     for file, inner in (("processor_config.json", True), ("preprocessor_config.json", False)):
         if (folder / file).exists():
-            top = _read_json(folder / file)
+            top = read_json(folder / file)
             values = top.get("image_processor") if inner else top
             if isinstance(values, dict):
                 return file, values
     return "", {}
+
+
+PREPROCESSOR_KEYS = (
+    "do_resize", "do_center_crop", "do_rescale", "do_normalize", "resample", "size", "crop_size",
+    "image_grid_pinpoints", "do_pad", "image_mean", "image_std", "rescale_factor", "do_convert_rgb",
+    "image_processor_type",
+)  # fmt: skip
 
 
 def _with_preprocessing(config: LlavaConfig, folder: Path) -> LlavaConfig:
@@ -194,6 +259,11 @@ def _with_preprocessing(config: LlavaConfig, folder: Path) -> LlavaConfig:
     if vision is None or not values:
         return config
     edge = vision.image_size
+    refuse_unknown(values, PREPROCESSOR_KEYS, PREPROCESSOR, file)
+    factor = values.get("rescale_factor", 1 / 255)
+    if not isinstance(factor, float) or abs(factor * 255 - 1) > 1e-6:
+        raise UserError(f"{file}: rescale_factor is {factor!r}, supported is 1/255: choose another model")
+    _require(values, "do_convert_rgb", True, None, file=file)
     for key in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
         _require(values, key, True, file=file)
     _require(values, "resample", 3, file=file)
@@ -213,39 +283,33 @@ def _llava_config(name: str, top: Mapping[str, Any]) -> LlavaConfig:
             f"{name} is in the original LLaVA layout, which keeps its vision tower elsewhere: "
             "use the llava-hf conversion of the model"
         )
+    refuse_unknown(top, LLAVA_KEYS, LLAVA, "config.json")
     _require(top, "projector_hidden_act", "gelu")
     index = top.get("image_token_index", top.get("image_token_id", 32000))
     return LlavaConfig(
         name=name,
-        text=text_config(top.get("text_config") or {}, bool(top.get("tie_word_embeddings", False))),
+        text=text_config(_part(top, "text_config"), _flag(top, "tie_word_embeddings", False)),
         vision=_vision_config(top),
         image_token_index=_number({"image_token_index": index}, "image_token_index"),
-        projector_bias=bool(top.get("multimodal_projector_bias", True)),
+        projector_bias=_flag(top, "multimodal_projector_bias", True),
         pinpoints=_pinpoints(top) if top.get("model_type") == "llava_next" else (),
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        top = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"no {path.name} in {path.parent}: give a Hugging Face model folder") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{path} is not readable as JSON ({error}): download it again") from error
-    if not isinstance(top, dict):
-        raise UserError(f"{path} holds no JSON object: give a Hugging Face model folder")
-    return top
-
-
 def read_config(path: Path) -> LlavaConfig:
     """The model that a `config.json` describes; UserError if it is missing, malformed or not supported."""
-    top = _read_json(path)
+    top = read_json(path)
     packing = top.get("quantization_config")
     if packing and not (isinstance(packing, dict) and packing.get("quant_method") in ("gptq", "awq")):
-        raise UserError(f"{path.parent} is already quantised, not by GPTQ or AWQ: give the floating-point checkpoint")
-    name = path.resolve().parent.name
-    if top.get("model_type") in ("llava", "llava_next") or "mm_vision_tower" in top:
+        method = packing.get("quant_method") if isinstance(packing, dict) else None
+        raise UserError(f"{path.parent} is already quantised, by {method or 'a method without a name'} and not by GPTQ "
+                        "or AWQ: give the floating-point checkpoint")
+    name, kind = path.resolve().parent.name, top.get("model_type")
+    if kind in ("llava", "llava_next") or "mm_vision_tower" in top:
         return _with_preprocessing(_llava_config(name, top), path.parent)
-    if "model_type" not in top:
-        raise UserError(f"{path} has no model_type: give a Hugging Face model folder of LLaVA or a Llama-family model")
+    if kind is None:
+        raise UserError(f"{path} has no model_type: {WORKS}")
+    if kind not in TEXT_TYPES:
+        sees = "a model with a vision tower" if "vision_config" in top else "a model"
+        raise UserError(f"{path}: model_type is {kind!r}, {sees} that is not supported: {WORKS}")
     return LlavaConfig(name=name, text=text_config(top))

@@ -1,6 +1,5 @@
 """Hugging Face folders: `config.json` and `*.safetensors`, with the tensor names of transformers 4.x or 5.x."""
 
-import json
 import re
 from pathlib import Path
 
@@ -11,7 +10,10 @@ from hw.spec.errors import UserError
 
 from .base import Checkpoint
 from .hf_config import read_config
+from .shards import weight_files
 
+FLOATS = ("F64", "F32", "F16", "BF16")
+"""Types of values, as safetensors names them, that mean what they say: 8-bit floats come with scales beside them."""
 # Stored, but without a part in inference up to the feature layer.
 _UNUSED = re.compile(r"\.inv_freq$|position_ids$|^vision_tower\.(post_layernorm|encoder\.layers)\.|^image_newline$")
 
@@ -30,30 +32,15 @@ def canonical_name(stored: str, has_vision: bool = True) -> str:
     return name
 
 
-def _header(file: Path) -> list[str]:
+def _header(file: Path) -> dict[str, str]:
+    """Stored name -> type of its values, of every tensor in a file."""
     try:
         with safe_open(file, framework="pt") as tensors:
-            return list(tensors.keys())
+            return {name: tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
     except FileNotFoundError:
         raise UserError(f"no file {file}: the checkpoint is incomplete, download it again") from None
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file} is not a complete safetensors file ({error}): download it again") from error
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        try:
-            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            return [folder / file for file in sorted(set(weight_map.values()))]
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, AttributeError, TypeError) as error:
-            raise UserError(f"{index} is malformed ({error!r}): download it again") from error
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        pickled = any(folder.glob("*.bin"))
-        hint = "convert pytorch_model.bin to safetensors" if pickled else "give a complete model folder"
-        raise UserError(f"no *.safetensors in {folder}: {hint}")
-    return files
 
 
 class HuggingFaceCheckpoint(Checkpoint):
@@ -63,13 +50,28 @@ class HuggingFaceCheckpoint(Checkpoint):
         super().__init__(read_config(folder / "config.json"), str(folder))
         has_vision = self.config.vision is not None
         self._stored: dict[str, tuple[Path, str]] = {}
-        for file in _weight_files(folder):
-            for stored in _header(file):
-                self._stored[canonical_name(stored, has_vision)] = (file, stored)
-        for name, (_, stored) in self._stored.items():
+        types: dict[str, str] = {}
+        for file, wanted in weight_files(folder).items():
+            held = _header(file)
+            if missing := sorted((wanted or set()) - set(held)):
+                raise UserError(f"{file} has no tensor {missing[0]}, which the index wants of it: download it again")
+            for stored in held if wanted is None else sorted(wanted):
+                name = canonical_name(stored, has_vision)
+                if name in self._stored:
+                    raise UserError(f"{file}: tensor {stored} stands in {self._stored[name][0].name} too, as "
+                                    f"{self._stored[name][1]}: leave one model's files in the folder")
+                self._stored[name], types[name] = (file, stored), held[stored]
+        self._check(types)
+
+    def _check(self, types: dict[str, str]) -> None:
+        """Every stored tensor has a place in the model, and values that can be read."""
+        for name, (file, stored) in self._stored.items():
             if not self._known(name):
                 raise UserError(f"{self.origin}: tensor {stored} has no place in a {self.config.name} model: "
                                 "this architecture is not supported")
+            if name in self.shapes and types[name] not in FLOATS:
+                raise UserError(f"{file}: {stored} holds {types[name]} values, supported are {', '.join(FLOATS)}: give "
+                                "the checkpoint from before quantisation, or a GPTQ, AWQ or GGUF one")
 
     def _known(self, name: str) -> bool:
         """Whether a stored tensor belongs to the model, or may be left out."""

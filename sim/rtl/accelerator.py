@@ -9,8 +9,11 @@ from pathlib import Path
 
 from hw.spec import config as configurations
 from hw.spec.config import GRANULE_LANES
+from sim.cache import entry
 from sim.rtl.build import Design
-from sim.rtl.toolchain import cache_dir
+
+VERILOG = "accelerator.v"
+"""The file of an entry of the cache."""
 
 
 def source_digest() -> str:
@@ -30,18 +33,16 @@ def verilog(name: str, imem_instructions: int | None = None) -> str:
     """
     config = configurations.get(name)
     config = replace(config, imem_instructions=imem_instructions or config.imem_instructions)
-    path = cache_dir() / "verilog" / f"{config.digest()}-{source_digest()}.v"
-    if not path.exists():
+
+    def make(folder: Path) -> None:
         from hw.accelerator import Accelerator
         from hw.emit import DSP_MODEL, TOP
         from hw.verilog_writer import convert
 
-        path.parent.mkdir(parents=True, exist_ok=True)
         text = convert(Accelerator(config, primitive=True, shared=True), TOP) + "\n" + DSP_MODEL.read_text()
-        work = path.with_suffix(".tmp")
-        work.write_text(text)
-        work.replace(path)
-    return path.read_text()
+        (folder / VERILOG).write_text(text)
+
+    return (entry("verilog", f"{config.digest()}-{source_digest()}", make) / VERILOG).read_text()
 
 
 def synthesisable(name: str) -> str:

@@ -34,7 +34,7 @@ class RtlBackend:
         """Everything the latest run left: AXI events, port statistics."""
 
     def run(self, config: Config, memory: MemoryImage, invocation: Invocation) -> Result:
-        model = self.model or MemoryModel.of(config, "fixed")
+        model = self.model or MemoryModel.of(config)
         wanted = list(self.dump) if self.dump is not None else written_ranges(config, memory, invocation)
         self.last = rtl.run(
             self.design_of(config),

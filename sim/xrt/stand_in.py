@@ -138,7 +138,7 @@ class StandIn:
         self.last = rtl.run(
             kernel_design(self.config.name),
             sizes_bytes=[memory.size_bytes for memory in self.memories],
-            memory=MemoryModel(self.config.read_latency, self.config.write_latency),
+            memory=MemoryModel.of(self.config),
             image=image, csr_writes=enable + writes, csr_reads=reads, max_cycles=self.max_cycles,
             dump_ranges=[rtl.DumpRange(*place) for place in self.allocated], stall_percent=self.stall_percent,
         )  # fmt: skip

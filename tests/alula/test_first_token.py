@@ -3,10 +3,10 @@
 import pytest
 
 from alula.first_token import first_token
+from alula.runtime.work import projector_macs, text_macs, tower_macs
 from alula.session import open_flow
 from alula.simulation import simulate
 from alula.verification import synthetic_patches
-from compiler.host import projector_macs, text_macs, tower_macs
 from hw.spec.errors import UserError
 from hw.spec.memory import MemoryModel
 from ref_model.compress import Compression

@@ -4,10 +4,10 @@ import pytest
 
 from alula.cross import CrossBackend
 from alula.generation import generate
+from alula.runtime.work import text_macs
 from alula.session import Flow, open_flow
 from alula.simulation import simulate
 from alula.verification import check_text, verify
-from compiler.host import text_macs
 from ref_model.compress import Compression
 
 KEYS = [

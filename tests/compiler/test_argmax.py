@@ -5,15 +5,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from alula.runtime.images import model_image
+from alula.runtime.session import Session
 from compiler import layout
-from compiler.host import Session
 from compiler.pipeline import compile_model
 from hw.spec import config
 from sim.registry import backend
 
 
 def session(compiled, quant) -> Session:
-    return Session(compiled, compiled.image(quant), backend("functional"))
+    return Session(compiled, model_image(compiled, quant), backend("functional"))
 
 
 @pytest.fixture(scope="module")

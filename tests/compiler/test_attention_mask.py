@@ -5,7 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from compiler.host import Session, text_macs
+from alula.runtime.images import model_image
+from alula.runtime.session import Session
+from alula.runtime.work import text_macs
 from compiler.pipeline import compile_model
 from hw.spec import config, weights
 from hw.spec.errors import UserError
@@ -37,7 +39,7 @@ MASKS = {
 
 def session(tiny, name: str = "functional", **options) -> Session:
     compiled, quant = tiny
-    return Session(compiled, compiled.image(quant), backend(name), **options)
+    return Session(compiled, model_image(compiled, quant), backend(name), **options)
 
 
 def ids_of(n: int) -> list[int]:
@@ -86,7 +88,7 @@ def test_bits_do_not_depend_on_the_chunk(tiny, rows):
     """Chunks of 2, 5 and 16 tokens."""
     quant = tiny[1]
     compiled = compile_model(quant.config, replace(config.get("tiny"), name="chunks", acc_rows=rows))
-    machine = Session(compiled, compiled.image(quant), backend("functional"))
+    machine = Session(compiled, model_image(compiled, quant), backend("functional"))
     want = golden_logits(GoldenText(quant), ids_of(110), MASKS["sparse"])
     np.testing.assert_array_equal(machine.prefill(machine.prompt_rows(ids_of(110)), mask=MASKS["sparse"]), want)
 

@@ -5,8 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from alula.runtime.images import container_image, model_image
+from alula.runtime.session import Session
+from alula.runtime.work import text_macs, vision_macs
 from compiler import container, ir, stream
-from compiler.host import Session, text_macs, vision_macs
 from compiler.pipeline import compile_model
 from compiler.sizes import Sizes
 from hw.spec import config
@@ -41,7 +43,7 @@ def test_the_program_does_not_depend_on_compression(tiny, mixed):
 def test_mixed_equals_golden(mixed, machine):
     quant = mixed[1]
     compiled = compile_model(quant.config, machine, plan=MixedPlan())
-    run, golden = Session(compiled, compiled.image(quant), backend("functional")), GoldenText(quant)
+    run, golden = Session(compiled, model_image(compiled, quant), backend("functional")), GoldenText(quant)
     patches = np.random.default_rng(3).standard_normal((16, 588))
     features = GoldenVision(quant).forward(patches)
     np.testing.assert_array_equal(run.encode_image(fixed(patches)), features)
@@ -55,7 +57,7 @@ def test_mixed_equals_golden(mixed, machine):
 
 def test_any_range_of_compressed_layers(mixed):
     compiled, quant = mixed
-    run = Session(compiled, compiled.image(quant), backend("functional"), layers=1, first_layer=1)
+    run = Session(compiled, model_image(compiled, quant), backend("functional"), layers=1, first_layer=1)
     golden = GoldenText(quant, layers=1, first=1)
     want = golden.logits(golden.forward(golden.embed([1, 2, 3]))[-1:])[0]
     np.testing.assert_array_equal(run.prefill(run.prompt_rows([1, 2, 3])), want)
@@ -63,9 +65,9 @@ def test_any_range_of_compressed_layers(mixed):
 
 def test_a_model_quantised_otherwise_is_refused(tiny, mixed):
     with pytest.raises(InternalError, match="not quantised as it was compiled for"):
-        tiny[0].image(mixed[1])
+        model_image(tiny[0], mixed[1])
     with pytest.raises(InternalError, match="not quantised as it was compiled for"):
-        mixed[0].image(tiny[1])
+        model_image(mixed[0], tiny[1])
 
 
 def test_round_trip_through_a_container(tmp_path, mixed):
@@ -73,7 +75,7 @@ def test_round_trip_through_a_container(tmp_path, mixed):
     manifest = container.save(tmp_path / "m.alula", compiled, quant)
     assert manifest["weight_bytes"] == compiled.layout.weight_bytes
     assert 0 < manifest["average_bits"] < 8 and 0 < manifest["nonzeros"] < 1
-    ours, theirs = compiled.image(quant), container.load(tmp_path / "m.alula").image(compiled.config)
+    ours, theirs = model_image(compiled, quant), container_image(container.load(tmp_path / "m.alula"), compiled.config)
     for (port, at, data), (port2, at2, data2) in zip(ours.contents(), theirs.contents(), strict=True):
         assert (port, at) == (port2, at2)
         np.testing.assert_array_equal(data, data2)

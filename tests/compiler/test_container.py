@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from alula.runtime.images import container_image, model_image
 from compiler import container
 from hw.spec.errors import UserError
 
@@ -13,7 +14,7 @@ def test_round_trip_keeps_program_and_memory(tmp_path, tiny):
     opened = container.load(tmp_path / "m.alula")
     assert opened.program() == compiled.program.words
     assert opened.manifest == manifest
-    ours, theirs = compiled.image(quant), opened.image(compiled.config)
+    ours, theirs = model_image(compiled, quant), container_image(opened, compiled.config)
     for (port, at, data), (port2, at2, data2) in zip(ours.contents(), theirs.contents(), strict=True):
         assert (port, at) == (port2, at2)
         np.testing.assert_array_equal(data, data2)
@@ -52,4 +53,4 @@ def test_another_configuration_is_refused(tmp_path, tiny):
 
     container.save(tmp_path / "m.alula", *tiny)
     with pytest.raises(UserError, match="compile it again"):
-        container.load(tmp_path / "m.alula").image(config.get("small"))
+        container_image(container.load(tmp_path / "m.alula"), config.get("small"))

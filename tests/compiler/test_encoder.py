@@ -5,9 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from alula.runtime.images import model_image
+from alula.runtime.session import Session
 from alula.session import open_flow
 from alula.verification import synthetic_patches
-from compiler.host import Session
 from compiler.kernels import encoder
 from compiler.kernels.encoder import pipelined, plan
 from compiler.pipeline import compile_model
@@ -42,7 +43,7 @@ def machine_of(model, name: str) -> tuple[Session, int]:
     compiled = compile_model(model.config, machine)
     planned = plan(compiled.layout)
     assert planned is not None and compiled.program.entries["vision"]["pipelined"]
-    return Session(compiled, compiled.image(model), backend("functional")), planned.count
+    return Session(compiled, model_image(compiled, model), backend("functional")), planned.count
 
 
 @pytest.mark.parametrize("keep", [None, 5])
@@ -71,7 +72,7 @@ def test_layers_that_do_not_fit_go_tile_by_tile(model, changes, fits):
     compiled = compile_model(model.config, replace(config.get("tiny"), name="tiles", **changes), 64)
     assert (plan(compiled.layout) is not None) == fits
     assert compiled.program.entries["vision"]["pipelined"] is False
-    machine, golden = Session(compiled, compiled.image(model), backend("functional")), GoldenVision(model)
+    machine, golden = Session(compiled, model_image(compiled, model), backend("functional")), GoldenVision(model)
     for keep in (None, 5):
         np.testing.assert_array_equal(machine.encode_image(fixed(noise(1)), keep=keep), golden.forward(noise(1), keep))
 

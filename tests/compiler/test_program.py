@@ -5,7 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from compiler.host import Session, text_macs, vision_macs
+from alula.runtime.images import model_image
+from alula.runtime.session import Session
+from alula.runtime.work import text_macs, vision_macs
 from compiler.pipeline import compile_model
 from hw.spec import config
 from hw.spec.errors import UserError
@@ -17,7 +19,7 @@ from sim.registry import backend
 
 def session(tiny, **options) -> Session:
     compiled, quant = tiny
-    return Session(compiled, compiled.image(quant), backend("functional"), **options)
+    return Session(compiled, model_image(compiled, quant), backend("functional"), **options)
 
 
 @pytest.mark.parametrize("n", [1, 2, 15, 16, 17, 33, 100])
@@ -75,7 +77,7 @@ def test_bits_do_not_depend_on_chunk_or_units(tiny):
     for other in (replace(machine, name="narrow", acc_rows=8), replace(machine, name="wide", units=4, chains=4),
                   replace(machine, name="single", units=1, ob_blocks=8192)):
         compiled = compile_model(quant.config, other)
-        run = Session(compiled, compiled.image(quant), backend("functional"))
+        run = Session(compiled, model_image(compiled, quant), backend("functional"))
         np.testing.assert_array_equal(run.prefill(run.prompt_rows(ids)), want)
 
 

@@ -9,9 +9,11 @@ import pytest
 from alula.cross import CrossBackend, Outcome, executors
 from alula.expected import cache_pieces
 from alula.reduction import asked
+from alula.runtime.images import model_image
+from alula.runtime.session import Session
+from alula.runtime.work import text_macs
 from alula.session import Flow, open_flow
 from alula.verification import check_text, default_lengths, verify
-from compiler.host import Session, text_macs
 from compiler.pipeline import compile_model
 from hw.spec import config
 from hw.spec.errors import UserError
@@ -26,7 +28,7 @@ from sim.registry import backend
 EVEN = (Drop(1, 5),)
 EXIT = (Drop(1, 0),)
 SCORE = (Drop(1, 5, by_score=True),)
-LISTED = (Drop(1, 3, places=(9, 11, 20)),)
+LISTED = (Drop(1, 3, numbers=(3, 5, 14)),)
 
 
 DEEP_LAYERS = 5
@@ -49,7 +51,7 @@ def deep():
 
 def session(tiny, name: str = "functional", **options) -> Session:
     compiled, quant = tiny
-    return Session(compiled, compiled.image(quant), backend(name), **options)
+    return Session(compiled, model_image(compiled, quant), backend(name), **options)
 
 
 def ids_of(n: int) -> list[int]:
@@ -154,7 +156,7 @@ def test_time_without_values_is_near(deep):
     reduction = Reduction(4, 48, (Drop(2, 9, by_score=True),))
     found = []
     for options in ({"with_data": True}, {}):
-        machine = Session(deep[0], deep[0].image(deep[1]), backend("cycle", **options))
+        machine = Session(deep[0], model_image(deep[0], deep[1]), backend("cycle", **options))
         machine.prefill(machine.prompt_rows(ids_of(64)), reduction=reduction)
         found.append(machine.results[-1][1].cycles)
     print(f"exact {found[0]} cycles, without values {found[1]}")
@@ -257,7 +259,7 @@ def test_bad_options_are_refused(options, words):
 def test_lists_come_from_a_file(tmp_path):
     path = tmp_path / "kept.json"
     path.write_text('{"2": [9, 4], "5": [4]}')
-    assert parse_drops(str(path)) == (Drop(2, 2, places=(4, 9)), Drop(5, 1, places=(4,)))
+    assert parse_drops(str(path)) == (Drop(2, 2, numbers=(4, 9)), Drop(5, 1, numbers=(4,)))
     path.write_text('{"2": []}')
     with pytest.raises(UserError, match="keeps 0 visual tokens"):
         parse_drops(str(path))
@@ -268,7 +270,8 @@ def test_lists_come_from_a_file(tmp_path):
     (6, 16, (Drop(1, 3), Drop(2, 4)), "4 visual tokens are to go on, there are 3"),
     (6, 16, (Drop(0, 3),), "layer 0 is outside 1..4"),
     (6, 16, (Drop(5, 3),), "layer 5 is outside 1..4"),
-    (6, 16, (Drop(1, 2, places=(5, 7)),), "place 5 holds no visual token"),
+    (6, 16, (Drop(1, 2, numbers=(5, 16)),), r"visual token 16 is not among .* \(16 of 0\.\.15\)"),
+    (6, 16, (Drop(1, 2, numbers=(5, 7)), Drop(2, 1, numbers=(6,))), "visual token 6 is not among those that layer 1"),
     (20, 20, (), "do not fit a prompt of 40 tokens"),
     (6, 16, (Drop(1, 5, by_score=True), Drop(2, 3)), "nobody knows which visual tokens are left"),
 ])

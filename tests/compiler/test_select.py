@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from compiler.host import Session
+from alula.runtime.images import model_image
+from alula.runtime.session import Session
 from compiler.kernels.allocate import largest_tile, vision_regions
 from compiler.kernels.builder import Builder
 from compiler.kernels.context import Context
@@ -30,7 +31,7 @@ PATCHES, SIDE = 16, 4
 
 def session(tiny, name: str = "functional") -> Session:
     compiled, quant = tiny
-    return Session(compiled, compiled.image(quant), backend(name))
+    return Session(compiled, model_image(compiled, quant), backend(name))
 
 
 def noise(seed: int) -> np.ndarray:
@@ -146,7 +147,7 @@ def test_one_program_serves_every_choice(tiny):
     """With and without: the same features where the same tokens are kept; smaller tiles of tokens too."""
     quant = tiny[1]
     compiled = compile_model(quant.config, replace(config.get("tiny"), name="tiles", acc_rows=10))
-    machine = Session(compiled, compiled.image(quant), backend("functional"))
+    machine = Session(compiled, model_image(compiled, quant), backend("functional"))
     every = machine.encode_image(fixed(noise(2)))
     for keep, strategy in ((5, "rank"), (12, "row"), (16, "rank")):
         found = machine.encode_image(fixed(noise(2)), keep=keep, strategy=strategy)
@@ -165,7 +166,9 @@ def test_cycle_counts_the_selection(tiny):
 
 def test_timing_only_runs_take_a_choice_of_that_size(tiny):
     """No data moves: what was written before the run stands for the machine's own choice."""
-    exact, cycles = Session(tiny[0], tiny[0].image(tiny[1]), backend("cycle", with_data=True)), session(tiny, "cycle")
+    compiled, quant = tiny
+    exact = Session(compiled, model_image(compiled, quant), backend("cycle", with_data=True))
+    cycles = session(tiny, "cycle")
     for machine in (exact, cycles):
         machine.encode_image(fixed(noise(2)), keep=7)
     found, want = cycles_of(cycles), cycles_of(exact)

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from alula.runtime.session import Session
 from alula.session import open_flow
-from compiler.host import Session
 from hw.spec.config import BEAT_BYTES
 from hw.spec.isa import INSTRUCTION_BYTES, Error
 from hw.spec.run import Invocation, Result

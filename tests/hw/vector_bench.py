@@ -1,5 +1,6 @@
 """The vector unit under Verilator: one binary a design, passes in, stores and done cycles out."""
 
+import shutil
 import subprocess
 from hashlib import sha256
 from pathlib import Path
@@ -10,7 +11,8 @@ from hw.spec.config import get
 from hw.spec.timing import VU_LATENCY
 from hw.vector_unit import VectorUnit
 from hw.verilog_writer import convert
-from sim.rtl.toolchain import cache_dir, tool_environment, toolchain_digest
+from sim.cache import entry
+from sim.rtl.toolchain import tool_environment, toolchain_digest
 from tests.hw.vector_oracle import NAMES, Machine
 
 CONFIG = get("tiny")
@@ -24,16 +26,18 @@ def verilog():
 def binary(text: str) -> Path:
     """The simulation of a design's Verilog, from the cache if it is there."""
     digest = sha256((toolchain_digest() + text + HARNESS.read_text()).encode()).hexdigest()[:24]
-    folder = cache_dir() / "vector_unit" / digest
-    if not (folder / "obj" / "sim").exists():
-        folder.mkdir(parents=True, exist_ok=True)
+
+    def make(folder: Path) -> None:
         (folder / "vector_unit.v").write_text(text)
         command = ["verilator", "--cc", "--exe", "--build", "-j", "2", "--top-module", "vector_unit", "-Mdir", "obj",
                    "-o", "sim", "-Wno-lint", "-Wno-style", "-Wno-fatal", "-CFLAGS", "-O1", "-MAKEFLAGS",
                    "OPT_FAST=-O1 OPT_SLOW=-O0 OPT_GLOBAL=-O1",
                    "vector_unit.v", str(HARNESS)]
         subprocess.run(command, cwd=folder, env=tool_environment(folder / "bin"), check=True, capture_output=True)
-    return folder / "obj" / "sim"
+        (folder / "obj" / "sim").rename(folder / "sim")
+        shutil.rmtree(folder / "obj")
+
+    return entry("vector_unit", digest, make) / "sim"
 
 
 def simulate(program: Path, ab, pb, passes):

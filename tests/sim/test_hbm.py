@@ -4,6 +4,7 @@ import ctypes
 import random
 import subprocess
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -26,14 +27,20 @@ TINY = CONFIGS["tiny"]
 EVER = 1 << 60
 BEATS = 1 << 16
 WORDS = 20_000
+CLOCKS_MHZ = (225, 300, 450, 100, 187.5, 50)
+"""Kernel clocks: 2, 1.5, 1, 4.5, 2.4 and 9 slots of the memory a cycle."""
+
+
+def slots_a_cycle(clock_mhz):
+    return Fraction(hbm.SLOT_HZ, int(clock_mhz * 10**6))
 
 
 class Channel:
     """A channel that is told everything at once. reads: (address, accepted, extra), writes: (cycle, address, words)."""
 
-    def __init__(self, reads, writes=(), serve=serve):
+    def __init__(self, reads, writes=(), serve=serve, slots_a_cycle=Fraction(2)):
         reads, writes = (np.array(x, np.int64).reshape(-1, 3) for x in (reads, writes))
-        self.h, self.n, self.serve = new_channel(), len(reads), serve
+        self.h, self.n, self.serve = new_channel(slots_a_cycle), len(reads), serve
         self.reads = np.zeros((3, 1 << max(self.n - 1, 0).bit_length()), np.int64)
         self.reads[:, : self.n] = reads.T
         self.writes = np.zeros((1 << max(len(writes) - 1, 0).bit_length(), 3), np.int64)
@@ -61,7 +68,7 @@ def read_share(addresses):
 
 def words_share(banks_and_rows, outstanding=2 * hbm.QUEUE_BEATS):
     """Of the peak, with so many words outstanding, in the memory alone."""
-    h, left, done = new_channel(), [0] * outstanding, 0
+    h, left, done = new_channel(Fraction(2)), [0] * outstanding, 0
     for i, (bank, row) in enumerate(banks_and_rows):
         ready = left[i % outstanding]
         column, activate = place(h, bank, row, ready, ready, False)
@@ -78,7 +85,7 @@ def write_share():
     """Sequential writes, a beat a cycle: of the peak, from the first one's drain to the last."""
     channel = Channel([(0, BEATS, 0)], [(i, i, 3) for i in range(BEATS)])
     channel.told()
-    return BEATS / (channel.h[hbm.LAST_WRITE] / hbm.SLOTS_A_CYCLE - hbm.WRITE_EPOCH)
+    return BEATS / ((channel.h[hbm.LAST_WRITE] - hbm.WRITE_EPOCH) / 2)
 
 
 def mixed_share(size):
@@ -143,7 +150,7 @@ def test_a_write_among_reads_turns_the_bus_twice():
 
     def clocks(n_writes):
         reads = [(beat, 0, 0) for beat in range(400)]  # ahead enough that rows open in time; no refresh yet
-        writes = [(200 + hbm.WRITE_EPOCH * i, (1 << 20) + i, 3) for i in range(n_writes)]
+        writes = [(200 + hbm.WRITE_EPOCH // 2 * i, (1 << 20) + i, 3) for i in range(n_writes)]
         return 4 * Channel(reads, writes).told()[-1]
 
     assert 2 * (12 + 2 + 13) <= clocks(3) - clocks(1) <= 2 * (12 + 2 + 16)  # the first one opens the row
@@ -152,7 +159,7 @@ def test_a_write_among_reads_turns_the_bus_twice():
 def test_idle_latencies():
     """18 ns for a row hit and 48 ns for a conflict in the memory, within a slot or two; 90 ns more on the way."""
     slot_ns = 1000 / 450
-    h = new_channel()
+    h = new_channel(Fraction(2))
     columns = []
     for row, ready in ((0, 0), (0, 100), (1, 200)):
         found = place(h, 0, row, ready, ready, False)
@@ -160,7 +167,7 @@ def test_idle_latencies():
         columns.append(found[0] + hbm.READ_DONE - ready)
     assert columns[1] * slot_ns == pytest.approx(18, abs=slot_ns)
     assert columns[2] * slot_ns == pytest.approx(48, abs=slot_ns)
-    assert (hbm.REQUEST_CYCLES + hbm.RETURN_CYCLES) * 2 * slot_ns == pytest.approx(90, abs=2 * slot_ns)
+    assert (hbm.REQUEST + hbm.RETURN) * slot_ns == pytest.approx(90, abs=2 * slot_ns)
 
 
 def test_refresh_is_where_it_is_said():
@@ -169,8 +176,8 @@ def test_refresh_is_where_it_is_said():
     took = np.array(Channel([(i, t, 0) for i, t in enumerate(asked)]).told()) - asked
     late = asked[np.flatnonzero(took > 60)]
     starts = late[np.flatnonzero(np.diff(late, prepend=-1000) > 100)]
-    expected = np.arange(1, 11) * hbm.REFRESH_INTERVAL / hbm.SLOTS_A_CYCLE
-    assert len(starts) == 10 and (abs(starts + hbm.REQUEST_CYCLES - expected) <= 10).all()
+    expected = np.arange(1, 11) * hbm.REFRESH_INTERVAL / 2
+    assert len(starts) == 10 and (abs(starts + hbm.REQUEST / 2 - expected) <= 10).all()
     assert took.max() <= (hbm.REFRESH_BLOCK + hbm.ROW_TO_COLUMN) / 2 + 40
 
 
@@ -191,28 +198,41 @@ def random_traffic(seed, n=1500):
     return reads, writes
 
 
+@pytest.mark.parametrize("clock_mhz", CLOCKS_MHZ)
+def test_the_kernel_clock_does_not_change_the_bandwidth(clock_mhz):
+    """The same time for the same bytes, unless the kernel's port (a beat a cycle) is what takes longer."""
+    cycles = Channel([(beat, 0, 0) for beat in range(BEATS)], slots_a_cycle=slots_a_cycle(clock_mhz)).told()[-1]
+    at_225 = Channel([(beat, 0, 0) for beat in range(BEATS)]).told()[-1]
+    by_port = BEATS / clock_mhz
+    assert cycles / clock_mhz == pytest.approx(max(at_225 / 225, by_port), rel=2e-3)
+
+
 @pytest.mark.parametrize("seed", range(3))
-def test_python_and_numba_are_the_same(seed):
+@pytest.mark.parametrize("clock_mhz", CLOCKS_MHZ)
+def test_python_and_numba_are_the_same(seed, clock_mhz):
     reads, writes = random_traffic(seed, 600)
-    assert Channel(reads, writes, hbm.serve).told() == Channel(reads, writes).told()
+    python, compiled = (Channel(reads, writes, way, slots_a_cycle(clock_mhz)) for way in (hbm.serve, serve))
+    assert python.told() == compiled.told()
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_what_is_known_changes_nothing(seed):
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("clock_mhz", CLOCKS_MHZ)
+def test_what_is_known_changes_nothing(seed, clock_mhz):
     """Told as the cycles go by, beats come when they came; none is told too late."""
     reads, writes = random_traffic(seed)
-    channel, told = Channel(reads, writes), 0
-    all_at_once = Channel(reads, writes).told()
+    ratio = slots_a_cycle(clock_mhz)
+    channel, told = Channel(reads, writes, slots_a_cycle=ratio), 0
+    all_at_once = Channel(reads, writes, slots_a_cycle=ratio).told()
     accepted = np.array([t for _, t, _ in reads])
-    for now in range(0, max(all_at_once) + hbm.WRITE_EPOCH, 7):
+    for now in range(max(all_at_once) + hbm.WRITE_EPOCH):
         beats = channel.told(now, int(np.searchsorted(accepted, now, "right")))
         assert beats[told:] == all_at_once[told : len(beats)]
-        assert all(beat + 7 > now for beat in beats[told:])
+        assert all(beat > now + 1 for beat in beats[told:])
         told = len(beats)
     assert told == len(reads)
 
 
-def cut(seed, rng):
+def cut(seed, rng, ratio):
     """Two channels somewhat behind a write, of which one missed the last writes: (both, the slot from which on anything
     may begin), or None where those that it got are not drained."""
     reads, writes = random_traffic(seed, 400)
@@ -220,7 +240,7 @@ def cut(seed, rng):
     accepted = np.array([t for _, t, _ in reads])
     early, asked = sum(t < now for t, _, _ in writes), int(np.searchsorted(accepted, now))
     missed = rng.randint(1, min(early, rng.choice([1, 3, 100])))
-    a, b = Channel(reads, writes), Channel(reads, writes)
+    a, b = (Channel(reads, writes, slots_a_cycle=ratio) for _ in "ab")
     for channel, got in ((a, early), (b, early - missed)):
         channel.h[hbm.TAIL] = got
         channel.told(now, asked)
@@ -228,14 +248,15 @@ def cut(seed, rng):
         return None
     b.h[hbm.HEAD] = b.h[hbm.TAIL] = early
     first = int(accepted[b.h[hbm.SERVED]]) if b.h[hbm.SERVED] < asked else now
-    return (a, b), hbm.SLOTS_A_CYCLE * min(now, first + hbm.REQUEST_CYCLES)
+    return (a, b), min(hbm.slot_of(a.h, now), hbm.slot_of(a.h, first) + hbm.REQUEST)
 
 
-def test_channels_that_are_alike_do_the_same():
+@pytest.mark.parametrize("clock_mhz", [225, 300, 187.5])
+def test_channels_that_are_alike_do_the_same(clock_mhz):
     """Whatever comes later. Some that are not do so too, but not all."""
     rng, outcomes = random.Random(0), {True: [0, 0], False: [0, 0]}  # [differ, the same]
     for i in range(1500):
-        found = cut(i % 30, rng)
+        found = cut(i % 30, rng, slots_a_cycle(clock_mhz))
         if found is None:
             continue
         (a, b), start = found
@@ -282,19 +303,40 @@ def native(tmp_path_factory):
 @pytest.mark.parametrize("seed", range(30))
 def test_the_c_twin_is_the_same(native, seed):
     reads, writes = random_traffic(seed)
-    assert native.parameters() == len(hbm.parameters())
-    arrays = [np.array(x, np.int64) for x in (hbm.parameters(), reads, writes, [0] * len(reads))]
+    ratio = slots_a_cycle(CLOCKS_MHZ[seed % len(CLOCKS_MHZ)])
+    assert native.parameters() == len(hbm.parameters(ratio))
+    arrays = [np.array(x, np.int64) for x in (hbm.parameters(ratio), reads, writes, [0] * len(reads))]
     parameters, r, w, out = (a.ctypes.data_as(ctypes.c_void_p) for a in arrays)
     native.run(parameters, ctypes.c_int64(len(reads)), r, ctypes.c_int64(len(writes)), w, out)
-    assert arrays[3].tolist() == Channel(reads, writes).told()
+    assert arrays[3].tolist() == Channel(reads, writes, slots_a_cycle=ratio).told()
 
 
 def test_which_memory_a_configuration_has():
-    assert [MemoryModel.of(CONFIGS[name]).kind for name in ("tiny", "small", "u280")] == ["fixed", "fixed", "hbm"]
+    """It is a field, and what runs without a model of its own is timed with it."""
+    kinds = {name: MemoryModel.of(config).kind for name, config in CONFIGS.items()}
+    assert kinds == {"tiny": "fixed", "small": "fixed", "u280": "hbm", "u50": "hbm", "u55c": "hbm"}
+    memory, call = random_run(1, TINY)
+    with_hbm = replace(TINY, memory=replace(TINY.memory, kind="hbm"))
+    assert CycleBackend().run(with_hbm, memory.fork(), call) == CycleBackend(MemoryModel.of(TINY, "hbm")).run(
+        TINY, memory.fork(), call)
     assert MemoryModel.of(TINY, "hbm", 5, 3) == MemoryModel(20, 10, 5, 3, hbm=True)
     for wrong in ({"kind": "ddr"}, {"jitter": -1}):
         with pytest.raises(ConfigError):
             MemoryModel.of(TINY, **wrong)
+
+
+def test_the_kernel_clock_changes_latencies_in_cycles():
+    """A fixed latency is as long as before in time, and a port is never faster than its memory."""
+    faster = replace(TINY, clock_hz=300_000_000)
+    assert (TINY.read_latency, TINY.write_latency) == (20, 10)
+    assert (faster.read_latency, faster.write_latency) == (27, 14)
+    assert MemoryModel.of(replace(CONFIGS["u280"], clock_hz=300_000_000)).slots_a_cycle == Fraction(3, 2)
+    for wrong, what in ((450_000_001, "whole number of kHz"), (10**6, "at least 50 MHz"), (500_000_000, "more beats")):
+        with pytest.raises(ConfigError, match=what):
+            replace(TINY, clock_hz=wrong)
+    for wrong in ({"kind": "ddr"}, {"read_latency": 0}):
+        with pytest.raises(ConfigError):
+            replace(TINY, memory=replace(TINY.memory, **wrong))
 
 
 def random_run(seed, config, n=40, mixed=True):
@@ -345,9 +387,10 @@ def test_rows_of_their_own_change_nothing(seed, mixed, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("jitter", [0, 37])
-def test_equals_the_rtl(seed, jitter):
+@pytest.mark.parametrize("clock_mhz", [225, 300])
+def test_equals_the_rtl(seed, jitter, clock_mhz):
     memory, call = random_run(seed, TINY)
-    model = MemoryModel(TINY.read_latency, TINY.write_latency, jitter, seed, hbm=True)
+    model = MemoryModel.of(replace(TINY, clock_hz=clock_mhz * 10**6), "hbm", jitter, seed)
     expected = CycleBackend(model).run(TINY, memory.fork(), call)
     result = RtlBackend(model=model).run(TINY, memory, call)
     assert result.status == expected.status == Error.NONE

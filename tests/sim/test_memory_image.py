@@ -45,7 +45,7 @@ def test_limits_and_absent_data():
 def test_traces(tmp_path):
     trace.write_json(tmp_path / "t.json", EVENTS)
     assert trace.read_json(tmp_path / "t.json") == sorted(EVENTS)
-    trace.write_chrome(tmp_path / "c.json", EVENTS, 1_000_000, trace.annotated({7: "softmax"}))
+    (tmp_path / "c.json").write_text(trace.chrome(EVENTS, 1_000_000, trace.annotated({7: "softmax"})))
     spans = [e for e in json.loads((tmp_path / "c.json").read_text())["traceEvents"] if e["ph"] == "X"]
     assert [(e["name"], e["ts"], e["dur"]) for e in spans] == [("rd@2", 1, 8), ("softmax", 3, 17)]
     assert trace.table(EVENTS).row_count == 2

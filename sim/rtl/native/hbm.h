@@ -12,8 +12,8 @@
 // As `parameters` in hw/spec/hbm.py, in its order.
 struct Hbm {
     int64_t row_to_column, precharge, row_cycle, read_to_precharge, write_to_precharge, same_group, activate, read_done,
-        read_to_write, write_to_read, refresh_interval, refresh_block, queue_beats, write_epoch, request_cycles,
-        return_cycles, ring;
+        read_to_write, write_to_read, refresh_interval, refresh_block, queue_beats, write_epoch, request,
+        return_, ring, slots, cycles;
 };
 constexpr int HBM_PARAMETERS = sizeof(Hbm) / sizeof(int64_t);
 
@@ -37,12 +37,12 @@ class PseudoChannel {
         while (!asked.empty()) {
             const Beat& beat = asked.front();
             int64_t& left = left_[served_ % p_.queue_beats];
-            const int64_t ready = std::max(SLOTS_A_CYCLE * (beat.accepted + p_.request_cycles), left);
+            const int64_t ready = std::max(slot_of(beat.accepted) + p_.request, left);
             while (word_ < WORDS) {
                 const int bank = bank_of(beat.address, word_);
                 const Place at = place(bank, beat.address >> 8, ready, ready, false);
-                if (at.column >= SLOTS_A_CYCLE * p_.write_epoch * epoch_) {
-                    if (epoch_ * p_.write_epoch > known) return;
+                if (at.column >= p_.write_epoch * epoch_) {
+                    if (cycle_of(p_.write_epoch * epoch_) > known) return;
                     drain();
                     continue;
                 }
@@ -53,7 +53,7 @@ class PseudoChannel {
             }
             word_ = 0;
             left = done_;
-            const int64_t back = (done_ + SLOTS_A_CYCLE - 1) / SLOTS_A_CYCLE + p_.return_cycles + beat.extra;
+            const int64_t back = cycle_of(done_ + p_.return_) + beat.extra;
             arrived_ = std::max(back, arrived_ + 1);
             arrivals.push_back(arrived_);
             asked.pop_front();
@@ -62,7 +62,7 @@ class PseudoChannel {
     }
 
    private:
-    static constexpr int64_t SLOTS_A_CYCLE = 2, LONG_AGO = -(int64_t{1} << 40), BARRED = 7;
+    static constexpr int64_t LONG_AGO = -(int64_t{1} << 40), BARRED = 7;
     static constexpr int BANKS = 16, WORDS = 2;
     struct Place {
         int64_t column, activate;  // activate: -1 for none
@@ -78,6 +78,8 @@ class PseudoChannel {
     int64_t done_ = 0, arrived_ = -1;
     int word_ = 0;
 
+    int64_t slot_of(int64_t cycle) const { return (cycle * p_.slots + p_.cycles - 1) / p_.cycles; }
+    int64_t cycle_of(int64_t slot) const { return (slot * p_.cycles + p_.slots - 1) / p_.slots; }
     static int bank_of(int64_t address, int word) {
         return int((address >> 5 & 3) << 2 | (address >> 7 & 1) << 1 | word);
     }
@@ -149,8 +151,8 @@ class PseudoChannel {
     }
 
     void drain() {
-        const int64_t cycle = epoch_++ * p_.write_epoch;
-        const int64_t begin = std::max(SLOTS_A_CYCLE * cycle, last_read_ + p_.read_to_write);
+        const int64_t end = epoch_++ * p_.write_epoch, cycle = cycle_of(end);
+        const int64_t begin = std::max(end, last_read_ + p_.read_to_write);
         int64_t first = -1;
         for (; !writes.empty() && writes.front().cycle < cycle; writes.pop_front()) {
             const Write& write = writes.front();
@@ -159,7 +161,7 @@ class PseudoChannel {
                 const int bank = bank_of(write.address, word);
                 const int64_t step = last_group_ == (bank & 3) ? p_.same_group : 1;
                 const int64_t floor = std::max(begin, last_write_ + step);
-                const Place at = place(bank, write.address >> 8, SLOTS_A_CYCLE * cycle, floor, true);
+                const Place at = place(bank, write.address >> 8, end, floor, true);
                 commit(bank, write.address >> 8, at, true);
                 last_write_ = at.column, last_group_ = bank & 3;
                 if (first < 0) first = at.column;

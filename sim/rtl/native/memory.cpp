@@ -495,11 +495,16 @@ void alula_read_beat(int index, svBitVecVal* data) {
     bench().ports[index].read_data(reinterpret_cast<uint8_t*>(data));
 }
 
-// Starts and ends of a unit match in order; the tag is that of the start.
+// Starts and ends of a unit match in order; the tag is that of the start. An instruction that is still open when its
+// unit starts another one belonged to a run that ended in an error.
 void alula_trace(uint32_t starts, uint32_t dones, uint64_t cycle, const svBitVecVal* tags) {
     for (int unit = 0; unit < N_UNITS; unit++) {
         auto& started = bench().started[unit];
-        if (starts >> unit & 1) started.emplace_back(tags[unit], cycle);
+        if (starts >> unit & 1) {
+            for (const auto& [tag, start] : started) write_trace(unit, tag, start, ~uint64_t{0});
+            started.clear();
+            started.emplace_back(tags[unit], cycle);
+        }
         if (!(dones >> unit & 1)) continue;
         if (started.empty()) {
             bench().fail("trace: unit " + std::to_string(unit) + " is done without a start");

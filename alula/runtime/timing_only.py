@@ -5,11 +5,10 @@ No weight is needed: everything else is absent, and an executor that asks for it
 
 import numpy as np
 
+from compiler import ir
+from compiler.layout import MODULES, Layout, Table, modules
 from hw.spec.config import BEAT_BYTES
 from sim.memory_image import MemoryImage
-
-from . import ir
-from .layout import MODULES, Layout, Table, modules
 
 SHIFT = 20
 """G of every linear layer: any value takes the same time."""

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from alula.cli import main
+from alula.runtime.images import model_image
+from alula.runtime.lengths import SESSIONS, Bucketed, Unrolled, program_sizes, stream_bytes
 from alula.session import open_flow
 from alula.verification import verify
-from compiler.lengths import SESSIONS, Bucketed, Unrolled, program_sizes, stream_bytes
 from hw.spec.errors import UserError
 from hw.spec.isa import Op
 from ref_model.golden import GoldenText
@@ -34,7 +35,7 @@ class Keeping:
 @pytest.mark.parametrize("n", [1, 2, 17, 100, 130])
 def test_prefill_and_decode_equal_golden(tiny, mode, n):
     compiled, quant = tiny
-    machine, golden = SESSIONS[mode](compiled, compiled.image(quant), backend("functional")), GoldenText(quant)
+    machine, golden = SESSIONS[mode](compiled, model_image(compiled, quant), backend("functional")), GoldenText(quant)
     ids = np.random.default_rng(n).integers(0, 256, n).tolist()
     want = golden.logits(golden.forward(golden.embed(ids))[-1:])[0]
     np.testing.assert_array_equal(machine.prefill(machine.prompt_rows(ids)), want)
@@ -45,7 +46,7 @@ def test_prefill_and_decode_equal_golden(tiny, mode, n):
 
 def test_streams_are_straight_and_serve_what_they_say(tiny):
     compiled, quant = tiny
-    memory = compiled.image(quant)
+    memory = model_image(compiled, quant)
     seen = {}
     for mode in (Unrolled, Bucketed):
         machine = mode(compiled, memory.fork(), Keeping("functional"))
@@ -101,14 +102,14 @@ def test_one_program_for_all_lengths():
 
 def test_what_streams_refuse(tiny):
     compiled, quant = tiny
-    machine = Bucketed(compiled, compiled.image(quant), backend("functional"))
+    machine = Bucketed(compiled, model_image(compiled, quant), backend("functional"))
     machine.prefill(machine.prompt_rows([1, 2, 3]))
     with pytest.raises(UserError, match="empty cache"):
         machine.prefill(machine.prompt_rows([1, 2, 3]))
     geo = compiled.layout.geo
     mask = BlockMask.parse("causal", 1 << geo.keys_per_slot_log2, geo.slots(compiled.layout.context))
     with pytest.raises(UserError, match="no attention mask"):
-        Unrolled(compiled, compiled.image(quant), backend("functional")).prefill([machine.embed_row(1)], mask=mask)
+        Unrolled(compiled, machine.memory, backend("functional")).prefill([machine.embed_row(1)], mask=mask)
     with pytest.raises(UserError, match="unknown kind of program"):
         open_flow("llava-tiny", "tiny", program="rolled")
 

@@ -13,6 +13,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from compiler.kernels.text import ARGUMENTS
+from compiler.layout import PAGE_BEATS, Layout
+from compiler.program import Compiled
 from hw.spec.config import BEAT_BYTES
 from hw.spec.errors import UserError
 from hw.spec.isa import FIELDS, INSTRUCTION_BYTES, REGISTERS, Error, Op, Unit
@@ -21,9 +24,7 @@ from hw.spec.weights import ceil_div
 from sim.functional_sequencer import Sequencer
 from sim.memory_image import MemoryImage
 
-from .host import Compiled, Session
-from .kernels.text import ARGUMENTS
-from .layout import PAGE_BEATS, Layout
+from .session import Session
 
 MODES = ("runtime", "bucketed", "unrolled")
 DECODE_BUCKET, PREFILL_BUCKET = 16, 128

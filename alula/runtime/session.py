@@ -1,23 +1,23 @@
-"""The host's side of a compiled model: arguments, row lists, feature rows; and the useful work of each phase."""
+"""The host's side of a compiled model: arguments, row lists, feature rows."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from compiler import ir, pack
+from compiler.kernels.select import bit_weights
+from compiler.kernels.text import SEGMENT
+from compiler.layout import mask_row_words
+from compiler.program import Compiled
 from hw.spec.config import BEAT_BYTES, GRANULE_LANES
 from hw.spec.errors import InternalError, UserError
 from hw.spec.run import Backend, Invocation, Result
 from hw.spec.weights import ceil_div
 from ref_model import selection
 from ref_model.mask import BlockMask
-from ref_model.reduction import Reduction, tokens_by_layer
+from ref_model.reduction import Reduction
 from sim.memory_image import MemoryImage
-
-from . import ir, pack, timing_only
-from .kernels.select import bit_weights
-from .kernels.text import SEGMENT
-from .layout import MODULES, Layout, mask_row_words
 
 OTHERS_BIAS = 1 << 30
 """Added to the scores of tokens that are not visual: above every sum of shares of 63 heads."""
@@ -35,37 +35,6 @@ class Segment:
     """Tokens in the caches before."""
     by_score: bool = False
     """The machine chooses which of the visual tokens before these are; `places` has as many."""
-
-
-@dataclass
-class Program:
-    """Encoded instructions and where its entries start; `entries[name]`: entry, args, tile."""
-
-    words: list[int]
-    entries: dict[str, dict]
-    operators: dict[int, str] = field(default_factory=dict)
-    """pc of every ISSUE -> operator, for people who read a trace."""
-
-
-@dataclass
-class Compiled:
-    """A model on a configuration: what a container stores."""
-
-    layout: Layout
-    program: Program
-
-    @property
-    def config(self):
-        return self.layout.config
-
-    def image(self, quant) -> MemoryImage:
-        """Memory with program, tables and weights; quant None: for timing only, without values."""
-        if quant is None:
-            return timing_only.image(self.layout, self.program.words)
-        memory = MemoryImage(self.config)
-        for port, beat, data in pack.pieces(self.layout, quant, self.program.words):
-            memory.attach(port, beat * BEAT_BYTES, data)
-        return memory
 
 
 class Session:
@@ -353,55 +322,3 @@ def _masks(n: int, granules: int) -> np.ndarray:
     bits[:n] = 1
     words = bits.reshape(granules, -1) @ (1 << np.arange(GRANULE_LANES)[::-1]).astype(np.uint32)
     return np.repeat(words, 2).astype(np.uint32).view(np.uint8)
-
-
-# --- useful work -----------------------------------------------------------------------------------------
-
-def _linear_macs(layout: Layout, prefix: str, ops: list, tokens: Sequence[int], sparse: bool) -> int:
-    """Multiply-accumulates in the linear layers of as many layers as there are counts of tokens; sparse: only with
-    weights in streams."""
-    linears = ir.linears(ops)
-    if not sparse:
-        return sum(tokens) * sum(op.n_in * op.n_out for op in linears)
-    names = [(n, MODULES[prefix].format(i) + op.name, op) for i, n in enumerate(tokens) for op in linears]
-    return round(sum(n * layout.sizes.shares[name] * op.n_in * op.n_out for n, name, op in names))
-
-
-def text_macs(layout: Layout, n: int, start: int = 0, layers: int | None = None, head: bool = True,
-              mask: BlockMask | None = None, sparse: bool = False, reduction: Reduction | None = None) -> int:
-    """Multiply-accumulates of n tokens after `start` cached ones (docs: MODELS.md, "Cost"); with a mask the present.
-
-    sparse: of linear layers only those with weights that are in the streams. reduction: layers see fewer tokens.
-    """
-    text = layout.model.text
-    count = text.n_layers if layers is None else layers
-    attention = next(op for op in text.layer if isinstance(op, ir.Attention))
-    tokens = tokens_by_layer(reduction, n, count)
-    keys = sum(t * start + t * (t + 1) // 2 if mask is None else mask.pairs(start, t) for t in tokens)
-    share = layout.sizes.shares[text.head.name] if sparse else 1
-    return (_linear_macs(layout, "text", text.layer, tokens, sparse)
-            + 2 * keys * attention.heads * attention.head_dim
-            + head * round(share * text.head.n_in * text.head.n_out))
-
-
-def vision_macs(layout: Layout, layers: int | None = None, sparse: bool = False, features: int | None = None) -> int:
-    """Multiply-accumulates of one image: stem, layers, projector of `features` rows (None: all); sparse as in
-    `text_macs`."""
-    vision = layout.tower
-    features = vision.n_patches + (not vision.drop_class) if features is None else features
-    return tower_macs(layout, layers, sparse) + projector_macs(layout, features, sparse)
-
-
-def tower_macs(layout: Layout, layers: int | None = None, sparse: bool = False) -> int:
-    """Those of stem and layers."""
-    vision = layout.tower
-    tokens, count = vision.n_patches + 1, vision.n_layers if layers is None else layers
-    attention = next(op for op in vision.layer if isinstance(op, ir.Attention))
-    return (_linear_macs(layout, "vision", vision.layer, [tokens] * count, sparse)
-            + count * 2 * tokens * tokens * attention.heads * attention.head_dim
-            + _linear_macs(layout, "stem", vision.stem, [vision.n_patches], sparse))
-
-
-def projector_macs(layout: Layout, features: int, sparse: bool = False) -> int:
-    """Those of the projector on so many rows."""
-    return _linear_macs(layout, "projector", layout.tower.projector, [features], sparse)

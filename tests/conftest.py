@@ -1,4 +1,4 @@
-"""llava-tiny on `tiny`, compiled once."""
+"""What tests of several folders share."""
 
 import pytest
 
@@ -10,6 +10,6 @@ from ref_model.quantise import quantise
 
 @pytest.fixture(scope="session")
 def tiny():
-    """(compiled, quantised model)."""
+    """llava-tiny on `tiny`, once for a process: (compiled, quantised model)."""
     checkpoint = open_synthetic("llava-tiny")
     return compile_model(checkpoint.config, config.get("tiny")), quantise(checkpoint)
