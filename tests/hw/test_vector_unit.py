@@ -118,9 +118,9 @@ def test_range(program, operand, control, size):
     results = simulate(program, *buffers(1), [good, bad, backwards, below, unused])
     beyond = (1, Error.BUFFER_RANGE)
     assert [r[2:] for r in results] == [(0, 0), beyond, (0, 0), beyond, (0, 0)]
-    assert [r[1] for r in results] == [2 + VU_LATENCY] * 3 + [1 + VU_LATENCY]
+    assert [r[1] for r in results] == [2 + VU_LATENCY] * 4 + [1 + VU_LATENCY]
     if control["dst"] != Dst.VB:
-        assert [len(r[0]) for r in results] == [2, 1, 1, 0]
+        assert [len(r[0]) for r in results] == [2, 1, 2, 1, 0]
 
 
 @pytest.mark.parametrize("fields", [
