@@ -125,8 +125,8 @@ class Replay:
     """What a run read from memory, for a second run of the same times; and how far that goes."""
 
     program: Program
-    scalars: list[int] = field(default_factory=list)
-    plans: list[Plans | None] = field(default_factory=list)
+    scalars: deque[int] = field(default_factory=deque)
+    plans: deque[Plans | None] = field(default_factory=deque)
     limits: Limits = NO_LIMITS
 
 
@@ -319,15 +319,14 @@ class CycleMachine:
         try:
             self.lds = arrival + LDS_RETURN, self._scalar(b, imm)
         except OutOfRange:
-            blocked = self.ready
-            self._fail(arrival, Error.BUS_READ)
-            self.ready, self.lds = blocked, (NEVER, 0)
+            self.faults.append(Fault(arrival, SEQUENCER, Error.BUS_READ, self.sequencer.pc))
+            self.lds = NEVER, 0
         else:
             heapq.heappush(self.wakes, arrival + LDS_RETURN)
 
     def _scalar(self, b: int, imm: int) -> int:
         if self.replayed and self.seen.scalars:
-            return self.seen.scalars.pop(0)
+            return self.seen.scalars.popleft()
         value = self.sequencer.scalar_at(self.memory, self.config.aux_port, b, imm)
         if not self.replayed:
             self.seen.scalars.append(value)
@@ -449,7 +448,7 @@ class CycleMachine:
     def _read(self, t: int, entry: Issued) -> None:
         f, most = entry.fields, max_beats(self.config)
         absent = read_beyond(f, size_beats(self.config.channel_bytes))
-        plans = self.seen.plans.pop(0) if self.replayed else plans_of(self.memory, f)
+        plans = self.seen.plans.popleft() if self.replayed else plans_of(self.memory, f)
         if not self.replayed:
             self.seen.plans.append(plans)
         self.streams.start_read(t, f, plans, absent if absent is not None and absent < most else None, most)
@@ -481,7 +480,6 @@ class CycleMachine:
             if unit in self.undetermined and (e := end()) is not None:
                 self.undetermined -= {unit}
                 self._ends_at(unit, e)
-
 
     # --- an error's end ----------------------------------------------------------------------------------
 

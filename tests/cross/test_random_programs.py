@@ -185,17 +185,35 @@ def test_damaged_programs(seeds: range) -> None:
     assert tally.racing < len(seeds) // 2 and len(tally.statuses) >= 4, "little was compared"
 
 
+def alone(program: RandomProgram, words: list[int]) -> tuple[MemoryImage, Invocation]:
+    """A program by itself, as the executors start it."""
+    memory = MemoryImage(TINY)
+    put_data(memory, program.seed)
+    put_streams(memory, program)
+    load(memory, words)
+    options = {"args": tuple(program.arguments), "watchdog": PATIENCE, "instruction_limit": MOST_INSTRUCTIONS}
+    return memory, call(words, **options)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(12))
 def test_legal_programs_on_other_memories(seed: int) -> None:
     """Jitter and HBM, whose times depend on everything before: a process each; and stalls, which change times only."""
-    program, memory = RandomProgram(seed, 2, 20), MemoryImage(TINY)
-    put_data(memory, seed)
-    put_streams(memory, program)
-    load(memory, program.words)
+    program = RandomProgram(seed, 2, 20)
     stall = 40 if seed % 4 == 3 else 0
     model = MemoryModel(20, 10, 37 * (seed % 2), seed, hbm=seed % 4 == 2)
-    runs = run_all(memory, call(program.words, args=tuple(program.arguments)), model, stall)
+    runs = run_all(*alone(program, program.words), model, stall)
     assert runs.rtl.status == Error.NONE, status(runs.rtl)
     found = [] if stall else against_the_rtl(runs)
     assert not found + memory_differences(runs.memories["cycle"], runs.memories["rtl"]) + against_the_functional(runs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3000, 3012))
+def test_damaged_programs_on_other_memories(seed: int) -> None:
+    program = RandomProgram(seed, 1, 12)
+    words, what = damage(random.Random(seed), program.words)
+    model = MemoryModel(20, 10, 37 * (seed % 2), seed, hbm=seed % 2 == 0)
+    runs = run_all(*alone(program, words), model)
+    print(f"seed {seed}, {what}: {status(runs.rtl)}")
+    assert not against_the_rtl(runs, compare_memory=False), what
