@@ -4,6 +4,7 @@ A language model without a vision tower is a `LlavaConfig` whose `vision` is Non
 Published figures are those of the `llava-hf` and `HuggingFaceTB` configuration files.
 """
 
+import difflib
 from dataclasses import dataclass
 from typing import Literal
 
@@ -46,7 +47,9 @@ class RopeScaling:
 class TextConfig:
     """A Llama-family decoder: RMSNorm, half-split RoPE, grouped-query attention, gated SiLU feed-forward.
 
-    `context` is the largest number of positions; `qkv_bias` is the Qwen2 variant.
+    `context` is the largest number of positions; `qkv_bias` is the Qwen2 variant. `window`: the sliding window that
+    `context` was shortened to, as full attention is what the model computes up to there; None if it was not.
+    `rope_factors`: divisors of the rotary frequencies, head_dim / 2 of them; empty for none.
     """
 
     hidden: int
@@ -62,6 +65,8 @@ class TextConfig:
     tied_embeddings: bool = False
     qkv_bias: bool = False
     rope_scaling: RopeScaling | None = None
+    rope_factors: tuple[float, ...] = ()
+    window: int | None = None
 
     def __post_init__(self) -> None:
         _require_positive(self, "hidden", "layers", "heads", "kv_heads", "head_dim", "ffn", "vocab", "context",
@@ -71,6 +76,15 @@ class TextConfig:
                  "correct the model configuration")
         _require(self.head_dim % 2 == 0,
                  f"head_dim is {self.head_dim}, RoPE needs an even one: correct the model configuration")
+        _require(len(self.rope_factors) in (0, self.head_dim // 2),
+                 f"there are {len(self.rope_factors)} RoPE factors, a head of {self.head_dim} has {self.head_dim // 2} "
+                 "pairs: use the file that came with the model")
+
+    @property
+    def context_words(self) -> str:
+        """What to call the context in a refusal, with the reason where a sliding window shortened it."""
+        why = "" if self.window is None else " (its sliding window; attention over a longer text is not supported)"
+        return f"context of {self.context}{why}"
 
     @property
     def q_width(self) -> int:
@@ -110,8 +124,8 @@ class VisionConfig:
 
     def __post_init__(self) -> None:
         _require_positive(self, "image_size", "patch_size", "hidden", "layers", "heads", "ffn", "ln_eps")
-        _require(self.image_size % self.patch_size == 0,
-                 f"image_size is {self.image_size} pixels, it must be a multiple of patch_size {self.patch_size}: "
+        _require(self.image_size >= self.patch_size,
+                 f"image_size is {self.image_size} pixels, less than one patch of {self.patch_size}: "
                  "correct the configuration")
         _require(self.hidden % self.heads == 0,
                  f"vision hidden is {self.hidden}, it must be a multiple of heads {self.heads}: "
@@ -128,7 +142,7 @@ class VisionConfig:
 
     @property
     def grid(self) -> int:
-        """Patches along one edge."""
+        """Patches along one edge; as in the convolution, pixels behind the last whole patch are dropped."""
         return self.image_size // self.patch_size
 
     @property
@@ -237,8 +251,14 @@ MODELS: dict[str, LlavaConfig] = {
 }
 
 
+def suggestion(name: str) -> str:
+    """", did you mean ...?" where a model's name is close to `name` (case aside), else nothing."""
+    near = difflib.get_close_matches(name.lower(), MODELS, n=1, cutoff=0.75)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
 def named_config(name: str) -> LlavaConfig:
     """The registered configuration called `name`; UserError if there is none."""
     if name not in MODELS:
-        raise UserError(f"unknown model {name!r}: choose one of {', '.join(MODELS)}")
+        raise UserError(f"unknown model {name!r}: choose one of {', '.join(MODELS)}{suggestion(name)}")
     return MODELS[name]

@@ -32,6 +32,8 @@ def rope_tables(config: TextConfig, position_ids: Tensor) -> tuple[Tensor, Tenso
     frequencies = 1.0 / config.rope_theta**exponents
     if config.rope_scaling is not None:
         frequencies = _scaled_frequencies(frequencies, config.rope_scaling)
+    if config.rope_factors:
+        frequencies = frequencies / torch.tensor(config.rope_factors, dtype=torch.float32, device=frequencies.device)
     angles = position_ids.to(torch.float32)[:, None] * frequencies[None, :]
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos(), angles.sin()

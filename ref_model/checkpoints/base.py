@@ -11,6 +11,14 @@ from ref_model.config import LlavaConfig
 from .names import EMBEDDING, HEAD, Shapes, state_shapes
 
 
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+"""What weights may be stored in. Eight-bit floats mean little without their scales, which no file has in one form."""
+
+
+def _type(kind: torch.dtype) -> str:
+    return str(kind).removeprefix("torch.")
+
+
 class Checkpoint(ABC):
     """Weights of one model, read lazily so that a 7B model can be processed layer by layer.
 
@@ -19,6 +27,7 @@ class Checkpoint(ABC):
     """
 
     quantised = ""
+    _tied = False
 
     def __init__(self, config: LlavaConfig, origin: str) -> None:
         self.config = config
@@ -34,6 +43,8 @@ class Checkpoint(ABC):
 
         UserError if it is missing, not finite, or if its shape is not the configuration's.
         """
+        if name == HEAD and self.config.text.tied_embeddings:
+            self._require_one_table()
         stored_name = EMBEDDING if name == HEAD and self.config.text.tied_embeddings else name
         tensor = self._fetch(stored_name)
         if tensor is None:
@@ -41,12 +52,22 @@ class Checkpoint(ABC):
         if tuple(tensor.shape) != self.shapes[name]:
             raise UserError(f"{self.origin}: {stored_name} has shape {list(tensor.shape)}, the configuration says "
                             f"{list(self.shapes[name])}: use the configuration that came with these weights")
-        if not tensor.is_floating_point():
-            raise UserError(f"{self.origin}: {stored_name} holds {tensor.dtype} values, floating point is needed: "
-                            "give the checkpoint from before quantisation")
+        if tensor.dtype not in DTYPES:
+            raise UserError(f"{self.origin}: {stored_name} holds {_type(tensor.dtype)} values, supported are "
+                            f"{', '.join(_type(kind) for kind in DTYPES)}: give the floating-point checkpoint")
         if not tensor.isfinite().all():
             raise UserError(f"{self.origin}: {stored_name} holds infinities or NaN: download the checkpoint again")
         return tensor if dtype is None else tensor.to(dtype)
+
+    def _require_one_table(self) -> None:
+        """A head stored beside the embedding it is tied to must be the same: nobody knows which one is meant."""
+        if self._tied:
+            return
+        head, embedding = self._fetch(HEAD), self._fetch(EMBEDDING)
+        if head is not None and embedding is not None and not torch.equal(head, embedding):
+            raise UserError(f"{self.origin}: the configuration ties {HEAD} to {EMBEDDING}, both are stored and differ: "
+                            "set tie_word_embeddings to false if the head is meant")
+        self._tied = True
 
     def read_layer(self, prefix: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         """All tensors whose canonical names start with `prefix`, for example `language_model.layers.3.`."""
@@ -55,5 +76,9 @@ class Checkpoint(ABC):
     def state(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         """Every tensor. A tied `lm_head.weight` is the same object as the embedding table."""
         state = {name: self.read(name, dtype) for name in self.shapes if name != HEAD}
-        state[HEAD] = state[EMBEDDING] if self.config.text.tied_embeddings else self.read(HEAD, dtype)
+        if self.config.text.tied_embeddings:
+            self._require_one_table()
+            state[HEAD] = state[EMBEDDING]
+        else:
+            state[HEAD] = self.read(HEAD, dtype)
         return state

@@ -5,7 +5,7 @@ Files omit what equals transformers' defaults, so the defaults here are those of
 Anything that would change the arithmetic and is not implemented is refused, never ignored.
 """
 
-import json
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,11 @@ from typing import Any
 from hw.spec.errors import UserError
 from ref_model.config import LlavaConfig, Rgb, RopeScaling, TextConfig, VisionConfig
 
+from .files import read_json
+from .hf_keys import LLAVA_KEYS, ROPE_KEYS, TEXT_KEYS, VISION_KEYS, refuse_unknown, shown
+
 TEXT_TYPES = ("llama", "mistral", "qwen2")
+SUPPORTED = ("llava", "llava_next", *TEXT_TYPES)
 FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": {
         "hidden_size": 4096,
@@ -66,9 +70,25 @@ NEXT_PINPOINTS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
 def _number(values: Mapping[str, Any], key: str, kind: type = int) -> Any:
     value = values.get(key)
     accepted = (int, float) if kind is float else (int,)
-    if isinstance(value, bool) or not isinstance(value, accepted):
-        raise UserError(f"config.json: {key} is {value!r}, a number is needed: correct the file")
+    if isinstance(value, bool) or not isinstance(value, accepted) or not math.isfinite(value):
+        what = "a number is needed" if kind is float else "a whole number is needed"
+        raise UserError(f"config.json: {key} is {shown(value)}, {what}: correct the file")
     return kind(value)
+
+
+def _flag(values: Mapping[str, Any], key: str, default: bool) -> bool:
+    value = values.get(key, default)
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    raise UserError(f"config.json: {key} is {shown(value)}, true or false is needed: correct the file")
+
+
+def _part(values: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """An object inside another one; empty where it is absent."""
+    value = values.get(key)
+    if value is None or isinstance(value, dict):
+        return dict(value or {})
+    raise UserError(f"config.json: {key} is {shown(value)}, an object is needed: correct the file")
 
 
 def _require(values: Mapping[str, Any], key: str, *supported: Any, file: str = "config.json") -> None:
@@ -76,48 +96,63 @@ def _require(values: Mapping[str, Any], key: str, *supported: Any, file: str = "
     value = values.get(key, supported[0])
     if value not in supported:
         choices = " or ".join(repr(choice) for choice in supported)
-        raise UserError(f"{file}: {key} is {value!r}, supported is {choices}: convert the model or choose another")
+        raise UserError(f"{file}: {key} is {shown(value)}, supported is {choices}: convert the model or choose another")
 
 
 def _rope(values: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     """(theta, scaling) from 4.x `rope_theta` + `rope_scaling` or 5.x `rope_parameters`."""
-    rope = dict(values.get("rope_scaling") or {}) | dict(values.get("rope_parameters") or {})
+    rope = _part(values, "rope_scaling") | _part(values, "rope_parameters")
     theta = _number({"rope_theta": rope.get("rope_theta", values.get("rope_theta", 10000.0))}, "rope_theta", float)
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind in ("default", None):
+    kind = rope.get("rope_type", rope.get("type", "default")) or "default"
+    if not isinstance(kind, str) or kind not in ROPE_KEYS:
+        raise UserError(f"config.json: rope_type is {shown(kind)}, supported are {' and '.join(map(repr, ROPE_KEYS))}: "
+                        "choose another model")
+    refuse_unknown(rope, ROPE_KEYS[kind], "config.json, RoPE")
+    if rope.get("partial_rotary_factor") is not None:
+        _require(rope, "partial_rotary_factor", 1)
+    if kind == "default":
         return theta, None
-    if kind == "llama3":
-        return theta, RopeScaling(
-            _number(rope, "factor", float),
-            _number(rope, "low_freq_factor", float),
-            _number(rope, "high_freq_factor", float),
-            _number(rope, "original_max_position_embeddings"),
-        )
-    raise UserError(f"config.json: rope_type is {kind!r}, supported are 'default' and 'llama3': choose another model")
+    return theta, RopeScaling(
+        _number(rope, "factor", float),
+        _number(rope, "low_freq_factor", float),
+        _number(rope, "high_freq_factor", float),
+        _number(rope, "original_max_position_embeddings"),
+    )
 
 
-def _context(family: str, values: Mapping[str, Any]) -> int:
-    """Positions for which full attention is what the model computes: a sliding window shortens them."""
-    context = _number(values, "max_position_embeddings")
-    window = values.get("sliding_window")
-    windowed = values.get("use_sliding_window", False) if family == "qwen2" else family == "mistral"
-    return min(context, window) if windowed and window is not None else context
+def _window(family: str, values: Mapping[str, Any]) -> int | None:
+    """Positions that a sliding window lets a query see, None where every layer attends to everything."""
+    kinds = values.get("layer_types")
+    kinds = [] if kinds is None else kinds if isinstance(kinds, list) else [kinds]
+    for kind in kinds:
+        if kind not in ("full_attention", "sliding_attention"):
+            raise UserError(f"config.json: layer_types has {shown(kind)}, supported are 'full_attention' and "
+                            "'sliding_attention': choose another model")
+    asked = {"mistral": True, "qwen2": _flag(values, "use_sliding_window", False)}.get(family, False)
+    if not asked and "sliding_attention" not in kinds:
+        return None
+    return None if values.get("sliding_window") is None else _number(values, "sliding_window")
 
 
-def text_config(given: Mapping[str, Any], tied_default: bool = False) -> TextConfig:
-    """`TextConfig` of a Llama, Mistral or Qwen2 `config.json`, or of the `text_config` inside a LLaVA one."""
+def text_config(given: Mapping[str, Any], tied: bool = False) -> TextConfig:
+    """`TextConfig` of a Llama, Mistral or Qwen2 `config.json`, or of the `text_config` inside a LLaVA one.
+
+    tied: the model around it ties the head to the embedding, whatever the part says (as transformers does).
+    """
     family = given.get("model_type", "llama")
     if family not in TEXT_TYPES:
         raise UserError(
-            f"config.json: language model type is {family!r}, supported are {', '.join(TEXT_TYPES)}: "
+            f"config.json: language model type is {shown(family)}, supported are {', '.join(TEXT_TYPES)}: "
             "choose another model"
         )
     values = FAMILY_DEFAULTS[family] | dict(given)
+    refuse_unknown(values, TEXT_KEYS)
     _require(values, "hidden_act", "silu")
     _require(values, "mlp_bias", False)
     _require(values, "attention_bias", False, *((True, None) if family == "qwen2" else ()))
     hidden, heads = _number(values, "hidden_size"), _number(values, "num_attention_heads")
     theta, scaling = _rope(values)
+    context, window = _number(values, "max_position_embeddings"), _window(family, values)
     return TextConfig(
         hidden=hidden,
         layers=_number(values, "num_hidden_layers"),
@@ -128,20 +163,32 @@ def text_config(given: Mapping[str, Any], tied_default: bool = False) -> TextCon
         vocab=_number(values, "vocab_size"),
         rope_theta=theta,
         rms_eps=_number({"rms_norm_eps": 1e-6} | values, "rms_norm_eps", float),
-        context=_context(family, values),
-        tied_embeddings=bool(values.get("tie_word_embeddings", tied_default)),
+        context=context if window is None else min(context, window),
+        tied_embeddings=tied or _flag(values, "tie_word_embeddings", False),
         qkv_bias=family == "qwen2",
         rope_scaling=scaling,
+        window=window if window is not None and window < context else None,
     )
 
 
+def _feature_layer(top: Mapping[str, Any]) -> int:
+    layer = top.get("vision_feature_layer", -2)
+    if isinstance(layer, list):
+        raise UserError(f"config.json: vision_feature_layer is {shown(layer)}, features of one layer are supported, not "
+                        "of several side by side: choose a LLaVA model with one")
+    return _number({"vision_feature_layer": layer}, "vision_feature_layer")
+
+
 def _vision_config(top: Mapping[str, Any]) -> VisionConfig:
-    given = top.get("vision_config")
-    values = LLAVA_VISION_DEFAULTS if given is None else CLIP_DEFAULTS | dict(given)
-    _require(values, "model_type", "clip_vision_model")
+    given = _part(top, "vision_config")
+    values = CLIP_DEFAULTS | given if given else LLAVA_VISION_DEFAULTS
+    kind = values.get("model_type", "clip_vision_model")
+    if kind != "clip_vision_model":
+        raise UserError(f"config.json: the vision tower is {shown(kind)}, supported is 'clip_vision_model' (SigLIP has "
+                        "patch biases, tanh GELU and no class token): choose a LLaVA model with a CLIP tower")
+    refuse_unknown(values, VISION_KEYS, "config.json, vision_config")
     _require(values, "num_channels", 3)
     _require(top, "vision_feature_select_strategy", "default", "full")
-    layer = top.get("vision_feature_layer", -2)
     return VisionConfig(
         image_size=_number(values, "image_size"),
         patch_size=_number(values, "patch_size"),
@@ -151,7 +198,7 @@ def _vision_config(top: Mapping[str, Any]) -> VisionConfig:
         ffn=_number(values, "intermediate_size"),
         activation=values.get("hidden_act", "quick_gelu"),
         ln_eps=_number({"layer_norm_eps": 1e-5} | values, "layer_norm_eps", float),
-        feature_layer=_number({"vision_feature_layer": layer}, "vision_feature_layer"),
+        feature_layer=_feature_layer(top),
         drop_class=top.get("vision_feature_select_strategy", "default") == "default",
     )
 
@@ -179,7 +226,7 @@ def _preprocessor(folder: Path) -> tuple[str, dict[str, Any]]:
     """(file name, settings of the image processor) as transformers 5.x or 4.x stores them; empty without a file."""
     for file, inner in (("processor_config.json", True), ("preprocessor_config.json", False)):
         if (folder / file).exists():
-            top = _read_json(folder / file)
+            top = read_json(folder / file)
             values = top.get("image_processor") if inner else top
             if isinstance(values, dict):
                 return file, values
@@ -213,39 +260,33 @@ def _llava_config(name: str, top: Mapping[str, Any]) -> LlavaConfig:
             f"{name} is in the original LLaVA layout, which keeps its vision tower elsewhere: "
             "use the llava-hf conversion of the model"
         )
+    refuse_unknown(top, LLAVA_KEYS)
     _require(top, "projector_hidden_act", "gelu")
     index = top.get("image_token_index", top.get("image_token_id", 32000))
     return LlavaConfig(
         name=name,
-        text=text_config(top.get("text_config") or {}, bool(top.get("tie_word_embeddings", False))),
+        text=text_config(_part(top, "text_config"), _flag(top, "tie_word_embeddings", False)),
         vision=_vision_config(top),
         image_token_index=_number({"image_token_index": index}, "image_token_index"),
-        projector_bias=bool(top.get("multimodal_projector_bias", True)),
+        projector_bias=_flag(top, "multimodal_projector_bias", True),
         pinpoints=_pinpoints(top) if top.get("model_type") == "llava_next" else (),
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        top = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"no {path.name} in {path.parent}: give a Hugging Face model folder") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{path} is not readable as JSON ({error}): download it again") from error
-    if not isinstance(top, dict):
-        raise UserError(f"{path} holds no JSON object: give a Hugging Face model folder")
-    return top
-
-
 def read_config(path: Path) -> LlavaConfig:
     """The model that a `config.json` describes; UserError if it is missing, malformed or not supported."""
-    top = _read_json(path)
+    top = read_json(path)
     packing = top.get("quantization_config")
     if packing and not (isinstance(packing, dict) and packing.get("quant_method") in ("gptq", "awq")):
         raise UserError(f"{path.parent} is already quantised, not by GPTQ or AWQ: give the floating-point checkpoint")
     name = path.resolve().parent.name
-    if top.get("model_type") in ("llava", "llava_next") or "mm_vision_tower" in top:
+    kind = top.get("model_type")
+    if kind in ("llava", "llava_next") or "mm_vision_tower" in top:
         return _with_preprocessing(_llava_config(name, top), path.parent)
-    if "model_type" not in top:
+    if kind is None:
         raise UserError(f"{path} has no model_type: give a Hugging Face model folder of LLaVA or a Llama-family model")
+    if kind not in TEXT_TYPES:
+        what = "a model of images and text" if "vision_config" in top else "a model"
+        raise UserError(f"{path}: this is {what} whose type is {shown(kind)}, supported are {', '.join(SUPPORTED)}: "
+                        "choose one of these")
     return LlavaConfig(name=name, text=text_config(top))

@@ -2,12 +2,12 @@
 
 GPTQ (AutoGPTQ, GPTQModel): qweight int32[in * bits / 32, out], inputs packed; qzeros int32[groups, out * bits / 32];
 scales[groups, out]; g_idx int32[in], the group of each input. The first format stores a zero less one (modulo 2**bits),
-"gptq_v2" does not.
+"gptq_v2" does not. Files exist that say the one and hold the other: where the configuration says "sym", every zero is
+2**(bits - 1), so that what is stored decides, and the label counts for asymmetric files alone.
 AWQ (AutoAWQ, "gemm"): qweight int32[in, out / 8] and qzeros int32[groups, out / 8], outputs packed in the order
 0, 2, 4, 6, 1, 3, 5, 7. Fields lie from the lowest bit of a word on; at 3 bits they may straddle words.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,9 @@ from torch import Tensor
 
 from hw.spec.errors import UserError
 
+from .base import DTYPES
+from .files import read_json
+from .hf_keys import shown
 from .huggingface import HuggingFaceCheckpoint
 
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
@@ -28,12 +31,14 @@ METHODS = ("gptq", "awq")
 
 @dataclass(frozen=True)
 class Packing:
-    """What `quantization_config` says. offset: added to stored zeros; group_size: inputs, -1 for all."""
+    """What `quantization_config` says. offset: added to stored zeros; group_size: inputs, -1 for all; symmetric: every
+    zero is the middle of the range."""
 
     method: str
     bits: int
     group_size: int
     offset: int
+    symmetric: bool = False
 
     @classmethod
     def read(cls, config: dict[str, Any], origin: str) -> "Packing":
@@ -41,12 +46,31 @@ class Packing:
         method, bits = str(config.get("quant_method", "")).lower(), config.get("bits", config.get("w_bit"))
         group = config.get("group_size", config.get("q_group_size", 128))
         if method not in METHODS or bits not in ((4,) if method == "awq" else (2, 3, 4, 8)):
-            raise UserError(f"{origin}: quantisation {method or 'without a method'} at {bits} bits is not supported: "
-                            "give a floating-point, GPTQ (2, 3, 4, 8 bits) or AWQ (4 bits) checkpoint")
+            raise UserError(f"{origin}: quantisation {method or 'without a method'} at {shown(bits)} bits is not "
+                            "supported: give a floating-point, GPTQ (2, 3, 4, 8 bits) or AWQ (4 bits) checkpoint")
+        if isinstance(group, bool) or not isinstance(group, int) or group == 0 or group < -1:
+            raise UserError(f"{origin}: group_size is {shown(group)}, a number of inputs or -1 is needed: "
+                            "correct quantization_config")
         if method == "awq" and str(config.get("version", "gemm")).lower() != "gemm":
-            raise UserError(f"{origin}: AWQ version {config['version']!r} is not supported: convert it to gemm")
-        v2 = method == "awq" or config.get("checkpoint_format") == "gptq_v2"
-        return cls(method, int(bits or 0), int(group or -1), 0 if v2 else 1)
+            raise UserError(f"{origin}: AWQ version {shown(config['version'])} is not supported: convert it to gemm")
+        label = config.get("checkpoint_format", "gptq")
+        if method == "gptq" and label not in ("gptq", "gptq_v2"):
+            raise UserError(f"{origin}: checkpoint_format is {shown(label)}, supported are 'gptq' and 'gptq_v2': "
+                            "convert the checkpoint")
+        v2 = method == "awq" or label == "gptq_v2"
+        return cls(method, bits, group, 0 if v2 else 1, method == "gptq" and config.get("sym") is True)
+
+    def zero_offset(self, stored: np.ndarray, where: str) -> int:
+        """What is to be added to the stored zeros uint8[groups, out] of a layer; UserError if "sym" contradicts them."""
+        if not self.symmetric:
+            return self.offset
+        middle = 1 << self.bits - 1
+        for offset in (0, 1):
+            if bool((stored == middle - offset).all()):
+                return offset
+        raise UserError(f"{where}: quantization_config says sym, so that every zero is {middle} (or {middle - 1} in the "
+                        f"older format), and there are zeros from {stored.min()} to {stored.max()}: set sym to false if "
+                        "they are meant")
 
 
 def unpack(words: np.ndarray, bits: int) -> np.ndarray:
@@ -56,11 +80,15 @@ def unpack(words: np.ndarray, bits: int) -> np.ndarray:
     return (fields << np.arange(bits, dtype=np.uint8)).sum(-1, dtype=np.uint8)
 
 
-def gptq_weight(parts: dict[str, np.ndarray], bits: int, offset: int, group_size: int) -> np.ndarray:
-    """float32[out, in] of the GPTQ tensors of a linear layer."""
-    q = unpack(parts["qweight"].T, bits).astype(np.float32)
-    zeros = (unpack(parts["qzeros"], bits).astype(np.int32) + offset & (1 << bits) - 1).astype(np.float32)
-    groups = parts.get("g_idx", np.arange(q.shape[1]) // (group_size if group_size > 0 else q.shape[1]))
+def gptq_weight(parts: dict[str, np.ndarray], packing: Packing, where: str) -> np.ndarray:
+    """float32[out, in] of the GPTQ tensors of a linear layer, called `where` in messages."""
+    bits, size = packing.bits, packing.group_size
+    q, stored = unpack(parts["qweight"].T, bits).astype(np.float32), unpack(parts["qzeros"], bits)
+    offset = packing.zero_offset(stored, where)
+    zeros = (stored.astype(np.int32) + offset & (1 << bits) - 1).astype(np.float32)
+    groups = parts.get("g_idx", np.arange(q.shape[1]) // (size if size > 0 else q.shape[1]))
+    if not 0 <= int(groups.min()) <= int(groups.max()) < len(zeros):
+        raise ValueError(f"groups {groups.min()}..{groups.max()} of {len(zeros)}")
     return (q - zeros.T[:, groups]) * parts["scales"].T[:, groups].astype(np.float32)
 
 
@@ -80,17 +108,17 @@ def awq_weight(parts: dict[str, np.ndarray]) -> np.ndarray:
 def is_packed(folder: Path) -> bool:
     """Whether a folder's config.json says that GPTQ or AWQ was here; False if it cannot be read."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        return config["quantization_config"]["quant_method"] in METHODS
-    except (OSError, ValueError, KeyError, TypeError):
+        config = read_json(folder / "config.json").get("quantization_config")
+    except UserError:
         return False
+    return isinstance(config, dict) and config.get("quant_method") in METHODS
 
 
 class PackedCheckpoint(HuggingFaceCheckpoint):
     """A GPTQ or AWQ folder; layers that were left in floating point are read as they are."""
 
     def __init__(self, folder: Path) -> None:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))["quantization_config"]
+        config = read_json(folder / "config.json")["quantization_config"]
         self.packing = Packing.read(config, str(folder))
         self.quantised = f"{self.packing.method.upper()} {self.packing.bits} bits"
         super().__init__(folder)
@@ -109,17 +137,23 @@ class PackedCheckpoint(HuggingFaceCheckpoint):
         for part in PARTS:
             tensor = super()._fetch(f"{path}.{part}")
             if tensor is not None:
-                parts[part] = tensor.numpy()
+                parts[part] = self._array(f"{path}.{part}", tensor, torch.float16 if part == "scales" else torch.int32)
         if missing := [part for part in PARTS[:3] if part not in parts]:
             raise UserError(f"{self.origin}: {path} has no {missing[0]}: download the checkpoint again")
         self._refuse_bias(path)
         try:
-            p = self.packing
-            weight = awq_weight(parts) if p.method == "awq" else gptq_weight(parts, p.bits, p.offset, p.group_size)
-        except (ValueError, IndexError, ZeroDivisionError) as error:
+            where = f"{self.origin}: {path}"
+            weight = awq_weight(parts) if self.packing.method == "awq" else gptq_weight(parts, self.packing, where)
+        except (ValueError, IndexError, ZeroDivisionError, TypeError, KeyError) as error:
             raise UserError(f"{self.origin}: packed tensors of {path} do not fit together ({error}): "
                             "download the checkpoint again") from error
         return torch.from_numpy(np.ascontiguousarray(weight))
+
+    def _array(self, name: str, tensor: Tensor, kind: torch.dtype) -> np.ndarray:
+        """Values of a packed tensor: int32 words, or scales in any floating type that weights may have."""
+        if tensor.dtype == kind or (kind.is_floating_point and tensor.dtype in DTYPES):
+            return tensor.float().numpy() if kind.is_floating_point else tensor.numpy()
+        raise UserError(f"{self.origin}: {name} holds {tensor.dtype} values, {kind} is needed: download it again")
 
     def _refuse_bias(self, path: str) -> None:
         """A bias the model has no place for must be zero."""
