@@ -71,7 +71,11 @@ def _open(model: str, config: str, **options):
     from alula.session import open_flow
 
     with progress(f"compiling {model} for {config}"):
-        return open_flow(model, config, **options)
+        flow = open_flow(model, config, **options)
+    text = flow.model.config.text
+    if text.shortened:
+        errors.print(f"note: {model} is compiled for at most {text.context:,} tokens: {text.shortened}", markup=False)
+    return flow
 
 
 @app.command("compile")

@@ -191,8 +191,9 @@ class Flow:
         """Refuses a length beyond the model's context or the compiled one."""
         limit = self.model.config.text.context
         if count > limit:
+            why = f" ({self.model.config.text.shortened})" if self.model.config.text.shortened else ""
             raise UserError(
-                f"{count} tokens are beyond the {self.model.config.text.context_words} of {self.model.config.name}: ask for fewer"
+                f"{count} tokens are beyond the context of {limit} of {self.model.config.name}{why}: ask for fewer"
             )
         if count > self.context:
             raise UserError(

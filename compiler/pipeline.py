@@ -1,67 +1,91 @@
 """From a model to a program: the compiler's table of contents."""
 
+from collections.abc import Mapping
+from functools import lru_cache
+
 from hw.spec.config import Config
 from hw.spec.errors import UserError
 from ref_model.config import LlavaConfig
 
-from . import ir
-from .capture import capture_model
+from . import forms, ir
+from .capture import Part, capture_model, capture_parts
 from .codegen import generate
 from .layout import Layout
 from .model import ModelIr, TextIr, VisionIr
 from .passes import PASSES
 from .program import Compiled
 from .sizes import Plan
-from .verify import verify
+from .verify import Verifier
 
 
 def compile_model(model: LlavaConfig, config: Config, context: int | None = None, n_layers: int | None = None,
-                  with_vision: bool = True, plan: Plan | None = None) -> Compiled:
+                  with_vision: bool = True, plan: Plan | None = None,
+                  replaced: Mapping[str, Part] | None = None) -> Compiled:
     """Program and memory map of a model on a configuration.
 
     context: tokens the caches hold (default: the model's). n_layers: compile only the first decoder layers. plan: how
-    weights are compressed (default: not at all). Weights are not needed: the same program serves any of that shape.
+    weights are compressed (default: not at all). replaced: modules of the user's own in place of the model's, by the
+    names of `capture.parts`. Weights are not needed: the same program serves any of that shape.
     """
-    fused = optimise(capture_model(model))
+    fused = _with_replaced(model, replaced or {})
     described = describe(model, fused, n_layers, with_vision)
     check_heads(described, config)
     layout = Layout(config, described, _context(model, context), plan)
     return Compiled(layout, generate(layout))
 
 
+@lru_cache(maxsize=8)
+def _fused(model: LlavaConfig) -> dict[str, ir.Graph]:
+    """Graphs of a model without modules of the user's own: they follow from its configuration."""
+    return optimise(capture_model(model))
+
+
+def _with_replaced(model: LlavaConfig, replaced: Mapping[str, Part]) -> dict[str, ir.Graph]:
+    """Graphs of a model, some of them of the user's modules."""
+    own = optimise(capture_parts(replaced))
+    graphs = _fused(model)
+    if unknown := sorted(set(own) - set(graphs)):
+        raise UserError(f"model {model.name} has no part {unknown[0]!r}: choose of {', '.join(graphs)}")
+    return graphs | own
+
+
 def optimise(graphs: dict[str, ir.Graph]) -> dict[str, ir.Graph]:
-    """Every pass on every graph, verified."""
+    """Every pass on every graph, each checked against the module that was captured."""
     for graph in graphs.values():
+        verifier = Verifier(graph)
         for rewrite in PASSES:
             rewrite(graph)
-            verify(graph, rewrite.__name__)
+            verifier.check(rewrite.__name__)
+        verifier.check_list()
     return graphs
 
 
 def describe(model: LlavaConfig, graphs: dict[str, ir.Graph], n_layers: int | None, with_vision: bool) -> ModelIr:
     """What layout and kernels need, from the fused graphs; the configuration only says how often layers repeat."""
+    forms.check(graphs)
     norm, head = graphs["head"].fused
     count = model.text.layers if n_layers is None else n_layers
     if not 1 <= count <= model.text.layers:
         raise UserError(f"{count} layers were asked for, {model.name} has {model.text.layers}: choose 1.."
                         f"{model.text.layers}")
-    text = TextIr(norm.width, head.n_out, count, graphs["layer"].fused, norm, head)
+    text = TextIr(norm.width, head.n_out, count, list(graphs["layer"].fused), norm, head)
     vision = None
     if model.vision is not None and with_vision:
         mlp, last = graphs["projector"].fused
-        vision = VisionIr(model.vision.n_patches, graphs["stem"].fused[0].n_out,
-                          model.num_executed_vision_layers, graphs["stem"].fused, graphs["vision_layer"].fused,
-                          [mlp.fc, last], mlp.func, model.vision.drop_class, model.max_tiles)
+        patch, _, *pre = graphs["stem"].fused
+        vision = VisionIr(model.vision.n_patches, patch.n_out, model.num_executed_vision_layers, [patch, *pre],
+                          list(graphs["vision_layer"].fused), [mlp.fc, last], mlp.func, model.vision.drop_class,
+                          model.max_tiles)
     return ModelIr(model.name, text, vision)
 
 
 def check_heads(model: ModelIr, config: Config) -> None:
     """Attention works on whole vector words of a head."""
-    for part in (model.text, model.vision):
+    for name, part in (("layer", model.text), ("vision_layer", model.vision)):
         for op in part.layer if part is not None else ():
             if isinstance(op, ir.Attention) and op.head_dim % config.lanes:
-                raise UserError(f"head_dim is {op.head_dim}, configuration {config.name} needs a multiple of its "
-                                f"{config.lanes} lanes: choose a configuration with fewer lanes")
+                raise UserError(f"module {name}: head_dim is {op.head_dim}, configuration {config.name} needs a "
+                                f"multiple of its {config.lanes} lanes: choose a configuration with fewer lanes")
 
 
 def _context(model: LlavaConfig, context: int | None) -> int:

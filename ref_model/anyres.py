@@ -17,7 +17,7 @@ from torch import Tensor
 from hw.spec.errors import UserError
 
 from .config import LlavaConfig, VisionConfig
-from .preprocess import normalise
+from .preprocess import normalise, rgb
 
 Size = tuple[int, int]
 NEWLINE = -1
@@ -57,7 +57,7 @@ def tiles(image: Image.Image, config: LlavaConfig) -> Tensor:
     """Normalised pixels float32[n_tiles, 3, s, s] of any Pillow image: the whole of it, then its tiles row by row."""
     vision, size = _tower(config), (image.height, image.width)
     edge = vision.image_size
-    image = image.convert("RGB")
+    image = rgb(image)
     height, width = best_resolution(size, config.pinpoints)
     new_height, new_width = fitted(size, (height, width))
     canvas = Image.new("RGB", (width, height))

@@ -4,8 +4,7 @@ A language model without a vision tower is a `LlavaConfig` whose `vision` is Non
 Published figures are those of the `llava-hf` and `HuggingFaceTB` configuration files.
 """
 
-import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from hw.spec.errors import UserError
@@ -65,8 +64,8 @@ class TextConfig:
     tied_embeddings: bool = False
     qkv_bias: bool = False
     rope_scaling: RopeScaling | None = None
-    rope_factors: tuple[float, ...] = ()
-    window: int | None = None
+    shortened: str = field(default="", compare=False)
+    """Why `context` is less than what the model says of itself; empty if it is not."""
 
     def __post_init__(self) -> None:
         _require_positive(self, "hidden", "layers", "heads", "kv_heads", "head_dim", "ffn", "vocab", "context",
@@ -125,7 +124,7 @@ class VisionConfig:
     def __post_init__(self) -> None:
         _require_positive(self, "image_size", "patch_size", "hidden", "layers", "heads", "ffn", "ln_eps")
         _require(self.image_size >= self.patch_size,
-                 f"image_size is {self.image_size} pixels, less than one patch of {self.patch_size}: "
+                 f"image_size is {self.image_size} pixels, less than a patch of {self.patch_size}: "
                  "correct the configuration")
         _require(self.hidden % self.heads == 0,
                  f"vision hidden is {self.hidden}, it must be a multiple of heads {self.heads}: "
@@ -142,7 +141,7 @@ class VisionConfig:
 
     @property
     def grid(self) -> int:
-        """Patches along one edge; as in the convolution, pixels behind the last whole patch are dropped."""
+        """Whole patches along one edge; a rest of pixels at the right and lower border is not seen."""
         return self.image_size // self.patch_size
 
     @property

@@ -154,10 +154,12 @@ def vision_regions(layout: Layout, tile: int) -> dict[str, Region]:
     vision, geo, place = layout.tower, layout.geo, Placer(layout.config)
     tokens, out = vision.n_patches + 1, layout.model.text.hidden
     width, patch = vision.layer_width, vision.stem[0]
+    first, last = vision.projector
+    widest = max(first.n_out, last.n_out)
     place.take("VB", X=tokens * geo.granules(width))
     place.take("RS", A=tokens)
     layer_regions(place, geo, vision.layer, tile, tokens, width, layout.vision["params"],
-                  {"PROJECTED": tile * geo.acc_granules(out)})
+                  {"PROJECTED": tile * geo.acc_granules(widest)})
     start = place.allocators["PB"].at
     for record in (layout.stem, layout.projector):
         place.allocators["PB"].at = start
@@ -165,9 +167,9 @@ def vision_regions(layout: Layout, tile: int) -> dict[str, Region]:
         if record is layout.stem:
             place.take("PB", PATCHES=tile * geo.granules(patch.n_in), POSITION=tile * geo.granules(width))
     place.allocators["VB"].at = place.regions["X"].base + place.regions["X"].size
-    place.take("VB", FEATURE=tile * geo.granules(out))
+    place.take("VB", FEATURE=tile * geo.granules(widest))
     place.allocators["OB"].at = 0
-    place.take("OB", PATCH_Q=tile * geo.granules(patch.n_in), FEATURE_Q=tile * geo.granules(out))
+    place.take("OB", PATCH_Q=tile * geo.granules(patch.n_in), FEATURE_Q=tile * geo.granules(first.n_out))
     place.allocators["OB"].at = 0
     place.ring("SB", SB_FEATURE=tile * geo.granules(out), SB_SALIENCY=geo.granules(tokens))
     _selection_regions(place, geo, tokens, math.isqrt(vision.n_patches))

@@ -58,6 +58,9 @@ def _by_shape(ctx: Context, heads: MaskedHeads, pipeline: PipelinedHeads, mask: 
             with b.unless(Op.BEQ, ctx.m, 1):
                 if heads.op.kv_heads > 1:
                     with b.unless(Op.BLTU, pipelined_granules(ctx), heads.score_row):
+                        slots = pipelined_granules(ctx) // ctx.geo.config.units
+                        b.declare(heads.slots, slots)
+                        b.declare(heads.score_row, slots * ctx.geo.config.units)
                         pipeline.pipelined()
                         leave()
                 heads.one_by_one()

@@ -31,7 +31,7 @@ def shorten_tile(b: Builder, geo: Geometry, mask: Reg, position: Reg, m: Reg, sl
     b.alu(Op.SUB, end, end, position)
     b.alu(Op.MIN, m, m, end)
     row = _row(b, geo, mask, here, context)
-    b.load_word(slots, row)
+    b.declare(b.load_word(slots, row), geo.slots(context))
     b.shift(score_row, slots, geo.units_log2)
 
 

@@ -72,7 +72,7 @@ class PipelinedHeads(Heads):
     def _half(self, name: str, which: int) -> Region:
         """This head's place (0) or the other (1), as if it were turn 0."""
         size = self.ctx[name].size // (2 * self.ctx.geo.config.units) * self.ctx.geo.config.units
-        return self.ctx[name].part(which * size, size)
+        return replace(self.ctx[name].part(which * size, size), reach=(2 - which) * size)
 
     def _other(self, name: str) -> Value:
         """Offset of the other place from where `_half` has it."""

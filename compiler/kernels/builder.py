@@ -10,6 +10,7 @@ from hw.spec.errors import InternalError, UserError
 from hw.spec.isa import Instruction, Op, Unit
 
 from . import tokens
+from .bounds import Bounds, Most, reach, require_room
 from .regions import Region
 
 FENCED = isa.ALL_UNITS & ~(1 << Unit.RD)
@@ -59,6 +60,10 @@ class Rows:
         return self.offset + self.region.base
 
 
+def _times(most: Most, factor: int) -> Most:
+    return None if most is None else most * factor
+
+
 class Builder:
     """Collects a program. Blocks between fences get their tokens when they are closed."""
 
@@ -69,6 +74,7 @@ class Builder:
         self._registers: dict[str, int] = {}
         self._versions = [0] * isa.REGISTERS
         self._known: dict[tuple, tuple] = {}
+        self._bounds = Bounds()
         self.operator = "program"
         """Which operator the next instructions are for; kernels set it, it means nothing to the machine."""
         self.operators: dict[int, str] = {}
@@ -105,20 +111,33 @@ class Builder:
     def new_entry(self) -> None:
         """Forget register names at the start of another entry point."""
         self._registers, self._known = {}, {}
+        self._bounds.forget()
 
     def emit(self, op: Op, a: int = 0, b: int = 0, c: int = 0, imm: int = 0) -> int:
         self.program.append(Instruction(op, a, b, c, imm))
         return len(self.program) - 1
 
-    def _write(self, target: Reg) -> int:
+    def _write(self, target: Reg, most: Most = None) -> int:
+        """The register's number; from here on its value is at most `most`."""
         self._versions[target.index] += 1
+        self._bounds[target.index] = most
         return target.index
+
+    def declare(self, register: Reg, most: int) -> Reg:
+        """The register's present value is at most `most`: what the host keeps to, or how far it walks in a loop."""
+        known = self._bounds[register.index]
+        self._bounds[register.index] = most if known is None else min(known, most)
+        return register
+
+    def most(self, value: Value) -> Most:
+        """Upper bound of a value."""
+        return self._bounds.plus(value.index, value.plus) if isinstance(value, Reg) else value
 
     def set(self, target: Reg, value: Value) -> Reg:
         """target = value (a constant, a register, or register + constant)."""
         source = value if isinstance(value, Reg) else Reg(0, value)
         if source != target:
-            self.emit(Op.ADDI, self._write(target), source.index, 0, source.plus)
+            self.emit(Op.ADDI, self._write(target, self.most(source)), source.index, 0, source.plus)
         return target
 
     def _reg(self, value: Value, spare: str) -> int:
@@ -131,13 +150,14 @@ class Builder:
     def alu(self, op: Op, target: Reg, left: Value, right: Value) -> Reg:
         """target = left op right; constants pass through scratch registers."""
         b, c = self._reg(left, "_left"), self._reg(right, "_right")
-        self.emit(op, self._write(target), b, c)
+        self.emit(op, self._write(target, self._bounds.alu(op, b, c)), b, c)
         return target
 
     def shift(self, target: Reg, source: Reg, amount: int) -> Reg:
         """target = source << amount, or >> when negative."""
         op = Op.SHLI if amount >= 0 else Op.SHRI
-        self.emit(op, self._write(target), self._reg(source, "_left"), 0, abs(amount))
+        b = self._reg(source, "_left")
+        self.emit(op, self._write(target, self._bounds.shifted(b, amount)), b, 0, abs(amount))
         return target
 
     def scaled(self, name: str, source: Reg, factor: int) -> Reg:
@@ -203,7 +223,8 @@ class Builder:
         start = self.emit(Op.LOOP, b=count.index)
         self._known = {}
         self._versions = [v + 1 for v in self._versions]
-        yield
+        with self._bounds.repeated(self.most(count)):
+            yield
         self.program[start] = Instruction(Op.LOOP, 0, count.index, 0, self.emit(Op.ENDL))
         self._known = {}
 
@@ -237,7 +258,8 @@ class Builder:
             self.fence_if_needed()
             jumps.append(self.emit(Op.BEQ))
 
-        yield leave
+        with self._bounds.repeated():
+            yield leave
         self.fence_if_needed()
         for at in jumps:
             self.program[at] = Instruction(Op.BEQ, 0, 0, 0, len(self.program))
@@ -258,7 +280,8 @@ class Builder:
         b, c = self._reg(left, "_left"), self._reg(right, "_right")
         at = self.emit(op, 0, b, c)
         self._known = {}
-        yield
+        with self._bounds.skipped():
+            yield
         self.program[at] = Instruction(op, 0, b, c, len(self.program))
         self._known = {}
         self._versions = [v + 1 for v in self._versions]
@@ -287,10 +310,18 @@ class Builder:
         """Set descriptor fields that several `issue`s leave as they are."""
         self._fields(unit, fields)
 
+    def _require(self, region: Region, offset: Value, run: Value, *steps: tuple[Value, Value], each: int = 1,
+                 wide: int = 1) -> None:
+        """The access lies in its region. each: elements of what offset and strides count; wide: of what run does."""
+        if not self._bounds.dead:
+            need = reach(_times(self.most(run), wide), *((self.most(n), _times(self.most(s), each)) for n, s in steps))
+            require_room(self.operator, region, _times(self.most(offset), each), need)
+
     def load(self, address: Value, region: Region, beats: Value, rows: Value = 1, stride: Value = 0,
              offset: Value = 0, row_stride: Value = 0, source: Region | None = None,
              kind: Value = isa.LdKind.ACTIVATIONS) -> None:
         """LD aux beats into PB at granule `offset` of the region; kind for the traffic counters."""
+        self._require(region, offset, beats, (rows, row_stride))
         self.issue(Unit.LD, {"addr": address, "n_outer": rows, "n_inner": beats, "stride": stride,
                              "dst": offset + region.base, "dst_stride": row_stride, "kind": kind},
                    (source,) if source else (), (region,))
@@ -300,6 +331,8 @@ class Builder:
         values = {"mode": mode, "addr": 0, "src": 0, "src_tok": 0, "src_head": 0, "pos": 0, "n_tok": 1, "n_head": 1,
                   "n_gran": 1, "stride_tok": 0, "stride_head": 0, "stride_slot": 0, "stride_gran": 0,
                   "kind": isa.StKind.ACTIVATIONS} | fields
+        self._require(region, values["src"], values["n_gran"], (values["n_tok"], values["src_tok"]),
+                      (values["n_head"], values["src_head"]))
         values["src"] = values["src"] + region.base
         self.issue(Unit.ST, values, (region,), (target,))
 
@@ -313,6 +346,9 @@ class Builder:
                out_stride: Value, mode: isa.MxMode = isa.MxMode.SPLIT_N, act_offset: Value = 0,
                out_offset: Value = 0, times: Value = 1, act_out: Value = 0, out_out: Value = 0) -> None:
         """MX over the stream's ob x kb blocks, `times` times; strides in blocks (act) and granules (out)."""
+        split_k, units = mode == isa.MxMode.SPLIT_K, self.config.units
+        self._require(act, act_offset, kb, (rows, act_stride), (times, act_out), wide=units if split_k else 1)
+        self._require(out, out_offset, ob, (rows, out_stride), (times, out_out), wide=1 if split_k else units)
         self.issue(Unit.MX, {"act": act_offset + act.base, "act_stride": act_stride, "n_rows": rows, "kb": kb,
                              "ob": ob, "dst": out_offset + out.base, "dst_stride": out_stride, "mode": mode,
                              "n_outer": times, "act_out": act_out, "dst_out": out_out},
@@ -336,9 +372,21 @@ class Builder:
             fields["imm1"] = imm1
         for name, operand in (("a", a), ("p", p), ("v", v), ("d", d), ("r0", r0), ("r1", r1), ("w", w)):
             if operand is not None:
+                self._require_pass(operand, n, level=name == "w" and bool(control.get("level")))
                 fields |= {name: operand.address(), f"{name}_out": operand.out, f"{name}_mid": operand.mid}
         self.issue(Unit.VU, fields, (o.region for o in (a, p, v) if o is not None),
                    (d.region,) if d is not None else ())
+
+    def _require_pass(self, operand: "At | Rows", n: tuple[Value, Value, Value], level: bool) -> None:
+        """An operand's accesses lie in its region. level: one entry an outer row."""
+        region = operand.region
+        steps = ((n[0], operand.out), (1 if level else n[1], operand.mid))
+        if isinstance(operand, Rows):
+            self._require(region, operand.offset, 1, *steps)
+        elif region.buffer == "OB":
+            self._require(region, operand.offset, n[2], *steps, wide=self.config.granules_per_word)
+        else:
+            self._require(region, operand.offset, n[2], *steps, each=region.per_word, wide=region.per_word)
 
     # --- result ----------------------------------------------------------------------------------------
 

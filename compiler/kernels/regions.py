@@ -9,6 +9,9 @@ from dataclasses import dataclass, replace
 from hw.spec.config import Config
 from hw.spec.errors import UserError
 
+UNITS = {"OB": "blocks", "RS": "entries"}
+"""What sizes of other buffers than those of granules count."""
+
 
 @dataclass(frozen=True)
 class Region:
@@ -20,6 +23,16 @@ class Region:
     size: int
     per_word: int = 1
     """Elements in a vector-unit word (1 for OB, RS, MEMORY)."""
+    reach: int = 0
+    """Elements from `base` on that an offset may lead to, where these are more than `size`."""
+
+    @property
+    def room(self) -> int:
+        return max(self.size, self.reach)
+
+    @property
+    def unit(self) -> str:
+        return UNITS.get(self.buffer, "granules")
 
     @property
     def word(self) -> int:
@@ -28,7 +41,7 @@ class Region:
 
     def part(self, first: int, size: int) -> "Region":
         """`size` elements from element `first` on."""
-        return replace(self, base=self.base + first, size=size)
+        return replace(self, base=self.base + first, size=size, reach=0)
 
     def overlaps(self, other: "Region") -> bool:
         return (self.buffer == other.buffer and self.base < other.base + other.size
@@ -59,7 +72,7 @@ class Allocator:
         self.peak = max(self.peak, self.at)
         if self.at > self.limit:
             raise UserError(f"buffer {self.buffer} of configuration {self.config.name} holds {self.limit} "
-                            f"{self.unit}, {name} needs up to {self.at}: choose a larger "
+                            f"{region.unit}, {name} needs up to {self.at}: choose a larger "
                             "configuration or a shorter context")
         return region
 
@@ -68,7 +81,3 @@ class Allocator:
         if self.at + -(-size // self.align) * self.align > self.limit:
             self.at = 0
         return self.take(name, size)
-
-    @property
-    def unit(self) -> str:
-        return {"OB": "blocks", "RS": "entries"}.get(self.buffer, "granules")

@@ -41,11 +41,12 @@ def emit(b: Builder, layout: Layout) -> dict:
     ctx = Context(b, layout.geo, regions, layout.model.text.hidden, m=b.reg("m"), records=layout.text)
     slots, score_row = b.reg("slots"), b.reg("score_row")
     chunk = b.label()
+    b.declare(args["position"], layout.context - 1)
     b.alu(Op.MIN, ctx.m, args["n_tokens"], tile)
     with _if_ranked(b, args["more"]):
         # The last token has a chunk of its own.
         _but_last(b, ctx.m, args["n_tokens"])
-    b.alu(Op.ADD, slots, args["position"], ctx.m)
+    b.declare(b.alu(Op.ADD, slots, args["position"], ctx.m), layout.context)
     key_slots(b, layout, slots, score_row)
     with b.unless(Op.BEQ, args["mask"], 0):
         attention_mask.shorten_tile(b, layout.geo, args["mask"], args["position"], ctx.m, slots, score_row,

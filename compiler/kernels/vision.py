@@ -204,6 +204,7 @@ class _Tower:
         with b.unless(Op.BEQ, keep, 0):
             side = math.isqrt(self.vision.n_patches)
             Survivors(self.ctx, self.layout, self.tokens, side).select(keep, by_rows, moved)
+        b.declare(moved, self.vision.n_patches)
 
     # --- projector -------------------------------------------------------------------------------------
 

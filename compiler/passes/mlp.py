@@ -1,34 +1,37 @@
-"""silu(linear) * linear becomes `gated`; (quick) gelu of a linear becomes `plain`."""
+"""silu(linear) * linear becomes `mlp`, as do (quick) gelu of a linear."""
 
 from .. import ir
-from .tools import fuse, linear_of, producer
+from ..ir import unsupported
+from .pattern import find, op, value
+from .tools import fuse
 
 QUICK_GELU = 1.702
+FC = op("linear_op", x=value("x")).named("fc")
+PATTERNS = {
+    "gelu": op("gelu", self=FC),
+    "quick_gelu": op("mul", self=FC, other=op("sigmoid", self=op("mul", self=FC, other=QUICK_GELU))),
+}
+GATED = op("mul", self=op("silu", self=op("linear_op", x=value("x")).named("gate")),
+           other=op("linear_op", x=value("x")).named("up"))
 
 
 def fuse_mlp(graph: ir.Graph) -> None:
     for node in list(graph.nodes.values()):
         if node.name not in graph.nodes:
             continue
-        if node.op == "gelu" and (fc := producer(graph, node, 0, "linear")) and not node.attributes.get("approximate"):
-            fuse(graph, node, "mlp", fc.inputs[:1], ir.PlainMlp(linear_of(graph, fc), "gelu"))
-        elif node.op == "mul":
-            _gated(graph, node) or _quick_gelu(graph, node)
+        if found := find(graph, node, GATED):
+            _gated(graph, node, found)
+            continue
+        for func, pattern in PATTERNS.items():
+            if found := find(graph, node, pattern):
+                fuse(graph, node, "mlp", ir.PlainMlp(found["fc"].fused, func), x=found["x"])
+                break
 
 
-def _gated(graph: ir.Graph, node: ir.Node) -> bool:
-    silu, up = producer(graph, node, 0, "silu"), producer(graph, node, 1, "linear")
-    gate = producer(graph, silu, 0, "linear") if silu else None
-    if gate is None or up is None or gate.inputs[0] != up.inputs[0]:
-        return False
-    fuse(graph, node, "mlp", gate.inputs[:1], ir.GatedMlp(linear_of(graph, gate), linear_of(graph, up)))
-    return True
-
-
-def _quick_gelu(graph: ir.Graph, node: ir.Node) -> bool:
-    fc, sigmoid = producer(graph, node, 0, "linear"), producer(graph, node, 1, "sigmoid")
-    scaled = producer(graph, sigmoid, 0, "mul") if sigmoid else None
-    if fc is None or scaled is None or scaled.inputs != (fc.name,) or scaled.attributes["constants"] != (QUICK_GELU,):
-        return False
-    fuse(graph, node, "mlp", fc.inputs[:1], ir.PlainMlp(linear_of(graph, fc), "quick_gelu"))
-    return True
+def _gated(graph: ir.Graph, node: ir.Node, found: dict) -> None:
+    gate, up = found["gate"].fused, found["up"].fused
+    if up.bias:
+        raise unsupported(node, f"{up.name} has a bias; only the gate's layer may have one")
+    if gate.n_out != up.n_out:
+        raise unsupported(node, f"{gate.name} and {up.name} have {gate.n_out} and {up.n_out} outputs")
+    fuse(graph, node, "mlp", ir.GatedMlp(gate, up), x=found["x"])

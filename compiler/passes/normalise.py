@@ -1,16 +1,11 @@
-"""Canonical form: flattened weights are weights, views are reshapes, dead values go."""
-
-from math import prod
+"""Canonical form: views are reshapes, dead values go."""
 
 from .. import ir
 
 
 def normalise(graph: ir.Graph) -> None:
-    for node in list(graph.nodes.values()):
-        source = graph.nodes[node.inputs[0]] if node.inputs else None
-        if node.op == "flatten" and source is not None and source.weight:
-            node.op, node.weight, node.inputs = "input", source.weight, ()
-            node.attributes["matrix"] = (source.shape[0], prod(source.shape[1:]))
-        elif node.op == "view":
-            node.op = "reshape"
+    for node in graph.nodes.values():
+        if node.op == "view":
+            node.op, node.arguments = "reshape", {"self": node.arguments["self"], "shape": node.arguments["size"]}
+            node.target = ir.torch_operator("reshape")
     graph.drop_dead()

@@ -1,34 +1,28 @@
-"""What passes share: matching operands and replacing nodes by fused ones."""
+"""What passes share: replacing nodes by fused operators, parameters and axes."""
 
 from typing import Any
 
 from .. import ir
-from ..capture import unsupported
+from ..ir import Ref, unsupported
 
 
-def path(weight: str | None) -> str:
-    """A parameter's path without its leaf: what fused operators are called."""
-    return (weight or "").rsplit(".", 1)[0].removeprefix("embeddings.")
-
-
-def producer(graph: ir.Graph, node: ir.Node, operand: int, op: str | None = None) -> Any:
-    """The ir.Node behind an operand if it has that op, else None."""
-    if operand >= len(node.inputs):
-        return None
-    found = graph.nodes[node.inputs[operand]]
-    return found if op is None or found.op == op else None
-
-
-def fuse(graph: ir.Graph, node: ir.Node, op: str, inputs: tuple[str, ...], fused=None, **attributes) -> None:
-    """Turn `node` into `op` over `inputs`; what only it needed goes."""
-    node.op, node.inputs, node.attributes = op, inputs, {"fused": fused, **attributes}
+def fuse(graph: ir.Graph, node: ir.Node, op: str, fused: Any, **operands: ir.Node) -> None:
+    """`node` becomes the fused operator `op` over those operands; what only it needed goes."""
+    node.op, node.fused, node.target = op, fused, None
+    node.arguments = {name: Ref(operand.name) for name, operand in operands.items()}
     graph.drop_dead()
 
 
-def linear_of(graph: ir.Graph, node: ir.Node) -> ir.Linear:
-    """The Linear of a `linear` node."""
-    weight = graph.nodes[node.inputs[1]]
-    if weight.weight is None:
-        raise unsupported(node)
-    n_out, n_in = weight.attributes.get("matrix", weight.shape)
-    return ir.Linear(path(weight.weight), n_in, n_out, len(node.inputs) > 2)
+def path_of(node: ir.Node, weight: ir.Node, bias: ir.Node | None = None) -> str:
+    """The path of an operator's parameters; UserError where they are not `path.weight` and `path.bias`."""
+    path, leaf = ir.parameter_path(weight.weight or ""), (weight.weight or "").rpartition(".")[2]
+    if leaf != "weight" or not path:
+        raise unsupported(node, f"its weight is the parameter {weight.weight}, which has to be called <path>.weight")
+    if bias is not None and bias.weight != (weight.weight or "").removesuffix("weight") + "bias":
+        raise unsupported(node, f"its bias {bias.weight} is not beside its weight {weight.weight}")
+    return path
+
+
+def same_axes(node: ir.Node, found: tuple[int, ...], wanted: set[int]) -> bool:
+    """Whether axes of the node's result, counted from either end, are those."""
+    return {axis % len(node.shape) for axis in found} == wanted

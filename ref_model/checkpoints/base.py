@@ -10,6 +10,8 @@ from ref_model.config import LlavaConfig
 
 from .names import EMBEDDING, HEAD, Shapes, state_shapes
 
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 """What weights may be stored in. Eight-bit floats mean little without their scales, which no file has in one form."""
@@ -53,8 +55,8 @@ class Checkpoint(ABC):
             raise UserError(f"{self.origin}: {stored_name} has shape {list(tensor.shape)}, the configuration says "
                             f"{list(self.shapes[name])}: use the configuration that came with these weights")
         if tensor.dtype not in DTYPES:
-            raise UserError(f"{self.origin}: {stored_name} holds {_type(tensor.dtype)} values, supported are "
-                            f"{', '.join(_type(kind) for kind in DTYPES)}: give the floating-point checkpoint")
+            raise UserError(f"{self.origin}: {stored_name} holds {tensor.dtype} values, floating point of 16 bits or "
+                            "more is needed: give the checkpoint from before quantisation")
         if not tensor.isfinite().all():
             raise UserError(f"{self.origin}: {stored_name} holds infinities or NaN: download the checkpoint again")
         return tensor if dtype is None else tensor.to(dtype)

@@ -14,11 +14,28 @@ from typing import Any
 from hw.spec.errors import UserError
 from ref_model.config import LlavaConfig, Rgb, RopeScaling, TextConfig, VisionConfig
 
-from .files import read_json
-from .hf_keys import LLAVA_KEYS, ROPE_KEYS, TEXT_KEYS, VISION_KEYS, refuse_unknown, shown
+from .json_file import read_json
+from .known_keys import LLAVA, PREPROCESSOR, TEXT, VISION, refuse_unknown
 
 TEXT_TYPES = ("llama", "mistral", "qwen2")
-SUPPORTED = ("llava", "llava_next", *TEXT_TYPES)
+WORKS = ("supported are llava and llava_next with a clip_vision_model tower and a llama, mistral or qwen2 language "
+         "model, and these language models alone; choose another model")  # fmt: skip
+TEXT_KEYS = (
+    "hidden_act", "mlp_bias", "attention_bias", "hidden_size", "num_attention_heads", "num_hidden_layers",
+    "num_key_value_heads", "head_dim", "intermediate_size", "vocab_size", "rms_norm_eps", "tie_word_embeddings",
+    "rope_theta", "rope_scaling", "rope_parameters", "max_position_embeddings", "sliding_window", "use_sliding_window",
+    "layer_types", "quantization_config",
+)  # fmt: skip
+VISION_KEYS = (
+    "num_channels", "image_size", "patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
+    "intermediate_size", "hidden_act", "layer_norm_eps",
+)  # fmt: skip
+LLAVA_KEYS = (
+    "text_config", "vision_config", "projector_hidden_act", "image_token_index", "image_token_id",
+    "tie_word_embeddings", "multimodal_projector_bias", "vision_feature_layer", "vision_feature_select_strategy",
+    "image_grid_pinpoints", "quantization_config",
+)  # fmt: skip
+"""Keys that this file reads, of the three objects."""
 FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": {
         "hidden_size": 4096,
@@ -71,24 +88,23 @@ def _number(values: Mapping[str, Any], key: str, kind: type = int) -> Any:
     value = values.get(key)
     accepted = (int, float) if kind is float else (int,)
     if isinstance(value, bool) or not isinstance(value, accepted) or not math.isfinite(value):
-        what = "a number is needed" if kind is float else "a whole number is needed"
-        raise UserError(f"config.json: {key} is {shown(value)}, {what}: correct the file")
+        raise UserError(f"config.json: {key} is {value!r}, a number is needed: correct the file")
     return kind(value)
+
+
+def _part(top: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """An object inside the file; empty if it is absent."""
+    value = top.get(key)
+    if not isinstance(value, Mapping | None):
+        raise UserError(f"config.json: {key} is {value!r}, an object is needed: correct the file")
+    return value or {}
 
 
 def _flag(values: Mapping[str, Any], key: str, default: bool) -> bool:
     value = values.get(key, default)
-    if value is None or isinstance(value, bool):
-        return bool(value)
-    raise UserError(f"config.json: {key} is {shown(value)}, true or false is needed: correct the file")
-
-
-def _part(values: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """An object inside another one; empty where it is absent."""
-    value = values.get(key)
-    if value is None or isinstance(value, dict):
-        return dict(value or {})
-    raise UserError(f"config.json: {key} is {shown(value)}, an object is needed: correct the file")
+    if not isinstance(value, bool | None):
+        raise UserError(f"config.json: {key} is {value!r}, true or false is needed: correct the file")
+    return bool(value)
 
 
 def _require(values: Mapping[str, Any], key: str, *supported: Any, file: str = "config.json") -> None:
@@ -101,16 +117,11 @@ def _require(values: Mapping[str, Any], key: str, *supported: Any, file: str = "
 
 def _rope(values: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     """(theta, scaling) from 4.x `rope_theta` + `rope_scaling` or 5.x `rope_parameters`."""
-    rope = _part(values, "rope_scaling") | _part(values, "rope_parameters")
+    rope = dict(_part(values, "rope_scaling")) | dict(_part(values, "rope_parameters"))
     theta = _number({"rope_theta": rope.get("rope_theta", values.get("rope_theta", 10000.0))}, "rope_theta", float)
-    kind = rope.get("rope_type", rope.get("type", "default")) or "default"
-    if not isinstance(kind, str) or kind not in ROPE_KEYS:
-        raise UserError(f"config.json: rope_type is {shown(kind)}, supported are {' and '.join(map(repr, ROPE_KEYS))}: "
-                        "choose another model")
-    refuse_unknown(rope, ROPE_KEYS[kind], "config.json, RoPE")
-    if rope.get("partial_rotary_factor") is not None:
-        _require(rope, "partial_rotary_factor", 1)
-    if kind == "default":
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    refuse_unknown(rope, ROPE_KEYS, frozenset(), "config.json: RoPE parameter")
+    if kind in ("default", None):
         return theta, None
     return theta, RopeScaling(
         _number(rope, "factor", float),
@@ -120,31 +131,33 @@ def _rope(values: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     )
 
 
-def _window(family: str, values: Mapping[str, Any]) -> int | None:
-    """Positions that a sliding window lets a query see, None where every layer attends to everything."""
-    kinds = values.get("layer_types")
-    kinds = [] if kinds is None else kinds if isinstance(kinds, list) else [kinds]
-    for kind in kinds:
-        if kind not in ("full_attention", "sliding_attention"):
-            raise UserError(f"config.json: layer_types has {shown(kind)}, supported are 'full_attention' and "
-                            "'sliding_attention': choose another model")
-    asked = {"mistral": True, "qwen2": _flag(values, "use_sliding_window", False)}.get(family, False)
-    if not asked and "sliding_attention" not in kinds:
-        return None
-    return None if values.get("sliding_window") is None else _number(values, "sliding_window")
+ROPE_KEYS = ("rope_theta", "rope_type", "type", "factor", "low_freq_factor", "high_freq_factor",
+             "original_max_position_embeddings")  # fmt: skip
+
+
+def _context(family: str, values: Mapping[str, Any]) -> int:
+    """Positions for which full attention is what the model computes: a sliding window shortens them."""
+    context = _number(values, "max_position_embeddings")
+    kinds = values.get("layer_types") or []
+    windowed = {"qwen2": _flag(values, "use_sliding_window", False), "mistral": True}.get(family, False)
+    if not windowed and any(kind != "full_attention" for kind in kinds):
+        raise UserError(f"config.json: layer_types has {next(k for k in kinds if k != 'full_attention')!r}, supported "
+                        "is 'full_attention': choose another model")
+    if not windowed or values.get("sliding_window") is None:
+        return context
+    return min(context, _number(values, "sliding_window"))
 
 
 def text_config(given: Mapping[str, Any], tied: bool = False) -> TextConfig:
     """`TextConfig` of a Llama, Mistral or Qwen2 `config.json`, or of the `text_config` inside a LLaVA one.
 
-    tied: the model around it ties the head to the embedding, whatever the part says (as transformers does).
+    tied: the file around it says that the head is the embedding; to say so in either place is enough, as in
+    transformers.
     """
     family = given.get("model_type", "llama")
     if family not in TEXT_TYPES:
-        raise UserError(
-            f"config.json: language model type is {shown(family)}, supported are {', '.join(TEXT_TYPES)}: "
-            "choose another model"
-        )
+        raise UserError(f"config.json: language model type is {family!r}: {WORKS}")
+    refuse_unknown(given, TEXT_KEYS, TEXT, "config.json")
     values = FAMILY_DEFAULTS[family] | dict(given)
     refuse_unknown(values, TEXT_KEYS)
     _require(values, "hidden_act", "silu")
@@ -152,7 +165,7 @@ def text_config(given: Mapping[str, Any], tied: bool = False) -> TextConfig:
     _require(values, "attention_bias", False, *((True, None) if family == "qwen2" else ()))
     hidden, heads = _number(values, "hidden_size"), _number(values, "num_attention_heads")
     theta, scaling = _rope(values)
-    context, window = _number(values, "max_position_embeddings"), _window(family, values)
+    context, full = _context(family, values), _number(values, "max_position_embeddings")
     return TextConfig(
         hidden=hidden,
         layers=_number(values, "num_hidden_layers"),
@@ -163,7 +176,8 @@ def text_config(given: Mapping[str, Any], tied: bool = False) -> TextConfig:
         vocab=_number(values, "vocab_size"),
         rope_theta=theta,
         rms_eps=_number({"rms_norm_eps": 1e-6} | values, "rms_norm_eps", float),
-        context=context if window is None else min(context, window),
+        context=context,
+        shortened=f"its sliding window of {context:,} tokens is not implemented" if context < full else "",
         tied_embeddings=tied or _flag(values, "tie_word_embeddings", False),
         qkv_bias=family == "qwen2",
         rope_scaling=scaling,
@@ -181,14 +195,19 @@ def _feature_layer(top: Mapping[str, Any]) -> int:
 
 def _vision_config(top: Mapping[str, Any]) -> VisionConfig:
     given = _part(top, "vision_config")
-    values = CLIP_DEFAULTS | given if given else LLAVA_VISION_DEFAULTS
-    kind = values.get("model_type", "clip_vision_model")
-    if kind != "clip_vision_model":
-        raise UserError(f"config.json: the vision tower is {shown(kind)}, supported is 'clip_vision_model' (SigLIP has "
-                        "patch biases, tanh GELU and no class token): choose a LLaVA model with a CLIP tower")
-    refuse_unknown(values, VISION_KEYS, "config.json, vision_config")
+    values = CLIP_DEFAULTS | dict(given) if "vision_config" in top else LLAVA_VISION_DEFAULTS
+    tower = values.get("model_type", "clip_vision_model")
+    if tower != "clip_vision_model":
+        raise UserError(f"config.json: the vision tower is {tower!r}: {WORKS}")
+    refuse_unknown(given, VISION_KEYS, VISION, "config.json: vision_config")
     _require(values, "num_channels", 3)
     _require(top, "vision_feature_select_strategy", "default", "full")
+    layer = top.get("vision_feature_layer", -2)
+    if isinstance(layer, list) and len(layer) == 1:
+        (layer,) = layer
+    if isinstance(layer, list):
+        raise UserError(f"config.json: vision_feature_layer is {layer}, the features of {len(layer)} layers side by "
+                        "side; one layer is supported: choose another model")
     return VisionConfig(
         image_size=_number(values, "image_size"),
         patch_size=_number(values, "patch_size"),
@@ -233,6 +252,13 @@ def _preprocessor(folder: Path) -> tuple[str, dict[str, Any]]:
     return "", {}
 
 
+PREPROCESSOR_KEYS = (
+    "do_resize", "do_center_crop", "do_rescale", "do_normalize", "resample", "size", "crop_size",
+    "image_grid_pinpoints", "do_pad", "image_mean", "image_std", "rescale_factor", "do_convert_rgb",
+    "image_processor_type",
+)  # fmt: skip
+
+
 def _with_preprocessing(config: LlavaConfig, folder: Path) -> LlavaConfig:
     """The configuration with the preprocessor's mean and deviation; UserError if it prepares images otherwise than
     `ref_model.preprocess` and `ref_model.anyres` do."""
@@ -241,6 +267,11 @@ def _with_preprocessing(config: LlavaConfig, folder: Path) -> LlavaConfig:
     if vision is None or not values:
         return config
     edge = vision.image_size
+    refuse_unknown(values, PREPROCESSOR_KEYS, PREPROCESSOR, file)
+    factor = values.get("rescale_factor", 1 / 255)
+    if not isinstance(factor, float) or abs(factor * 255 - 1) > 1e-6:
+        raise UserError(f"{file}: rescale_factor is {factor!r}, supported is 1/255: choose another model")
+    _require(values, "do_convert_rgb", True, None, file=file)
     for key in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
         _require(values, key, True, file=file)
     _require(values, "resample", 3, file=file)
@@ -260,7 +291,7 @@ def _llava_config(name: str, top: Mapping[str, Any]) -> LlavaConfig:
             f"{name} is in the original LLaVA layout, which keeps its vision tower elsewhere: "
             "use the llava-hf conversion of the model"
         )
-    refuse_unknown(top, LLAVA_KEYS)
+    refuse_unknown(top, LLAVA_KEYS, LLAVA, "config.json")
     _require(top, "projector_hidden_act", "gelu")
     index = top.get("image_token_index", top.get("image_token_id", 32000))
     return LlavaConfig(
@@ -278,15 +309,15 @@ def read_config(path: Path) -> LlavaConfig:
     top = read_json(path)
     packing = top.get("quantization_config")
     if packing and not (isinstance(packing, dict) and packing.get("quant_method") in ("gptq", "awq")):
-        raise UserError(f"{path.parent} is already quantised, not by GPTQ or AWQ: give the floating-point checkpoint")
-    name = path.resolve().parent.name
-    kind = top.get("model_type")
+        method = packing.get("quant_method") if isinstance(packing, dict) else None
+        raise UserError(f"{path.parent} is already quantised, by {method or 'a method without a name'} and not by GPTQ "
+                        "or AWQ: give the floating-point checkpoint")
+    name, kind = path.resolve().parent.name, top.get("model_type")
     if kind in ("llava", "llava_next") or "mm_vision_tower" in top:
         return _with_preprocessing(_llava_config(name, top), path.parent)
     if kind is None:
-        raise UserError(f"{path} has no model_type: give a Hugging Face model folder of LLaVA or a Llama-family model")
+        raise UserError(f"{path} has no model_type: {WORKS}")
     if kind not in TEXT_TYPES:
-        what = "a model of images and text" if "vision_config" in top else "a model"
-        raise UserError(f"{path}: this is {what} whose type is {shown(kind)}, supported are {', '.join(SUPPORTED)}: "
-                        "choose one of these")
+        sees = "a model with a vision tower" if "vision_config" in top else "a model"
+        raise UserError(f"{path}: model_type is {kind!r}, {sees} that is not supported: {WORKS}")
     return LlavaConfig(name=name, text=text_config(top))

@@ -2,8 +2,8 @@
 
 GPTQ (AutoGPTQ, GPTQModel): qweight int32[in * bits / 32, out], inputs packed; qzeros int32[groups, out * bits / 32];
 scales[groups, out]; g_idx int32[in], the group of each input. The first format stores a zero less one (modulo 2**bits),
-"gptq_v2" does not. Files exist that say the one and hold the other: where the configuration says "sym", every zero is
-2**(bits - 1), so that what is stored decides, and the label counts for asymmetric files alone.
+"gptq_v2" does not. Real files carry the wrong label, so a symmetric layer goes by its content: its zero is
+2**(bits - 1), which the first format stores as 2**(bits - 1) - 1.
 AWQ (AutoAWQ, "gemm"): qweight int32[in, out / 8] and qzeros int32[groups, out / 8], outputs packed in the order
 0, 2, 4, 6, 1, 3, 5, 7. Fields lie from the lowest bit of a word on; at 3 bits they may straddle words.
 """
@@ -22,17 +22,32 @@ from .base import DTYPES
 from .files import read_json
 from .hf_keys import shown
 from .huggingface import HuggingFaceCheckpoint
+from .json_file import read_json
+from .known_keys import refuse_unknown
 
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 """Output, of eight, in each nibble of a word."""
 METHODS = ("gptq", "awq")
+KEYS = ("quant_method", "bits", "w_bit", "group_size", "q_group_size", "version", "checkpoint_format", "format",
+        "pack_dtype", "sym")  # fmt: skip
+HARMLESS = frozenset({
+    # How it was quantised; the result is in the tensors.
+    "damp_percent", "damp_auto_increment", "desc_act", "act_group_aware", "static_groups", "true_sequential", "dataset",
+    "model_seqlen", "block_name_to_quantize", "module_name_preceding_first_block", "modules_in_block_to_quantize",
+    "batch_size", "tokenizer", "mse", "meta", "quantizer", "nsamples", "duo_scaling",
+    # Which layers, which the tensors themselves say.
+    "lm_head", "modules_to_not_convert", "model_name_or_path", "model_file_base_name", "is_marlin_format",
+    # How a library runs it; zero_point: AWQ's stored zeros are read in any case.
+    "use_exllama", "use_cuda_fp16", "exllama_config", "max_input_length", "cache_block_outputs", "backend", "do_fuse",
+    "fuse_max_seq_len", "modules_to_fuse", "disable_exllama", "zero_point",
+})
 
 
 @dataclass(frozen=True)
 class Packing:
-    """What `quantization_config` says. offset: added to stored zeros; group_size: inputs, -1 for all; symmetric: every
-    zero is the middle of the range."""
+    """What `quantization_config` says. group_size: inputs, -1 for all; offset: added to stored zeros that are not
+    symmetric; symmetric: zeros are all 2**(bits - 1)."""
 
     method: str
     bits: int
@@ -52,25 +67,30 @@ class Packing:
             raise UserError(f"{origin}: group_size is {shown(group)}, a number of inputs or -1 is needed: "
                             "correct quantization_config")
         if method == "awq" and str(config.get("version", "gemm")).lower() != "gemm":
-            raise UserError(f"{origin}: AWQ version {shown(config['version'])} is not supported: convert it to gemm")
-        label = config.get("checkpoint_format", "gptq")
-        if method == "gptq" and label not in ("gptq", "gptq_v2"):
-            raise UserError(f"{origin}: checkpoint_format is {shown(label)}, supported are 'gptq' and 'gptq_v2': "
-                            "convert the checkpoint")
-        v2 = method == "awq" or label == "gptq_v2"
-        return cls(method, bits, group, 0 if v2 else 1, method == "gptq" and config.get("sym") is True)
+            raise UserError(f"{origin}: AWQ version {config['version']!r} is not supported: convert it to gemm")
+        refuse_unknown(config, KEYS, HARMLESS, f"{origin}: quantization_config")
+        layout = config.get("checkpoint_format", config.get("format", "gptq")) or "gptq"
+        if method == "gptq" and layout not in ("gptq", "gptq_v2"):
+            raise UserError(f"{origin}: GPTQ checkpoint_format {layout!r} is not supported: convert it to gptq "
+                            "or gptq_v2")
+        if config.get("pack_dtype", "int32") not in ("int32", None):
+            raise UserError(f"{origin}: pack_dtype is {config['pack_dtype']!r}, supported is 'int32': convert it")
+        if not isinstance(group, int | None) or isinstance(group, bool):
+            raise UserError(f"{origin}: group_size is {group!r}, a number is needed: correct config.json")
+        offset, symmetric = int(method == "gptq" and layout == "gptq"), method == "gptq" and bool(config.get("sym"))
+        return cls(method, int(bits or 0), int(group or -1), offset, symmetric)
 
-    def zero_offset(self, stored: np.ndarray, where: str) -> int:
-        """What is to be added to the stored zeros uint8[groups, out] of a layer; UserError if "sym" contradicts them."""
+    def zero_offset(self, stored: np.ndarray, layer: str) -> int:
+        """What to add to a layer's stored zeros, uint8[groups, out]; UserError where they contradict `symmetric`."""
         if not self.symmetric:
             return self.offset
         middle = 1 << self.bits - 1
         for offset in (0, 1):
             if bool((stored == middle - offset).all()):
                 return offset
-        raise UserError(f"{where}: quantization_config says sym, so that every zero is {middle} (or {middle - 1} in the "
-                        f"older format), and there are zeros from {stored.min()} to {stored.max()}: set sym to false if "
-                        "they are meant")
+        found = ", ".join(map(str, np.unique(stored)[:4]))
+        raise UserError(f"{layer}: the checkpoint says that it is symmetric, but its stored zeros ({found}) are "
+                        f"neither all {middle} (gptq_v2) nor all {middle - 1} (gptq): download it again")
 
 
 def unpack(words: np.ndarray, bits: int) -> np.ndarray:
@@ -80,15 +100,13 @@ def unpack(words: np.ndarray, bits: int) -> np.ndarray:
     return (fields << np.arange(bits, dtype=np.uint8)).sum(-1, dtype=np.uint8)
 
 
-def gptq_weight(parts: dict[str, np.ndarray], packing: Packing, where: str) -> np.ndarray:
-    """float32[out, in] of the GPTQ tensors of a linear layer, called `where` in messages."""
-    bits, size = packing.bits, packing.group_size
+def gptq_weight(parts: dict[str, np.ndarray], packing: Packing, layer: str) -> np.ndarray:
+    """float32[out, in] of the GPTQ tensors of a linear layer, which messages call `layer`."""
+    bits, group_size = packing.bits, packing.group_size
     q, stored = unpack(parts["qweight"].T, bits).astype(np.float32), unpack(parts["qzeros"], bits)
-    offset = packing.zero_offset(stored, where)
+    offset = packing.zero_offset(stored, layer)
     zeros = (stored.astype(np.int32) + offset & (1 << bits) - 1).astype(np.float32)
-    groups = parts.get("g_idx", np.arange(q.shape[1]) // (size if size > 0 else q.shape[1]))
-    if not 0 <= int(groups.min()) <= int(groups.max()) < len(zeros):
-        raise ValueError(f"groups {groups.min()}..{groups.max()} of {len(zeros)}")
+    groups = parts.get("g_idx", np.arange(q.shape[1]) // (group_size if group_size > 0 else q.shape[1]))
     return (q - zeros.T[:, groups]) * parts["scales"].T[:, groups].astype(np.float32)
 
 
@@ -108,8 +126,8 @@ def awq_weight(parts: dict[str, np.ndarray]) -> np.ndarray:
 def is_packed(folder: Path) -> bool:
     """Whether a folder's config.json says that GPTQ or AWQ was here; False if it cannot be read."""
     try:
-        config = read_json(folder / "config.json").get("quantization_config")
-    except UserError:
+        return read_json(folder / "config.json")["quantization_config"]["quant_method"] in METHODS
+    except (UserError, KeyError, TypeError):
         return False
     return isinstance(config, dict) and config.get("quant_method") in METHODS
 
@@ -142,9 +160,9 @@ class PackedCheckpoint(HuggingFaceCheckpoint):
             raise UserError(f"{self.origin}: {path} has no {missing[0]}: download the checkpoint again")
         self._refuse_bias(path)
         try:
-            where = f"{self.origin}: {path}"
-            weight = awq_weight(parts) if self.packing.method == "awq" else gptq_weight(parts, self.packing, where)
-        except (ValueError, IndexError, ZeroDivisionError, TypeError, KeyError) as error:
+            p = self.packing
+            weight = awq_weight(parts) if p.method == "awq" else gptq_weight(parts, p, f"{self.origin}: {path}")
+        except (ValueError, IndexError, ZeroDivisionError) as error:
             raise UserError(f"{self.origin}: packed tensors of {path} do not fit together ({error}): "
                             "download the checkpoint again") from error
         return torch.from_numpy(np.ascontiguousarray(weight))

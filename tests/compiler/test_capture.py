@@ -3,10 +3,9 @@
 import pytest
 import torch
 from torch import nn
-from torch.export import Dim
 
 from compiler import ir
-from compiler.capture import capture, capture_model
+from compiler.capture import SEQ, capture_model, capture_module
 from compiler.kernels.regions import Region
 from compiler.kernels.tokens import Access, place, verify
 from compiler.passes import PASSES
@@ -56,8 +55,7 @@ class _Sigmoid(nn.Module):
 
 
 def _capture(module):
-    with torch.device("meta"):
-        return capture("block", module, (torch.empty(5, 8),), ({0: Dim("seq", min=1, max=64)},))
+    return capture_module("block", module, {"x": (SEQ, 8)})
 
 
 def test_an_unknown_operator_is_named_with_its_shape():

@@ -49,8 +49,9 @@ def test_patches_are_in_convolution_order() -> None:
     assert rows.shape == (6, 12)
     assert torch.equal(rows[4], pixels[:, 2:4, 2:4].flatten())
     assert torch.equal(rows, torch.nn.functional.unfold(pixels[None], 2, stride=2)[0].T)
-    with pytest.raises(UserError, match="6 x 4 pixels, patches are 4"):
-        patches(pixels, 4)
+    assert torch.equal(patches(pixels, 4)[0], pixels[:, :4, :4].flatten()) and len(patches(pixels, 4)) == 1
+    with pytest.raises(UserError, match="6 x 4 pixels, less than a patch of 5"):
+        patches(pixels, 5)
 
 
 def test_image_file_errors(tmp_path: Path) -> None:

@@ -61,6 +61,17 @@ def test_text_alone(llava: Written) -> None:
     assert model.generate(ids, N_NEW) == llava.greedy(inputs, N_NEW)
 
 
+def test_a_rest_of_pixels_is_not_seen(tmp_path: Path) -> None:
+    """60 pixels are four patches of 14 and 4 pixels, which CLIP's convolution leaves out."""
+    written = write_llava(tmp_path, image_size=60, seed=4)
+    config, state = load(tmp_path)
+    inputs = written.inputs(photo(70, 50), PROMPT)
+    ids = expand_image_tokens(load_tokenizer(tmp_path).encode(PROMPT), config)
+    assert config.n_visual_tokens == 16
+    logits, _ = LlavaModel.from_state(config, state).prefill(ids, preprocess(photo(70, 50), 60))
+    assert difference(logits, written.logits(inputs)) < TOLERANCE
+
+
 @pytest.mark.parametrize(
     ("text", "strategy"), [({"tie_word_embeddings": True}, "default"), ({"head_dim": 32}, "full")]
 )

@@ -158,7 +158,7 @@ def test_executed_vision_layers(feature_layer: int, executed: int) -> None:
 
 @pytest.mark.parametrize(("change", "message"), [
     (lambda: named_config("llava-9b"), "unknown model 'llava-9b'"),
-    (lambda: VisionConfig(60, 14, 48, 3, 3, 80), "image_size is 60 pixels"),
+    (lambda: VisionConfig(13, 14, 48, 3, 3, 80), "image_size is 13 pixels"),
     (lambda: VisionConfig(56, 14, 48, 3, 5, 80), "vision hidden is 48"),
     (lambda: VisionConfig(56, 14, 48, 3, 3, 80, feature_layer=4), "feature_layer is 4"),
     (lambda: TextConfig(64, 2, 4, 3, 16, 176, 259, 1e4, 1e-5, 256), "heads is 4"),
