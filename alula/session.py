@@ -25,7 +25,7 @@ from ref_model.compress import Compression
 from ref_model.config import MODELS, LlavaConfig, VisionConfig
 from ref_model.golden import GoldenText
 from ref_model.mask import BlockMask
-from ref_model.preprocess import image_pixels, open_image, tower_patches
+from ref_model.preprocess import image_pixels, open_image, patches
 from ref_model.quantise import QuantModel, fixed, quantise
 from ref_model.reduction import Reduction
 from ref_model.tokenizer import load_tokenizer
@@ -210,9 +210,9 @@ class Flow:
             raise UserError(f"model {config.name} has no vision tower: leave the image out")
         picture = open_image(image) if isinstance(image, str | Path) else image
         if config.pinpoints:
-            tiles = [tower_patches(tile, vision).numpy() for tile in anyres.tiles(picture, config)]
+            tiles = [patches(tile, vision.patch_size).numpy() for tile in anyres.tiles(picture, config)]
             return fixed(np.stack(tiles))
-        return fixed(tower_patches(image_pixels(picture, vision), vision).numpy())
+        return fixed(patches(image_pixels(picture, vision), vision.patch_size).numpy())
 
     def order(self, image: Image.Image) -> np.ndarray | None:
         """Where each visual token of an image comes from (`ref_model.anyres.layout`); None for images of one tile."""
@@ -249,7 +249,7 @@ def open_flow(
     if layers is not None and not 1 <= layers <= text.layers:
         raise UserError(f"--layers {layers}: {checkpoint.config.name} has 1..{text.layers}")
     if context is not None and not 1 <= context <= text.context:
-        raise UserError(f"--context {context} is outside 1..{text.context}, the {text.context_words} of {checkpoint.config.name}")
+        raise UserError(f"--context {context} is outside 1..{text.context}, the context of {checkpoint.config.name}")
     limit = context or min(text.context, DEFAULT_CONTEXT.get(config, text.context))
     compressor = plan = maxima = None
     if compression is None:

@@ -19,7 +19,7 @@ from hw.spec.errors import UserError
 
 from .config import LlavaConfig
 from .decoder import KvCache, LlamaDecoderLayer, LlamaModel, RMSNorm, apply_rope, causal_mask, rope_tables
-from .preprocess import tower_patches
+from .preprocess import patches as image_patches
 from .vision import Projector, VisionLayer, VisionTower
 
 __all__ = [
@@ -72,7 +72,7 @@ class LlavaModel(nn.Module):
             raise UserError(f"model {self.config.name} takes images {'as tiles with' if order is None else 'without'} "
                             "an order: see ref_model.anyres")
         features = [
-            self.multi_modal_projector(self.vision_tower(tower_patches(image, vision))) for image in images
+            self.multi_modal_projector(self.vision_tower(image_patches(image, vision.patch_size))) for image in images
         ]
         if order is None:
             return torch.cat(features)
@@ -136,5 +136,5 @@ class LlavaModel(nn.Module):
         if count == 0:
             raise UserError("the prompt is empty, at least 1 token is needed: give some text")
         if start + count > self.config.text.context:
-            raise UserError(f"the text reaches {start + count} tokens, {self.config.name} has a "
-                            f"{self.config.text.context_words}: shorten the prompt or generate less")
+            raise UserError(f"the text reaches {start + count} tokens, {self.config.name} has a context of "
+                            f"{self.config.text.context}: shorten the prompt or generate less")

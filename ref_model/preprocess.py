@@ -122,9 +122,3 @@ def patches(pixels: Tensor, patch: int) -> Tensor:
     height, width = height - height % patch, width - width % patch
     blocks = pixels[:, :height, :width].reshape(channels, height // patch, patch, width // patch, patch)
     return blocks.permute(1, 3, 0, 2, 4).reshape(-1, channels * patch * patch)
-
-
-def tower_patches(pixels: Tensor, config: VisionConfig) -> Tensor:
-    """`patches` of one image float[3, image_size, image_size], less the pixels that fill no whole patch."""
-    covered = config.grid * config.patch_size
-    return patches(pixels[:, :covered, :covered], config.patch_size)

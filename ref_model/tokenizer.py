@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 from hw.spec.errors import UserError
 
 from .checkpoints import PACKAGED, packaged_path
-from .checkpoints.gguf_file import metadata, open_reader
+from .checkpoints.gguf_reader import metadata, open_reader
 from .config import LlavaConfig, named_config
 
 IMAGE_PLACEHOLDER = "<image>"

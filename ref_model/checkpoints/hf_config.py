@@ -112,7 +112,7 @@ def _require(values: Mapping[str, Any], key: str, *supported: Any, file: str = "
     value = values.get(key, supported[0])
     if value not in supported:
         choices = " or ".join(repr(choice) for choice in supported)
-        raise UserError(f"{file}: {key} is {shown(value)}, supported is {choices}: convert the model or choose another")
+        raise UserError(f"{file}: {key} is {value!r}, supported is {choices}: convert the model or choose another")
 
 
 def _rope(values: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
@@ -123,12 +123,14 @@ def _rope(values: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     refuse_unknown(rope, ROPE_KEYS, frozenset(), "config.json: RoPE parameter")
     if kind in ("default", None):
         return theta, None
-    return theta, RopeScaling(
-        _number(rope, "factor", float),
-        _number(rope, "low_freq_factor", float),
-        _number(rope, "high_freq_factor", float),
-        _number(rope, "original_max_position_embeddings"),
-    )
+    if kind == "llama3":
+        return theta, RopeScaling(
+            _number(rope, "factor", float),
+            _number(rope, "low_freq_factor", float),
+            _number(rope, "high_freq_factor", float),
+            _number(rope, "original_max_position_embeddings"),
+        )
+    raise UserError(f"config.json: rope_type is {kind!r}, supported are 'default' and 'llama3': choose another model")
 
 
 ROPE_KEYS = ("rope_theta", "rope_type", "type", "factor", "low_freq_factor", "high_freq_factor",
@@ -159,7 +161,6 @@ def text_config(given: Mapping[str, Any], tied: bool = False) -> TextConfig:
         raise UserError(f"config.json: language model type is {family!r}: {WORKS}")
     refuse_unknown(given, TEXT_KEYS, TEXT, "config.json")
     values = FAMILY_DEFAULTS[family] | dict(given)
-    refuse_unknown(values, TEXT_KEYS)
     _require(values, "hidden_act", "silu")
     _require(values, "mlp_bias", False)
     _require(values, "attention_bias", False, *((True, None) if family == "qwen2" else ()))
@@ -181,16 +182,7 @@ def text_config(given: Mapping[str, Any], tied: bool = False) -> TextConfig:
         tied_embeddings=tied or _flag(values, "tie_word_embeddings", False),
         qkv_bias=family == "qwen2",
         rope_scaling=scaling,
-        window=window if window is not None and window < context else None,
     )
-
-
-def _feature_layer(top: Mapping[str, Any]) -> int:
-    layer = top.get("vision_feature_layer", -2)
-    if isinstance(layer, list):
-        raise UserError(f"config.json: vision_feature_layer is {shown(layer)}, features of one layer are supported, not "
-                        "of several side by side: choose a LLaVA model with one")
-    return _number({"vision_feature_layer": layer}, "vision_feature_layer")
 
 
 def _vision_config(top: Mapping[str, Any]) -> VisionConfig:
@@ -217,7 +209,7 @@ def _vision_config(top: Mapping[str, Any]) -> VisionConfig:
         ffn=_number(values, "intermediate_size"),
         activation=values.get("hidden_act", "quick_gelu"),
         ln_eps=_number({"layer_norm_eps": 1e-5} | values, "layer_norm_eps", float),
-        feature_layer=_feature_layer(top),
+        feature_layer=_number({"vision_feature_layer": layer}, "vision_feature_layer"),
         drop_class=top.get("vision_feature_select_strategy", "default") == "default",
     )
 

@@ -18,9 +18,6 @@ from torch import Tensor
 
 from hw.spec.errors import UserError
 
-from .base import DTYPES
-from .files import read_json
-from .hf_keys import shown
 from .huggingface import HuggingFaceCheckpoint
 from .json_file import read_json
 from .known_keys import refuse_unknown
@@ -61,11 +58,8 @@ class Packing:
         method, bits = str(config.get("quant_method", "")).lower(), config.get("bits", config.get("w_bit"))
         group = config.get("group_size", config.get("q_group_size", 128))
         if method not in METHODS or bits not in ((4,) if method == "awq" else (2, 3, 4, 8)):
-            raise UserError(f"{origin}: quantisation {method or 'without a method'} at {shown(bits)} bits is not "
-                            "supported: give a floating-point, GPTQ (2, 3, 4, 8 bits) or AWQ (4 bits) checkpoint")
-        if isinstance(group, bool) or not isinstance(group, int) or group == 0 or group < -1:
-            raise UserError(f"{origin}: group_size is {shown(group)}, a number of inputs or -1 is needed: "
-                            "correct quantization_config")
+            raise UserError(f"{origin}: quantisation {method or 'without a method'} at {bits} bits is not supported: "
+                            "give a floating-point, GPTQ (2, 3, 4, 8 bits) or AWQ (4 bits) checkpoint")
         if method == "awq" and str(config.get("version", "gemm")).lower() != "gemm":
             raise UserError(f"{origin}: AWQ version {config['version']!r} is not supported: convert it to gemm")
         refuse_unknown(config, KEYS, HARMLESS, f"{origin}: quantization_config")
@@ -129,7 +123,6 @@ def is_packed(folder: Path) -> bool:
         return read_json(folder / "config.json")["quantization_config"]["quant_method"] in METHODS
     except (UserError, KeyError, TypeError):
         return False
-    return isinstance(config, dict) and config.get("quant_method") in METHODS
 
 
 class PackedCheckpoint(HuggingFaceCheckpoint):
@@ -155,7 +148,7 @@ class PackedCheckpoint(HuggingFaceCheckpoint):
         for part in PARTS:
             tensor = super()._fetch(f"{path}.{part}")
             if tensor is not None:
-                parts[part] = self._array(f"{path}.{part}", tensor, torch.float16 if part == "scales" else torch.int32)
+                parts[part] = tensor.numpy()
         if missing := [part for part in PARTS[:3] if part not in parts]:
             raise UserError(f"{self.origin}: {path} has no {missing[0]}: download the checkpoint again")
         self._refuse_bias(path)
@@ -166,12 +159,6 @@ class PackedCheckpoint(HuggingFaceCheckpoint):
             raise UserError(f"{self.origin}: packed tensors of {path} do not fit together ({error}): "
                             "download the checkpoint again") from error
         return torch.from_numpy(np.ascontiguousarray(weight))
-
-    def _array(self, name: str, tensor: Tensor, kind: torch.dtype) -> np.ndarray:
-        """Values of a packed tensor: int32 words, or scales in any floating type that weights may have."""
-        if tensor.dtype == kind or (kind.is_floating_point and tensor.dtype in DTYPES):
-            return tensor.float().numpy() if kind.is_floating_point else tensor.numpy()
-        raise UserError(f"{self.origin}: {name} holds {tensor.dtype} values, {kind} is needed: download it again")
 
     def _refuse_bias(self, path: str) -> None:
         """A bias the model has no place for must be zero."""
