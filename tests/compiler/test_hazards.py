@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-
 from compiler.host import Session
+
 from compiler.kernels import attention
 from compiler.kernels.tokens import Access
 from compiler.pipeline import compile_model
