@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,11 +30,13 @@ from ref_model.preprocess import image_pixels, open_image, patches
 from ref_model.quantise import QuantModel, fixed, quantise
 from ref_model.reduction import Reduction
 from ref_model.tokenizer import load_tokenizer
+from sim.cache import once
 from sim.memory_image import MemoryImage
 
 DEFAULT_CONTEXT = {"tiny": 256, "small": 512, "u280": 4096}
 """Tokens compiled for when nothing is asked for (at most the model's own context)."""
 KEPT_LAYERS = 64
+_CHECKS = partial(once, "checks")
 CALIBRATED_PARAMETERS = 10**9
 """Larger models are quantised without smoothing: the float reference would not fit."""
 
@@ -260,7 +263,7 @@ def open_flow(
     else:
         compressor = compression.compressor(checkpoint, compression_ids(source, checkpoint, compression))
         plan = compressor.plan
-    compiled = compile_model(checkpoint.config, machine, limit, layers, vision, plan)
+    compiled = compile_model(checkpoint.config, machine, limit, layers, vision, plan, remember=_CHECKS)
     model: QuantModel | ModelShape
     if timing_only:
         model = ModelShape(checkpoint.config, checkpoint.config.vision if vision else None)

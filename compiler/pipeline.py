@@ -1,8 +1,13 @@
 """From a model to a program: the compiler's table of contents."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
 
+import torch
+
+import ref_model
 from hw.spec.config import Config
 from hw.spec.errors import UserError
 from ref_model.config import LlavaConfig
@@ -17,17 +22,27 @@ from .program import Compiled
 from .sizes import Plan
 from .verify import Verifier
 
+Remember = Callable[[str, Callable[[], None]], None]
+"""Called with a digest and with checks. It runs the checks, which raise where they fail, or knows that checks with this
+digest have passed before: a model of 7 billion parameters takes seconds to check, and nothing about it changes."""
+
+
+def always(_digest: str, checks: Callable[[], None]) -> None:
+    """Remembers nothing."""
+    checks()
+
 
 def compile_model(model: LlavaConfig, config: Config, context: int | None = None, n_layers: int | None = None,
                   with_vision: bool = True, plan: Plan | None = None,
-                  replaced: Mapping[str, Part] | None = None) -> Compiled:
+                  replaced: Mapping[str, Part] | None = None, remember: Remember = always) -> Compiled:
     """Program and memory map of a model on a configuration.
 
     context: tokens the caches hold (default: the model's). n_layers: compile only the first decoder layers. plan: how
     weights are compressed (default: not at all). replaced: modules of the user's own in place of the model's, by the
-    names of `capture.parts`. Weights are not needed: the same program serves any of that shape.
+    names of `capture.parts`. remember: runs the checks of the model's own modules, or knows that they have passed (see
+    `Remember`). Weights are not needed: the same program serves any of that shape.
     """
-    fused = _with_replaced(model, replaced or {})
+    fused = _with_replaced(model, replaced or {}, remember)
     described = describe(model, fused, n_layers, with_vision)
     check_heads(described, config)
     layout = Layout(config, described, _context(model, context), plan)
@@ -35,28 +50,43 @@ def compile_model(model: LlavaConfig, config: Config, context: int | None = None
 
 
 @lru_cache(maxsize=8)
-def _fused(model: LlavaConfig) -> dict[str, ir.Graph]:
-    """Graphs of a model without modules of the user's own: they follow from its configuration."""
-    return optimise(capture_model(model))
+def _fused(model: LlavaConfig, remember: Remember = always) -> dict[str, ir.Graph]:
+    """Graphs of a model without modules of the user's own: they follow from its configuration, and so does whether they
+    pass their checks."""
+    found: dict[str, ir.Graph] = {}
+    remember(_checks_digest(model), lambda: found.update(optimise(capture_model(model))))
+    return found or optimise(capture_model(model), checked=False)
 
 
-def _with_replaced(model: LlavaConfig, replaced: Mapping[str, Part]) -> dict[str, ir.Graph]:
-    """Graphs of a model, some of them of the user's modules."""
+def _checks_digest(model: LlavaConfig) -> str:
+    """Changes with what the checks of a model's own modules depend on: their sources and sizes, the compiler, torch."""
+    state = sha256(f"{torch.__version__}\n{model!r}\n".encode())
+    for folder in (Path(__file__).parent, Path(ref_model.__file__).parent):
+        for source in sorted(folder.rglob("*.py")):
+            state.update(f"{source.relative_to(folder)}\0".encode() + source.read_bytes())
+    return state.hexdigest()[:32]
+
+
+def _with_replaced(model: LlavaConfig, replaced: Mapping[str, Part], remember: Remember) -> dict[str, ir.Graph]:
+    """Graphs of a model, some of them of the user's modules, which are checked each time."""
     own = optimise(capture_parts(replaced))
-    graphs = _fused(model)
+    graphs = _fused(model, remember)
     if unknown := sorted(set(own) - set(graphs)):
         raise UserError(f"model {model.name} has no part {unknown[0]!r}: choose of {', '.join(graphs)}")
     return graphs | own
 
 
-def optimise(graphs: dict[str, ir.Graph]) -> dict[str, ir.Graph]:
-    """Every pass on every graph, each checked against the module that was captured."""
+def optimise(graphs: dict[str, ir.Graph], checked: bool = True) -> dict[str, ir.Graph]:
+    """Every pass on every graph, each checked against the module that was captured (checked False: they are known to
+    pass)."""
     for graph in graphs.values():
-        verifier = Verifier(graph)
+        verifier = Verifier(graph) if checked else None
         for rewrite in PASSES:
             rewrite(graph)
-            verifier.check(rewrite.__name__)
-        verifier.check_list()
+            if verifier is not None:
+                verifier.check(rewrite.__name__)
+        if verifier is not None:
+            verifier.check_list()
     return graphs
 
 

@@ -24,13 +24,12 @@ from hw.spec.csr import (
     base_offset,
     counter_offset,
 )
-from hw.spec.isa import ARGUMENT_REGISTERS, ISA_VERSION
+from hw.spec.isa import ARGUMENT_REGISTERS, ISA_VERSION, Error
+from hw.spec.timing import SETTLE_CYCLES
 
 ADDRESS_BITS = 12
 READ_ONLY_BASE = 0x100
 ARGUMENTS = [name for name, offset in REGISTERS.items() if offset < READ_ONLY_BASE]
-SETTLE_CYCLES = 4
-"""Least cycles between the end of the program and done: registered counters catch up."""
 DRAIN_LIMIT_CYCLES = 1 << 16
 """Longest wait for open bus transactions after the end."""
 INCREMENT_BITS = 16
@@ -56,8 +55,10 @@ class Control(wiring.Component):
     write); `run` is high from the next cycle, cycle 0, to the one in which the program halts or the first error comes;
     open bus transactions then finish, and done is set. START while running is ignored. The counter `cycles` is the
     number of cycles of `run`; `cycle` is the current one's number. An error that comes between a good end and done
-    counts, too. Done is cleared by reading CTRL; ISR bits 0 (done) and 1 (ready) are set at done if IER has them, and
-    toggled by writing 1. Base registers may be written while idle only.
+    counts, too. If transactions are still open after DRAIN_LIMIT_CYCLES the machine is done all the same, but poisoned
+    until reset, because their late beats would reach the next program: START then ends at once with POISONED. Done is
+    cleared by reading CTRL; ISR bits 0 (done) and 1 (ready) are set at done if IER has them, and toggled by writing 1.
+    Base registers may be written while idle only.
     Latency and throughput: a register access takes two cycles. Back-pressure: one access of each kind at a time.
     Reset: idle, every register 0.
 
@@ -85,24 +86,31 @@ class Control(wiring.Component):
         self.status, self.detail, self.status_pc = Signal(ERROR_BITS), Signal(32), Signal(32)
         self.done, self.draining = Signal(), Signal()
         self.enable, self.isr, self.ier = Signal(), Signal(2), Signal(2)
-        self.start = Signal()
+        self.start, self.poisoned, refused = Signal(), Signal(), Signal()
         self.counters = {"cycles": self.cycle} | {name: Signal(64, name=f"count_{name}") for name in COUNTERS[1:]}
-        m.d.comb += [self.irq.eq(self.enable & self.isr.any()), self.clear.eq(self.start & ~self.run & ~self.draining)]
+        idle = self.start & ~self.run & ~self.draining
+        m.d.comb += [
+            self.irq.eq(self.enable & self.isr.any()), self.clear.eq(idle & ~self.poisoned),
+            refused.eq(idle & self.poisoned),
+        ]
         self._writes(m)
         self._reads(m)
         self._phases(m)
+        with m.If(refused):
+            m.d.sync += [self.status.eq(Error.POISONED), self.detail.eq(0), self.status_pc.eq(0), self.cycle.eq(0)]
+            m.d.sync += [self.done.eq(1), self.isr.eq(self.isr | self.ier)]
         for name in COUNTERS[1:]:
             counter = self.counters[name]
             m.d.sync += counter.eq(Mux(self.clear, 0, counter + self.counts[name]))
         return m
 
     def _phases(self, m):
-        waited = Signal(range(DRAIN_LIMIT_CYCLES + 1))
+        waited, settled = Signal(range(DRAIN_LIMIT_CYCLES + 1)), Signal(range(SETTLE_CYCLES + 1))
         m.d.sync += self.load.eq(self.clear)
         with m.If(self.run):
             m.d.sync += self.cycle.eq(self.cycle + 1)
             with m.If(self.error | self.halted):
-                m.d.sync += [self.run.eq(0), self.draining.eq(1), waited.eq(0)]
+                m.d.sync += [self.run.eq(0), self.draining.eq(1), waited.eq(0), settled.eq(0)]
             with m.If(self.error):
                 m.d.sync += [
                     self.status.eq(self.error_code), self.detail.eq(self.error_detail), self.status_pc.eq(self.error_pc)
@@ -110,14 +118,15 @@ class Control(wiring.Component):
             with m.Elif(self.halted):
                 m.d.sync += [self.detail.eq(self.halt_code), self.status_pc.eq(self.error_pc)]
         with m.Elif(self.draining):
-            m.d.sync += waited.eq(waited + 1)
+            m.d.sync += [waited.eq(waited + 1), settled.eq(Mux(self.quiet, settled + 1, 0))]
             # A beat that nobody waited for (RD runs ahead) may still fail.
             with m.If(self.error & (self.status == 0)):
                 m.d.sync += [
                     self.status.eq(self.error_code), self.detail.eq(self.error_detail), self.status_pc.eq(self.error_pc)
                 ]
-            with m.If((waited == DRAIN_LIMIT_CYCLES) | self.quiet & (waited >= SETTLE_CYCLES)):
+            with m.If((waited == DRAIN_LIMIT_CYCLES) | (settled == SETTLE_CYCLES)):
                 m.d.sync += [self.draining.eq(0), self.done.eq(1), self.isr.eq(self.isr | self.ier)]
+                m.d.sync += self.poisoned.eq(~self.quiet)
         with m.Elif(self.clear):
             m.d.sync += [self.run.eq(1), self.cycle.eq(0), self.status.eq(0), self.detail.eq(0), self.status_pc.eq(0)]
             m.d.sync += self.done.eq(0)

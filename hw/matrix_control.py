@@ -12,8 +12,8 @@ from hw.spec.isa import MxMode, Unit
 from hw.spec.timing import ACC_SLOTS, FEW_ROWS, MX_ACC_LATENCY
 from hw.spec.weights import WINDOW
 
-ADDRESS_BITS = 33
-"""An address in its buffer plus one 32-bit stride: walks stop at the first that is beyond."""
+ADDRESS_BITS = 32
+"""Addresses are sums of fields modulo 2**32 (`hw.spec.legal`); walks stop at the first beyond its buffer."""
 ROW_BITS = 32
 
 
@@ -58,9 +58,9 @@ class StepControl(wiring.Component):
     Members: ``start``, ``desc``: an MX instruction; ``full``, ``rounds``, ``take``: every unit's next round;
     ``step``, ``step_valid``, ``act``, ``split``: work and the first operand block it needs; ``step_done``: the last
     cycle of an output step; ``step_drained``: its place is free; ``stop``: take nothing more; ``range_error``: ``act``
-    is beyond the buffer in this cycle; ``header_error``: the round taken one cycle ago does not fit the instruction,
-    or the units' rounds each other: it has no steps; ``weight_stall``, ``drain_stall``: the unit waits in this cycle
-    for ``full`` or for a place.
+    is beyond the buffer in this cycle; ``header_error``: the round taken one cycle ago does not fit the instruction
+    or its step's format, or the units' rounds each other: it has no steps; ``weight_stall``, ``drain_stall``: the unit
+    waits in this cycle for ``full`` or for a place.
     """
 
     def __init__(self, config: Config):
@@ -133,7 +133,7 @@ class StepControl(wiring.Component):
         act, following, raw_base, window_base = (
             Signal(ADDRESS_BITS, name=name) for name in ("act_base", "next_act", "raw_base", "window_base")
         )
-        first, last, fits = Signal(), Signal(), Signal()
+        first, last, fits, raw_step = Signal(), Signal(), Signal(), Signal()
         window = kind.window * WINDOW
         slots = SlotWalk(m, self.config, desc, self.start, self.take & first, "step")
         m.d.comb += [
@@ -142,13 +142,14 @@ class StepControl(wiring.Component):
             self.take.eq(want & self.full & free),
             self.weight_stall.eq(want & ~self.full), self.drain_stall.eq(want & self.full & ~free),
             window_base.eq(act + window), following.eq(act + desc.act_out),
-            fits.eq(Cat(kind == each for each in self.rounds).all() & (kind.raw | (~self.split & (window < desc.kb)))),
+            fits.eq(Cat(kind == each for each in self.rounds).all() & (first | (kind.raw == raw_step))
+                    & (kind.raw | (~self.split & (window < desc.kb)))),
         ]
         m.d.sync += in_use.eq(in_use + (self.take & first) - self.step_drained)
         with m.If(self.take):
             m.d.sync += [k.eq(k + 1), raw_base.eq(raw_base + Mux(self.split, self.config.units, 1)), first.eq(last)]
             with m.If(first):
-                m.d.sync += place.eq(slots.base)
+                m.d.sync += [place.eq(slots.base), raw_step.eq(kind.raw)]
             with m.If(last):
                 m.d.sync += [k.eq(0), raw_base.eq(act), steps_left.eq(steps_left - 1)]
                 with m.If(steps_left == 1):

@@ -34,7 +34,8 @@ class Sequencer(wiring.Component):
 
     Contract: `hw.spec.isa`, on 32-bit registers mod 2**32. The checks of an instruction, in order: PC_RANGE,
     INSTRUCTION_LIMIT, ILLEGAL_INSTRUCTION, LOOP_STACK. LOOP with count 0 jumps behind its ENDL and pushes nothing.
-    WATCHDOG is raised in the cycle that follows `watchdog` cycles without a retired instruction.
+    WATCHDOG is raised in the cycle that follows `watchdog` cycles without a retired instruction. An error before the
+    first instruction has the entry as its pc.
     Latency and throughput: first execution two cycles after `go`, then every SEQ_INTERVAL = 2 cycles: executed in t
     (operands registered, the next pc addresses the program), decoded in t + 1. LDS puts its address on the bus in its
     first cycle with LD idle and retires LDS_RETURN = 1 cycle after its beat.
@@ -77,9 +78,11 @@ class Sequencer(wiring.Component):
         address = self.b + self.instruction.imm
         m.d.comb += [self.bus.araddr.eq(address[4:32] << 6), self.bus.arlen.eq(0), self.bus.rready.eq(1)]
         with m.FSM():
-            with m.State("WAIT"), m.If(self.go & self.run):
-                m.d.sync += self.at.eq(self.entry)
-                m.next = "DECODE"
+            with m.State("WAIT"):
+                m.d.comb += self.error_pc.eq(self.entry)
+                with m.If(self.go & self.run):
+                    m.d.sync += self.at.eq(self.entry)
+                    m.next = "DECODE"
             with m.State("DECODE"):
                 m.d.sync += [
                     self.instruction.eq(fetched), self.refused.eq(illegal(fetched)),

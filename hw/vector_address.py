@@ -6,28 +6,23 @@ from amaranth.lib.wiring import In, Out
 
 from hw.interfaces import ERROR_BITS, descriptor_layout
 from hw.spec.config import Config
-from hw.spec.isa import CTL0, Add, Dst, Error, Fin, Mul1, Mul2, Mul3, Reduce, Src, Unit
+from hw.spec.isa import CTL0, Dst, Error, Unit
+from hw.spec.legal import USES
 from hw.vector_arith import registered
 from hw.vector_lane import CONTROL
 
 OPERANDS = ("a", "p", "v", "d", "r0", "r1", "w")
 ROW_OPERANDS = ("r0", "r1", "w")
-ADDRESS_BITS = 33
-"""Sums of fields without wrapping: the top bit, once set, stays set and means beyond every buffer."""
-
-
-def _sum(base, step):
-    """base + step with a sticky carry."""
-    total = base[:-1] + step
-    return Cat(total[:ADDRESS_BITS - 1], total[ADDRESS_BITS - 1] | base[-1])
+ADDRESS_BITS = 32
+"""Addresses and lengths are sums of fields modulo 2**32 (`hw.spec.legal`)."""
 
 
 class VectorAddress(wiring.Component):
     """Walks outer x mid x words, one word a cycle, and checks descriptor and addresses.
 
-    Numeric contract: the addresses of `hw.spec.vector`, exact for any 32-bit fields (nothing wraps). Illegal
-    enumerations and zero counts are ILLEGAL_DESCRIPTOR. A buffer that the pass uses is BUFFER_RANGE when a word of it
-    is beyond the end (or an operand-buffer block is not at the start of a word). w is checked with every word.
+    Numeric contract: the addresses of `hw.spec.vector`, modulo 2**32. Illegal enumerations, zero counts and operand
+    blocks that are not at the start of a word are ILLEGAL_DESCRIPTOR. A buffer that the pass uses is BUFFER_RANGE when
+    a word of it is beyond the end. w is checked with every word.
 
     Latency: word j's addresses are out in cycle s + 1 + j, `ok` one cycle later: no error up to and including this
     word.
@@ -100,7 +95,7 @@ class VectorAddress(wiring.Component):
         if name == "w":
             mid_step = Mux(self.ctl.level, 0, mid_step)
         step = Mux(self.mid_end, self.desc[f"{name}_out"], Mux(self.row_end, mid_step, step))
-        following = _sum(base, step)
+        following = (base + step)[:ADDRESS_BITS]
         with m.If(self.active):
             m.d.sync += current.eq(following)
             with m.If(self.row_end):
@@ -116,7 +111,7 @@ class VectorAddress(wiring.Component):
     def _lanes(self, m):
         lanes = self.config.lanes
         limit, left = Signal(ADDRESS_BITS), Signal(ADDRESS_BITS)
-        following = _sum(limit, self.desc.len_step)
+        following = (limit + self.desc.len_step)[:ADDRESS_BITS]
         many = left >= lanes
         m.d.comb += self.n_lanes.eq(Mux(many, lanes, left))
         with m.If(self.active):
@@ -131,27 +126,22 @@ class VectorAddress(wiring.Component):
         beyond = Cat(
             self.ctl[name] >= len(kind) for name, bits, kind in CTL0 if kind is not int and len(kind) < 1 << bits
         )
-        return (zero.any() | beyond.any())
+        part_bits = self.config.granules_per_word.bit_length() - 1
+        parts = Cat(self.desc[name][:part_bits] for name in ("d", "d_out", "d_mid"))
+        return zero.any() | beyond.any() | (self.ctl.dst >= Dst.OB) & parts.any()
 
     def _errors(self, m):
         """Comparisons in the word's cycle, their result with `ok`."""
         ctl, config = self.ctl, self.config
         depths = {"a": config.ab_granules, "p": config.pb_granules, "v": config.vb_granules}
-        used = {
-            "a": ctl.src == Src.A,
-            "p": (ctl.src == Src.P) | (ctl.mul1 == Mul1.P) | (ctl.mul1 == Mul1.ROPE) | (ctl.add == Add.P),
-            "v": (ctl.src == Src.V) | (ctl.add == Add.V) | (ctl.mul3 == Mul3.V),
-            "r0": (ctl.src == Src.R0) | (ctl.mul2 == Mul2.R0) | (ctl.reduce == Reduce.SUMSQ) | (ctl.fin == Fin.RSQRT),
-            "r1": (ctl.add == Add.SUB_R1) | (ctl.mul3 == Mul3.R1),
-            "w": ctl.reduce != Reduce.NONE,
-        }
+        used = {name: Cat(ctl[field] == value for field, value in uses).any() for name, uses in USES.items()}
         granules = config.granules_per_word
         beyond = [used[name] & (self[name] >= depth // granules) for name, depth in depths.items()]
         beyond += [used[name] & (self[name] >= config.rs_entries) for name in ROW_OPERANDS]
         d = self.d_addr
         beyond += [(ctl.dst == Dst.VB) & (d >= config.vb_granules // granules),
                    (ctl.dst == Dst.SB) & (d >= config.sb_granules // granules),
-                   (ctl.dst >= Dst.OB) & ((d >= config.ob_blocks) | (d % granules != 0))]
+                   (ctl.dst >= Dst.OB) & (d >= config.ob_blocks)]
         out_of_range = registered(m, Cat(beyond), "beyond").any()
         checked = registered(m, self.active, "checked")
         m.d.comb += self.ok.eq(checked & ~out_of_range & ~self.error)

@@ -9,6 +9,7 @@ from hw.interfaces import BufferRead, BufferWrite, UnitPort
 from hw.row_scalars import ROW_LATENCY, RowScalars
 from hw.spec.config import Config
 from hw.spec.isa import CTL1, Dst, Mul2, Mul3, Reduce, Unit
+from hw.spec.numerics import MAX_PRODUCT_SHIFT
 from hw.spec.resources import buffer
 from hw.spec.timing import VU_LATENCY
 from hw.vector_address import VectorAddress
@@ -22,8 +23,6 @@ OPERANDS_AT = ROW_LATENCY
 """Stages: a value "at k" belongs to the word whose addresses came out k cycles ago. Lanes start here."""
 WRITE_AT = OPERANDS_AT + OUT_LATENCY
 REDUCE_AT = OPERANDS_AT + REDUCE_LATENCY
-MAX_SHIFT3 = 64
-"""Shifting a 64-bit product right by this much always rounds to 0."""
 
 
 def entry_write_at(lanes: int) -> int:
@@ -103,7 +102,7 @@ class VectorUnit(wiring.Component):
         m.d.comb += [rows.r0_addr.eq(self.address.r0_addr), rows.r1_addr.eq(self.address.r1_addr),
                      rows.r0_kind.eq(self.ctl.row0), rows.r1_kind.eq(self.ctl.row1)]
         adjust = self.ctl1.adj2
-        shift3 = Mux(self.ctl1.sh3 > MAX_SHIFT3, MAX_SHIFT3, self.ctl1.sh3)
+        shift3 = Mux(self.ctl1.sh3 > MAX_PRODUCT_SHIFT, MAX_PRODUCT_SHIFT, self.ctl1.sh3)
         mantissa, shift = scale_operands(rows.r1, adjust)
         by_row = self.ctl.mul3 == Mul3.R1
         self.scale2 = self._scale(m, self.ctl.mul2 == Mul2.R0, *scale_operands(rows.r0, adjust), 0, "scale2")

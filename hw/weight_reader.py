@@ -5,13 +5,14 @@ from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.burst import next_burst
-from hw.interfaces import ADDRESS_BITS, BEAT_BITS, AXI4Read, descriptor_layout
-from hw.spec.config import BEAT_BYTES, Config
+from hw.interfaces import BEAT_BITS, AXI4Read, descriptor_layout
+from hw.spec.config import Config
 from hw.spec.isa import StreamFormat, Unit
 from hw.spec.resources import Store, fifo
 from hw.spec.timing import BURST_BEATS
 
-BEAT_ADDRESS_BITS = ADDRESS_BITS - (BEAT_BYTES - 1).bit_length()
+BEAT_ADDRESS_BITS = 32
+"""Beat addresses are sums of fields modulo 2**32 (`hw.spec.legal`)."""
 
 BEAT = data.StructLayout({"data": BEAT_BITS, "first": 1, "raw": 1})
 """first: the first beat of a STREAM instruction; raw: the instruction's format is RAW."""

@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 
@@ -47,6 +47,15 @@ def entry(kind: str, key: str, make: Callable[[Path], None]) -> Path:
         raise UserError(f"cannot use the cache folder {cache_dir()}: {error.strerror or error}: make room there, or "
                         "set ALULA_CACHE to another folder") from error  # fmt: skip
     return folder
+
+
+def once(kind: str, key: str, check: Callable[[], None]) -> None:
+    """Runs `check` unless it has passed before under this key. Where the cache cannot be written it runs every time."""
+    if intact(cache_dir() / kind / key):
+        return
+    check()
+    with suppress(UserError):
+        entry(kind, key, lambda folder: (folder / "passed").touch())
 
 
 def intact(folder: Path) -> bool:
@@ -85,4 +94,4 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-__all__ = ["cache_dir", "entry", "intact"]
+__all__ = ["cache_dir", "entry", "intact", "once"]

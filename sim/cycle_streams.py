@@ -5,6 +5,9 @@ it belongs to, a take needs a round in every channel, an address needs pops that
 units are therefore advanced together, whenever one of them starts an instruction. With HBM, reads also wait for the
 writes among them (`hw.spec.hbm`): beats are told up to the first write epoch that is not over yet, and all goes on when
 it is: here, as long as no instruction can start or end before.
+
+Faults of RD and MX are found on the way and told with their cycles; behind one, everything goes on as if nothing had
+happened, and means nothing. What is counted up to a fault's cycle is told by a second run with `Limits`.
 """
 
 from dataclasses import dataclass
@@ -13,33 +16,41 @@ import numpy as np
 
 from hw.spec import hbm
 from hw.spec.config import BLOCK_BEATS, Config
-from hw.spec.isa import MxMode
+from hw.spec.isa import Error, MxMode, Unit
+from hw.spec.legal import result_beyond
 from hw.spec.memory import MemoryModel
 from hw.spec.timing import (
     ACC_SLOTS,
+    ACT_ERROR,
     BURST_BEATS,
     MX_ACC_LATENCY,
     MX_DRAIN_LATENCY,
+    STREAM_ERROR,
     WEIGHT_BUFFER_ROUNDS,
     accumulator_slots,
 )
+from hw.spec.weights import WINDOW
 from sim.compiled import njit
 from sim.hbm import alike, new_channel, serve, slot_of
-from sim.weight_stream import LAST, SPARSE, Plans
+from sim.weight_stream import LAST, SPARSE, WINDOW_SHIFT, Plan, Plans
 
 # Columns of a channel's state. Times are cycles, positions are beats since the start of the run.
 (AR_LAST, ASKED, ARRIVED_LAST, POPPED, POP_LAST, ROUNDS, REQUEST, ROW, COLUMN, READING, BEAT, PLAN_AT, PLAN_END,
- RAW_FILL, STALL, TOLD, COLUMNS) = range(17)  # fmt: skip
+ RAW_FILL, STALL, TOLD, RAW_ASKED, MISSING, ABSENT_AT, ABSENT_TIME, WRONG_AT, WRONG_TIME, WRONG_DONE,
+ COLUMNS) = range(24)  # fmt: skip
 # Words of the shared state: the reader's descriptor, the matrix instruction, takes and stalls.
-(RD_START, RD_ADDR, RD_OUTER, RD_INNER, RD_STRIDE, RD_STREAM, TAKEN, MX_ACTIVE, MX_STEP, MX_STEPS, MX_K, MX_KB,
- MX_DENSE, MX_SPARSE, MX_READY, MX_DRAIN, MX_SLOTS, WEIGHT_STALL, DRAIN_STALL, FIFO,
- LATENCY, JITTER, SEED, FORMAT, REFUSED, HBM, KNOWN, NEED, DEND) = range(29)  # fmt: skip
+(RD_START, RD_ADDR, RD_OUTER, RD_INNER, RD_STRIDE, RD_STREAM, RD_MOST, TAKEN, MX_ACTIVE, MX_STEP, MX_STEPS, MX_K, MX_KB,
+ MX_DENSE, MX_SPARSE, MX_READY, MX_DRAIN, MX_SLOTS, MX_OB, MX_ROWS, MX_SPLIT_K, MX_UNITS, MX_ACT, MX_ACT_STRIDE,
+ MX_ACT_OUT, MX_ACT_SIZE, MX_BAD_STEP, MX_BAD_CYCLE, WEIGHT_STALL, DRAIN_STALL, FIFO, LATENCY, JITTER, SEED, FORMAT,
+ RANGE_TIME, HEADER_TIME, LAST_CYCLE, LAST_MX_CYCLE, LAST_ADDRESS, HBM, KNOWN, NEED, DEND) = range(44)  # fmt: skip
 WORDS = DEND + ACC_SLOTS
 """From DEND on: ends of the latest steps' drains, step j's at DEND + j mod ACC_SLOTS."""
 _NONE, _RAW = -1, 1 << 16
 """Kinds of beats: completes no round, completes a RAW round, or the info of the STREAM round that it completes."""
 NEVER = 1 << 62
 """A cycle after all others."""
+_LATE = 1 << 48
+"""Longer than any run."""
 _M32 = 0xFFFFFFFF
 _FIRST_WRITES = 64
 
@@ -77,13 +88,24 @@ def _mark(g, channels, c, kinds, ends, info, n):
         for i in range(asked + BLOCK_BEATS - 1 - fill, asked + n, BLOCK_BEATS):
             kinds[c, i & wrap] = _RAW
         channels[c, RAW_FILL] = (fill + n) % BLOCK_BEATS
+        channels[c, RAW_ASKED] += n
+    if asked <= channels[c, WRONG_AT] < asked + n:
+        kinds[c, channels[c, WRONG_AT] & wrap] = _RAW if channels[c, WRONG_DONE] else _NONE
     channels[c, BEAT] += n
+
+
+@njit
+def _note_absent(channels, c, arrivals, told):
+    """Beats from `told` on have been told: the first beyond the memory may be among them."""
+    at = channels[c, ABSENT_AT]
+    if told <= at < channels[c, TOLD]:
+        channels[c, ABSENT_TIME] = arrivals[c, at & arrivals.shape[1] - 1] + STREAM_ERROR
 
 
 @njit
 def _ask(g, channels, c, arrivals, kinds, pops, ends, info, requests):
     """Sends the next address of channel c's reader if its space is known to be free; whether it did."""
-    if channels[c, READING] == 0:
+    if channels[c, READING] == 0 or channels[c, BEAT] >= g[RD_MOST]:
         return False
     wrap = arrivals.shape[1] - 1
     column, asked = channels[c, COLUMN], channels[c, ASKED]
@@ -95,6 +117,8 @@ def _ask(g, channels, c, arrivals, kinds, pops, ends, info, requests):
     t = max(g[RD_START] + 1, channels[c, AR_LAST] + 1)
     if freeing >= 0:
         t = max(t, pops[c, freeing & wrap] + 1)
+    if t > g[LAST_ADDRESS]:
+        return False
     extra = _extra(g, c, channels[c, REQUEST])
     if g[HBM]:
         for i in range(n):
@@ -106,6 +130,7 @@ def _ask(g, channels, c, arrivals, kinds, pops, ends, info, requests):
             arrivals[c, asked + i & wrap] = arrived + i
         channels[c, ARRIVED_LAST] = arrived + n - 1
         channels[c, TOLD] = asked + n
+        _note_absent(channels, c, arrivals, asked)
     _mark(g, channels, c, kinds, ends, info, n)
     channels[c, AR_LAST] = t
     channels[c, ASKED] = asked + n
@@ -127,6 +152,7 @@ def _tell(g, channels, c, arrivals, requests, banks, writes):
         return False
     serve(banks[c], asked, requests[c, 0], requests[c, 1], requests[c, 2], arrivals[c], writes[c], g[KNOWN])
     channels[c, TOLD] = banks[c, hbm.SERVED]
+    _note_absent(channels, c, arrivals, told)
     return channels[c, TOLD] > told
 
 
@@ -147,10 +173,12 @@ def _pop(g, channels, c, arrivals, kinds, pops, takes, ready, rounds):
         while popped < told and kind == _NONE:
             at = popped & wrap
             t = max(arrivals[c, at], last) + 1
-            stall += max(0, room - t)
+            stall += max(0, min(room, g[LAST_CYCLE] + 1) - t)
             last = max(t, room)
             pops[c, at] = last
             kind = kinds[c, at]
+            if popped == channels[c, WRONG_AT]:
+                channels[c, WRONG_TIME] = last + STREAM_ERROR
             popped += 1
         if kind != _NONE:
             ready[c, i & buffer] = last + 1
@@ -162,40 +190,70 @@ def _pop(g, channels, c, arrivals, kinds, pops, takes, ready, rounds):
 
 
 @njit
+def _fits(g, kind, kinds):
+    """Whether a round is right for the matrix instruction and its step, and the same in every channel."""
+    for other in kinds:
+        if other != kind:
+            return False
+    if g[MX_K] == 0:
+        g[FORMAT] = kind & _RAW
+    if g[FORMAT] != kind & _RAW:
+        return False
+    return kind == _RAW or (g[MX_SPLIT_K] == 0 and (kind >> WINDOW_SHIFT) * WINDOW < g[MX_KB])
+
+
+@njit
+def _check_acts(g, t, kind):
+    """Notes when a row of the round taken at t needs act blocks beyond OB."""
+    if g[MX_ACT_SIZE] == 0:
+        return
+    block = g[MX_K] * g[MX_UNITS] if kind == _RAW else (kind >> WINDOW_SHIFT) * WINDOW
+    first = g[MX_ACT] + g[MX_STEP] // g[MX_OB] * g[MX_ACT_OUT] + block
+    passes = g[MX_DENSE] // g[MX_ROWS]
+    for row in range(g[MX_ROWS]):
+        if (first + row * g[MX_ACT_STRIDE]) & _M32 >= g[MX_ACT_SIZE]:
+            step = row // 2 * 2 * passes + row % 2 if kind & SPARSE else row * passes
+            g[RANGE_TIME] = min(g[RANGE_TIME], t + 1 + step + ACT_ERROR)
+            return
+
+
+@njit
 def _take(g, channels, takes, ready, rounds):
     """Takes the matrix instruction's next round if every channel has it; whether it did."""
     taken = g[TAKEN]
     at = taken & WEIGHT_BUFFER_ROUNDS - 1
-    kind = rounds[0, at]
     full = 0
     for c in range(len(channels)):
         if channels[c, ROUNDS] <= taken:
             return False
         full = max(full, ready[c, at])
-        if rounds[c, at] != kind:
-            g[REFUSED] = 1
-    if g[MX_K] == 0:
-        g[FORMAT] = kind & _RAW
-    elif g[FORMAT] != kind & _RAW:
-        g[REFUSED] = 1
-    if g[REFUSED]:
-        return False
+    kind = rounds[0, at]
+    fits = _fits(g, kind, rounds[:, at])
     step = g[MX_STEP]
-    now = g[MX_READY]
+    now, end = g[MX_READY], g[LAST_MX_CYCLE] + 1
     t = max(now, full)
-    g[WEIGHT_STALL] += max(0, full - now)
+    g[WEIGHT_STALL] += max(0, min(full, end) - now)
     if g[MX_K] == 0 and step >= g[MX_SLOTS]:
         free = g[DEND + (step - g[MX_SLOTS]) % ACC_SLOTS] + 1
-        g[DRAIN_STALL] += max(0, free - t)
+        g[DRAIN_STALL] += max(0, min(free, end) - t)
         t = max(t, free)
     takes[at] = t
     g[TAKEN] += 1
+    if fits:
+        _check_acts(g, t, kind)
+        g[MX_READY] = t + (g[MX_SPARSE] if kind & SPARSE else g[MX_DENSE])
+    else:
+        g[HEADER_TIME] = min(g[HEADER_TIME], t + STREAM_ERROR)
+        g[MX_READY] = t + 1
     g[MX_K] += 1
-    g[MX_READY] = t + (g[MX_SPARSE] if kind & SPARSE else g[MX_DENSE])
     if g[MX_K] == g[MX_KB] if kind == _RAW else kind & LAST:
         start = g[MX_READY] + MX_ACC_LATENCY
         if step >= 1:
             start = max(start, g[DEND + (step - 1) % ACC_SLOTS] + 1)
+        if not fits:
+            start = t + _LATE  # it has no work, so it is never done
+        if step == g[MX_BAD_STEP]:
+            g[RANGE_TIME] = min(g[RANGE_TIME], start + g[MX_BAD_CYCLE] + STREAM_ERROR)
         g[DEND + step % ACC_SLOTS] = start + g[MX_DRAIN] - 1
         g[MX_K] = 0
         g[MX_STEP] += 1
@@ -243,7 +301,7 @@ def _advance(g, channels, arrivals, kinds, pops, takes, ready, rounds, ends, inf
             need = max(need, banks[c, hbm.NEED])
         g[NEED] = need
         ended = g[MX_ACTIVE] != active or (reading and _readers(channels) == 0)
-        if need == 0 or need > until or ended or g[REFUSED]:
+        if need == 0 or need > until or ended:
             return
         g[KNOWN] = need
 
@@ -309,6 +367,19 @@ def _append(banks, writes, row_of, first, units, addresses, words):
 _BY_CHANNEL = ("channels", "arrivals", "kinds", "pops", "ready", "rounds", "requests", "banks", "writes")
 
 
+@dataclass(frozen=True)
+class Limits:
+    """The last cycles of a run that ends in an error, as far as they differ."""
+
+    cycle: int = NEVER
+    """Of the run."""
+    matrix: int = NEVER
+    """In which MX counts its stalls and a reader sends an address: an error of RD or MX stops them at once."""
+
+
+NO_LIMITS = Limits()
+
+
 @dataclass
 class Streams:
     """The state of all channels. Without jitter, those whose streams are equal share a row from the start, part when
@@ -316,6 +387,7 @@ class Streams:
 
     config: Config
     model: MemoryModel
+    limits: Limits = NO_LIMITS
 
     def __post_init__(self):
         n = self.config.units if self.model.jitter else 1
@@ -324,6 +396,7 @@ class Streams:
         size = 1 << (self.config.fifo_beats + 2 * BURST_BEATS - 1).bit_length()
         self.channels = np.zeros((n, COLUMNS), np.int64)
         self.channels[:, (AR_LAST, ARRIVED_LAST, POP_LAST)] = -1
+        self.channels[:, (ABSENT_AT, ABSENT_TIME, WRONG_AT, WRONG_TIME)] = NEVER
         self.arrivals, self.kinds, self.pops = (np.zeros((n, size), np.int64) for _ in range(3))
         self.requests = np.zeros((n, 3, size), np.int64)
         self.banks = np.tile(new_channel(self.model.slots_a_cycle), (n, 1))
@@ -339,14 +412,19 @@ class Streams:
         self.shared[[FIFO, LATENCY, JITTER, SEED, HBM]] = (
             self.config.fifo_beats, self.model.read_latency, self.model.jitter, self.model.seed & _M32, self.model.hbm,
         )  # fmt: skip
+        self.shared[[RANGE_TIME, HEADER_TIME]] = NEVER
+        self.shared[[LAST_CYCLE, LAST_MX_CYCLE, LAST_ADDRESS]] = (
+            self.limits.cycle, self.limits.matrix, self.limits.matrix,
+        )  # fmt: skip
 
-    def start_read(self, s: int, f: dict[str, int], plans: Plans | None) -> bool:
-        """RD starts at cycle s, with these plans for STREAM; False for a stream that begins inside a RAW block."""
-        if plans and self.channels[0, RAW_FILL]:
-            return False
+    def start_read(self, s: int, f: dict[str, int], plans: Plans | None, absent: int | None, most: int) -> None:
+        """RD starts at cycle s, with these plans for STREAM.
+
+        absent: its first beat that is beyond the memory; most: beats that are followed.
+        """
         self._share_rows(s)
-        self.shared[RD_START : RD_STREAM + 1] = (
-            s, f["addr"], f["n_outer"], f["n_inner"], f["stride"], plans is not None,
+        self.shared[RD_START : RD_MOST + 1] = (
+            s, f["addr"], f["n_outer"], f["n_inner"], f["stride"], plans is not None, most,
         )  # fmt: skip
         if plans:
             if not plans.same:
@@ -354,9 +432,24 @@ class Streams:
             self.ends, self.info = plans.ends, plans.info
             self.channels[self.row_of, PLAN_AT] = plans.bounds[0] if plans.same else plans.bounds[:-1]
             self.channels[self.row_of, PLAN_END] = plans.bounds[1] if plans.same else plans.bounds[1:]
+        for row, unit in {int(row): unit for unit, row in enumerate(self.row_of)}.items():
+            self._mark_faults(self.channels[row], plans.of(unit) if plans else None, absent)
         self.channels[:, (ROW, COLUMN, BEAT)] = 0
         self.channels[:, READING] = 1
-        return self.advance(s)
+        self.advance(s)
+
+    @staticmethod
+    def _mark_faults(channel: np.ndarray, plan: Plan | None, absent: int | None) -> None:
+        """Notes the first beats of a channel that are beyond the memory, or wrong, of those that are to come."""
+        asked, missing, fill = channel[ASKED], channel[MISSING], channel[RAW_FILL] if plan else 0
+        if absent is not None:
+            channel[ABSENT_AT] = min(channel[ABSENT_AT], asked + absent)
+        if channel[WRONG_AT] == NEVER:
+            if missing or fill:
+                channel[WRONG_AT], channel[WRONG_DONE] = asked, missing == 1 or fill == BLOCK_BEATS - 1
+            elif plan and plan.bad >= 0:
+                channel[WRONG_AT] = asked + plan.bad
+            channel[MISSING] = plan.missing if plan else 0
 
     def _own_rows(self, units: np.ndarray) -> None:
         """Every one of these units gets a row of its own, a copy of the one that it has shared."""
@@ -404,28 +497,50 @@ class Streams:
                 larger[row, at % larger.shape[1]] = self.writes[row, at % size]
             self.writes = larger
 
-    def start_multiply(self, s: int, f: dict[str, int]) -> bool:
-        """MX starts at cycle s; False if its rounds are refused, see `advance`."""
+    def start_multiply(self, s: int, f: dict[str, int]) -> None:
+        """MX starts at cycle s."""
         self._share_rows(s)
         c, n_rows = self.config, f["n_rows"]
-        per_row = c.drain_cycles_a_row if f["mode"] == MxMode.SPLIT_N else 1
-        self.shared[MX_ACTIVE : MX_SLOTS + 1] = (
-            1, 0, f["n_outer"] * f["ob"], 0, f["kb"], n_rows * c.passes, (n_rows + 1) // 2 * 2 * c.passes, s + 1,
-            n_rows * per_row, accumulator_slots(n_rows, c.acc_rows),
+        split_k = f["mode"] == MxMode.SPLIT_K
+        per_row = 1 if split_k else c.drain_cycles_a_row
+        most = f["act"] + (f["n_outer"] - 1) * f["act_out"] + (n_rows - 1) * f["act_stride"] + f["kb"] * c.units
+        self.shared[MX_ACTIVE : MX_ACT_SIZE + 1] = (
+            1, 0, min(f["n_outer"] * f["ob"], NEVER), 0, f["kb"], n_rows * c.passes, (n_rows + 1) // 2 * 2 * c.passes,
+            s + 1, n_rows * per_row, accumulator_slots(n_rows, c.acc_rows), f["ob"], n_rows, split_k,
+            c.units if split_k else 1, f["act"], f["act_stride"], f["act_out"], c.ob_blocks * (most >= c.ob_blocks),
         )  # fmt: skip
-        return self.advance(s)
+        self.shared[[MX_BAD_STEP, MX_BAD_CYCLE]] = result_beyond(c, f) or (-1, 0)
+        self.advance(s)
 
-    def advance(self, now: int, until: int = 0) -> bool:
-        """False where the running MX meets rounds that differ between units, or two formats in a step.
+    def faults(self) -> list[tuple[int, Unit, Error]]:
+        """(cycle, unit, status) of what RD and MX meet."""
+        found = [
+            (int(self.channels[:, ABSENT_TIME].min()), Unit.RD, Error.BUS_READ),
+            (int(self.channels[:, WRONG_TIME].min()), Unit.RD, Error.STREAM_HEADER),
+            (int(self.shared[RANGE_TIME]), Unit.MX, Error.BUFFER_RANGE),
+            (int(self.shared[HEADER_TIME]), Unit.MX, Error.STREAM_HEADER),
+        ]
+        return [fault for fault in found if fault[0] != NEVER]
 
-        Every instruction that starts before cycle `now` has started. None starts before `until` unless RD or MX ends
+    def last_arrival(self) -> int:
+        """Cycle of the last beat asked for; everything must have been told."""
+        asked = self.channels[:, ASKED]
+        last = self.arrivals[np.arange(len(asked)), (asked - 1) % self.arrivals.shape[1]]
+        return int(np.where(asked > 0, last, -1).max())
+
+    def beats(self) -> tuple[int, int]:
+        """Beats of all channels asked for: of RAW reads, of STREAM reads."""
+        raw, asked = (int(self.channels[self.row_of, column].sum()) for column in (RAW_ASKED, ASKED))
+        return raw, asked - raw
+
+    def advance(self, now: int, until: int = 0) -> None:
+        """Every instruction that starts before cycle `now` has started. None starts before `until` unless RD or MX ends
         before: time goes on up to then, or to such an end.
         """
         self.shared[KNOWN] = now
         _advance(self.shared, self.channels, self.arrivals, self.kinds, self.pops, self.takes, self.ready,
                  self.rounds, self.ends, self.info, self.requests, self.banks, self.writes, until)  # fmt: skip
         self.next_known = int(self.shared[NEED])
-        return not self.shared[REFUSED]
 
     @property
     def known(self) -> int:
@@ -444,10 +559,15 @@ class Streams:
     def counters(self, end: int) -> dict[str, int]:
         """The front's counters of a run whose last cycle is end."""
         return {
-            "mx_weight_stall": int(self.shared[WEIGHT_STALL]),
+            "mx_weight_stall": int(self.shared[WEIGHT_STALL]) + self._starved(min(end, self.limits.matrix)),
             "mx_drain_stall": int(self.shared[DRAIN_STALL]),
             "unpack_stall": int(self.channels[self.row_of[0], STALL]) + self._held(end),
         }
+
+    def _starved(self, end: int) -> int:
+        """Cycles up to end in which MX waits for a round that never comes."""
+        waits = self.shared[MX_ACTIVE] and (self.channels[:, ROUNDS] <= self.shared[TAKEN]).any()
+        return max(0, end + 1 - int(self.shared[MX_READY])) if waits else 0
 
     def _held(self, end: int) -> int:
         """Cycles up to end in which unit 0 holds back its next beat, which nothing makes room for any more."""

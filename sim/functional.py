@@ -9,15 +9,24 @@ from collections.abc import Callable
 
 from hw.spec.config import BEAT_BYTES, Config
 from hw.spec.isa import SEMAPHORE_MAX, Error, Op, Unit
+from hw.spec.legal import followed, vector_beyond
 from hw.spec.run import SEQUENCER, Invocation, MachineError, Result
 from sim import functional_matrix as mx
-from sim.functional_checks import check
+from sim.functional_checks import beyond_simulators, check
 from sim.functional_sequencer import Issued, Sequencer
-from sim.functional_state import State, load, store
+from sim.functional_state import State, load, load_fault, store, store_fault
 from sim.functional_vector import vector_pass
 from sim.memory_image import MemoryImage
 
 _AT_ONCE: dict[int, Callable[[State, Issued], None]] = {Unit.LD: load, Unit.ST: store, Unit.VU: vector_pass}
+
+
+def fault_of(config: Config, entry: Issued) -> Error | None:
+    """What LD, ST or VU fail with behind their start."""
+    if entry.unit == Unit.VU:
+        return None if vector_beyond(config, entry.fields) is None else Error.BUFFER_RANGE
+    fault = (load_fault if entry.unit == Unit.LD else store_fault)(config, entry.fields)
+    return None if fault is None else fault[1]
 
 
 class Executor:
@@ -30,19 +39,21 @@ class Executor:
         self._job: mx.Job | None = None
 
     def begin(self, entry: Issued) -> None:
-        """What happens at an instruction's start: its descriptor is checked, readers see memory as it is now."""
-        check(self.config, entry)
+        """What happens at a legal instruction's start: readers see memory as it is now."""
         if entry.unit == Unit.RD:
             self.stream.start(mx.read(self.state, entry), entry)
         elif entry.unit == Unit.MX:
-            self._job = mx.Job(entry, entry.fields["n_outer"] * entry.fields["ob"])
+            self._job = mx.Job(self.config, entry, entry.fields["n_outer"] * entry.fields["ob"])
 
     def finish(self, entry: Issued) -> bool:
         """Does the instruction; False when it has to wait (for weights, or for space in the FIFOs)."""
         if entry.unit == Unit.RD:
-            return self.stream.reader_done()
+            return followed(self.config, entry.unit, entry.fields) and self.stream.reader_done()
         if entry.unit == Unit.MX:
             return self._multiply()
+        if not followed(self.config, entry.unit, entry.fields):
+            fault = fault_of(self.config, entry)
+            raise MachineError(fault, entry.unit, entry.pc) if fault else beyond_simulators(self.config, entry)
         _AT_ONCE[entry.unit](self.state, entry)
         return True
 
@@ -60,7 +71,7 @@ class Machine:
     """Sequencer, queues, semaphores and units of one run."""
 
     def __init__(self, config: Config, memory: MemoryImage, invocation: Invocation):
-        self.config, self.memory = config, memory
+        self.config, self.memory, self.watched = config, memory, invocation.watchdog > 0
         self.sequencer = Sequencer(config, memory, invocation)
         self.executor = Executor(config, memory)
         self.queues: list[deque[Issued]] = [deque() for _ in Unit]
@@ -121,7 +132,11 @@ class Machine:
         if entry is None:
             return False
         taken = self.executor.stream.taken
-        if not self.executor.finish(entry):
+        if self.watched and self._endless(entry):
+            return started
+        finished = self.executor.finish(entry)
+        self.executor.stream.check()
+        if not finished:
             return started or taken != self.executor.stream.taken
         self.running[unit] = None
         for consumer in Unit:
@@ -130,6 +145,11 @@ class Machine:
                 if self.semaphores[unit][consumer] > SEMAPHORE_MAX:
                     raise MachineError(Error.SEMAPHORE, unit, entry.pc)
         return True
+
+    def _endless(self, entry: Issued) -> bool:
+        """Whether the instruction is so long that the watchdog comes before its end."""
+        fits = entry.unit == Unit.RD or followed(self.config, entry.unit, entry.fields)
+        return not fits and fault_of(self.config, entry) is None
 
     def _start(self, unit: Unit) -> bool:
         queue = self.queues[unit]
@@ -141,6 +161,7 @@ class Machine:
         for p in producers:
             self.semaphores[p][unit] -= 1
         entry = queue.popleft()
+        check(self.config, entry)
         self.executor.begin(entry)
         self.running[unit] = entry
         return True

@@ -1,6 +1,7 @@
 """The weight streams and the matrix units' meaning, through BLAS where float32 is exact."""
 
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -9,15 +10,16 @@ import numpy as np
 from hw.spec.config import BEAT_BYTES, BLOCK, BLOCK_BEATS, Config
 from hw.spec.csr import RD_BEATS
 from hw.spec.isa import Error, MxMode, StreamFormat, Unit
+from hw.spec.legal import WORD, max_beats, read_beyond, result_beyond, signed, size_beats, work
 from hw.spec.run import MachineError
 from hw.spec.timing import WEIGHT_BUFFER_ROUNDS, burst_length
-from hw.spec.weights import WINDOW, ceil_div
+from hw.spec.weights import WINDOW
 from sim import weight_stream
-from sim.functional_checks import MASK, limit, spread
+from sim.functional_checks import MASK, spread
 from sim.functional_sequencer import Issued
 from sim.functional_state import State, rows_of_beats
-from sim.memory_image import MemoryImage, OutOfRange
-from sim.weight_stream import WINDOW_SHIFT
+from sim.memory_image import MemoryImage
+from sim.weight_stream import LAST, WINDOW_SHIFT
 
 EXACT_TERMS = 1024
 """float32 holds every partial sum of this many int8 products exactly: 1024 * 128 * 128 = 2**24."""
@@ -41,13 +43,17 @@ class Run:
     n_rounds: int = 0
     """Rounds that beats of it complete."""
     start: int = 0
-    """Beats of a channel asked for before."""
+    """Beats of a channel to be asked for before."""
     offset: int = 0
     """RAW: beats of it that still belong to the round before."""
     at: int = 0
     """Rounds of it already taken."""
     raw_at: int = 0
     """RAW: beats of it already taken."""
+
+    def rounds_of(self, unit: int) -> int:
+        """Rounds that beats of it complete in a unit's channel."""
+        return len(self.plans.of(unit).ends) if self.plans and self.n_rounds else self.n_rounds
 
     def behind(self, unit: int, number: int) -> int:
         """Beats of the unit's channel up to the end of this round of the run."""
@@ -76,7 +82,15 @@ class Stream:
     def __init__(self, config: Config):
         self.config = config
         self.asked = 0
-        """Beats of one channel since the start of the program."""
+        """Beats of one channel that were to be read since the start of the program."""
+        self._entry: Issued | None = None
+        """The RD that started last: faults of any bear its pc."""
+        self._absent: int | None = None
+        """The beat behind the first burst beyond the memory."""
+        self._wrong: list[int | None] = [None] * config.units
+        """Each unit's first beat that is no header where one belongs, or one where none does."""
+        self._open = [False] * config.units
+        """The unit's latest stream ends inside a run."""
         self.taken = 0
         """Rounds since the start of the program."""
         self._rounds: deque[Run] = deque()
@@ -87,12 +101,15 @@ class Stream:
         """Beats of the RAW round that is not complete yet."""
 
     def start(self, run: Run, entry: Issued) -> None:
-        """The readers start; MachineError for a stream that begins inside a RAW block."""
-        run.start = self.asked
-        self.asked += run.n_beats
+        """The readers start."""
+        run.start, self._entry = self.asked, entry
+        self.asked += work(Unit.RD, run.fields)
+        absent = _absent_burst(self.config, run.fields)
+        if absent is not None and self._absent is None:
+            self._absent = run.start + absent
+        if self._mark_wrong(run):
+            return
         if run.plans:
-            if self._raw_fill:
-                raise MachineError(Error.STREAM_HEADER, Unit.MX, entry.pc)
             run.n_rounds = run.plans.n_rounds
         else:
             run.n_rounds, rest = divmod(self._raw_fill + run.n_beats, BLOCK_BEATS)
@@ -102,6 +119,31 @@ class Stream:
         if run.n_rounds:
             self._rounds.append(run)
 
+    def _mark_wrong(self, run: Run) -> bool:
+        """Notes each unit's first wrong beat; whether one is the run's first: then no round of it is ever complete."""
+        for unit in range(self.config.units):
+            plan = run.plans.of(unit) if run.plans else None
+            bad = plan.bad if plan else -1
+            if self._open[unit] or (plan and self._raw_fill):
+                bad = 0
+            if bad >= 0 and self._wrong[unit] is None:
+                self._wrong[unit] = run.start + bad
+            self._open[unit] = bool(plan and plan.missing)
+        return run.start in self._wrong
+
+    def check(self) -> None:
+        """MachineError for a beat that has come and is beyond the memory, or is wrong."""
+        for unit in range(self.config.units):
+            popped, wrong = self._popped(unit), self._wrong[unit]
+            if self._absent is not None and self._absent - popped <= self.config.fifo_beats:
+                raise self._fault(Error.BUS_READ)
+            if wrong is not None and wrong < popped:
+                raise self._fault(Error.STREAM_HEADER)
+
+    def _fault(self, status: Error) -> MachineError:
+        assert self._entry is not None
+        return MachineError(status, Unit.RD, self._entry.pc)
+
     def reader_done(self) -> bool:
         """Whether every address is out: the fronts pop beats until their weight buffers are full."""
         return all(self.asked - self._popped(u) <= self.config.fifo_beats for u in range(self.config.units))
@@ -109,7 +151,7 @@ class Stream:
     def _popped(self, unit: int) -> int:
         ahead = WEIGHT_BUFFER_ROUNDS
         for run in self._rounds:
-            left = run.n_rounds - run.at
+            left = run.rounds_of(unit) - run.at
             if ahead <= left:
                 return run.behind(unit, run.at + ahead - 1)
             ahead -= left
@@ -123,30 +165,40 @@ class Stream:
             if run.plans:
                 job.enter(StreamFormat.STREAM)
                 n, steps = self._take_stream(run, run.plans, job)
-                job.pieces.append(Piece(run, first, n, steps))
+                if n:
+                    job.pieces.append(Piece(run, first, n, steps))
             else:
                 job.enter(StreamFormat.RAW)
                 n, steps = self._take_raw(run, job)
-            job.left -= steps
+            if not n:
+                return
+            job.finish_steps(steps)
             self.taken += n
             run.at += n
             if run.at == run.n_rounds:
                 self._rounds.popleft()
 
-    @staticmethod
-    def _take_stream(run: Run, plans: weight_stream.Plans, job: "Job") -> tuple[int, int]:
+    def _take_stream(self, run: Run, plans: weight_stream.Plans, job: "Job") -> tuple[int, int]:
         before = int(np.searchsorted(plans.step_ends, run.at))
         steps = min(job.left, len(plans.step_ends) - before)
         whole = steps == job.left
         n = int(plans.step_ends[before + steps - 1]) + 1 - run.at if whole else run.n_rounds - run.at
-        if run.at + n > plans.agree:
+        there = min(run.rounds_of(u) for u in range(self.config.units)) - run.at
+        agreed = min(n, there, plans.agree - run.at)
+        info = plans.units[0].info[run.at : run.at + agreed].astype(np.int64)
+        ends = (info & LAST) > 0
+        job.meet_windows(np.cumsum(ends) - ends, (info >> WINDOW_SHIFT) * WINDOW)
+        if agreed < min(n, there):
             raise job.refused()
-        job.k = 0 if plans.info[run.at + n - 1] & weight_stream.LAST else job.k + n
-        return n, steps
+        if agreed:
+            job.k = 0 if ends[-1] else job.k + agreed
+        return agreed, int(ends.sum())
 
     def _take_raw(self, run: Run, job: "Job") -> tuple[int, int]:
         kb = job.entry.fields["kb"]
         n = min(job.left * kb - job.k, run.n_rounds - run.at)
+        number = job.k + np.arange(n)
+        job.meet_blocks(number // kb, number % kb)
         steps, job.k = divmod(job.k + n, kb)
         need, done = n * BLOCK_BEATS, steps
         while need:
@@ -164,6 +216,7 @@ class Stream:
 class Job:
     """An MX being executed: what it took so far."""
 
+    config: Config
     entry: Issued
     left: int
     """Steps to go."""
@@ -179,39 +232,78 @@ class Job:
         if mixed or (kind == StreamFormat.STREAM and self.entry.fields["mode"] == MxMode.SPLIT_K):
             raise self.refused()
 
+    def meet_windows(self, steps: np.ndarray, blocks: np.ndarray) -> None:
+        """STREAM rounds come next, `steps` counted from the step being made, with these first blocks."""
+        beyond = np.flatnonzero(blocks >= self.entry.fields["kb"])
+        fitting = slice(int(beyond[0]) if len(beyond) else None)
+        self._meet(steps[fitting], blocks[fitting])
+        if len(beyond):
+            raise self.refused()
+
+    def meet_blocks(self, steps: np.ndarray, blocks: np.ndarray) -> None:
+        """RAW rounds come next, each for these blocks of the activations."""
+        self._meet(steps, blocks * (self.config.units if self.entry.fields["mode"] == MxMode.SPLIT_K else 1))
+
+    def _meet(self, steps: np.ndarray, blocks: np.ndarray) -> None:
+        """BUFFER_RANGE for rounds of which a row's first block is beyond OB."""
+        f, size = self.entry.fields, self.config.ob_blocks
+        most = f["act"] + (f["n_outer"] - 1) * f["act_out"] + (f["n_rows"] - 1) * f["act_stride"]
+        if not len(blocks) or most + int(blocks.max()) < size:
+            return  # nearly always
+        outer = (steps + (f["n_outer"] * f["ob"] - self.left)) // f["ob"]
+        first = f["act"] + outer * signed(f["act_out"]) + blocks
+        rows = np.arange(f["n_rows"]) * signed(f["act_stride"])
+        if int((first[:, None] + rows & MASK).max()) >= size:
+            raise MachineError(Error.BUFFER_RANGE, Unit.MX, self.entry.pc)
+
+    def finish_steps(self, steps: int) -> None:
+        """So many steps are complete; BUFFER_RANGE if results of one are beyond AB."""
+        f = self.entry.fields
+        self.left -= steps
+        beyond = result_beyond(self.config, f)
+        if beyond and beyond[0] < f["n_outer"] * f["ob"] - self.left:
+            raise MachineError(Error.BUFFER_RANGE, Unit.MX, self.entry.pc)
+
     def refused(self) -> MachineError:
         return MachineError(Error.STREAM_HEADER, Unit.MX, self.entry.pc)
 
 
-def plans_of(memory: MemoryImage, entry: Issued) -> weight_stream.Plans | None:
-    """The rounds of an RD's streams, None for RAW; MachineError for what is no stream."""
-    f = entry.fields
+def _absent_burst(config: Config, f: dict[str, int]) -> int | None:
+    """The beat of an RD behind its first burst that is beyond the memory."""
+    beat = read_beyond(f, size_beats(config.channel_bytes))
+    if beat is None:
+        return None
+    row, column = divmod(beat, f["n_inner"])
+    return beat + burst_length((f["addr"] + row * f["stride"] + column) % WORD, f["n_inner"] - column)
+
+
+def segments(config: Config, f: dict[str, int]) -> list[weight_stream.Segment]:
+    """The beats of an RD that are in memory, up to the first that is not, as far as simulators follow it."""
+    absent = read_beyond(f, size_beats(config.channel_bytes))
+    return rows_of_beats(f, max_beats(config) if absent is None else min(absent, max_beats(config)))
+
+
+def plans_of(memory: MemoryImage, f: dict[str, int]) -> weight_stream.Plans | None:
+    """The rounds of an RD's streams, None for RAW."""
     if f["fmt"] != StreamFormat.STREAM:
         return None
-    try:
-        return weight_stream.plans(memory, rows_of_beats(f), f["n_inner"])
-    except OutOfRange:
-        raise MachineError(Error.BUS_READ, Unit.RD, entry.pc) from None
-    except ValueError:
-        raise MachineError(Error.STREAM_HEADER, Unit.MX, entry.pc) from None
+    return weight_stream.plans(memory, segments(memory.config, f))
 
 
 def read(state: State, entry: Issued) -> Run:
-    """RD: its beats. Headers are checked here."""
+    """RD: its beats."""
     f, config = entry.fields, state.config
-    n_beats = f["n_outer"] * f["n_inner"]
-    try:
-        clean = all(
-            state.memory.ports[u].clean_region(a * BEAT_BYTES, f["n_inner"] * BEAT_BYTES)
-            for u in range(config.units)
-            for a in rows_of_beats(f)
-        )
-        # What may be written later is read now; what nobody writes when it is needed.
-        data = None if clean else _read(state, f)
-    except OutOfRange:
-        raise MachineError(Error.BUS_READ, Unit.RD, entry.pc) from None
+    places = segments(config, f)
+    n_beats = sum(n for _, n in places)
+    clean = all(
+        state.memory.ports[u].clean_region(a * BEAT_BYTES, n * BEAT_BYTES)
+        for u in range(config.units)
+        for a, n in places
+    )
+    # What may be written later is read now; what nobody writes when it is needed.
+    data = None if clean else _read(state, f)
     state.count(n_beats * config.units, "read_beats_channels", RD_BEATS[StreamFormat(f["fmt"])])
-    return Run(data, n_beats, f, clean, plans_of(state.memory, entry))
+    return Run(data, n_beats, f, clean, plans_of(state.memory, f))
 
 
 def _read(state: State, f: dict[str, int]) -> np.ndarray:
@@ -222,8 +314,9 @@ def _read(state: State, f: dict[str, int]) -> np.ndarray:
 
 def _unit_beats(state: State, f: dict[str, int], unit: int) -> np.ndarray:
     """Beats of one unit: uint8[beats, 64], a view where one attached array holds them all."""
-    n = f["n_inner"] * BEAT_BYTES
-    parts = [state.memory.read(unit, a * BEAT_BYTES, n) for a in rows_of_beats(f)]
+    parts = [state.memory.read(unit, a * BEAT_BYTES, n * BEAT_BYTES) for a, n in segments(state.config, f)]
+    if not parts:
+        return np.zeros((0, BEAT_BYTES), np.uint8)
     return (parts[0] if len(parts) == 1 else np.concatenate(parts)).reshape(-1, BEAT_BYTES)
 
 
@@ -272,12 +365,13 @@ def _streamed(state: State, f: dict[str, int], pieces: list[Piece]) -> np.ndarra
     units, inputs = state.config.units, f["kb"] * BLOCK
     steps = sum(p.steps for p in pieces)
     stride = units * BLOCK
-    out = np.zeros((ceil_div(f["kb"], WINDOW) * WINDOW * BLOCK, steps * stride), np.float32)
+    windows = 1 + max(_last_window(p) for p in pieces)  # not kb, which no stream bounds
+    out = np.zeros((windows * WINDOW * BLOCK, steps * stride), np.float32)
     step, largest = 0, 0
     for p in pieces:
         for unit in range(units):
             beats = p.run.data[unit] if p.run.data is not None else _unit_beats(state, p.run.fields, unit)
-            runs = weight_stream.walk(beats)[1]
+            runs = weight_stream.follow(beats)[1]
             first, last = np.searchsorted(runs[:, weight_stream.ROUND], (p.first, p.first + p.n)).tolist()
             chosen = runs[first:last]
             column = step * stride + unit * BLOCK
@@ -287,6 +381,11 @@ def _streamed(state: State, f: dict[str, int], pieces: list[Piece]) -> np.ndarra
     if not out[inputs:].any():
         out = out[:inputs]
     return out if largest <= LARGEST else out.astype(np.float64)
+
+
+def _last_window(piece: Piece) -> int:
+    assert piece.run.plans is not None
+    return int(piece.run.plans.units[0].info[piece.first : piece.first + piece.n].max()) >> WINDOW_SHIFT
 
 
 def _keep(cache: dict, key: tuple, value: np.ndarray) -> None:
@@ -301,13 +400,11 @@ def _keep(cache: dict, key: tuple, value: np.ndarray) -> None:
 
 def multiply(state: State, job: Job) -> None:
     """MX: products of OB rows with the streamed weights into AB, see `MxMode`."""
-    entry, f = job.entry, job.entry.fields
+    f = job.entry.fields
     n_rows, units = f["n_rows"], state.config.units
-    wide = f["mode"] == MxMode.SPLIT_N
-    _limit_acts(state, job)
-    outer, granules = f["n_outer"], f["ob"] * (units if wide else 1)
-    to = spread(f["dst"], (outer, f["dst_out"]), (n_rows, f["dst_stride"]), (granules, 1))
-    limit(entry, to, len(state.ab))
+    outer, each = f["n_outer"], units if f["mode"] == MxMode.SPLIT_N else 1
+    # Results are written step after step, in a step row after row: the last one stays.
+    to = spread(f["dst"], (outer, f["dst_out"]), (f["ob"], each), (n_rows, f["dst_stride"]), (each, 1))
     w = matrix(state, f, job.pieces)
     act = spread(f["act"], (outer, f["act_out"]), (n_rows, f["act_stride"]), (len(w) // BLOCK, 1)) % len(state.ob)
     x = state.ob[act].reshape(outer, n_rows, -1).astype(w.dtype)
@@ -315,30 +412,14 @@ def multiply(state: State, job: Job) -> None:
         total = np.zeros((n_rows, columns.shape[1]), np.int32)
         for k in range(0, len(w), EXACT_TERMS):
             total += (x[o, :, k : k + EXACT_TERMS] @ columns[k : k + EXACT_TERMS]).astype(np.int32)
-        state.ab[to[o]] = total.reshape(n_rows, -1, BLOCK)
+        state.ab[to[o]] = total.reshape(n_rows, f["ob"], each, BLOCK).transpose(1, 0, 2, 3)
 
 
-def _limit_acts(state: State, job: Job) -> None:
-    """Refuses windows behind kb, and rounds whose first act block is beyond OB."""
-    f = job.entry.fields
-    streamed = [p for p in job.pieces if p.run.plans]
-    blocks = [np.unique(p.run.plans.info[p.first : p.first + p.n] >> WINDOW_SHIFT) * WINDOW for p in streamed
-              if p.run.plans]  # fmt: skip
-    if any(b.max() >= f["kb"] for b in blocks):
-        raise job.refused()
-    if len(streamed) < len(job.pieces):
-        blocks.append(np.arange(f["kb"]) * (state.config.units if f["mode"] == MxMode.SPLIT_K else 1))
-    rows = spread(f["act"], (f["n_outer"], f["act_out"]), (f["n_rows"], f["act_stride"]))
-    limit(job.entry, (rows[:, :, None] + np.concatenate(blocks)) & MASK, len(state.ob))
-
-
-def bursts(f: dict[str, int]) -> list[int]:
+def bursts(f: dict[str, int]) -> Iterator[int]:
     """Lengths in beats of an LD's or RD's bursts, in order."""
-    out = []
-    for address in rows_of_beats(f):
-        left = f["n_inner"]
+    for row in range(f["n_outer"]):
+        address, left = (f["addr"] + row * f["stride"]) % WORD, f["n_inner"]
         while left:
             n = burst_length(address, left)
-            out.append(n)
+            yield n
             address, left = address + n, left - n
-    return out

@@ -33,7 +33,10 @@ class Issued:
 class Sequencer:
     """Architectural state. `run_scalars` executes up to the next instruction that concerns the units."""
 
-    def __init__(self, config: Config, memory: MemoryImage, invocation: Invocation):
+    def __init__(
+        self, config: Config, memory: MemoryImage, invocation: Invocation, program: "Program | None" = None
+    ):
+        """program: what is in instruction memory, if it need not be fetched."""
         args = invocation.args
         self.registers = [0, *(a & MASK for a in args)] + [0] * (REGISTERS - 1 - len(args))
         self.pc = invocation.entry
@@ -46,7 +49,7 @@ class Sequencer:
         """Where a SET's a puts its value."""
         self.executed = 0
         self.limit = invocation.instruction_limit
-        self.program = _load(config, memory, invocation)
+        self.program = load_program(config, memory, invocation) if program is None else program
 
     def fail(self, status: Error) -> MachineError:
         return MachineError(status, pc=self.pc)
@@ -76,7 +79,7 @@ class Sequencer:
                 following = imm
         elif op == Op.LOOP:
             if not r[b]:
-                following = imm + 1
+                following = imm + 1 & MASK
             elif len(self.loops) == LOOP_DEPTH:
                 raise self.fail(Error.LOOP_STACK)
             else:
@@ -116,16 +119,24 @@ class Sequencer:
         self.retire()
         return entry
 
+    def scalar_at(self, memory: MemoryImage, port: int, b: int, imm: int) -> int:
+        """What an LDS reads; `OutOfRange` beyond the memory."""
+        address = (self.registers[b] + imm & MASK) * 4
+        # The bus reads the whole beat.
+        beat = memory.read(port, address // BEAT_BYTES * BEAT_BYTES, BEAT_BYTES)
+        return int.from_bytes(beat[address % BEAT_BYTES :][:4].tobytes(), "little")
+
     def load(self, memory: MemoryImage, port: int, a: int, b: int, imm: int) -> None:
         """Executes an LDS."""
-        address = (self.registers[b] + imm & MASK) * 4
         try:
-            # The bus reads the whole beat.
-            beat = memory.read(port, address // BEAT_BYTES * BEAT_BYTES, BEAT_BYTES)
+            self.loaded(a, self.scalar_at(memory, port, b, imm))
         except OutOfRange:
             raise self.fail(Error.BUS_READ) from None
+
+    def loaded(self, a: int, value: int) -> None:
+        """Executes an LDS that has read this."""
         if a:
-            self.registers[a] = int.from_bytes(beat[address % BEAT_BYTES :][:4].tobytes(), "little")
+            self.registers[a] = value
         self.retire()
 
 
@@ -141,8 +152,12 @@ _BRANCHES: dict[int, Callable[[int, int], bool]] = {
 }  # fmt: skip
 
 
-def _load(config: Config, memory: MemoryImage, invocation: Invocation) -> list[tuple | None]:
-    """The program's decoded instructions, None where one is illegal."""
+Program = list[tuple[int, int, int, int, int] | None]
+"""Decoded instructions, None where one is illegal."""
+
+
+def load_program(config: Config, memory: MemoryImage, invocation: Invocation) -> Program:
+    """The program; MachineError if it cannot be fetched."""
     if invocation.program_length > config.imem_instructions:
         raise MachineError(Error.ILLEGAL_INSTRUCTION, pc=invocation.entry)
     n_bytes = -(-invocation.program_length * INSTRUCTION_BYTES // BEAT_BYTES) * BEAT_BYTES

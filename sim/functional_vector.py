@@ -3,8 +3,10 @@
 import numpy as np
 
 from hw.spec import vector
-from hw.spec.isa import Add, Dst, Fin, Mul1, Mul2, Mul3, Reduce, Row, Src
-from sim.functional_checks import control, limit, spread
+from hw.spec.isa import Dst, Error, Mul1, Reduce, Row, Src
+from hw.spec.legal import control, operands, vector_beyond
+from hw.spec.run import MachineError
+from sim.functional_checks import spread
 from sim.functional_sequencer import Issued
 from sim.functional_state import State
 
@@ -19,16 +21,15 @@ class Pass:
     def __init__(self, state: State, entry: Issued):
         self.state, self.entry, self.f = state, entry, entry.fields
         self.ctl = control(self.f)
-        self.used = _operands(self.ctl)
+        self.used = operands(self.ctl)
         f = self.f
         self.rows = {
             name: spread(f[name], (f["n_outer"], f[f"{name}_out"]), (f["n_mid"], f[f"{name}_mid"]))
-            for name in ("a", "p", "v", "d", "r0", "r1", "w")
+            for name in self.used | {"d"}
         }
         self.buffers = {"a": state.words(state.ab), "p": state.words(state.pb), "v": state.words(state.vb)}
 
     def run(self) -> None:
-        self._check()
         f, lanes = self.f, self.state.config.lanes
         row = f["n_words"] * lanes
         if self.ctl["level"] or row * f["n_mid"] <= CHUNK:
@@ -40,23 +41,6 @@ class Pass:
         for o in range(f["n_outer"]):
             for m in range(0, f["n_mid"], n):
                 self._part(slice(o, o + 1), slice(m, m + n))
-
-    def _check(self) -> None:
-        """Every address of the pass is inside its buffer, before anything is written."""
-        f, state, last = self.f, self.state, self.f["n_words"] - 1
-        for name in ("a", "p", "v"):
-            if name in self.used:
-                limit(self.entry, self.rows[name] + last, len(self.buffers[name]))
-        for name in ("r0", "r1", "w"):
-            if name in self.used:
-                limit(self.entry, self.rows[name], len(state.raw))
-        dst, blocks = self.ctl["dst"], state.config.granules_per_word
-        if dst == Dst.VB:
-            limit(self.entry, self.rows["d"] + last, len(self.buffers["v"]))
-        elif dst == Dst.SB:
-            limit(self.entry, self.rows["d"] + last, len(state.words(state.sb)))
-        elif dst != Dst.NONE:
-            limit(self.entry, self.rows["d"] + (f["n_words"] * blocks - 1), len(state.ob))
 
     def _operand(self, name: str, part: tuple) -> np.ndarray | int:
         """int64[outer, mid, words, lanes] of a buffer operand, 0 when the pass does not use it."""
@@ -124,8 +108,9 @@ class Pass:
         if "r0" in self.used:
             raw0 = raw0 + (r0_raw[:, -1, 0, 0] if self.ctl["level"] else r0_raw[..., 0, 0])
         raw, fin = vector.finish(self.ctl, total, raw0, self.f["imm1"])
-        rows = self.rows["w"][part]
-        to = spread(self.f["w"], (self.f["n_outer"], self.f["w_out"]))[part[0]] if self.ctl["level"] else rows
+        to = self.rows["w"][part]
+        if self.ctl["level"]:
+            to = spread(self.f["w"], (self.f["n_outer"], self.f["w_out"]))[part[0]]
         self.state.raw[to], self.state.fin[to] = raw, fin
 
 
@@ -134,20 +119,8 @@ def _neighbours(x: np.ndarray) -> np.ndarray:
     return x.reshape(*x.shape[:-1], -1, 2)[..., ::-1].reshape(x.shape)
 
 
-def _operands(ctl: dict) -> set[str]:
-    """The operands a pass reads (and w, when it reduces)."""
-    used = {{Src.A: "a", Src.V: "v", Src.P: "p", Src.R0: "r0"}[ctl["src"]]}
-    if ctl["mul1"] in (Mul1.P, Mul1.ROPE) or ctl["add"] == Add.P:
-        used.add("p")
-    if ctl["add"] == Add.V or ctl["mul3"] == Mul3.V:
-        used.add("v")
-    if ctl["mul2"] == Mul2.R0 or ctl["reduce"] == Reduce.SUMSQ or ctl["fin"] == Fin.RSQRT:
-        used.add("r0")
-    if ctl["add"] == Add.SUB_R1 or ctl["mul3"] == Mul3.R1:
-        used.add("r1")
-    return used | ({"w"} if ctl["reduce"] != Reduce.NONE else set())
-
-
 def vector_pass(state: State, entry: Issued) -> None:
     """VU: see `hw.spec.vector`."""
+    if vector_beyond(state.config, entry.fields) is not None:
+        raise MachineError(Error.BUFFER_RANGE, entry.unit, entry.pc)
     Pass(state, entry).run()

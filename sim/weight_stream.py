@@ -62,10 +62,16 @@ _HALF_SCALE = 1 << SCALE_BITS - 1
 
 @dataclass(frozen=True)
 class Plan:
-    """One unit's rounds. ends: int32[rounds], the beat that completes each; info: uint16[rounds]."""
+    """One unit's rounds. ends: int32[rounds], the beat that completes each; info: uint16[rounds].
+
+    bad: the header beat of which a slot is no run, or -1; nothing behind it is told. missing: beats that the round
+    lacks in which the stream ends, or 0.
+    """
 
     ends: np.ndarray
     info: np.ndarray
+    bad: int = -1
+    missing: int = 0
 
 
 @dataclass(frozen=True)
@@ -88,9 +94,12 @@ class Plans:
         """Rounds of the unit that has most."""
         return max(len(plan.ends) for plan in self.units)
 
+    def of(self, unit: int) -> Plan:
+        return self.units[0 if self.same else unit]
+
     def last_beat(self, unit: int, number: int, n_beats: int) -> int:
         """The beat that completes a unit's round; n_beats - 1 where it has no such round."""
-        ends = self.units[0 if self.same else unit].ends
+        ends = self.of(unit).ends
         return int(ends[number]) if number < len(ends) else n_beats - 1
 
 
@@ -108,7 +117,8 @@ def _descriptor(beats, header, slot):
 
 @njit
 def _walk(beats, positions, n_beats, ends, info, runs):
-    """Follows the headers: (rounds, runs, result, beat). beats[i] is beat positions[i], or i without positions."""
+    """Follows the headers: (rounds, runs, result, beat, missing beats). beats[i] is beat positions[i], or i without
+    positions."""
     at = rounds = n_runs = step = known = 0
     while at < n_beats:
         header = at
@@ -116,7 +126,7 @@ def _walk(beats, positions, n_beats, ends, info, runs):
             while known < len(positions) and positions[known] < at:
                 known += 1
             if known == len(positions) or positions[known] != at:
-                return rounds, n_runs, _ABSENT, at
+                return rounds, n_runs, _ABSENT, at, 0
             header = known
         began = at
         at += 1
@@ -128,7 +138,7 @@ def _walk(beats, positions, n_beats, ends, info, runs):
             blocks = word >> _BLOCKS_AT & _BLOCKS_MASK
             if (word >> _MAGIC_AT & _MAGIC_MASK != RUN_MAGIC or word >> _ZERO_AT & _ZERO_MASK or blocks == 0
                     or n >= len(_NONZERO_COUNTS)):  # fmt: skip
-                return rounds, n_runs, _NO_RUN, began
+                return rounds, n_runs, _NO_RUN, began, 0
             bits = word >> _BITS_AT & _BITS_MASK
             window = word >> _WINDOW_AT & _WINDOW_MASK
             last = word >> _LAST_AT & _LAST_MASK
@@ -143,14 +153,14 @@ def _walk(beats, positions, n_beats, ends, info, runs):
             for number in range((present + _ROUND_BLOCKS[n] - 1) // _ROUND_BLOCKS[n]):
                 at += _ROUND_BEATS[bits, n, number & 1]
                 if at > n_beats:
-                    return rounds, n_runs, _CUT, began
+                    return rounds, n_runs, _CUT, began, at - n_beats
                 ends[rounds] = at - 1
                 info[rounds] = window << WINDOW_SHIFT | (SPARSE if n else 0)
                 rounds += 1
             if last:
                 info[rounds - 1] |= LAST
                 step += 1
-    return rounds, n_runs, _OK, at
+    return rounds, n_runs, _OK, at, 0
 
 
 def walk(beats: np.ndarray, positions: np.ndarray | None = None, n_beats: int | None = None) -> tuple[Plan, np.ndarray]:
@@ -159,6 +169,18 @@ def walk(beats: np.ndarray, positions: np.ndarray | None = None, n_beats: int | 
     With positions (int64[headers]) beats holds the header beats only, found at those positions of n_beats.
     ValueError for a slot that is no run and for a stream that ends inside a run.
     """
+    plan, runs = follow(beats, positions, n_beats)
+    if plan.bad >= 0:
+        raise ValueError(f"beat {plan.bad} of a stream is no header: a slot of it is no run")
+    if plan.missing:
+        raise ValueError(f"a stream of {n_beats or len(beats)} beats ends inside a run")
+    return plan, runs
+
+
+def follow(
+    beats: np.ndarray, positions: np.ndarray | None = None, n_beats: int | None = None
+) -> tuple[Plan, np.ndarray]:
+    """As `walk`, for any beats: what is wrong with them stands in the plan."""
     n_beats = len(beats) if n_beats is None else n_beats
     if positions is not None and not len(positions):
         raise InternalError(f"the headers of a stream of {n_beats} beats are absent: timing needs every header")
@@ -166,69 +188,77 @@ def walk(beats: np.ndarray, positions: np.ndarray | None = None, n_beats: int | 
     ends, info = np.empty(n_beats, np.int32), np.empty(n_beats, np.uint16)
     slots = HEADER_RUNS * min(len(beats), n_beats)
     runs = np.empty((min(slots, n_beats + HEADER_RUNS), COLUMNS), np.int32)
-    rounds, n_runs, result, at = _walk(beats, where, n_beats, ends, info, runs)
-    if result == _NO_RUN:
-        raise ValueError(f"beat {at} of a stream is no header: a slot of it is no run")
-    if result == _CUT:
-        raise ValueError(f"a stream of {n_beats} beats ends inside a run of the header at beat {at}")
+    rounds, n_runs, result, at, missing = _walk(beats, where, n_beats, ends, info, runs)
     if result == _ABSENT:
         raise InternalError(f"the header at beat {at} of a stream is absent: timing needs every header")
-    return Plan(ends[:rounds].copy(), info[:rounds].copy()), runs[:n_runs].copy()
+    bad = at if result == _NO_RUN else -1
+    return Plan(ends[:rounds].copy(), info[:rounds].copy(), bad, missing), runs[:n_runs].copy()
 
 
-def plans(memory: MemoryImage, rows: list[int], n_inner: int) -> Plans:
-    """The plans of all units for n_inner beats at each of these beat addresses; kept while nobody writes there.
+Segment = tuple[int, int]
+"""(beat address, beats) of beats that lie side by side."""
 
-    ValueError as `walk`, `OutOfRange` beyond the memory.
-    """
+
+def plans(memory: MemoryImage, segments: list[Segment]) -> Plans:
+    """The plans of all units for the beats of these segments, in order; kept while nobody writes there."""
     units = range(memory.config.units)
-    clean = all(memory.ports[u].clean_region(a * BEAT_BYTES, n_inner * BEAT_BYTES) for u in units for a in rows)
-    key = (*rows, n_inner)
+    clean = all(memory.ports[u].clean_region(a * BEAT_BYTES, n * BEAT_BYTES) for u in units for a, n in segments)
+    key = tuple(segments)
     if clean and key in memory.plans:
         return memory.plans[key]
-    alike = _shared_headers(memory, rows, n_inner) if clean else None
+    n_beats = sum(n for _, n in segments)
+    alike = _shared_headers(memory, segments) if clean else None
     if alike is None:
-        found = _together([walk(*header_beats(memory, u, rows, n_inner), len(rows) * n_inner)[0] for u in units])
-    elif ("alike", n_inner, *alike) in memory.plans:
-        found = memory.plans["alike", n_inner, *alike]
+        found = _together([follow(*header_beats(memory, u, segments), n_beats)[0] for u in units])
+    elif ("alike", n_beats, *alike) in memory.plans:
+        found = memory.plans["alike", n_beats, *alike]
     else:
         first = {which: unit for unit, which in reversed(list(enumerate(alike)))}
-        walked = {which: walk(*header_beats(memory, unit, rows, n_inner), n_inner)[0] for which, unit in first.items()}
-        found = memory.plans["alike", n_inner, *alike] = _together([walked[which] for which in alike])
+        walked = {which: follow(*header_beats(memory, unit, segments), n_beats)[0] for which, unit in first.items()}
+        found = memory.plans["alike", n_beats, *alike] = _together([walked[which] for which in alike])
     if clean:
         memory.plans[key] = found
     return found
 
 
-def _shared_headers(memory: MemoryImage, rows: list[int], n_inner: int) -> list[int] | None:
+def _shared_headers(memory: MemoryImage, segments: list[Segment]) -> list[int] | None:
     """What identifies the headers of every unit's stream, where the stream is one absent region in each."""
-    found = []
+    if len(segments) != 1:
+        return None
+    found, place = [], tuple(beats * BEAT_BYTES for beats in segments[0])
     for port in memory.ports[: memory.config.units]:
-        region = port.region_at(rows[0] * BEAT_BYTES)
-        whole = region is not None and (region.start, region.n_bytes) == (rows[0] * BEAT_BYTES, n_inner * BEAT_BYTES)
-        if len(rows) != 1 or region is None or not whole or region.headers is None:
+        region = port.region_at(place[0])
+        if region is None or (region.start, region.n_bytes) != place or region.headers is None:
             return None
         found.append(id(region.headers))
     return found
 
 
 def header_beats(
-    memory: MemoryImage, unit: int, rows: list[int], n_inner: int
+    memory: MemoryImage, unit: int, segments: list[Segment]
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """(beats, positions) for `walk`: the whole stream, or its headers where an image for timing holds no more."""
-    parts = [memory.ports[unit].header_beats(a * BEAT_BYTES, n_inner * BEAT_BYTES) for a in rows]
+    parts = [memory.ports[unit].header_beats(a * BEAT_BYTES, n * BEAT_BYTES) for a, n in segments]
+    if not parts:
+        return np.zeros((0, BEAT_BYTES), np.uint8), None
     beats = parts[0][0] if len(parts) == 1 else np.concatenate([data for data, _ in parts])
     if all(positions is None for _, positions in parts):
         return beats, None
-    every = np.arange(n_inner)
-    where = [(every if positions is None else positions) + i * n_inner for i, (_, positions) in enumerate(parts)]
+    where, began = [], 0
+    for (_, n), (_, positions) in zip(segments, parts, strict=True):
+        where.append((np.arange(n) if positions is None else positions) + began)
+        began += n
     return beats, np.concatenate(where)
+
+
+def _equal(a: Plan, b: Plan) -> bool:
+    faults = (a.bad, a.missing) == (b.bad, b.missing)
+    return faults and np.array_equal(a.ends, b.ends) and np.array_equal(a.info, b.info)
 
 
 def _together(units: list[Plan]) -> Plans:
     first = units[0]
-    same = all(p is first or (np.array_equal(p.ends, first.ends) and np.array_equal(p.info, first.info))
-               for p in units[1:])  # fmt: skip
+    same = all(p is first or _equal(p, first) for p in units[1:])
     held = units[:1] if same else units
     agree = len(first.info)
     for plan in held[1:]:

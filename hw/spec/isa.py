@@ -60,7 +60,7 @@ FIELDS = {
               "d", "d_out", "d_mid", "r0", "r0_out", "r0_mid", "r1", "r1_out", "r1_mid",
               "w", "w_out", "w_mid"),
 }
-"""Every field is 32 bits unsigned.
+"""Every field is 32 bits; what becomes of values that make no sense is in `hw.spec.legal`.
 
 LD: for o in n_outer: n_inner beats from aux beat address addr + o*stride to PB granule dst + o*dst_stride.
 LD's kind (LdKind) and ST's (StKind, in the modes that write aux) choose the counter, nothing else.
@@ -256,6 +256,7 @@ class Error(IntEnum):
     SEMAPHORE = 10           # a counting semaphore overflowed
     ILLEGAL_DESCRIPTOR = 11  # an enumerated field outside its range, a zero count, too many rows
     HALT_CODE = 12           # HALT with a code other than 0
+    POISONED = 13            # refused: the bus has not answered an earlier program, only a reset helps
 
 
 SEMAPHORE_MAX = 255

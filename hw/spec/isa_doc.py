@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from . import csr, isa
+from . import csr, isa, legal
 
 _KINDS = {"r": "register", "u": "unit", "m": "unit mask", "f": "descriptor field", "-": ""}
 _ENUMS = (isa.StMode, isa.LdKind, isa.StKind, isa.StreamFormat, isa.MxMode, isa.Src, isa.Mul1, isa.Mul2, isa.Add,
@@ -17,16 +17,19 @@ def page() -> str:
     comments = _member_comments()
     parts = [
         "# Instruction set",
-        "Generated from `hw/spec/isa.py` and `hw/spec/csr.py` by `python -m hw.spec.isa_doc`; do not edit.",
+        "Generated from `hw/spec/isa.py`, `hw/spec/legal.py` and `hw/spec/csr.py` by `python -m hw.spec.isa_doc`; "
+        "do not edit.",
         (isa.__doc__ or "").strip(),
         f"Version {isa.ISA_VERSION}; {isa.REGISTERS} registers of 32 bits, r0 reads 0; r1..r{isa.ARGUMENT_REGISTERS} "
         f"are arguments; loops nest {isa.LOOP_DEPTH} deep.",
+        "## Legal instruction streams",
+        (legal.__doc__ or "").strip(),
         "## Instructions",
         _table(("code", "name", "a", "b", "c", "meaning"), [
             (f"0x{op:02x}", op.name, *(_KINDS[k] for k in isa.OPERANDS[op]), comments["Op", op.name])
             for op in isa.Op]),
         "## Descriptors",
-        "SET's operand a is unit * 32 + index. Every field is 32 bits, unsigned.",
+        "SET's operand a is unit * 32 + index. Every field is 32 bits; strides are signed.",
         *(f"**{unit.name}**: " + ", ".join(f"{i} `{name}`" for i, name in enumerate(isa.FIELDS[unit]))
           for unit in isa.Unit),
         "### Vector control words",

@@ -18,6 +18,8 @@ FRAC = 16
 MANTISSA_BITS = 16
 MAX_SHIFT = 48
 """Shifting a 48-bit product right by this much always yields 0."""
+MAX_PRODUCT_SHIFT = 64
+"""Shifting the product of two int32 right by this much always yields 0."""
 ACT_MAX = 127
 PROB_MAX = 32639
 """Largest unnormalised probability: 256 * 127 + 127."""
@@ -39,9 +41,9 @@ def sat32(x):
 
 
 def rshift_round(x, shift):
-    """floor(x / 2**shift + 1/2), shift >= 0."""
-    one = 1 if isinstance(x, int) and isinstance(shift, int) else shift * 0 + 1
-    return (x + ((one << shift) >> 1)) >> shift
+    """floor(x / 2**shift + 1/2), 0 <= shift <= 64: all but the last bit first, so that int64 holds every step."""
+    some = shift > 0
+    return ((x >> (shift - some)) + some) >> some
 
 
 # --- scales -------------------------------------------------------------------------------------------
@@ -229,8 +231,8 @@ def rope_word(angle: float, odd: bool) -> int:
 
 
 def multiply_shift(x, y, shift):
-    """x * y / 2**shift, rounded, saturated to int32 (x, y int32)."""
-    return sat32(rshift_round(x * y, shift))
+    """x * y / 2**shift, rounded, saturated to int32 (x, y int32). Shifts are clamped to MAX_PRODUCT_SHIFT."""
+    return sat32(rshift_round(x * y, clip(shift, 0, MAX_PRODUCT_SHIFT)))
 
 
 def to_int8(x):

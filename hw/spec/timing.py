@@ -25,6 +25,18 @@ WEIGHT_BUFFER_ROUNDS = 8
 """Rounds a matrix unit holds ready for its chains."""
 MX_DRAIN_LATENCY = 6
 """From the last drain read to the end of the instruction."""
+DESCRIPTOR_ERROR = 1
+"""From a start to ILLEGAL_DESCRIPTOR."""
+VU_ERROR = 3
+"""A pass whose word k leaves a buffer fails in s + k + VU_ERROR."""
+STREAM_ERROR = 2
+"""From a beat's arrival to BUS_READ of RD, from its pop to STREAM_HEADER; from a take that is refused to STREAM_HEADER
+of MX, from a result's drain cycle to BUFFER_RANGE."""
+ACT_ERROR = 1
+"""From the cycle that multiplies a row whose act block is beyond OB to BUFFER_RANGE."""
+SETTLE_CYCLES = 4
+"""Cycles between the last of the program's end and of bus transactions, and done: registered errors and counters catch
+up."""
 
 
 def accumulator_slots(n_rows: int, acc_rows: int) -> int:

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from compiler.host import Session
 
+from alula.runtime.images import model_image
+from alula.runtime.session import Session
 from compiler.kernels import attention
 from compiler.kernels.tokens import Access
 from compiler.pipeline import compile_model
@@ -66,7 +67,7 @@ def session(tiny, changes: dict) -> Session:
     if changes:
         machine = replace(config.get("tiny"), name="changed", **({"imem_instructions": 16384} | changes))
         compiled = compile_model(quant.config, machine)
-    return Session(compiled, compiled.image(quant), HazardBackend())
+    return Session(compiled, model_image(compiled, quant), HazardBackend())
 
 
 @pytest.mark.parametrize("run", RUNS)

@@ -112,13 +112,15 @@ def test_range(program, operand, control, size):
     at = {"n_words": 2} if operand in "apvd" else {"n_mid": 2, f"{operand}_mid": 1}
     good = descriptor(control, **{operand: size - 2}, **at)
     bad = descriptor(control, **{operand: size - 1}, **at)
-    wrapped = descriptor(control, n_outer=2, **{operand: 1, f"{operand}_out": 0xFFFFFFFF})
+    backwards = descriptor(control, n_outer=2, **{operand: 1, f"{operand}_out": 0xFFFFFFFF})
+    below = descriptor(control, n_outer=2, **{operand: 1, f"{operand}_out": 0xFFFFFFFE})
     unused = descriptor({"src": Src.A if operand != "a" else Src.P}, **{operand: size})
-    results = simulate(program, *buffers(1), [good, bad, wrapped, unused])
-    assert [r[2:] for r in results] == [(0, 0), (1, Error.BUFFER_RANGE), (1, Error.BUFFER_RANGE), (0, 0)]
-    assert [r[1] for r in results] == [2 + VU_LATENCY] * 3 + [1 + VU_LATENCY]
+    results = simulate(program, *buffers(1), [good, bad, backwards, below, unused])
+    beyond = (1, Error.BUFFER_RANGE)
+    assert [r[2:] for r in results] == [(0, 0), beyond, (0, 0), beyond, (0, 0)]
+    assert [r[1] for r in results] == [2 + VU_LATENCY] * 4 + [1 + VU_LATENCY]
     if control["dst"] != Dst.VB:
-        assert [len(r[0]) for r in results] == [2, 1, 1, 0]
+        assert [len(r[0]) for r in results] == [2, 1, 2, 1, 0]
 
 
 @pytest.mark.parametrize("fields", [

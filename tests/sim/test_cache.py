@@ -10,7 +10,7 @@ import pytest
 from hw.spec.errors import InternalError, UserError
 from hw.verilog_writer import convert
 from sim import cache
-from sim.cache import SUMS, entry, intact
+from sim.cache import SUMS, entry, intact, once
 from sim.rtl import toolchain
 from sim.rtl.build import BINARY, Design, build
 from sim.rtl.toolchain import refuse_spaces
@@ -81,6 +81,31 @@ def test_a_half_made_entry_is_no_entry(folder):
     (folder / "kind" / "key").mkdir()
     (folder / "kind" / "key" / "text").write_text("hel")
     assert (entry("kind", "key", two_files) / "text").read_text() == "hello"
+
+
+def test_checks_run_until_they_have_passed_once(folder, monkeypatch):
+    ran = []
+
+    def passes():
+        ran.append(1)
+
+    def fails():
+        raise InternalError("no")
+
+    for _ in range(2):
+        with pytest.raises(InternalError):
+            once("checks", "key", fails)
+    once("checks", "key", passes)
+    once("checks", "key", passes)
+    once("checks", "key", fails)
+    assert len(ran) == 1
+    (folder / "checks" / "key" / "passed").write_text("damaged")
+    once("checks", "key", passes)
+    (folder.parent / "file").write_text("")
+    monkeypatch.setenv("ALULA_CACHE", str(folder.parent / "file" / "below"))
+    for _ in range(2):
+        once("checks", "key", passes)
+    assert len(ran) == 4
 
 
 def slowly(place):

@@ -227,27 +227,39 @@ def test_rounds_that_a_product_refuses(data, fields):
         assert timing == functional
 
 
-@pytest.mark.parametrize("place, value", [(0, 0xB), (2, 0x40), (3, 0x08), (1, 0x01)])
+@pytest.mark.parametrize("place, value", [(0, 0xB), (2, 0x40), (3, 0x08)])
 def test_slots_that_are_no_runs(place, value):
-    """Magic, N beyond the list, the zero field, and a run cut off by the end of its read."""
-    data = bytearray(filler(blocks=255 if place == 1 else 1))
+    """Magic, N beyond the list, the zero field."""
+    data = bytearray(filler())
     if place == 2:
         word = int.from_bytes(data[:4], "little") | 7 << 6
         data[:4] = word.to_bytes(4, "little")
-    elif place != 1:
+    else:
         data[place] |= value
-    n = len(data) // 64 - (place == 1)
-    text = issue("rd", addr=16, n_outer=1, n_inner=n, fmt=1), issue("mx", n_rows=1, kb=8, ob=1), "HALT 0"
+    read = issue("rd", addr=16, n_outer=1, n_inner=len(data) // 64, fmt=1)
     for unit in range(TINY.units):
-        both = [filler(blocks=255 if place == 1 else 1)] * TINY.units
+        both = [filler()] * TINY.units
         both[unit] = bytes(data)
-        assert set(refusal(both, *text)) == {(Error.STREAM_HEADER, Unit.MX, RD_PC)}
+        results = refusal(both, read, issue("mx", n_rows=1, kb=8, ob=1), "HALT 0")
+        assert set(results) == {(Error.STREAM_HEADER, Unit.RD, RD_PC)}
+
+
+@pytest.mark.parametrize("fmt", [0, 1])
+def test_a_run_that_its_read_cuts_off_waits_for_more_and_gets_a_wrong_beat(fmt):
+    data = filler(blocks=255)
+    n = len(data) // 64
+    cut, product = issue("rd", addr=16, n_outer=1, n_inner=n - 1, fmt=1), issue("mx", n_rows=1, kb=8, ob=1)
+    results = refusal([data] * 2, cut, product, "HALT 0")
+    assert set(results) == {(Error.WATCHDOG, 5, MX_PC + 1)}
+    following = issue("rd", addr=16, n_outer=1, n_inner=4, fmt=fmt)
+    results = refusal([data] * 2, cut, following, product, "HALT 0")
+    assert set(results) == {(Error.STREAM_HEADER, Unit.RD, 2 * RD_PC + 1)}
 
 
 def test_a_stream_inside_a_raw_block_and_a_step_of_two_formats():
     two = issue("rd", addr=16, n_outer=1, n_inner=2, fmt=1)
     inside = refusal([filler()] * 2, issue("rd", addr=16, n_outer=1, n_inner=2), two, "HALT 0")
-    assert {r[:2] for r in inside} == {(Error.STREAM_HEADER, Unit.MX)}
+    assert {r[:2] for r in inside} == {(Error.STREAM_HEADER, Unit.RD)}
     raw = issue("rd", addr=16, n_outer=1, n_inner=4)
     mixed = refusal([filler()] * 2, raw, two, issue("mx", n_rows=1, kb=2, ob=1), "HALT 0")
     assert {r[:2] for r in mixed} == {(Error.STREAM_HEADER, Unit.MX)}

@@ -207,6 +207,7 @@ struct Bench {
     std::vector<Port> ports;
     std::vector<DumpRange> dumps;
     std::deque<std::pair<uint32_t, uint64_t>> started[N_UNITS];
+    uint64_t traced_run = 0;  // the bench's cycle in which the run began that is traced
     File trace, axi;
     std::string error;
     uint64_t cycle = 0;
@@ -443,6 +444,14 @@ void write_trace(uint32_t unit, uint32_t tag, uint64_t start, uint64_t done) {
     std::fwrite(&record, sizeof record, 1, bench().trace.get());
 }
 
+// Writes what is open as without an end.
+void close_trace() {
+    for (uint32_t unit = 0; unit < N_UNITS; unit++) {
+        for (const auto& [tag, start] : bench().started[unit]) write_trace(unit, tag, start, ~uint64_t{0});
+        bench().started[unit].clear();
+    }
+}
+
 }  // namespace
 
 extern "C" {
@@ -495,17 +504,20 @@ void alula_read_beat(int index, svBitVecVal* data) {
     bench().ports[index].read_data(reinterpret_cast<uint8_t*>(data));
 }
 
-// Starts and ends of a unit match in order; the tag is that of the start.
-void alula_trace(uint32_t starts, uint32_t dones, uint64_t cycle, const svBitVecVal* tags) {
+// Starts and ends of a unit match in order; the tag is that of the start. Times are the run's; what is open when another
+// run begins was under way when the one before ended in an error.
+void alula_trace(uint32_t starts, uint32_t dones, uint64_t cycle, uint64_t run_cycle, const svBitVecVal* tags) {
+    if (bench().traced_run != cycle - run_cycle) close_trace();
+    bench().traced_run = cycle - run_cycle;
     for (int unit = 0; unit < N_UNITS; unit++) {
         auto& started = bench().started[unit];
-        if (starts >> unit & 1) started.emplace_back(tags[unit], cycle);
+        if (starts >> unit & 1) started.emplace_back(tags[unit], run_cycle);
         if (!(dones >> unit & 1)) continue;
         if (started.empty()) {
             bench().fail("trace: unit " + std::to_string(unit) + " is done without a start");
             continue;
         }
-        write_trace(unit, started.front().first, started.front().second, cycle);
+        write_trace(unit, started.front().first, started.front().second, run_cycle);
         started.pop_front();
     }
 }
@@ -520,8 +532,7 @@ void alula_close(uint64_t cycle) {
     Bench& b = bench();
     if (!b.trace) return;
     b.cycle = cycle;
-    for (uint32_t unit = 0; unit < N_UNITS; unit++)
-        for (const auto& [tag, start] : b.started[unit]) write_trace(unit, tag, start, ~uint64_t{0});
+    close_trace();
     b.trace.reset();
     b.axi.reset();
     write_dumps();

@@ -12,7 +12,7 @@ import "DPI-C" function void alula_write_beat(
     input int unsigned last);
 import "DPI-C" function void alula_read_beat(input int index, output bit [511:0] data);
 import "DPI-C" function void alula_trace(
-    input int unsigned starts, input int unsigned dones, input longint unsigned cycle,
+    input int unsigned starts, input int unsigned dones, input longint unsigned cycle, input longint unsigned run_cycle,
     input bit [32*@N_UNITS@-1:0] tags);
 import "DPI-C" function void alula_violation(input int index, input longint unsigned cycle, input string what);
 import "DPI-C" function void alula_close(input longint unsigned cycle);
@@ -90,7 +90,7 @@ module testbench;
     always_ff @(posedge clk) if (!rst && (|trace_start || |trace_done)) begin
         automatic bit [32*N_UNITS-1:0] tags;
         for (int i = 0; i < N_UNITS; i++) tags[32*i +: 32] = trace_tag[i];
-        alula_trace(32'(trace_start), 32'(trace_done), trace_cycle, tags);
+        alula_trace(32'(trace_start), 32'(trace_done), cycle, trace_cycle, tags);
     end
 
     // Control port: cocotb sets the access up and toggles csr_request; csr_acknowledge follows when it is complete.
