@@ -27,6 +27,7 @@ from alula.cli_options import (
     Mask,
     Memory,
     MemorySeed,
+    Mmproj,
     Model,
     Recipe,
     Seed,
@@ -89,6 +90,7 @@ def compile_command(
     lengths: Annotated[
         str, typer.Option(help="How lengths are served: runtime; baselines (--timing-only): bucketed, unrolled.")
     ] = "runtime",
+    mmproj: Mmproj = None,
     layers: Layers = None,
     context: Context = None,
     seed: Seed = 0,
@@ -107,7 +109,7 @@ def compile_command(
         raise UserError("there is no file to write: give -o FILE, or --timing-only for sizes alone")
     began = time.monotonic()
     options = {"compression": compression(bits, sparsity, recipe), "timing_only": timing_only, "program": lengths}
-    flow = _open(model, config, layers=layers, context=context, seed=seed, **options)
+    flow = _open(model, config, mmproj=mmproj, layers=layers, context=context, seed=seed, **options)
     if timing_only:
         compiled = time.monotonic()
         with progress("sizing the streams of every length"):
@@ -140,6 +142,7 @@ def simulate(
     phase: Annotated[str, typer.Option(help="prefill, decode, vision or ttft (time to first token).")] = "prefill",
     tokens: Annotated[int, typer.Option(help="Prompt tokens (prefill; ttft: of text).")] = 16,
     kv: Annotated[int, typer.Option(help="Keys seen, the new token's included (decode).")] = 16,
+    mmproj: Mmproj = None,
     layers: Layers = None,
     context: Context = None,
     backend: BackendName = "cycle",
@@ -176,7 +179,7 @@ def simulate(
     options["timing_only"] = backend == "cycle" and not check and not by_values
     options |= {"keep_visual": image_tokens if first else keep_visual, "strategy": strategy}
     reduction = asked(keep_schedule, exit_layer, fastv, image_tokens, image_start)
-    flow = _open(model, config, layers=layers, context=context, seed=seed, **options)
+    flow = _open(model, config, mmproj=mmproj, layers=layers, context=context, seed=seed, **options)
     given = {"tokens": tokens, "kv": kv, "name": backend, "check": check, "reduction": reduction, "memory": timed_by}
     result = _first_token(flow, tokens, timed_by) if first else _phase(flow, phase, attention_mask, **given)
     result["wall_seconds"] = time.monotonic() - began
@@ -216,6 +219,7 @@ def report(
     phase: Annotated[str, typer.Option(help="prefill, decode or vision.")] = "prefill",
     tokens: Annotated[int, typer.Option(help="Prompt tokens (prefill).")] = 16,
     kv: Annotated[int, typer.Option(help="Keys seen, the new token's included (decode).")] = 16,
+    mmproj: Mmproj = None,
     layers: Layers = None,
     context: Context = None,
     attention_mask: Mask = None,
@@ -245,7 +249,8 @@ def report(
     options |= {"keep_visual": keep_visual, "strategy": strategy}
     reduction = asked(keep_schedule, exit_layer, fastv, image_tokens, image_start)
     timing_only = fastv is None and keep_visual is None  # which choose by values
-    flow = _open(model, config, layers=layers, context=context, seed=seed, timing_only=timing_only, **options)
+    options |= {"timing_only": timing_only, "mmproj": mmproj}
+    flow = _open(model, config, layers=layers, context=context, seed=seed, **options)
     result = _phase(flow, phase, attention_mask, tokens=tokens, kv=kv, reduction=reduction, memory=timed_by)
     with progress("drawing"):
         from alula.report import page
@@ -260,6 +265,7 @@ def report(
 def verify(
     model: Model = "llava-tiny",
     config: Machine = "tiny",
+    mmproj: Mmproj = None,
     layers: Layers = None,
     context: Context = None,
     backend: Annotated[str, typer.Option(help="Last executor: functional, cycle or rtl (all of them).")] = "rtl",
@@ -293,7 +299,7 @@ def verify(
     compressed = compression(bits, sparsity, recipe)
     reduction = asked(keep_schedule, exit_layer, fastv, image_tokens, image_start)
     options = {"compression": compressed, "program": program, "keep_visual": keep_visual, "strategy": strategy}
-    flow = _open(model, config, layers=layers, context=context, seed=seed, **options)
+    flow = _open(model, config, mmproj=mmproj, layers=layers, context=context, seed=seed, **options)
     mask, decode = flow.mask(attention_mask), _lengths(lengths)
     chosen = decode or default_lengths(flow, reduction)
     began = time.monotonic()
@@ -368,6 +374,8 @@ def generate(
     temperature: Annotated[float | None, typer.Option(help="Draw tokens at it (default: greedy).")] = None,
     draw_seed: Annotated[int, typer.Option(help="Seed of the drawing.")] = 0,
     image: Annotated[Path | None, typer.Option(help="Image file.")] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Ask in the model's own chat template.")] = False,
+    mmproj: Mmproj = None,
     layers: Layers = None,
     context: Context = None,
     attention_mask: Mask = None,
@@ -393,12 +401,13 @@ def generate(
 
     check_writable(json)
     sampler = None if temperature is None else Sampler(temperature, draw_seed)
-    tokenizer = generation.tokenizer_of(model)
+    tokenizer = generation.tokenizer_of(model, mmproj)
     picture, text = generation.open_inputs(image, prompt)
+    ids = generation.prompt_ids(model, tokenizer, text, chat, picture is not None)
     reduction = asked(keep_schedule, exit_layer, fastv)
     options = {"vision": image is not None, "head": True, "compression": compression(bits, sparsity, recipe)}
     options |= {"keep_visual": keep_visual, "strategy": strategy}
-    flow = _open(model, config, layers=layers, context=context, seed=seed, **options)
+    flow = _open(model, config, mmproj=mmproj, layers=layers, context=context, seed=seed, **options)
     mask = flow.mask(attention_mask)
     patches, order = (None, None) if picture is None else (flow.patches(picture), flow.order(picture))
     stream = generation.Stream(tokenizer, lambda piece: (sys.stdout.write(piece), sys.stdout.flush()))
@@ -406,11 +415,11 @@ def generate(
     machine = {"xrt": generation.card(flow, device, xclbin)} if backend == "xrt" else None
     made = generation.generate(
         flow,
-        tokenizer.encode(text),
+        ids,
         tokens,
         generation.EXECUTORS[backend],
         patches=patches,
-        eos_id=tokenizer.eos_id,
+        ends=tokenizer.end_ids,
         check=check,
         emit=stream.push,
         mask=mask,

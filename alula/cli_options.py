@@ -12,6 +12,9 @@ Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write
 Model = Annotated[
     str, typer.Option(help="llava-tiny, vits-smollm2, smollm2-135m, llava-1.5-7b, llava-1.5-13b, or a path.")
 ]
+Mmproj = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Vision half (mmproj-*.gguf) of a LLaVA whose model is a GGUF file.")
+]
 Machine = Annotated[str, typer.Option("--config", help="Accelerator: tiny, small, u280, u50 or u55c.")]
 Layers = Annotated[int | None, typer.Option(help="Decoder layers (default: all).")]
 Context = Annotated[int | None, typer.Option(help="Tokens to compile for (default: by configuration).")]

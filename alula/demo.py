@@ -160,7 +160,7 @@ def _streamed(flow: Flow, ids: list[int], patches: np.ndarray, n_tokens: int, pr
     stream = Stream(tokenizer, put)
     put(prompt)
     stop = tokenizer.encode(".")[-1]
-    made = generate(flow, ids, n_tokens, ("functional",), patches=patches, eos_id=stop, check=True, emit=stream.push)
+    made = generate(flow, ids, n_tokens, ("functional",), patches=patches, ends=(stop,), check=True, emit=stream.push)
     stream.end()
     return made
 

@@ -1,6 +1,6 @@
 """`alula generate`: an image and a prompt (or a prompt alone) to tokens, greedily, on a backend."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from hw.spec.config import BEAT_BYTES
 from hw.spec.errors import UserError
 from hw.spec.memory import MemoryModel
 from hw.spec.run import Backend, Event
+from ref_model.chat import Chat
 from ref_model.checkpoints import PACKAGED
 from ref_model.config import MODELS
 from ref_model.mask import BlockMask
@@ -58,7 +59,7 @@ def generate(
     names: Sequence[str],
     *,
     patches: np.ndarray | None = None,
-    eos_id: int | None = None,
+    ends: Collection[int] = (),
     check: bool = False,
     note: Note = lambda _: None,
     emit: Callable[[int], None] = lambda _: None,
@@ -72,7 +73,7 @@ def generate(
 
     check compares every step's bytes with the golden model's, fed with the same tokens; ties go to the lowest id.
     mask and reduction are the prefill's. patches and order: of one image, as `Flow.patches` and `Flow.order` give them.
-    made: executors that are open already.
+    ends: token ids that end the text. made: executors that are open already.
     """
     per_image = (flow.visual_tokens if patches is not None else 0) if order is None else len(order)
     ids = expand_image_tokens(ids, flow.model.config, [] if patches is None else [per_image])
@@ -80,7 +81,7 @@ def generate(
     reduced = None if reduction is None else reduction.prompt(flow, ids)
     cross = CrossBackend(names, model=MemoryModel.of(flow.config), made=made)
     machine = _Run(flow, cross, check, note, mask, order, reduced, sampler)
-    return machine.run(ids, n_new, patches, eos_id, emit)
+    return machine.run(ids, n_new, patches, ends, emit)
 
 
 class _Run:
@@ -101,14 +102,14 @@ class _Run:
         self.golden = flow.golden() if check else None
         self.out = Generation(golden_tokens=[] if check else None)
 
-    def run(self, ids, n_new, patches, eos_id, emit) -> Generation:
+    def run(self, ids, n_new, patches, ends, emit) -> Generation:
         features = self._vision(patches) if patches is not None else None
         while len(self.out.tokens) < n_new:
             name = "prefill" if not self.out.tokens else f"decode {len(self.out.tokens)}"
             token = self._text(name, ids, features)
             self.out.tokens.append(token)
             emit(token)
-            if token == eos_id:
+            if token in ends:
                 break
             ids, features, self.mask, self.order, self.reduction = [token], None, None, None, None
         return self.out
@@ -186,11 +187,24 @@ def card(flow: Flow, device: str, xclbin: Path | None) -> Backend:
 # --- inputs and outputs --------------------------------------------------------------------------------
 
 
-def tokenizer_of(source: str) -> Tokenizer:
-    """The tokenizer that belongs to a model."""
+def tokenizer_of(source: str, mmproj: Path | None = None) -> Tokenizer:
+    """The tokenizer that belongs to a model; mmproj: the vision half of one in GGUF."""
     if source in MODELS and source not in PACKAGED and source != "llava-tiny":
         raise UserError(f"{source} has synthetic weights here and no tokenizer: give a checkpoint's folder")
-    return load_tokenizer(source)
+    return load_tokenizer(source, mmproj is not None)
+
+
+def prompt_ids(source: str, tokenizer: Tokenizer, text: str, chat: bool, image: bool) -> list[int]:
+    """Token ids of a prompt; chat: as the user's question in the model's chat template.
+
+    A template of a language model writes what the text begins with, or nothing does; the processors of models with
+    images put it in front if the template has not.
+    """
+    if not chat:
+        return tokenizer.encode(text)
+    template = Chat(source)
+    asked = template.question(text, image)
+    return tokenizer.encode(asked, begin=image and not template.begins(asked))
 
 
 def open_inputs(image: Path | None, prompt: str):
@@ -213,7 +227,11 @@ class Stream:
 
     def push(self, token: int) -> None:
         self.ids.append(token)
-        text = self.tokenizer.decode(self.ids)
+        try:
+            text = self.tokenizer.decode(self.ids)
+        except UserError:  # An id in the padding of the vocabulary: the message is not to be glued to the text.
+            self.write("\n")
+            raise
         if not text.endswith("\ufffd") and text.startswith(self.shown):
             self.write(text[len(self.shown) :])
             self.shown = text

@@ -41,10 +41,10 @@ CALIBRATED_PARAMETERS = 10**9
 """Larger models are quantised without smoothing: the float reference would not fit."""
 
 
-def open_model(source: str, seed: int = 0) -> Checkpoint:
+def open_model(source: str, seed: int = 0, mmproj: Path | None = None) -> Checkpoint:
     """A packaged model's real weights, a named model's seeded synthetic ones, or a checkpoint on disk."""
-    if source in PACKAGED or source not in MODELS:
-        return open_checkpoint(source)
+    if source in PACKAGED or source not in MODELS or mmproj is not None:
+        return open_checkpoint(source, mmproj)
     return open_synthetic(source, seed)
 
 
@@ -236,17 +236,18 @@ def open_flow(
     program: str = "runtime",
     keep_visual: int | None = None,
     strategy: str = "rank",
+    mmproj: Path | None = None,
 ) -> Flow:
     """Open, quantise and compile. layers: decoder layers (None: all); context: tokens to compile for.
 
     head None: logits when every layer runs, else the residual row. compression None: dense INT8. timing_only: without
     weights, for the cycle simulator alone. program: how lengths are served, one of `alula.runtime.lengths.MODES`.
-    keep_visual, strategy: see `Flow.keep`.
+    keep_visual, strategy: see `Flow.keep`. mmproj: the vision half of a LLaVA in GGUF.
     """
     machine = configurations.get(config)
     if program not in MODES:
         raise UserError(f"unknown kind of program {program!r}: choose one of {', '.join(MODES)}")
-    checkpoint = open_model(source, seed)
+    checkpoint = open_model(source, seed, mmproj)
     text = checkpoint.config.text
     check_selection(checkpoint.config, keep_visual, strategy)
     if layers is not None and not 1 <= layers <= text.layers:

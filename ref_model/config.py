@@ -4,6 +4,7 @@ A language model without a vision tower is a `LlavaConfig` whose `vision` is Non
 Published figures are those of the `llava-hf` and `HuggingFaceTB` configuration files.
 """
 
+import difflib
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -23,10 +24,17 @@ def _require(condition: bool, message: str) -> None:
         raise UserError(message)
 
 
+LARGEST = 1 << 40
+LIMITS = {"layers": 1 << 12, "image_size": 1 << 16}
+"""Bounds that no model comes near: a damaged configuration must not keep the reader busy for years."""
+
+
 def _require_positive(owner: object, *names: str) -> None:
     for name in names:
         value = getattr(owner, name)
         _require(value > 0, f"{name} is {value}, it must be positive: correct the model configuration")
+        limit = LIMITS.get(name, LARGEST)
+        _require(value <= limit, f"{name} is {value:.3g}, at most {limit:.3g} can be: correct the model configuration")
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,8 @@ class TextConfig:
     tied_embeddings: bool = False
     qkv_bias: bool = False
     rope_scaling: RopeScaling | None = None
+    rope_factors: tuple[float, ...] = ()
+    """Divisors of the rotary frequencies, head_dim / 2 of them; empty for none."""
     shortened: str = field(default="", compare=False)
     """Why `context` is less than what the model says of itself; empty if it is not."""
 
@@ -73,6 +83,9 @@ class TextConfig:
                  "correct the model configuration")
         _require(self.head_dim % 2 == 0,
                  f"head_dim is {self.head_dim}, RoPE needs an even one: correct the model configuration")
+        _require(len(self.rope_factors) in (0, self.head_dim // 2),
+                 f"there are {len(self.rope_factors)} RoPE factors, a head of {self.head_dim} has {self.head_dim // 2} "
+                 "pairs: use the file that came with the model")
 
     @property
     def q_width(self) -> int:
@@ -239,8 +252,14 @@ MODELS: dict[str, LlavaConfig] = {
 }
 
 
+def suggestion(name: str) -> str:
+    """" (did you mean ...?)" where a model's name is close to `name`, case aside; else nothing."""
+    near = difflib.get_close_matches(name.lower(), MODELS, n=1, cutoff=0.75)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
 def named_config(name: str) -> LlavaConfig:
     """The registered configuration called `name`; UserError if there is none."""
     if name not in MODELS:
-        raise UserError(f"unknown model {name!r}: choose one of {', '.join(MODELS)}")
+        raise UserError(f"unknown model {name!r}: choose one of {', '.join(MODELS)}{suggestion(name)}")
     return MODELS[name]

@@ -16,7 +16,13 @@ KvCache = list[tuple[Tensor, Tensor]]
 """One (k, v) pair a layer, each float[kv_heads, cache, head_dim]; lengths may differ between layers."""
 
 
-def _scaled_frequencies(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
+def frequencies(config: TextConfig, device: torch.device | None = None) -> Tensor:
+    """float32[head_dim / 2] rotary frequencies before any scaling, radians a position."""
+    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=device) / config.head_dim
+    return 1.0 / config.rope_theta**exponents
+
+
+def scaled_frequencies(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
     wavelengths = 2 * math.pi / frequencies
     blend = (scaling.original_context / wavelengths - scaling.low) / (scaling.high - scaling.low)
     blend = blend.clamp(0, 1)
@@ -28,11 +34,12 @@ def rope_tables(config: TextConfig, position_ids: Tensor) -> tuple[Tensor, Tenso
 
     Columns i and i + head_dim/2 are equal, because the half-split layout rotates that pair by one angle.
     """
-    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=position_ids.device) / config.head_dim
-    frequencies = 1.0 / config.rope_theta**exponents
+    found = frequencies(config, position_ids.device)
     if config.rope_scaling is not None:
-        frequencies = _scaled_frequencies(frequencies, config.rope_scaling)
-    angles = position_ids.to(torch.float32)[:, None] * frequencies[None, :]
+        found = scaled_frequencies(found, config.rope_scaling)
+    if config.rope_factors:
+        found = found / torch.tensor(config.rope_factors, dtype=torch.float32, device=found.device)
+    angles = position_ids.to(torch.float32)[:, None] * found[None, :]
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos(), angles.sin()
 

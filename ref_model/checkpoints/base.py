@@ -21,6 +21,7 @@ class Checkpoint(ABC):
     """
 
     quantised = ""
+    _tie_checked = False
 
     def __init__(self, config: LlavaConfig, origin: str) -> None:
         self.config = config
@@ -36,6 +37,8 @@ class Checkpoint(ABC):
 
         UserError if it is missing, not finite, or if its shape is not the configuration's.
         """
+        if name == HEAD:
+            self._check_tie()
         stored_name = EMBEDDING if name == HEAD and self.config.text.tied_embeddings else name
         tensor = self._fetch(stored_name)
         if tensor is None:
@@ -50,6 +53,16 @@ class Checkpoint(ABC):
             raise UserError(f"{self.origin}: {stored_name} holds infinities or NaN: download the checkpoint again")
         return tensor if dtype is None else tensor.to(dtype)
 
+    def _check_tie(self) -> None:
+        """A head stored beside the embedding that it is tied to must equal it: else nobody knows which one is meant."""
+        if self._tie_checked or not self.config.text.tied_embeddings:
+            return
+        head, embedding = self._fetch(HEAD), self._fetch(EMBEDDING)
+        if head is not None and embedding is not None and not torch.equal(head, embedding):
+            raise UserError(f"{self.origin}: the configuration ties {HEAD} to {EMBEDDING}, but both are stored and "
+                            "differ: set tie_word_embeddings to false if the head is meant")
+        self._tie_checked = True
+
     def read_layer(self, prefix: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         """All tensors whose canonical names start with `prefix`, for example `language_model.layers.3.`."""
         return {name: self.read(name, dtype) for name in self.shapes if name.startswith(prefix)}
@@ -57,5 +70,6 @@ class Checkpoint(ABC):
     def state(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         """Every tensor. A tied `lm_head.weight` is the same object as the embedding table."""
         state = {name: self.read(name, dtype) for name in self.shapes if name != HEAD}
+        self._check_tie()
         state[HEAD] = state[EMBEDDING] if self.config.text.tied_embeddings else self.read(HEAD, dtype)
         return state
