@@ -56,9 +56,9 @@ class Verifier:
                                 f"module {self.outputs}")
         for name, node in self.graph.nodes.items():
             signature = _signature(node)
-            if self.verified.get(name) == signature or node.op in ("input", "parameter"):
+            if self.verified.get(name) == signature:
                 continue
-            if name not in self.verified:
+            if name not in self.verified or node.op in ("input", "parameter"):
                 raise InternalError(f"after pass {after}: {name} of {self.graph.name} stands for no captured value")
             what = f"after pass {after}: {node.op} {name}"
             for lengths, values in zip(self.lengths, self.values, strict=True):
