@@ -45,16 +45,20 @@ class Verifier:
             self._require_repeatable()
             self.values = [self._run_graph(*case) for case in zip(self.lengths, self.inputs, strict=True)]
         self._compare_results()
+        self.outputs = graph.outputs
         self.verified = {name: _signature(node) for name, node in graph.nodes.items()}
 
     def check(self, after: str) -> None:
         """The graph's definitions precede their uses; every node that the pass `after` changed gives what it gave."""
         self.graph.check()
+        if self.graph.outputs != self.outputs:
+            raise InternalError(f"after pass {after}: {self.graph.name} has the results {self.graph.outputs}, its "
+                                f"module {self.outputs}")
         for name, node in self.graph.nodes.items():
             signature = _signature(node)
-            if self.verified.get(name) == signature or node.op in ("input", "parameter"):
+            if self.verified.get(name) == signature:
                 continue
-            if name not in self.verified:
+            if name not in self.verified or node.op in ("input", "parameter"):
                 raise InternalError(f"after pass {after}: {name} of {self.graph.name} stands for no captured value")
             what = f"after pass {after}: {node.op} {name}"
             for lengths, values in zip(self.lengths, self.values, strict=True):

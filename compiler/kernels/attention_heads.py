@@ -93,6 +93,7 @@ class Heads:
         scale_at = b.set(b.reg("scale_at"), ctx.pointers["scales"])
         q_at = b.set(b.reg("q_at"), 0)
         with b.loop(b.set(b.reg("_left"), op.kv_heads)):
+            self._walk_queries(q_at, strides.entry_at)
             self._scores(kv_at, q_at, self.query_rows)
             self._load_scales(scale_at, 1)
             self._read_values(kv_at)
@@ -113,6 +114,12 @@ class Heads:
         score_group = b.alu(Op.MUL, b.reg("score_group"), ctx.m, self.words) if self.group > 1 else 0
         entry = b.set(b.reg("q_entry"), 0)
         return Strides(ctx.m, int(op.causal), self.words, score_group, 0, op.heads, ctx.geo.words(op.q.n_out), entry)
+
+    def _walk_queries(self, q_at: Reg, entry_at: Reg) -> None:
+        """How far `_next_queries` goes within a loop over the key-value heads."""
+        tile, before = self.ctx["E"].size, (self.op.kv_heads - 1) * self.group
+        self.ctx.b.walks(q_at, before * tile * self.ctx.geo.granules(self.op.head_dim))
+        self.ctx.b.walks(entry_at, before)
 
     def _next_queries(self, strides: "Strides", q_at: Reg, rows: Reg) -> None:
         """Advance to the queries of the next key-value head; the sequencer has time for it while the units work."""

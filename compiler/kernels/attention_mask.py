@@ -57,6 +57,7 @@ class MaskedHeads(Heads):
         self._list(mask, position)
         strides, q_at = self._tile_strides(), b.set(b.reg("q_at"), 0)
         with b.loop(b.set(b.reg("_left"), op.kv_heads)):
+            self._walk_queries(q_at, strides.entry_at)
             self._head(strides, q_at, cache, scales)
             b.set(scales, scales + head_granules)
             self._next_queries(strides, q_at, ctx.m if self.group == 1 else b.scaled("_g", ctx.m, self.group))

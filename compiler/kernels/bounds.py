@@ -2,8 +2,8 @@
 
 Counts and strides in registers have an upper bound where it follows from what was emitted (constants, MIN, sums,
 products, shifts) or a kernel declares it (`Builder.declare`: what the host keeps to). An instruction in a loop is
-checked as its first iteration finds the registers; a register that walks is declared by the kernel that lets it walk.
-What has no bound is not checked here; what it really touches is measured by the tests of hazards.
+checked as its first iteration finds the registers, except for those of which the kernel says how far they walk
+(`Builder.walks`). What has no bound is not checked here; what is really touched is measured by the tests of hazards.
 """
 
 from collections.abc import Callable

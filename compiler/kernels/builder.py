@@ -124,10 +124,14 @@ class Builder:
         return target.index
 
     def declare(self, register: Reg, most: int) -> Reg:
-        """The register's present value is at most `most`: what the host keeps to, or how far it walks in a loop."""
+        """The register's present value is at most `most`: what the host keeps to."""
         known = self._bounds[register.index]
         self._bounds[register.index] = most if known is None else min(known, most)
         return register
+
+    def walks(self, register: Reg, most: int) -> None:
+        """At a loop's start: the register grows from iteration to iteration, up to `most`."""
+        self._bounds[register.index] = most
 
     def most(self, value: Value) -> Most:
         """Upper bound of a value."""

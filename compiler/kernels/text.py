@@ -132,7 +132,10 @@ def _load_rows(ctx: Context, layout: Layout, args: dict[str, Reg]) -> None:
     b.operator = "rows"
     for register in (word, entry, table):
         b.set(register, 0)
+    last = ctx["A"].size - 1
     with b.loop(ctx.m):
+        for register, step in ((word, geo.words(width)), (entry, 1), (table, geo.granules(rope))):
+            b.walks(register, last * step)
         b.load_word(address, args["rope_list"])
         b.load(address, ctx["ROPE"], geo.granules(rope), offset=table, kind=LdKind.TABLES)
         b.load_word(address, args["row_list"])
@@ -226,6 +229,7 @@ def _store_rows(ctx: Context, layout: Layout, args: dict[str, Reg]) -> None:
     b.set(target, target + layout.aux["residual"].base)
     row = b.set(b.reg("row_word"), 0)
     with b.loop(ctx.m):
+        b.walks(row, (ctx["A"].size - 1) * geo.words(width))
         b.vu_pass((1, 1, geo.words(width)), width, v=At(ctx["X"], 0, 0, row), d=At(ctx["RESIDUAL"]), src=Src.V)
         b.store(StMode.LIN, ctx["RESIDUAL"], ROWS, addr=target, n_gran=geo.granules(width))
         b.set(target, target + geo.granules(width))
@@ -279,6 +283,7 @@ def _head(ctx: Context, layout: Layout) -> None:
     width = slices.granules * 16
     narrow = ir.Linear(text.head.name, text.head.n_in, width)
     with b.loop(b.set(b.reg("_left"), slices.count)):
+        b.walks(number, slices.count - 1)
         b.operator = text.head.name
         b.read(stream, beats)
         b.load(words, ctx["P:head.words"], slices.granules, kind=LdKind.PARAMETERS)

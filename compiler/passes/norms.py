@@ -17,8 +17,8 @@ def fuse_norms(graph: ir.Graph) -> None:
             if node.op != pattern.op:
                 continue
             found = find(graph, node, pattern)
-            if found is None or found["epsilon"] is None:
-                raise unsupported(node, node.reason or "it has no eps")
+            if found is None:
+                raise unsupported(node, node.reason)
             if len(node.shape) != 2 or found["weight"].shape != (found["width"],):
                 raise unsupported(node, "a norm goes over whole rows [rows, width]")
             name = path_of(node, found["weight"], found.get("bias"))

@@ -108,6 +108,8 @@ class _Search:
                 node = self.graph.nodes[argument.name] if isinstance(argument, Ref) else None
                 if node is not None and pattern.of in ("", node.op):
                     yield from self._bind(pattern.name, node, bound)
+                elif pattern.of:
+                    self.reason = f"its {pattern.name} is no {pattern.of}"
             case Constant():
                 if not any(ir.references(argument)):
                     yield from self._bind(pattern.name, argument, bound)

@@ -511,6 +511,8 @@ DECODERS = {
                              r"input_layernorm: operator _assert_tensor_metadata"),
     "layer norm without bias": Case("layer", norms(
         lambda x, weight: functional.layer_norm(x, (HIDDEN,), weight)), "layer_norm has no bias"),
+    "norm of a computed weight": Case("layer", norms(
+        lambda x, weight: functional.rms_norm(x, (HIDDEN,), 2 * weight, 1e-6)), "its weight is no parameter"),
     "rms norm without eps": Case("layer", norms(
         lambda x, weight: functional.rms_norm(x, (HIDDEN,), weight)), r"operator rms_norm .*has no eps"),
     "norm of groups": Case("layer", norms(

@@ -86,6 +86,15 @@ def test_what_was_declared_holds(builder):
     assert builder.most(builder.shift(builder.reg("part"), from_memory, -1)) == 2
 
 
+def test_a_register_that_walks_is_taken_at_its_last_value(builder):
+    entries, at = region("RS", 10), builder.set(builder.reg("at"), 0)
+    with builder.loop(builder.set(builder.reg("left"), 11)):
+        builder.vu_pass((1, 1, 1), 1, r0=Rows(entries, offset=at), src=Src.R0)
+        builder.walks(at, 10)
+        with pytest.raises(UserError, match="reaches 11 entries"):
+            builder.vu_pass((1, 1, 1), 1, r0=Rows(entries, offset=at), src=Src.R0)
+
+
 def test_behind_a_body_that_may_be_skipped_the_larger_bound_holds(builder):
     n, left = builder.set(builder.reg("n"), 3), builder.set(builder.reg("left"), 2)
     with builder.unless(Op.BEQ, left, 0):

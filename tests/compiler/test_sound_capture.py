@@ -166,6 +166,15 @@ def test_a_fault_of_a_pass_is_found_behind_it(name, monkeypatch):
         optimise(graphs(part))
 
 
+def test_results_in_another_order_are_found(monkeypatch):
+    def spoil(graph: ir.Graph) -> None:
+        graph.outputs = graph.outputs[::-1]
+
+    monkeypatch.setattr(pipeline, "PASSES", (spoil, *PASSES))
+    with pytest.raises(InternalError, match="after pass spoil: layer has the results"):
+        optimise(graphs("layer"))
+
+
 def test_a_list_in_another_order_is_found(monkeypatch):
     """Widths agree: two norms and two linear layers in each other's place."""
     def spoil(graph: ir.Graph) -> None:
