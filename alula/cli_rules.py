@@ -90,6 +90,8 @@ MEMORY = (
     Rule(("memory_seed",), lambda values: bool(values["jitter"]), "together with --jitter"),
 )
 SEED = Rule(("seed",), _synthetic, "on synthetic weights, which this model has none of")
+PAIR = Rule(("mmproj",), lambda values: str(values["model"]).endswith(".gguf"),
+            "with a language model in a .gguf file, whose vision half it is")  # fmt: skip
 RECIPE = Rule(("recipe",), _compressed, "together with --bits or --sparsity other than 8 and dense")
 RANKED = Rule(("strategy",), lambda values: values["keep_visual"] is not None, "together with --keep-visual")
 SYNTHETIC_PROMPT = Rule(("image_tokens", "image_start"), _reduces,
@@ -101,7 +103,7 @@ ONE_PHASE = (
 )
 RULES: dict[str, tuple[Rule, ...]] = {
     "simulate": (
-        *MEMORY, SEED, RECIPE, *ONE_PHASE,
+        *MEMORY, SEED, PAIR, RECIPE, *ONE_PHASE,
         Rule(("tokens",), _phase("prefill", "ttft"), "with --phase prefill or ttft"),
         Rule(("seed",), _reads_weights, "where weights are read (--check, --backend functional or rtl, a choice by "
              "values), which the cycle simulator alone does not"),
@@ -116,14 +118,14 @@ RULES: dict[str, tuple[Rule, ...]] = {
              "with --phase prefill, decode or vision (ttft is timed by the cycle simulator alone)"),
     ),
     "report": (
-        *MEMORY, SEED, RECIPE, *ONE_PHASE, RANKED, SYNTHETIC_PROMPT,
+        *MEMORY, SEED, PAIR, RECIPE, *ONE_PHASE, RANKED, SYNTHETIC_PROMPT,
         Rule(("tokens",), _phase("prefill"), "with --phase prefill"),
         Rule(("seed",), lambda values: values["fastv"] is not None or values["keep_visual"] is not None,
              "together with --fastv or --keep-visual (nothing else reads weights)"),
     ),
-    "verify": (*MEMORY, SEED, RECIPE, RANKED, SYNTHETIC_PROMPT),
+    "verify": (*MEMORY, SEED, PAIR, RECIPE, RANKED, SYNTHETIC_PROMPT),
     "generate": (
-        SEED, RECIPE, RANKED,
+        SEED, PAIR, RECIPE, RANKED,
         Rule(("draw_seed",), lambda values: values["temperature"] is not None, "together with --temperature"),
         Rule(("keep_visual", *REDUCTIONS), lambda values: values["image"] is not None, "together with --image FILE"),
         Rule(("device",), lambda values: values["backend"] == "xrt", "with --backend xrt"),
@@ -131,7 +133,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
              "with --backend xrt on a card"),
     ),
     "compile": (
-        SEED, RECIPE,
+        SEED, PAIR, RECIPE,
         Rule(("seed",), lambda values: not values["timing_only"], "where weights are stored: leave --timing-only out"),
         Rule(("lengths",), lambda values: bool(values["timing_only"]) or values["lengths"] == "runtime",
              "with --timing-only, which gives the size of such a baseline (no container holds one)"),

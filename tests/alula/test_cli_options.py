@@ -38,36 +38,38 @@ MASKED = {"attention_mask"}
 REDUCING = {"keep_schedule", "exit_layer", "fastv"}
 REFUSED = {
     "simulate prefill": {"kv", "keep_visual", "strategy", "image_tokens", "image_start", "memory_seed", "seed",
-                         "recipe"},
+                         "recipe", "mmproj"},
     "simulate decode": {"tokens", *MASKED, *REDUCING, "keep_visual", "strategy", "image_tokens", "image_start",
-                        "memory_seed", "seed", "recipe"},
+                        "memory_seed", "seed", "recipe", "mmproj"},
     "simulate vision": {"tokens", "kv", *MASKED, *REDUCING, "strategy", "image_tokens", "image_start", "memory_seed",
-                        "seed", "recipe"},
+                        "seed", "recipe", "mmproj"},
     "simulate ttft": {"kv", *MASKED, *REDUCING, "keep_visual", "strategy", "image_start", "check", "backend",
-                      "memory_seed", "seed", "recipe"},
-    "report prefill": {"kv", "keep_visual", "strategy", "image_tokens", "image_start", "memory_seed", "seed", "recipe"},
+                      "memory_seed", "seed", "recipe", "mmproj"},
+    "report prefill": {"kv", "keep_visual", "strategy", "image_tokens", "image_start", "memory_seed", "seed",
+                       "recipe", "mmproj"},
     "report decode": {"tokens", *MASKED, *REDUCING, "keep_visual", "strategy", "image_tokens", "image_start",
-                      "memory_seed", "seed", "recipe"},
+                      "memory_seed", "seed", "recipe", "mmproj"},
     "report vision": {"tokens", "kv", *MASKED, *REDUCING, "strategy", "image_tokens", "image_start", "memory_seed",
-                      "seed", "recipe"},
-    "verify": {"strategy", "image_tokens", "image_start", "memory_seed", "recipe"},
-    "verify functional": {"strategy", "image_tokens", "image_start", "memory_seed", "recipe", "memory", "jitter"},
-    "generate text": {"draw_seed", *REDUCING, "keep_visual", "strategy", "device", "xclbin", "recipe"},
-    "generate image": {"draw_seed", "strategy", "device", "xclbin", "recipe"},
-    "compile": {"recipe", "lengths"},
-    "compile timing": {"recipe", "seed"},
+                      "seed", "recipe", "mmproj"},
+    "verify": {"strategy", "image_tokens", "image_start", "memory_seed", "recipe", "mmproj"},
+    "verify functional": {"strategy", "image_tokens", "image_start", "memory_seed", "recipe", "memory", "jitter",
+                          "mmproj"},
+    "generate text": {"draw_seed", *REDUCING, "keep_visual", "strategy", "device", "xclbin", "recipe", "mmproj"},
+    "generate image": {"draw_seed", "strategy", "device", "xclbin", "recipe", "mmproj"},
+    "compile": {"recipe", "lengths", "mmproj"},
+    "compile timing": {"recipe", "seed", "mmproj"},
     "info": {"card", "bits", "sparsity", "recipe"},
 }  # fmt: skip
 """Situation -> options that have no effect there when they come alone."""
 SAMPLES = {
     "model": "smollm2-135m", "config": "small", "phase": "decode", "tokens": "60", "kv": "30", "layers": "1",
-    "context": "128", "backend": "functional", "attention_mask": "window:32", "keep_schedule": "1:4", "exit_layer": "1",
+    "context": "128", "backend": "functional", "attention_mask": "window:1", "keep_schedule": "1:4", "exit_layer": "1",
     "fastv": "1:4", "keep_visual": "5", "strategy": "row", "image_tokens": "9", "image_start": "3", "check": None,
     "memory": "hbm", "jitter": "20", "memory_seed": "5", "seed": "3", "bits": "4", "sparsity": "8:16",
     "recipe": "plain", "json": "{tmp}/more.json", "trace": "{tmp}/trace.json", "out": "{tmp}/other", "lengths": "40",
     "steps": "1", "program": "unrolled", "temperature": "9.0", "draw_seed": "4", "image": "{tmp}/other.png",
     "device": "sim", "xclbin": "{tmp}/x", "prompt": "something else", "timing_only": None, "synth": "yosys",
-    "card": "u50",
+    "card": "u50", "mmproj": "{tmp}/p.gguf", "chat": None,
 }  # fmt: skip
 """A value that differs from the default; None: a flag."""
 OTHERWISE = {
@@ -88,8 +90,8 @@ COMPANIONS = {
 }  # fmt: skip
 """What an option has its effect together with, everywhere or in one situation."""
 VOLATILE = {"wall_seconds", "simulator_seconds", "compile_seconds", "peak_memory_bytes", "file", "seconds"}
-TWICE = {"model", "config", "out", "json", "synth", "timing_only", "phase", "device", "xclbin"}
-"""Options that choose the situation, the files, or a tool: other tests run them."""
+TWICE = {"chat", "model", "config", "out", "json", "synth", "timing_only", "phase", "device", "xclbin"}
+"""Options that choose the situation, the files, or a tool: other tests run them (--chat: test_generate_files.py)."""
 SLOW = ("verify", "report", "generate")
 
 
