@@ -67,7 +67,7 @@ SAMPLES = {
     "recipe": "plain", "json": "{tmp}/more.json", "trace": "{tmp}/trace.json", "out": "{tmp}/other", "lengths": "40",
     "steps": "1", "program": "unrolled", "temperature": "9.0", "draw_seed": "4", "image": "{tmp}/other.png",
     "device": "sim", "xclbin": "{tmp}/x", "prompt": "something else", "timing_only": None, "synth": "yosys",
-    "card": "u50",
+    "card": "u50", "mmproj": "{tmp}/mmproj.gguf", "chat": None,
 }  # fmt: skip
 """A value that differs from the default; None: a flag."""
 OTHERWISE = {
@@ -88,7 +88,7 @@ COMPANIONS = {
 }  # fmt: skip
 """What an option has its effect together with, everywhere or in one situation."""
 VOLATILE = {"wall_seconds", "simulator_seconds", "compile_seconds", "peak_memory_bytes", "file", "seconds"}
-TWICE = {"model", "config", "out", "json", "synth", "timing_only", "phase", "device", "xclbin"}
+TWICE = {"model", "config", "out", "json", "synth", "timing_only", "phase", "device", "xclbin", "mmproj", "chat"}
 """Options that choose the situation, the files, or a tool: other tests run them."""
 SLOW = ("verify", "report", "generate")
 
