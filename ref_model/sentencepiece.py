@@ -5,6 +5,7 @@ of equals, until none is left. What is no piece then becomes its UTF-8 bytes. So
 """
 
 import heapq
+import math
 import re
 import struct
 from collections.abc import Mapping, Sequence
@@ -49,6 +50,8 @@ class SentencePieceTokenizer:
         if not len(pieces.tokens) == len(pieces.scores) == len(pieces.kinds):
             raise UserError(f"{origin} has {len(pieces.tokens)} tokens, {len(pieces.scores)} scores and "
                             f"{len(pieces.kinds)} kinds: download it again")
+        if not all(map(math.isfinite, pieces.scores)):
+            raise UserError(f"{origin} has scores that are no numbers: download it again")
         self.eos_id, self.bos_id = pieces.eos_id, pieces.bos_id
         self.end_ids = pieces.end_ids | ({self.eos_id} if self.eos_id is not None else frozenset())
         self.image_word = IMAGE_PLACEHOLDER

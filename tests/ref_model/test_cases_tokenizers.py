@@ -236,6 +236,26 @@ def test_other_tokenizers_are_refused(tmp_path: Path, more: dict, words: tuple[s
     assert None in WORDS
 
 
+def test_damaged_gguf_tokenizers_end_in_one_line(tmp_path: Path, model_file: Path) -> None:
+    print("seed 5")
+    generator = np.random.default_rng(5)
+    for path in (spm_gguf(tmp_path / "s.gguf", model_file), bpe_gguf(tmp_path / "b.gguf", trained("gpt-2"), "gpt-2")):
+        whole = np.frombuffer(path.read_bytes(), np.uint8)
+        for _ in range(40):
+            damaged = whole.copy()
+            damaged[generator.integers(0, len(whole), 8)] = generator.integers(0, 256, 8)
+            path.write_bytes(damaged[: generator.choice([len(whole), len(whole) // 2])].tobytes())
+            try:
+                load_tokenizer(path).encode("text <0x41> über")
+            except UserError as error:
+                assert "\n" not in str(error)
+
+
+def test_scores_that_are_no_numbers(tmp_path: Path, model_file: Path) -> None:
+    count = sentencepiece.SentencePieceProcessor(model_file=str(model_file)).vocab_size()
+    _refused(spm_gguf(tmp_path / "m.gguf", model_file, **{"ggml.scores": [float("nan")] * count}), "scores that are no")
+
+
 # --- Ends and templates of a folder ----------------------------------------------------------------------
 
 
