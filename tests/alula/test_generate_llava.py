@@ -96,7 +96,7 @@ def test_bad_inputs_are_one_line(written: Written, tmp_path: Path, capsys: pytes
     _one_line(capsys, "cannot read", "config.json")
     assert generate(folder, good, prompt="word " * 100) == 1
     _one_line(capsys, "beyond the context of 256")
-    for options, words in ((["--keep-visual", "0"], "0 visual tokens to keep is outside"),
+    for options, words in ((["--keep-visual", "0"], "--keep-visual 0 is outside 1.."),
                            (["--keep-visual", "99"], "99 visual tokens to keep is outside"),
                            (["--keep-schedule", "1:99"], "99 visual tokens are to go on, there are"),
                            (["--keep-visual", "4", "--fastv", "1:5"], "5 visual tokens are to go on, there are 4")):

@@ -51,7 +51,7 @@ def test_the_command_says_what_is_missing_and_how_it_ended(tmp_path, monkeypatch
     ("arguments", "message"),
     [
         (["--card", "u200"], "unknown card 'u200'; choose one of u280, u50, u55c"),
-        (["--target", "sw"], "unknown target 'sw'"),
+        (["--target", "sw"], "--target is 'sw': choose one of hw, hw_emu, xo"),
         (["--config", "u280", "--card", "u55c"], "33 masters need an HBM port each"),
         (["--config", "u55c", "--card", "u50"], "channel_bytes = 536870912, a pseudo-channel has 268435456 bytes"),
     ],
