@@ -73,7 +73,7 @@ def test_what_has_no_template_or_no_half_is_one_line(pair: tuple[Path, Path], ca
     assert run("generate", "--model", "llava-tiny", "--config", "tiny", "--prompt", "x", "--chat") == 1
     one_line(capsys, "llava-tiny has no chat template", "--chat")
     assert run("simulate", "--model", "llava-tiny", "--mmproj", pair[1]) == 1
-    one_line(capsys, "belongs to a language model in a .gguf file")
+    one_line(capsys, "has an effect only with a language model in a .gguf file")
     assert run("simulate", "--model", pair[1]) == 1
     one_line(capsys, "give it as --mmproj")
     assert run("simulate", "--model", "llava-1.5-7B") == 1
