@@ -45,7 +45,8 @@ bench: venv ## Reproduce the published figures
 bench-rtl: venv ## Measure the RTL simulation's speed
 	$(BIN)/python -m benchmarks.rtl
 
-lint: venv ## Style, types and Verilog lint
+lint: venv ## Format, style, types and Verilog lint
+	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m sim.rtl.lint

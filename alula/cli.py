@@ -334,10 +334,15 @@ def _lengths(text: str) -> tuple[int, ...]:
 
 def _show_cases(result: dict) -> None:
     shown = {
-        "case": "name", "program": "program_bytes", "SHA-256": "program_sha256", "bytes compared": "compared_bytes",
-        "bit-exact": "bit_exact", "cycles simulated": "cycles_simulated", "cycles RTL": "cycles_rtl",
+        "case": "name",
+        "program": "program_bytes",
+        "SHA-256": "program_sha256",
+        "bytes compared": "compared_bytes",
+        "bit-exact": "bit_exact",
+        "cycles simulated": "cycles_simulated",
+        "cycles RTL": "cycles_rtl",
         "cycle-exact": "cycle_exact",
-    }  # fmt: skip
+    }
     console.print(
         table(
             f"{result['model']} on {result['config']}",

@@ -107,20 +107,36 @@ def info(
 
 
 def _show_budget(result: dict) -> None:
-    rows = [[row["unit"], show(row["used"]), show(row["limit"]), f"{row['share']:.1%}",
-             ", ".join(f"{name} {show(used)}" for name, used in row["parts"].items())] for row in result["budget"]]
-    console.print(table(f"budget on {result['budget_card']} (from widths and depths)",
-                        ["", "used", "limit", "share", "of that"], rows))  # fmt: skip
+    rows = [
+        [
+            row["unit"],
+            show(row["used"]),
+            show(row["limit"]),
+            f"{row['share']:.1%}",
+            ", ".join(f"{name} {show(used)}" for name, used in row["parts"].items()),
+        ]
+        for row in result["budget"]
+    ]
+    console.print(
+        table(
+            f"budget on {result['budget_card']} (from widths and depths)",
+            ["", "used", "limit", "share", "of that"],
+            rows,
+        )
+    )
 
 
 def _show_resources(result: dict) -> None:
     kinds = list(result["card_resources"])
     tables = result["resources_by_unit"] | {"in all": result["resources"]}
     rows = [[unit, *(counts[kind] for kind in (*kinds, "LUTRAM"))] for unit, counts in tables.items()]
-    rows += [[f"{result['card']} has", *(result["card_resources"][kind] for kind in kinds), ""],
-             ["share", *(f"{result['share_of_card'][kind]:.1%}" for kind in kinds), "in LUT"]]  # fmt: skip
-    console.print(table("resources (Yosys, UltraScale+, LUT6; LUT counts are rough)",
-                        ["unit", *kinds, "LUTs as memory"], rows))  # fmt: skip
+    rows += [
+        [f"{result['card']} has", *(result["card_resources"][kind] for kind in kinds), ""],
+        ["share", *(f"{result['share_of_card'][kind]:.1%}" for kind in kinds), "in LUT"],
+    ]
+    console.print(
+        table("resources (Yosys, UltraScale+, LUT6; LUT counts are rough)", ["unit", *kinds, "LUTs as memory"], rows)
+    )
     if result["over"]:
         console.print(f"more than {result['card']} has: {', '.join(result['over'])}")
 

@@ -28,9 +28,11 @@ Mask = Annotated[
 ]
 KeepSchedule = Annotated[
     str | None,
-    typer.Option(help="Evenly spaced visual tokens that go on from layers on: LAYER:COUNT,..; or {layer: [visual "
-                 "tokens from 0]} in a .json file."),
-]  # fmt: skip
+    typer.Option(
+        help="Evenly spaced visual tokens that go on from layers on: LAYER:COUNT,..; or {layer: [visual "
+        "tokens from 0]} in a .json file."
+    ),
+]
 ExitLayer = Annotated[int | None, typer.Option(help="Visual tokens go through that many layers only.")]
 FastV = Annotated[
     str | None,

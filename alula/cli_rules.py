@@ -48,11 +48,20 @@ CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
 """Command -> option -> what it can be."""
 CHOICES_EVERYWHERE = {"memory": MEMORY_KINDS, "strategy": STRATEGIES}
 LIMITS: dict[str, tuple[int, int]] = {
-    "tokens": (1, 1 << 20), "kv": (1, 1 << 20), "steps": (0, 1 << 20), "layers": (1, 1 << 16), "context": (1, 1 << 24),
-    "image_tokens": (0, 1 << 20), "image_start": (0, 1 << 20), "keep_visual": (1, 1 << 20), "exit_layer": (1, 1 << 16),
-    "jitter": (0, 65535), "memory_seed": (0, (1 << 32) - 1), "seed": (0, (1 << 63) - 1),
+    "tokens": (1, 1 << 20),
+    "kv": (1, 1 << 20),
+    "steps": (0, 1 << 20),
+    "layers": (1, 1 << 16),
+    "context": (1, 1 << 24),
+    "image_tokens": (0, 1 << 20),
+    "image_start": (0, 1 << 20),
+    "keep_visual": (1, 1 << 20),
+    "exit_layer": (1, 1 << 16),
+    "jitter": (0, 65535),
+    "memory_seed": (0, (1 << 32) - 1),
+    "seed": (0, (1 << 63) - 1),
     "draw_seed": (0, (1 << 63) - 1),
-}  # fmt: skip
+}
 """Least and largest value of a number, whatever the model: a model's own limits come when it is open."""
 
 
@@ -90,12 +99,16 @@ MEMORY = (
     Rule(("memory_seed",), lambda values: bool(values["jitter"]), "together with --jitter"),
 )
 SEED = Rule(("seed",), _synthetic, "on synthetic weights, which this model has none of")
-PAIR = Rule(("mmproj",), lambda values: str(values["model"]).endswith(".gguf"),
-            "with a language model in a .gguf file, whose vision half it is")  # fmt: skip
+PAIR = Rule(
+    ("mmproj",),
+    lambda values: str(values["model"]).endswith(".gguf"),
+    "with a language model in a .gguf file, whose vision half it is",
+)
 RECIPE = Rule(("recipe",), _compressed, "together with --bits or --sparsity other than 8 and dense")
 RANKED = Rule(("strategy",), lambda values: values["keep_visual"] is not None, "together with --keep-visual")
-SYNTHETIC_PROMPT = Rule(("image_tokens", "image_start"), _reduces,
-                        "together with --keep-schedule, --exit-layer or --fastv")  # fmt: skip
+SYNTHETIC_PROMPT = Rule(
+    ("image_tokens", "image_start"), _reduces, "together with --keep-schedule, --exit-layer or --fastv"
+)
 ONE_PHASE = (
     Rule(("kv",), _phase("decode"), "with --phase decode"),
     Rule(("attention_mask", *REDUCTIONS), _phase("prefill"), "with --phase prefill"),
@@ -179,8 +192,9 @@ def _check_choice(option: str, value: object, choices: tuple[str, ...]) -> None:
     if value is None or value in choices:
         return
     close = get_close_matches(str(value), choices, 1)
-    raise UserError(f"{flag(option)} is {value!r}{f', is {close[0]!r} meant?' if close else ''}: choose one of "
-                    f"{', '.join(choices)}")  # fmt: skip
+    raise UserError(
+        f"{flag(option)} is {value!r}{f', is {close[0]!r} meant?' if close else ''}: choose one of {', '.join(choices)}"
+    )
 
 
 def _check_limits(option: str, value: object) -> None:

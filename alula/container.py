@@ -19,10 +19,17 @@ def save(path: Path, flow: Flow) -> dict:
     layout = flow.layout
     used = {"channel_bytes_used": layout.channel.at * BEAT_BYTES, "aux_bytes_used": layout.aux.at * BEAT_BYTES}
     kept = {key: value for key, value in manifest.items() if key not in ("sections", "memory_map")}
-    return kept | flow.asked | used | {
-        "program_bytes": manifest["instructions"] * INSTRUCTION_BYTES, "sections": len(manifest["sections"]),
-        "channel_capacity_bytes": flow.config.channel_bytes, "aux_capacity_bytes": flow.config.aux_bytes,
-    }  # fmt: skip
+    return (
+        kept
+        | flow.asked
+        | used
+        | {
+            "program_bytes": manifest["instructions"] * INSTRUCTION_BYTES,
+            "sections": len(manifest["sections"]),
+            "channel_capacity_bytes": flow.config.channel_bytes,
+            "aux_capacity_bytes": flow.config.aux_bytes,
+        }
+    )
 
 
 def sizes(path: Path | None, flow: Flow, lengths: str) -> dict:
@@ -35,12 +42,19 @@ def sizes(path: Path | None, flow: Flow, lengths: str) -> dict:
     layout, words = flow.layout, flow.compiled.program.words
     by_lengths = program_sizes(flow.compiled, flow.image)
     return flow.compression_report | {
-        "model": layout.model.name, "config": flow.config.name, "config_digest": flow.config.digest(),
-        "context": layout.context, "layers": layout.model.text.n_layers, "instructions": len(words),
+        "model": layout.model.name,
+        "config": flow.config.name,
+        "config_digest": flow.config.digest(),
+        "context": layout.context,
+        "layers": layout.model.text.n_layers,
+        "instructions": len(words),
         "program_sha256": hashlib.sha256(np.array(words, np.uint64).tobytes()).hexdigest(),
-        "lengths": lengths, "program_bytes": by_lengths[lengths]["program_bytes"], "by_lengths": by_lengths,
-        "channel_bytes_used": layout.channel.at * BEAT_BYTES, "aux_bytes_used": layout.aux.at * BEAT_BYTES,
-    }  # fmt: skip
+        "lengths": lengths,
+        "program_bytes": by_lengths[lengths]["program_bytes"],
+        "by_lengths": by_lengths,
+        "channel_bytes_used": layout.channel.at * BEAT_BYTES,
+        "aux_bytes_used": layout.aux.at * BEAT_BYTES,
+    }
 
 
 def program_bytes(path: Path, content: bytes) -> bytes:

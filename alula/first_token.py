@@ -59,10 +59,14 @@ def _part(flow: Flow, name: str, cycles: int, macs: int, macs_sparse: int) -> di
     """macs_sparse: without the products of pruned weights; each with its share of what the array could do."""
     possible = cycles * flow.config.macs_per_cycle
     return {
-        "part": name, "cycles": cycles, "seconds_at_clock": cycles / flow.config.clock_hz, "macs": macs,
-        "macs_sparse": macs_sparse, "mac_utilisation": macs / possible if possible else None,
+        "part": name,
+        "cycles": cycles,
+        "seconds_at_clock": cycles / flow.config.clock_hz,
+        "macs": macs,
+        "macs_sparse": macs_sparse,
+        "mac_utilisation": macs / possible if possible else None,
         "array_utilisation": macs_sparse / possible if possible else None,
-    }  # fmt: skip
+    }
 
 
 def _vision_parts(flow: Flow, result: Result) -> list[tuple[str, int, int, int]]:
@@ -70,8 +74,11 @@ def _vision_parts(flow: Flow, result: Result) -> list[tuple[str, int, int, int]]
     starts = flow.compiled.program.entries["vision"]["parts"]
     assert result.cycles is not None
     bounds = [0, *(_first_start(result, pc) for pc in (starts["selection"], starts["projector"])), result.cycles]
-    macs = {"vision tower": tower_macs(flow.layout), "selection": 0,
-            "projector": projector_macs(flow.layout, flow.visual_tokens)}  # fmt: skip
+    macs = {
+        "vision tower": tower_macs(flow.layout),
+        "selection": 0,
+        "projector": projector_macs(flow.layout, flow.visual_tokens),
+    }
     return [(name, end - start, n, n) for (name, n), start, end in zip(macs.items(), bounds, bounds[1:], strict=False)]
 
 

@@ -242,8 +242,11 @@ class Stream:
 
 
 def _step(step: Step) -> dict:
-    return {"name": step.name, "cycles": step.cycles,
-            "expected_sha256": None if step.outcome is None else step.outcome.expected_sha256}  # fmt: skip
+    return {
+        "name": step.name,
+        "cycles": step.cycles,
+        "expected_sha256": None if step.outcome is None else step.outcome.expected_sha256,
+    }
 
 
 def report(flow: Flow, made: Generation, tokenizer: Tokenizer, backend: str, wall_seconds: float) -> dict:
@@ -253,15 +256,24 @@ def report(flow: Flow, made: Generation, tokenizer: Tokenizer, backend: str, wal
     total = sum(known) if len(known) == len(cycles) else None
     found = made.outcomes
     return {
-        "backend": backend, "config": flow.config.name, "model": flow.model.config.name, "layers": flow.layers,
-        "tokens": len(made.tokens), "token_ids": made.tokens, "text": tokenizer.decode(made.tokens),
-        "golden_token_ids": made.golden_tokens, **flow.compression_report,
+        "backend": backend,
+        "config": flow.config.name,
+        "model": flow.model.config.name,
+        "layers": flow.layers,
+        "tokens": len(made.tokens),
+        "token_ids": made.tokens,
+        "text": tokenizer.decode(made.tokens),
+        "golden_token_ids": made.golden_tokens,
+        **flow.compression_report,
         "tokens_equal_golden": None if made.golden_tokens is None else made.tokens == made.golden_tokens,
-        "cycles": total, "clock_hz": flow.config.clock_hz,
+        "cycles": total,
+        "clock_hz": flow.config.clock_hz,
         "seconds_at_clock": None if total is None else total / flow.config.clock_hz,
         "bit_exact": all(o.bit_exact for o in found) if found else None,
         "compared_bytes": sum(o.compared_bytes for o in found),
         "first_difference": next((o.first_difference for o in found if o.first_difference), None),
-        "context": flow.context, "steps": [_step(step) for step in made.steps],
-        "wall_seconds": wall_seconds, "peak_memory_bytes": peak_memory_bytes(),
-    }  # fmt: skip
+        "context": flow.context,
+        "steps": [_step(step) for step in made.steps],
+        "wall_seconds": wall_seconds,
+        "peak_memory_bytes": peak_memory_bytes(),
+    }

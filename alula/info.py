@@ -23,13 +23,18 @@ def describe(name: str) -> dict:
     config = configurations.get(name)
     board = cards.card_of(config)
     return asdict(config) | {
-        "digest": config.digest(), "isa_version": ISA_VERSION, "macs_per_cycle": config.macs_per_cycle,
-        "peak_macs_per_second": config.macs_per_cycle * config.clock_hz, "chain_dsps": config.chain_dsps,
-        "memory": config.memory.kind, "memory_clock_hz": config.memory.clock_hz,
+        "digest": config.digest(),
+        "isa_version": ISA_VERSION,
+        "macs_per_cycle": config.macs_per_cycle,
+        "peak_macs_per_second": config.macs_per_cycle * config.clock_hz,
+        "chain_dsps": config.chain_dsps,
+        "memory": config.memory.kind,
+        "memory_clock_hz": config.memory.clock_hz,
         "peak_bytes_per_second": MemoryModel.of(config).peak_bytes_per_cycle(config) * config.clock_hz,
-        "dsp_total": dsp_total(config), "budget_card": board.name,
+        "dsp_total": dsp_total(config),
+        "budget_card": board.name,
         "budget": [asdict(row) | {"share": row.used / row.limit} for row in board.budget(config)],
-    }  # fmt: skip
+    }
 
 
 def resources(name: str, card: str | None = None, note: Callable[[str], None] = lambda _: None) -> dict:
@@ -52,15 +57,21 @@ def against(name: str, board: cards.Card, netlist: "Netlist", wall_seconds: floa
     used = {kind: total[kind] + (total["LUTRAM"] if kind == "LUT" else 0) for kind in limits}
     config = configurations.get(name)
     formula = {"DSP48E2": dsp_total(config)} | {
-        KIND[store]: sum(memory.primitives for memory in memories(config) if memory.store is store) for store in Store}
+        KIND[store]: sum(memory.primitives for memory in memories(config) if memory.store is store) for store in Store
+    }
     return {
-        "resources": total, "resources_by_unit": {unit: netlist.table(unit) for unit in netlist.units},
-        "unit_seconds": netlist.seconds, "primitives": dict(netlist.cells()), "formula": formula,
+        "resources": total,
+        "resources_by_unit": {unit: netlist.table(unit) for unit in netlist.units},
+        "unit_seconds": netlist.seconds,
+        "primitives": dict(netlist.cells()),
+        "formula": formula,
         "formula_equal": {kind: total[kind] == number for kind, number in formula.items()},
-        "card": board.name, "card_resources": limits,
+        "card": board.name,
+        "card_resources": limits,
         "share_of_card": {kind: used[kind] / limits[kind] for kind in limits},
-        "over": [kind for kind in limits if used[kind] > limits[kind]], "synthesis_wall_seconds": wall_seconds,
-    }  # fmt: skip
+        "over": [kind for kind in limits if used[kind] > limits[kind]],
+        "synthesis_wall_seconds": wall_seconds,
+    }
 
 
 def requantisation(source: str, compression: "Compression | None") -> dict:
@@ -71,8 +82,10 @@ def requantisation(source: str, compression: "Compression | None") -> dict:
 
     checkpoint = open_model(source)
     if not checkpoint.quantised:
-        raise UserError(f"{source} holds floating-point weights, nothing is quantised twice: "
-                        "give a quantised GGUF file, or a GPTQ or AWQ folder")  # fmt: skip
+        raise UserError(
+            f"{source} holds floating-point weights, nothing is quantised twice: "
+            "give a quantised GGUF file, or a GPTQ or AWQ folder"
+        )
     compressor = maxima = None
     if compression is None:
         maxima = calibration(source, checkpoint)
@@ -87,6 +100,8 @@ def requantisation(source: str, compression: "Compression | None") -> dict:
 def requantisation_line(result: dict) -> str:
     """One line of what `requantisation` found."""
     found = result["requantisation"]
-    return (f"{result['model']} ({result['quantised']}): relative RMS error of requantisation "
-            f"{found['mean_relative_rms_error']:.4f} in the mean, {found['worst_relative_rms_error']:.4f} at worst "
-            f"({found['worst_module']})")  # fmt: skip
+    return (
+        f"{result['model']} ({result['quantised']}): relative RMS error of requantisation "
+        f"{found['mean_relative_rms_error']:.4f} in the mean, {found['worst_relative_rms_error']:.4f} at worst "
+        f"({found['worst_module']})"
+    )

@@ -42,8 +42,11 @@ def check_writable(path: Path | None) -> None:
     if path is None:
         return
     parent = path.absolute().parent
-    faults = {"it is a folder": path.is_dir(), "its folder does not exist": not parent.is_dir(),
-              "nothing can be written into its folder": not os.access(parent, os.W_OK)}  # fmt: skip
+    faults = {
+        "it is a folder": path.is_dir(),
+        "its folder does not exist": not parent.is_dir(),
+        "nothing can be written into its folder": not os.access(parent, os.W_OK),
+    }
     for what, is_so in faults.items():
         if is_so:
             raise UserError(f"cannot write {path}: {what}")

@@ -50,23 +50,40 @@ def page(flow: Flow, result: dict) -> str:
     tiled = result["layers"] if result["phase"] == "vision" else None
     window = profile.layer(_first_operator(flow, result["phase"]), tiled)
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
+        loader=jinja2.FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
         lstrip_blocks=True,
-    )  # fmt: skip
+    )
     environment.filters |= {"n": _number, "share": lambda value: NO_VALUE if value is None else f"{100 * value:.1f} %"}
     causes = [(name, result["counters"].get(name, 0), meaning) for name, meaning in CAUSES.items()]
     return environment.get_template("report.html.jinja").render(
         title=f"{result['model']} on {config.name}: {PHASES[result['phase']].format(**result)}",
-        result=result, config=config, digest=config.digest(), causes=causes,
-        inputs=_inputs(flow, result), headline=_headline(result),
-        figures=figures(profile, rows, window, result, causes), window=window,
-        operators=_operator_rows(rows, profile), totals=_totals(rows, result), units=[unit.name for unit in Unit],
-        traffic=_traffic(result), published=published(result["phase"]), here=_this_run(result),
-    )  # fmt: skip
+        result=result,
+        config=config,
+        digest=config.digest(),
+        causes=causes,
+        inputs=_inputs(flow, result),
+        headline=_headline(result),
+        figures=figures(profile, rows, window, result, causes),
+        window=window,
+        operators=_operator_rows(rows, profile),
+        totals=_totals(rows, result),
+        units=[unit.name for unit in Unit],
+        traffic=_traffic(result),
+        published=published(result["phase"]),
+        here=_this_run(result),
+    )
 
 
-def figures(profile: Profile, rows: Sequence[OperatorRow], window: tuple[int, int], result: dict,
-            causes: Sequence[tuple[str, int, str]]) -> dict[str, str]:
+def figures(
+    profile: Profile,
+    rows: Sequence[OperatorRow],
+    window: tuple[int, int],
+    result: dict,
+    causes: Sequence[tuple[str, int, str]],
+) -> dict[str, str]:
     """SVG by name."""
     macs, moved = sum(row.macs for row in rows), result["hbm_bytes_read"]
     whole = macs / max(moved, 1), macs / profile.cycles
@@ -106,17 +123,23 @@ def _inputs(flow: Flow, result: dict) -> list[tuple[str, str]]:
         ("model", f"{result['model']}, {result['layers']} layers, context {flow.context:,} tokens"),
         ("phase", PHASES[result["phase"]].format(**result)),
         ("configuration", f"{config.name}, digest {config.digest()}"),
-        ("machine", f"{config.units} matrix units x {config.chains} chains ({config.macs_per_cycle:,} MACs a cycle), "
-                    f"{config.lanes} vector lanes, {config.units} channels of 64 bytes a cycle"),
+        (
+            "machine",
+            f"{config.units} matrix units x {config.chains} chains ({config.macs_per_cycle:,} MACs a cycle), "
+            f"{config.lanes} vector lanes, {config.units} channels of 64 bytes a cycle",
+        ),
         ("clock", f"{config.clock_hz / 1e6:g} MHz, as configured; nothing here was measured on a board"),
         ("memory model", memory_model(config, result)),
-        ("weights", f"{result['bits']} bits asked for, {mean:.4g} on average in compressed layers; "
-                    f"{result['weight_bytes']:,} bytes in the channels"),
+        (
+            "weights",
+            f"{result['bits']} bits asked for, {mean:.4g} on average in compressed layers; "
+            f"{result['weight_bytes']:,} bytes in the channels",
+        ),
         ("sparsity", f"{result['sparsity']}; {100 * result['nonzeros']:.3g} % of the compressed weights are kept"),
         ("recipe", result["recipe"] or "none (dense INT8)"),
         ("values", "timing only, no weights are needed" if flow.timing_only else "with weights"),
         ("program", f"{result['program_bytes']:,} bytes, {result['instructions_executed']:,} instructions executed"),
-    ]  # fmt: skip
+    ]
 
 
 def _headline(result: dict) -> list[tuple[str, str, str]]:
@@ -139,23 +162,32 @@ def _operator_rows(rows: Sequence[OperatorRow], profile: Profile) -> list[dict]:
     peak = profile.config.macs_per_cycle
     return [
         {
-            "name": row.name, "colour": shade[row.name], "cycles": row.cycles, "share": row.cycles / profile.cycles,
-            "macs": row.macs, "channel_bytes": row.channel_bytes, "aux_bytes": row.aux_bytes, "busy": row.busy,
+            "name": row.name,
+            "colour": shade[row.name],
+            "cycles": row.cycles,
+            "share": row.cycles / profile.cycles,
+            "macs": row.macs,
+            "channel_bytes": row.channel_bytes,
+            "aux_bytes": row.aux_bytes,
+            "busy": row.busy,
             "array": row.macs / (row.moving_cycles * peak) if row.macs and row.moving_cycles else None,
         }
         for row in rows
-    ]  # fmt: skip
+    ]
 
 
 def _totals(rows: Sequence[OperatorRow], result: dict) -> dict:
     """Sums over operators, and the cycles that belong to none."""
     cycles = sum(row.cycles for row in rows)
     return {
-        "cycles": cycles, "nobody": result["cycles"] - cycles, "all": result["cycles"],
-        "macs": sum(row.macs for row in rows), "channel_bytes": sum(row.channel_bytes for row in rows),
+        "cycles": cycles,
+        "nobody": result["cycles"] - cycles,
+        "all": result["cycles"],
+        "macs": sum(row.macs for row in rows),
+        "channel_bytes": sum(row.channel_bytes for row in rows),
         "aux_bytes": sum(row.aux_bytes for row in rows),
         "busy": {unit.name: sum(row.busy[unit.name] for row in rows) for unit in Unit},
-    }  # fmt: skip
+    }
 
 
 def _traffic(result: dict) -> list[tuple[str, int]]:
@@ -170,10 +202,12 @@ def _this_run(result: dict) -> dict:
         "model": f"{result['model']}, {result['bits']}-bit weights, {result['sparsity']}",
         "board": f"{result['config']}, {result['clock_hz'] / 1e6:g} MHz configured",
         "length": {"decode": f"{result['kv']:,} keys", "prefill": f"{result['tokens']:,} tokens"}.get(
-            result["phase"], "one image"),
+            result["phase"], "one image"
+        ),
         "tokens_per_second": rate if result["phase"] == "decode" else None,
-        "milliseconds": 1e3 * seconds, "bandwidth": f"{100 * result['hbm_utilisation']:.1f} %",
-    }  # fmt: skip
+        "milliseconds": 1e3 * seconds,
+        "bandwidth": f"{100 * result['hbm_utilisation']:.1f} %",
+    }
 
 
 def _number(value: float | None) -> str:

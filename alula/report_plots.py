@@ -14,9 +14,12 @@ from alula.report_profile import OperatorRow, Profile
 from hw.spec.isa import Unit
 
 UNITS = {
-    Unit.RD: "RD  weights, KV", Unit.MX: "MX  matrix", Unit.VU: "VU  vector", Unit.LD: "LD  load",
+    Unit.RD: "RD  weights, KV",
+    Unit.MX: "MX  matrix",
+    Unit.VU: "VU  vector",
+    Unit.LD: "LD  load",
     Unit.ST: "ST  store",
-}  # fmt: skip
+}
 """Rows from the top."""
 FAMILIES = (
     (("norm",), ("#8c96a3", "#5f6b7a", "#b4bcc6")),
@@ -28,10 +31,19 @@ FAMILIES = (
 )
 """Colours by what an operator's name holds; the last family takes the rest."""
 STYLE: dict[Any, Any] = {
-    "font.family": "sans-serif", "font.size": 9, "svg.fonttype": "none", "axes.spines.top": False,
-    "axes.spines.right": False, "axes.edgecolor": "#9aa4b1", "axes.labelcolor": "#3b4654", "xtick.color": "#5f6b7a",
-    "ytick.color": "#3b4654", "axes.titlesize": 9.5, "axes.titlelocation": "left", "axes.titlecolor": "#1d2733",
-}  # fmt: skip
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "svg.fonttype": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#9aa4b1",
+    "axes.labelcolor": "#3b4654",
+    "xtick.color": "#5f6b7a",
+    "ytick.color": "#3b4654",
+    "axes.titlesize": 9.5,
+    "axes.titlelocation": "left",
+    "axes.titlecolor": "#1d2733",
+}
 WIDTH = 10.2
 """Inches."""
 BINS, FINEST = 360, 1600
@@ -50,14 +62,21 @@ def colours(names: Sequence[str]) -> dict[str, str]:
     return out
 
 
-def draw(profile: Profile, rows: Sequence[OperatorRow], window: tuple[int, int], whole: tuple[float, float],
-         causes: Sequence[tuple[str, int, str]]) -> dict[str, Figure]:
+def draw(
+    profile: Profile,
+    rows: Sequence[OperatorRow],
+    window: tuple[int, int],
+    whole: tuple[float, float],
+    causes: Sequence[tuple[str, int, str]],
+) -> dict[str, Figure]:
     """Every figure by name; `svg` makes them text."""
     return {
-        "layer": layer_timeline(profile, window), "run": run_timeline(profile, window),
-        "roofline": roofline(rows, profile, whole), "stalls": stalls(causes, profile.cycles),
+        "layer": layer_timeline(profile, window),
+        "run": run_timeline(profile, window),
+        "roofline": roofline(rows, profile, whole),
+        "stalls": stalls(causes, profile.cycles),
         "bandwidth": bandwidth(profile, window),
-    }  # fmt: skip
+    }
 
 
 def svg(figure: Figure, name: str) -> str:
@@ -93,9 +112,11 @@ def layer_timeline(profile: Profile, window: tuple[int, int]) -> Figure:
         track = profile.tracks[unit].cut(first, last)
         bars = _merged(track, (last - first) / FINEST)
         axes.broken_barh(
-            [(start, end - start) for start, end, _ in bars], (row - 0.36, 0.72),
-            facecolors=[shade[operator] for _, _, operator in bars], linewidth=0,
-        )  # fmt: skip
+            [(start, end - start) for start, end, _ in bars],
+            (row - 0.36, 0.72),
+            facecolors=[shade[operator] for _, _, operator in bars],
+            linewidth=0,
+        )
         for start, end, operator in bars:
             name = profile.names[operator].rpartition(".")[2]
             if end - start > 0.0105 * len(name) * (last - first):
@@ -131,8 +152,14 @@ def run_timeline(profile: Profile, window: tuple[int, int]) -> Figure:
         axes.set_yticks([])
         axes.set_ylabel(label, rotation=0, ha="right", va="center")
         busy = profile.tracks[unit]
-        axes.text(1.005, 0.5, f"{(busy.end - busy.start).sum() / profile.cycles:.0%}", transform=axes.transAxes,
-                  va="center", color=INK)  # fmt: skip
+        axes.text(
+            1.005,
+            0.5,
+            f"{(busy.end - busy.start).sum() / profile.cycles:.0%}",
+            transform=axes.transAxes,
+            va="center",
+            color=INK,
+        )
         axes.tick_params(axis="x", length=0)
     _cycle_axis(rows[-1], 0, profile.cycles)
     return figure
@@ -173,15 +200,27 @@ def roofline(rows: Sequence[OperatorRow], profile: Profile, whole: tuple[float, 
     total = sum(row.cycles for row in rows) or 1
     look: dict[str, Any] = {"alpha": 0.9, "edgecolor": "white", "linewidth": 0.7, "zorder": 3}
     for row in points:
-        axes.scatter(row.macs / row.channel_bytes, row.macs / row.moving_cycles, s=30 + 900 * row.cycles / total,
-                     color=shade[row.name], label=row.name, **look)  # fmt: skip
+        axes.scatter(
+            row.macs / row.channel_bytes,
+            row.macs / row.moving_cycles,
+            s=30 + 900 * row.cycles / total,
+            color=shade[row.name],
+            label=row.name,
+            **look,
+        )
     axes.scatter(*whole, marker="D", s=46, color="white", edgecolor=INK, linewidth=1.4, label="the whole run", zorder=4)
     rates = [row.macs / row.moving_cycles for row in points] + [whole[1]]
     axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(min(rates) / 2.5, config.macs_per_cycle * 2.2))
-    axes.text(high / 1.1, config.macs_per_cycle * 1.12, f"array: {config.macs_per_cycle:,} MACs a cycle", ha="right",
-              color=INK)  # fmt: skip
-    axes.text(0.02, 0.93, f"memory: {peak:,.6g} bytes a cycle from the channels (slope)",
-              transform=axes.transAxes, color=INK)  # fmt: skip
+    axes.text(
+        high / 1.1,
+        config.macs_per_cycle * 1.12,
+        f"array: {config.macs_per_cycle:,} MACs a cycle",
+        ha="right",
+        color=INK,
+    )
+    axes.text(
+        0.02, 0.93, f"memory: {peak:,.6g} bytes a cycle from the channels (slope)", transform=axes.transAxes, color=INK
+    )
     axes.set_xlabel("MACs a byte read from the channels")
     axes.set_ylabel("MACs a cycle")
     axes.grid(which="major", color="#e3e7ec", linewidth=0.6)
@@ -202,8 +241,15 @@ def stalls(causes: Sequence[tuple[str, int, str]], cycles: int) -> Figure:
     axes.set_xlim(0, max(100, *share) * 1.02)
     for at, (value, (_, counted, _)) in enumerate(zip(share, shown, strict=True)):
         inside = value > 80
-        axes.text(value + (-1 if inside else 1), at, f"{value:.1f} %   {counted:,}", va="center", fontsize=8.5,
-                  ha="right" if inside else "left", color="white" if inside else INK)  # fmt: skip
+        axes.text(
+            value + (-1 if inside else 1),
+            at,
+            f"{value:.1f} %   {counted:,}",
+            va="center",
+            fontsize=8.5,
+            ha="right" if inside else "left",
+            color="white" if inside else INK,
+        )
     axes.set_xlabel("share of the run's cycles, %")
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", color="#e3e7ec", linewidth=0.6)

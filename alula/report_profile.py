@@ -35,8 +35,9 @@ class Track:
     def cut(self, first: int, last: int) -> "Track":
         """The part between two cycles; work stays whole."""
         keep = (self.end > first) & (self.start < last)
-        return Track(np.maximum(self.start[keep], first), np.minimum(self.end[keep], last), self.operator[keep],
-                     self.work[keep])  # fmt: skip
+        return Track(
+            np.maximum(self.start[keep], first), np.minimum(self.end[keep], last), self.operator[keep], self.work[keep]
+        )
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,14 @@ class OperatorRow:
 class Profile:
     """Tracks by unit and the operators in order of appearance."""
 
-    def __init__(self, events: Iterable[Event], operators: dict[int, str], config: Config, cycles: int,
-                 memory: MemoryModel | None = None) -> None:
+    def __init__(
+        self,
+        events: Iterable[Event],
+        operators: dict[int, str],
+        config: Config,
+        cycles: int,
+        memory: MemoryModel | None = None,
+    ) -> None:
         """operators: pc -> name, as `Program.operators` has it; memory: what the run was timed with (None: the
         configuration's own)."""
         self.config, self.cycles = config, cycles
@@ -93,12 +100,16 @@ class Profile:
         units = self.config.units
         return [
             OperatorRow(
-                name, int(cycles[i]), int(work[Unit.MX][i]) * units * BLOCK * BLOCK,
-                int(work[Unit.RD][i]) * units * BEAT_BYTES, int(work[Unit.LD][i]) * BEAT_BYTES, int(moving[i]),
+                name,
+                int(cycles[i]),
+                int(work[Unit.MX][i]) * units * BLOCK * BLOCK,
+                int(work[Unit.RD][i]) * units * BEAT_BYTES,
+                int(work[Unit.LD][i]) * BEAT_BYTES,
+                int(moving[i]),
                 {unit.name: int(busy[unit][i]) for unit in Unit},
             )
             for i, name in enumerate(self.names)
-        ]  # fmt: skip
+        ]
 
     def _segments(self) -> tuple[np.ndarray, np.ndarray]:
         """First cycles and lengths of the stretches in which no unit starts or ends anything."""

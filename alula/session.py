@@ -73,8 +73,9 @@ def compression_ids(source: str, checkpoint: Checkpoint, compression: Compressio
 def check_selection(config: LlavaConfig, count: int | None, strategy: str) -> None:
     """UserError where a model has no image of one tile with as many visual tokens to keep (None: all)."""
     if count is not None and (config.vision is None or config.pinpoints):
-        raise UserError(f"model {config.name} has no image of one tile to select visual tokens of: leave out "
-                        "--keep-visual")  # fmt: skip
+        raise UserError(
+            f"model {config.name} has no image of one tile to select visual tokens of: leave out --keep-visual"
+        )
     selection.items(count, strategy, 1 if config.vision is None else config.vision.n_patches)
 
 

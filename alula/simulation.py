@@ -21,13 +21,23 @@ from sim.report import Comparison, Workload, metrics
 PHASES = ("prefill", "decode", "vision")
 Note = Callable[[str], None]
 READ = {
-    "weights": "weights", "kv": "kv", "kv_scales": "kv_scales", "embedding": "embedding", "parameters": "parameters",
-    "tables": "tables", "fetch": "fetch", "scalars": "scalars", "activations_read": "activations",
-}  # fmt: skip
+    "weights": "weights",
+    "kv": "kv",
+    "kv_scales": "kv_scales",
+    "embedding": "embedding",
+    "parameters": "parameters",
+    "tables": "tables",
+    "fetch": "fetch",
+    "scalars": "scalars",
+    "activations_read": "activations",
+}
 WRITTEN = {
-    "activations_written": "activations", "results": "results", "kv_written": "kv", "kv_scales_written": "kv_scales",
+    "activations_written": "activations",
+    "results": "results",
+    "kv_written": "kv",
+    "kv_scales_written": "kv_scales",
     "lists_written": "lists",
-}  # fmt: skip
+}
 """Names in "traffic" and the counters (`hw.spec.csr`) they come from."""
 
 
@@ -68,8 +78,16 @@ def simulate(
     assert cross.invocation is not None
     seen, cached = (tokens, 0) if phase == "prefill" else (1, kv)
     macs = _macs(flow, phase, tokens, kv, mask, reduced)
-    workload = Workload(flow.model.config.name, phase, seen, cached, flow.layers, macs, flow.layout.weight_bytes,
-                        useful_bytes(flow, phase, seen, cached, result.counters, mask is None and reduction is None))
+    workload = Workload(
+        flow.model.config.name,
+        phase,
+        seen,
+        cached,
+        flow.layers,
+        macs,
+        flow.layout.weight_bytes,
+        useful_bytes(flow, phase, seen, cached, result.counters, mask is None and reduction is None),
+    )
     comparison = Comparison()
     if outcome is not None:
         comparison = Comparison(outcome.bit_exact, outcome.cycle_exact, outcome.compared_bytes)
@@ -80,12 +98,23 @@ def simulate(
         vision = {"tokens": flow.model.config.n_visual_tokens, "layers": flow.model.config.num_executed_vision_layers}
         report |= vision | {"kv": 0, "tokens_per_second": None}
     sparse = {"macs_sparse": _macs(flow, phase, tokens, kv, mask, reduced, sparse=True)}
-    return report | sparse | flow.compression_report | _memory_traffic(result) | memory.report() | {
-        "context": flow.context, "reduction": None if reduced is None else reduced.report(),
-        "wall_seconds": time.monotonic() - began, "simulator_seconds": cross.wall_seconds[name],
-        "peak_memory_bytes": peak_memory_bytes(), "counters": result.counters,
-        "first_difference": outcome.first_difference if outcome else None, "trace": result.trace,
-    }  # fmt: skip
+    return (
+        report
+        | sparse
+        | flow.compression_report
+        | _memory_traffic(result)
+        | memory.report()
+        | {
+            "context": flow.context,
+            "reduction": None if reduced is None else reduced.report(),
+            "wall_seconds": time.monotonic() - began,
+            "simulator_seconds": cross.wall_seconds[name],
+            "peak_memory_bytes": peak_memory_bytes(),
+            "counters": result.counters,
+            "first_difference": outcome.first_difference if outcome else None,
+            "trace": result.trace,
+        }
+    )
 
 
 def _run(
@@ -141,6 +170,8 @@ def _memory_traffic(result: Result) -> dict:
         "hbm_bytes_read": c.get("read_beats_channels", 0) * BEAT_BYTES,
         "hbm_bytes_written": c.get("write_bytes_channels", 0) + c.get("write_bytes_aux", 0),
         "hbm_bytes_written_kv": c.get("write_bytes_channels", 0),
-        "aux_bytes_read": c.get("read_beats_aux", 0) * BEAT_BYTES, "aux_bytes_written": c.get("write_bytes_aux", 0),
-        "activation_bytes": traffic["activations_read"] + traffic["activations_written"], "traffic": traffic,
-    }  # fmt: skip
+        "aux_bytes_read": c.get("read_beats_aux", 0) * BEAT_BYTES,
+        "aux_bytes_written": c.get("write_bytes_aux", 0),
+        "activation_bytes": traffic["activations_read"] + traffic["activations_written"],
+        "traffic": traffic,
+    }

@@ -212,16 +212,21 @@ def verify(
     for outcome in outcomes(flow, last, lengths, steps, note, mask, reduction, decode, memory):
         found.append(outcome)
         seen(outcome)
-    return summary(found) | flow.compression_report | memory.report() | {
-        "model": flow.model.config.name,
-        "config": flow.config.name,
-        "backend": last,
-        "layers": flow.layers,
-        "context": flow.context,
-        "program": flow.program,
-        "program_sha256": sorted({outcome.program_sha256 for outcome in found}),
-        "cases": [outcome.as_json() for outcome in found],
-    }
+    return (
+        summary(found)
+        | flow.compression_report
+        | memory.report()
+        | {
+            "model": flow.model.config.name,
+            "config": flow.config.name,
+            "backend": last,
+            "layers": flow.layers,
+            "context": flow.context,
+            "program": flow.program,
+            "program_sha256": sorted({outcome.program_sha256 for outcome in found}),
+            "cases": [outcome.as_json() for outcome in found],
+        }
+    )
 
 
 def summary(found: list[Outcome]) -> dict:

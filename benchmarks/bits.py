@@ -16,10 +16,10 @@ def measure() -> dict:
     """One entry a format, on `u280`, one token."""
     return {
         "what": "one token through each linear layer of LLaVA-1.5-7B on u280; bytes of the stream over all units, "
-                "headers, scales and padding included. 11008 outputs are 21.5 steps of 512: the rest is padding",
+        "headers, scales and padding included. 11008 outputs are 21.5 steps of 512: the rest is padding",
         "memory": "fixed latency",
         "runs": [_one(shape, *form) for shape in SHAPES for form in FORMATS],
-    }  # fmt: skip
+    }
 
 
 def index_bits(nonzeros: int) -> float:
@@ -38,9 +38,16 @@ def _one(shape: tuple[int, int], bits: int, nonzeros: int) -> dict:
     count = n_in * n_out
     ideal = count * (bits * nonzeros / BLOCK + index_bits(nonzeros)) / 8
     return {
-        "config": "u280", "n_in": n_in, "n_out": n_out, "bits": bits, "nonzeros_of_16": nonzeros,
-        "bytes_a_weight": stream_bytes / count, "payload_and_index_bytes_a_weight": ideal / count,
-        "overhead": stream_bytes / ideal, "unpack_stall_cycles": result.counters["unpack_stall"],
+        "config": "u280",
+        "n_in": n_in,
+        "n_out": n_out,
+        "bits": bits,
+        "nonzeros_of_16": nonzeros,
+        "bytes_a_weight": stream_bytes / count,
+        "payload_and_index_bytes_a_weight": ideal / count,
+        "overhead": stream_bytes / ideal,
+        "unpack_stall_cycles": result.counters["unpack_stall"],
         "weight_stall_cycles": result.counters["mx_weight_stall"],
-        "cycles": result.cycles, "stream_beats": linear.stream_beats,
-    }  # fmt: skip
+        "cycles": result.cycles,
+        "stream_beats": linear.stream_beats,
+    }

@@ -26,10 +26,18 @@ def measure() -> dict:
     program = np.array(flow.compiled.program.words, np.uint64).tobytes()
     cycles = cache(partial(_cycles, flow))
     runs = [_one(flow, cycles, phase, n, tile) for phase, tile in tiles.items() for n in LENGTHS]
-    return {"what": "language model with its head; one_more_token: cycles of that length + 1 less those of the length "
-                    "(at the end of the context the last token's); one_more_tile: the same with a tile of tokens",
-            "model": MODEL, "config": CONFIG, "memory": "fixed latency", "context": flow.context, "tiles": tiles,
-            "program_bytes": len(program), "program_sha256": sha256(program).hexdigest(), "runs": runs}
+    return {
+        "what": "language model with its head; one_more_token: cycles of that length + 1 less those of the length "
+        "(at the end of the context the last token's); one_more_tile: the same with a tile of tokens",
+        "model": MODEL,
+        "config": CONFIG,
+        "memory": "fixed latency",
+        "context": flow.context,
+        "tiles": tiles,
+        "program_bytes": len(program),
+        "program_sha256": sha256(program).hexdigest(),
+        "runs": runs,
+    }
 
 
 def _one(flow: Flow, cycles: Callable[[str, int], int], phase: str, n: int, tile: int) -> dict:
@@ -38,9 +46,16 @@ def _one(flow: Flow, cycles: Callable[[str, int], int], phase: str, n: int, tile
         return cycles(phase, start + count) - cycles(phase, start)
 
     began, found = time.monotonic(), cycles(phase, n)
-    return {"phase": phase, "length": n, "cycles": found, "seconds_at_clock": found / flow.config.clock_hz,
-            "one_more_token": more(1), "one_more_tile": more(tile), "within_limit": more(1) <= more(tile),
-            "wall_seconds": time.monotonic() - began}
+    return {
+        "phase": phase,
+        "length": n,
+        "cycles": found,
+        "seconds_at_clock": found / flow.config.clock_hz,
+        "one_more_token": more(1),
+        "one_more_tile": more(tile),
+        "within_limit": more(1) <= more(tile),
+        "wall_seconds": time.monotonic() - began,
+    }
 
 
 def _cycles(flow: Flow, phase: str, n: int) -> int:

@@ -68,8 +68,9 @@ class LinearLayer:
     wait for it, so that every beat held back is the front's doing; else it runs ahead.
     """
 
-    def __init__(self, config: Config, shape: Shape, layer: QuantLinear, *, store: bool = False,
-                 late: bool = False) -> None:
+    def __init__(
+        self, config: Config, shape: Shape, layer: QuantLinear, *, store: bool = False, late: bool = False
+    ) -> None:
         self.config, self.shape, self.layer, self.store, self.late = config, shape, layer, store, late
         self.geo = Geometry(config)
         self.data = stream.encode(layer.weight, layer.format, config.units)
@@ -87,8 +88,9 @@ class LinearLayer:
     def image(self, seed: int = 1) -> tuple[MemoryImage, Array]:
         """Memory before the run, and its input rows int64[tokens, n_in]."""
         image, aux = MemoryImage(self.config), self.config.aux_port
-        rows = np.random.default_rng(seed).integers(-1 << INPUT_BITS, 1 << INPUT_BITS,
-                                                    (self.shape.tokens, self.shape.n_in))
+        rows = np.random.default_rng(seed).integers(
+            -1 << INPUT_BITS, 1 << INPUT_BITS, (self.shape.tokens, self.shape.n_in)
+        )
         for unit, data in enumerate(self.data):
             image.attach(unit, 0, data)
         image.write(aux, self.program_at * 64, np.array(self.program, np.uint64).view(np.uint8))
@@ -99,8 +101,11 @@ class LinearLayer:
     def results(self, image: MemoryImage) -> Array:
         """Wide rows int32[tokens, n_out] that the program stored."""
         n = self.shape.tokens * self.out_granules * 64
-        return image.read(self.config.aux_port, self.out_at * 64, n).view(np.int32).reshape(
-            self.shape.tokens, -1)[:, : self.shape.n_out]
+        return (
+            image.read(self.config.aux_port, self.out_at * 64, n)
+            .view(np.int32)
+            .reshape(self.shape.tokens, -1)[:, : self.shape.n_out]
+        )
 
     def invocation(self) -> Invocation:
         return Invocation(self.program_at, len(self.program))
@@ -111,13 +116,16 @@ class LinearLayer:
         space = {name: Allocator(c, name) for name in ("AB", "PB", "VB", "SB", "OB", "RS")}
         words = space["PB"].take("words", self.out_granules)
         b.load(self.words_at, words, self.out_granules, kind=LdKind.PARAMETERS)
-        sides = [{
-            "X": space["PB"].take(f"X{i}", shape.rows * self.row_granules),
-            "Q": space["OB"].take(f"Q{i}", shape.rows * self.geo.granules(shape.n_in)),
-            "ACC": space["AB"].take(f"ACC{i}", shape.rows * self.out_granules),
-            "E": space["RS"].take(f"E{i}", shape.rows),
-            "Y": space["SB" if self.store else "VB"].take(f"Y{i}", shape.rows * self.out_granules),
-        } for i in range(2)]
+        sides = [
+            {
+                "X": space["PB"].take(f"X{i}", shape.rows * self.row_granules),
+                "Q": space["OB"].take(f"Q{i}", shape.rows * self.geo.granules(shape.n_in)),
+                "ACC": space["AB"].take(f"ACC{i}", shape.rows * self.out_granules),
+                "E": space["RS"].take(f"E{i}", shape.rows),
+                "Y": space["SB" if self.store else "VB"].take(f"Y{i}", shape.rows * self.out_granules),
+            }
+            for i in range(2)
+        ]
         chunks = [(at, min(shape.rows, shape.tokens - at)) for at in range(0, shape.tokens, shape.rows)]
         self._quantise(b, sides[0], *chunks[0])
         for number, (at, n) in enumerate(chunks):
@@ -126,8 +134,15 @@ class LinearLayer:
                 b.fence()
             else:
                 b.read(0, self.stream_beats)
-            b.matmul(side["Q"], side["ACC"], rows=n, kb=self.geo.kb(shape.n_in), ob=self.geo.steps(shape.n_out),
-                     act_stride=self.geo.granules(shape.n_in), out_stride=self.out_granules)
+            b.matmul(
+                side["Q"],
+                side["ACC"],
+                rows=n,
+                kb=self.geo.kb(shape.n_in),
+                ob=self.geo.steps(shape.n_out),
+                act_stride=self.geo.granules(shape.n_in),
+                out_stride=self.out_granules,
+            )
             if self.late:
                 b.read(0, self.stream_beats)
             if number + 1 < len(chunks):
@@ -141,18 +156,46 @@ class LinearLayer:
         b.load(self.rows_at + at * self.row_granules, side["X"], n * self.row_granules)
         rows, entries = At(side["X"], step), Rows(side["E"], 1)
         b.vu_pass((n, 1, step), width, p=rows, w=entries, src=Src.P, reduce=Reduce.ABSMAX, fin=Fin.QRECIP)
-        b.vu_pass((n, 1, step), width, p=rows, r0=entries, src=Src.P, mul2=Mul2.R0, row0=Row.FIN,
-                  d=At(side["Q"], self.geo.granules(width)))
+        b.vu_pass(
+            (n, 1, step),
+            width,
+            p=rows,
+            r0=entries,
+            src=Src.P,
+            mul2=Mul2.R0,
+            row0=Row.FIN,
+            d=At(side["Q"], self.geo.granules(width)),
+        )
 
     def _scale(self, b: Builder, side: dict[str, Region], words: Region, at: int, n: int) -> None:
         step = self.geo.acc_words(self.shape.n_out)
         ctl1: Value = pack_bits(CTL1, {"adj2": self.layer.shift})
-        b.vu_pass((n, 1, step), self.shape.n_out, a=At(side["ACC"], step), p=At(words), r0=Rows(side["E"], 1),
-                  d=At(side["Y"], step), src=Src.A, mul1=Mul1.P, mul2=Mul2.R0, row0=Row.SCALE, ctl1=ctl1)
+        b.vu_pass(
+            (n, 1, step),
+            self.shape.n_out,
+            a=At(side["ACC"], step),
+            p=At(words),
+            r0=Rows(side["E"], 1),
+            d=At(side["Y"], step),
+            src=Src.A,
+            mul1=Mul1.P,
+            mul2=Mul2.R0,
+            row0=Row.SCALE,
+            ctl1=ctl1,
+        )
         if self.store:
-            b.store(StMode.LIN, side["Y"], OUTPUT, addr=self.out_at + at * self.out_granules,
-                    src_tok=self.out_granules, n_tok=n, n_gran=self.out_granules, stride_tok=self.out_granules,
-                    stride_gran=1, src_head=0)
+            b.store(
+                StMode.LIN,
+                side["Y"],
+                OUTPUT,
+                addr=self.out_at + at * self.out_granules,
+                src_tok=self.out_granules,
+                n_tok=n,
+                n_gran=self.out_granules,
+                stride_tok=self.out_granules,
+                stride_gran=1,
+                src_head=0,
+            )
 
 
 def golden(layer: QuantLinear, rows: Array) -> Array:

@@ -29,8 +29,10 @@ def unit_levels(netlist: Netlist, unit: str) -> Levels:
     names = [name for name in netlist.modules if unit_of(name) == unit]
     below = {cell["type"] for name in names for cell in netlist.modules[name]["cells"].values()}
     roots = [name for name in names if name not in below]
-    return max((levels(netlist, root, lambda name: unit_of(name) == unit) for root in roots),
-               key=lambda found: (found.luts, found.carries))  # fmt: skip
+    return max(
+        (levels(netlist, root, lambda name: unit_of(name) == unit) for root in roots),
+        key=lambda found: (found.luts, found.carries),
+    )
 
 
 def result(netlist: Netlist, config: str, wall_seconds: float) -> dict:
@@ -38,16 +40,27 @@ def result(netlist: Netlist, config: str, wall_seconds: float) -> dict:
     for unit in netlist.units:
         found = unit_levels(netlist, unit)
         above = found.luts > BOUND
-        rows.append({"unit": unit, "lut_levels": found.luts, "carry_cells": found.carries, "wide_muxes": found.muxes,
-                     "ends_in": found.ends_in, "above_bound": above,
-                     "reason": REASONS.get(unit) if above else None})  # fmt: skip
+        rows.append(
+            {
+                "unit": unit,
+                "lut_levels": found.luts,
+                "carry_cells": found.carries,
+                "wide_muxes": found.muxes,
+                "ends_in": found.ends_in,
+                "above_bound": above,
+                "reason": REASONS.get(unit) if above else None,
+            }
+        )
     return {
         "what": "LUTs on the longest combinational path of a unit, from Yosys; carry cells (CARRY4) and MUXF on that "
         "path apart. A proxy for timing: no delay, no routing, no tool of the vendor has seen this design. Paths end "
         "at registers, memories and DSPs, and at the unit's own ports: paths from unit to unit are longer.",
-        "config": config, "bound": BOUND, "above_bound": [row["unit"] for row in rows if row["above_bound"]],
-        "wall_seconds": wall_seconds, "runs": rows,
-    }  # fmt: skip
+        "config": config,
+        "bound": BOUND,
+        "above_bound": [row["unit"] for row in rows if row["above_bound"]],
+        "wall_seconds": wall_seconds,
+        "runs": rows,
+    }
 
 
 def measure(config: str = "u280") -> dict:

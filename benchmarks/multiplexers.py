@@ -26,10 +26,15 @@ class Chain(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         m.submodules.chain = chain = SparseChain(
-            cascade_groups=4, singles=MatrixUnit(get("u280")).singles(0), primitive=True)  # fmt: skip
-        m.d.comb += [chain.i.payload.eq(self.i.payload), chain.i.valid.eq(self.i.valid),
-                     chain.i.payload.breaks.eq(DENSE_BREAKS), self.o.payload.eq(chain.o_sums.payload),
-                     self.o.valid.eq(chain.o_sums.valid)]
+            cascade_groups=4, singles=MatrixUnit(get("u280")).singles(0), primitive=True
+        )
+        m.d.comb += [
+            chain.i.payload.eq(self.i.payload),
+            chain.i.valid.eq(self.i.valid),
+            chain.i.payload.breaks.eq(DENSE_BREAKS),
+            self.o.payload.eq(chain.o_sums.payload),
+            self.o.valid.eq(chain.o_sums.valid),
+        ]
         if self.dense:
             places = Cat(Const(place, range(BLOCK)) for place in UNREACHED).replicate(N_GROUPS)
             m.d.comb += [chain.i.payload.sparse.eq(0), chain.i.payload.indices.as_value().eq(places)]
@@ -40,17 +45,21 @@ def measure() -> dict:
     """Yosys's counts; LUTs are rough (no timing, no retiming)."""
     began = time.monotonic()
     dense, sparse = (_count(Chain(tied), "chain", flatten=True) for tied in (True, False))
-    runs = [{"block": "chain of 16 DSPs", "design": name, **table} for name, table in (("dense", dense),
-                                                                                      ("sparse", sparse))]
+    runs = [
+        {"block": "chain of 16 DSPs", "design": name, **table} for name, table in (("dense", dense), ("sparse", sparse))
+    ]
     for name in CONFIGS:
         unit = _count(MatrixUnit(get(name), primitive=True), "unit")
         chains = get(name).chains
         runs.append({"block": f"matrix unit of {name}, {chains} chains", "design": "sparse", **unit})
-    return {"what": "Yosys synth_xilinx; chain: the same with the sparse mode tied off and with it",
-            "multiplexer_luts_a_chain": sparse["LUT"] - dense["LUT"], "dsps_equal": dense["DSP48E2"] ==
-            sparse["DSP48E2"], "wall_seconds": time.monotonic() - began, "runs": runs}
+    return {
+        "what": "Yosys synth_xilinx; chain: the same with the sparse mode tied off and with it",
+        "multiplexer_luts_a_chain": sparse["LUT"] - dense["LUT"],
+        "dsps_equal": dense["DSP48E2"] == sparse["DSP48E2"],
+        "wall_seconds": time.monotonic() - began,
+        "runs": runs,
+    }
 
 
 def _count(component, top: str, flatten: bool = False) -> dict[str, float]:
     return tally(synthesise(convert(component, top), top, flatten)[top])
-

@@ -23,17 +23,32 @@ from ref_model.modules import LlavaModel
 from ref_model.quantise import QuantModel, quantise
 from ref_model.tokenizer import load_tokenizer
 
-BASELINE = ("float32 of the packaged Q4_1 file's dequantised weights, which are 4 bits in groups of 32 already: an "
-            "unquantised original is not available here")
-HEAD = ("tied to the embedding: INT8 in every setting, not part of the average, which is over the linear layers of the "
-        "decoder")
-CALIBRATION = (f"at most {CALIBRATION_TOKENS} tokens of ref_model/data/calibration*.txt (the first {HESSIAN_TOKENS} "
-               "for GPTQ; docs/calibration.md); the measured text is no part of it")
+BASELINE = (
+    "float32 of the packaged Q4_1 file's dequantised weights, which are 4 bits in groups of 32 already: an "
+    "unquantised original is not available here"
+)
+HEAD = (
+    "tied to the embedding: INT8 in every setting, not part of the average, which is over the linear layers of the "
+    "decoder"
+)
+CALIBRATION = (
+    f"at most {CALIBRATION_TOKENS} tokens of ref_model/data/calibration*.txt (the first {HESSIAN_TOKENS} "
+    "for GPTQ; docs/calibration.md); the measured text is no part of it"
+)
 Setting = tuple[str, str, str]
 SETTINGS: tuple[Setting, ...] = (
-    ("4", "dense", "tuned"), ("3.5", "dense", "tuned"), ("8", "8:16", "tuned"),
-    ("4", "dense", "best"), ("3.5", "dense", "best"), ("8", "8:16", "best"), ("8", "dense", "best"),
-    ("4", "dense", "plain"), ("3.5", "dense", "plain"), ("8", "8:16", "plain"), ("8", "dense", "plain"))
+    ("4", "dense", "tuned"),
+    ("3.5", "dense", "tuned"),
+    ("8", "8:16", "tuned"),
+    ("4", "dense", "best"),
+    ("3.5", "dense", "best"),
+    ("8", "8:16", "best"),
+    ("8", "dense", "best"),
+    ("4", "dense", "plain"),
+    ("3.5", "dense", "plain"),
+    ("8", "8:16", "plain"),
+    ("8", "dense", "plain"),
+)
 """Bits, sparsity, recipe; the longest first."""
 AIMS = {(bits, "dense", recipe): aim for bits, aim in (("4", 1.10), ("3.5", 1.25)) for recipe in ("tuned", "best")}
 """Largest ratio aimed at."""
@@ -77,8 +92,13 @@ def row(setting: Setting, quantised: QuantModel, bits: float, ids: list[int], re
     ratio = math.exp(nll - reference)
     status = "measured" if aim is None else f"measured; aim of {aim:.2f} {'met' if ratio <= aim else 'not met'}"
     return dict(zip(("bits", "sparsity", "recipe"), setting, strict=True)) | {
-        "average_bits": bits, "perplexity": math.exp(nll), "ratio": ratio, "status": status,
-        "compress_seconds": seconds, "golden_seconds": time.monotonic() - began}
+        "average_bits": bits,
+        "perplexity": math.exp(nll),
+        "ratio": ratio,
+        "status": status,
+        "compress_seconds": seconds,
+        "golden_seconds": time.monotonic() - began,
+    }
 
 
 def measure_setting(setting: Setting, model: str, ids: list[int], reference: float) -> dict:
@@ -102,11 +122,22 @@ def measure_setting(setting: Setting, model: str, ids: list[int], reference: flo
 
 def summary(model: str, text: Path, ids: list[int], reference: float, runs: list[dict], seconds: float) -> dict:
     """What the result's file holds. seconds: of the whole benchmark; the load tells how far the cores were shared."""
-    return {"model": model, "text": text.name, "tokens": len(ids), "activations": "INT8, golden integer model",
-            "baseline": BASELINE, "head": HEAD, "calibration": CALIBRATION,
-            "aims": {" ".join(setting): aim for setting, aim in AIMS.items()},
-            "perplexity_float": math.exp(reference), "wall_seconds": seconds, "processes": PROCESSES,
-            "cores": os.cpu_count(), "load_average": os.getloadavg()[-1], "runs": runs}
+    return {
+        "model": model,
+        "text": text.name,
+        "tokens": len(ids),
+        "activations": "INT8, golden integer model",
+        "baseline": BASELINE,
+        "head": HEAD,
+        "calibration": CALIBRATION,
+        "aims": {" ".join(setting): aim for setting, aim in AIMS.items()},
+        "perplexity_float": math.exp(reference),
+        "wall_seconds": seconds,
+        "processes": PROCESSES,
+        "cores": os.cpu_count(),
+        "load_average": os.getloadavg()[-1],
+        "runs": runs,
+    }
 
 
 def measure(model: str = "smollm2-135m", text: Path = TEXT, settings: Sequence[Setting] = SETTINGS) -> dict:

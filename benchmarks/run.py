@@ -10,10 +10,17 @@ from benchmarks import bits, lengths, ltp, multiplexers, perplexity, quality, si
 
 RESULTS = Path(__file__).parent / "results"
 BENCHMARKS: dict[str, Callable[[], dict]] = {
-    "perplexity": perplexity.measure, "simulator": simulator.measure, "sparse": sparse.measure, "bits": bits.measure,
-    "quality": quality.measure, "multiplexers": multiplexers.measure, "tokens": tokens.measure,
-    "lengths": lengths.measure, "vlm": vlm.measure, "ltp": ltp.measure,
-}  # fmt: skip
+    "perplexity": perplexity.measure,
+    "simulator": simulator.measure,
+    "sparse": sparse.measure,
+    "bits": bits.measure,
+    "quality": quality.measure,
+    "multiplexers": multiplexers.measure,
+    "tokens": tokens.measure,
+    "lengths": lengths.measure,
+    "vlm": vlm.measure,
+    "ltp": ltp.measure,
+}
 
 
 def main(names: list[str]) -> int:

@@ -84,8 +84,11 @@ def _compare(limits: dict[str, float], gemms: set[str] | None) -> dict:
         "scale_sim": list(systolic.PACKAGES),
         "array": f"{systolic.ROWS} x {systolic.COLUMNS}, weight stationary, {systolic.WORDS_PER_CYCLE} words a cycle",
         "scale_sim_start_up_seconds": start_up["wall_seconds"],
-        "model": MODEL, "config": CONFIG, "layers": 1, "phases": phases,
-    }  # fmt: skip
+        "model": MODEL,
+        "config": CONFIG,
+        "layers": 1,
+        "phases": phases,
+    }
 
 
 def _phase(flow, python: Path, phase: str, limit: float, gemms: set[str] | None, start_up: dict) -> dict:
@@ -105,17 +108,24 @@ def _phase(flow, python: Path, phase: str, limit: float, gemms: set[str] | None,
     )
     left_out = [gemm.name for gemm in wanted if gemms is not None and gemm.name not in gemms]
     return {
-        "phase": phase, "tokens": KEYS if phase == "prefill" else 1, "kv": KEYS,
+        "phase": phase,
+        "tokens": KEYS if phase == "prefill" else 1,
+        "kv": KEYS,
         "cycles": results[0]["cycles"],
-        "simulator_seconds": median(ours), "simulator_seconds_each": ours,
+        "simulator_seconds": median(ours),
+        "simulator_seconds_each": ours,
         "simulator_cpu_seconds": median(cpu),
         "process_seconds": whole,
-        "scale_sim_limit_seconds": limit, "scale_sim_gemms": found, "scale_sim_left_out": left_out,
-        "scale_sim_layer_seconds": theirs, "scale_sim_layer_cpu_seconds": their_cpu,
+        "scale_sim_limit_seconds": limit,
+        "scale_sim_gemms": found,
+        "scale_sim_left_out": left_out,
+        "scale_sim_layer_seconds": theirs,
+        "scale_sim_layer_cpu_seconds": their_cpu,
         "scale_sim_is_lower_bound": bool(left_out) or not all(row["finished"] for row in found),
-        "ratio": theirs / median(ours), "ratio_of_cpu_time": their_cpu / median(cpu),
+        "ratio": theirs / median(ours),
+        "ratio_of_cpu_time": their_cpu / median(cpu),
         "ratio_with_start_up": (theirs + start_up["wall_seconds"]) / whole,
-    }  # fmt: skip
+    }
 
 
 def _process_seconds(phase: str) -> float:

@@ -17,10 +17,12 @@ REDUCED = Shape(tokens=128, n_in=1024, n_out=512, rows=32)
 
 def measure() -> dict:
     """One entry a configuration and N."""
-    return {"what": "cycles of one INT8 linear layer: quantise, multiply, scale; activations and results stay on chip "
-                    "(u280), or results go to memory and are compared (small)",
-            "memory": "fixed latency", "runs": _runs("u280", FULL, ("cycle",)) +
-            _runs("small", REDUCED, ("functional", "cycle", "rtl"))}
+    return {
+        "what": "cycles of one INT8 linear layer: quantise, multiply, scale; activations and results stay on chip "
+        "(u280), or results go to memory and are compared (small)",
+        "memory": "fixed latency",
+        "runs": _runs("u280", FULL, ("cycle",)) + _runs("small", REDUCED, ("functional", "cycle", "rtl")),
+    }
 
 
 def _runs(config: str, shape: Shape, executors: tuple[str, ...]) -> list[dict]:
@@ -51,9 +53,17 @@ def _one(config: str, shape: Shape, nonzeros: int, executors: tuple[str, ...]) -
         exact = all(np.array_equal(linear.results(cross.memories[name]), expected) for name in ("functional", "rtl"))
     assert cycles is not None
     return {
-        "config": config, "tokens": shape.tokens, "n_in": shape.n_in, "n_out": shape.n_out, "bits": BITS,
-        "nonzeros_of_16": nonzeros, "cycles": cycles, "cycles_rtl": rtl and rtl.cycles,
+        "config": config,
+        "tokens": shape.tokens,
+        "n_in": shape.n_in,
+        "n_out": shape.n_out,
+        "bits": BITS,
+        "nonzeros_of_16": nonzeros,
+        "cycles": cycles,
+        "cycles_rtl": rtl and rtl.cycles,
         "cycle_exact": None if rtl is None else rtl.cycles == cycles and rtl.trace == cross.results["cycle"].trace,
-        "bit_exact": exact, "mac_utilisation": macs / cycles / machine.macs_per_cycle,
-        "stream_beats": linear.stream_beats, "wall_seconds": time.monotonic() - began,
-    }  # fmt: skip
+        "bit_exact": exact,
+        "mac_utilisation": macs / cycles / machine.macs_per_cycle,
+        "stream_beats": linear.stream_beats,
+        "wall_seconds": time.monotonic() - began,
+    }

@@ -87,8 +87,12 @@ def run(python: Path, gemm: Gemm, limit_seconds: float) -> dict:
     """One product, its process stopped after the limit: then `seconds` is a lower bound and `cycles` None."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        files = {"config.cfg": CONFIG, "layout.csv": LAYOUT, "driver.py": DRIVER,
-                 "topology.csv": f"Layer,M,N,K,\ng,{gemm.m},{gemm.n},{gemm.k},\n"}  # fmt: skip
+        files = {
+            "config.cfg": CONFIG,
+            "layout.csv": LAYOUT,
+            "driver.py": DRIVER,
+            "topology.csv": f"Layer,M,N,K,\ng,{gemm.m},{gemm.n},{gemm.k},\n",
+        }
         for file, text in files.items():
             (folder / file).write_text(text)
         names = ("driver.py", "config.cfg", "topology.csv", "layout.csv", "out")
@@ -98,9 +102,17 @@ def run(python: Path, gemm: Gemm, limit_seconds: float) -> dict:
         cycles = _cycles(folder / "out" / "gemm" / "COMPUTE_REPORT.csv") if finished else None
     end = "finished" if finished else f"stopped after {limit_seconds:g} s: lower bound"
     return {
-        "gemm": gemm.name, "m": gemm.m, "n": gemm.n, "k": gemm.k, "times_in_a_layer": gemm.count,
-        "wall_seconds": seconds, "cpu_seconds": cpu, "finished": finished, "end": end, "cycles": cycles,
-    }  # fmt: skip
+        "gemm": gemm.name,
+        "m": gemm.m,
+        "n": gemm.n,
+        "k": gemm.k,
+        "times_in_a_layer": gemm.count,
+        "wall_seconds": seconds,
+        "cpu_seconds": cpu,
+        "finished": finished,
+        "end": end,
+        "cycles": cycles,
+    }
 
 
 def children_cpu_seconds() -> float:

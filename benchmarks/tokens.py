@@ -36,9 +36,15 @@ def measure() -> dict:
         run["within_limit"] = abs(run["cycles_a_mac_over_full"] - 1) <= limit
         run["speed_up"] = base["cycles"] / run["cycles"]
         runs.append(run)
-    return {"what": "prefill of the language model, head included, no vision tower; exit: visual_tokens is the layer",
-            "model": MODEL, "config": CONFIG, "text_tokens": TEXT, "memory": "fixed latency", "context": flow.context,
-            "runs": runs}
+    return {
+        "what": "prefill of the language model, head included, no vision tower; exit: visual_tokens is the layer",
+        "model": MODEL,
+        "config": CONFIG,
+        "text_tokens": TEXT,
+        "memory": "fixed latency",
+        "context": flow.context,
+        "runs": runs,
+    }
 
 
 def _cases() -> list[tuple[str, int, int, Asked | None]]:
@@ -75,8 +81,15 @@ def _one(flow: Flow, mechanism: str, kept: int, tokens: int, reduction: Asked | 
     assert cycles is not None
     expected = layer_tokens(mechanism, kept, flow.layers)
     return {
-        "mechanism": mechanism, "visual_tokens": kept, "tokens_first": expected[0], "tokens_fewest": min(expected),
-        "cycles": cycles, "estimate": mechanism == "score", "seconds_at_clock": cycles / flow.config.clock_hz,
-        "macs": macs, "macs_equal_formula": macs == formula(flow, expected), "cycles_a_mac": cycles / macs,
+        "mechanism": mechanism,
+        "visual_tokens": kept,
+        "tokens_first": expected[0],
+        "tokens_fewest": min(expected),
+        "cycles": cycles,
+        "estimate": mechanism == "score",
+        "seconds_at_clock": cycles / flow.config.clock_hz,
+        "macs": macs,
+        "macs_equal_formula": macs == formula(flow, expected),
+        "cycles_a_mac": cycles / macs,
         "wall_seconds": time.monotonic() - began,
-    }  # fmt: skip
+    }

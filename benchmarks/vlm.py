@@ -156,8 +156,11 @@ def read_pairs(limit: int | None = None) -> Pairs:
     assert vision is not None
     chosen = held_out()[:limit]
     blocks = [patches(image_pixels(pair.picture, vision), vision.patch_size) for pair in chosen]
-    return Pairs(torch.stack(blocks), tokenizer.encode(IMAGE_PLACEHOLDER + PROMPT),
-                 [tokenizer.encode(pair.caption) for pair in chosen])
+    return Pairs(
+        torch.stack(blocks),
+        tokenizer.encode(IMAGE_PLACEHOLDER + PROMPT),
+        [tokenizer.encode(pair.caption) for pair in chosen],
+    )
 
 
 def evenly(n_visual: int, kept: int) -> np.ndarray:
@@ -206,8 +209,14 @@ def measure_one(model: Model, visual: Sequence[np.ndarray], pairs: Pairs, share:
     """
     found = losses(model, visual, pairs, share) / pairs.tokens
     (right, wrong), by_pair = found.sum(1).tolist(), found[1] - found[0]
-    return {"visual_tokens": len(visual[0]) // share, "right": right, "wrong": wrong, "gap": wrong - right,
-            "gap_standard_error": standard_error(by_pair), "by_pair": by_pair}
+    return {
+        "visual_tokens": len(visual[0]) // share,
+        "right": right,
+        "wrong": wrong,
+        "gap": wrong - right,
+        "gap_standard_error": standard_error(by_pair),
+        "by_pair": by_pair,
+    }
 
 
 def measure_model(name: str, limit: int) -> list[dict]:
@@ -232,19 +241,28 @@ def measure(limit: int = PAIRS) -> dict:
         found = {name: job.result() for name, job in waiting.items()}
     reference = {run["visual_tokens"]: run for run in found["float"]}
     rows = [_compared(run, reference[run["visual_tokens"]], runs[0]) for runs in found.values() for run in runs]
-    return {"model": MODEL, "pairs": len(pairs.captions), "caption_tokens": pairs.tokens,
-            "unit": "nats a caption token", "wrong_picture": "the next pair's",
-            "kept_tokens": "half: a chequerboard; a quarter: every second row and column; positions kept",
-            "gap_of_float": "of the float model's gap with as many visual tokens; its standard error is of the "
-                            "difference, pair by pair",
-            "wall_seconds": time.monotonic() - began, "processes": PROCESSES, "load_average": os.getloadavg()[-1],
-            "runs": rows}
+    return {
+        "model": MODEL,
+        "pairs": len(pairs.captions),
+        "caption_tokens": pairs.tokens,
+        "unit": "nats a caption token",
+        "wrong_picture": "the next pair's",
+        "kept_tokens": "half: a chequerboard; a quarter: every second row and column; positions kept",
+        "gap_of_float": "of the float model's gap with as many visual tokens; its standard error is of the "
+        "difference, pair by pair",
+        "wall_seconds": time.monotonic() - began,
+        "processes": PROCESSES,
+        "load_average": os.getloadavg()[-1],
+        "runs": rows,
+    }
 
 
 def _compared(run: dict, reference: dict, whole: dict) -> dict:
     """A row: a run beside the float model's with as many visual tokens, and beside the same model's with all."""
     difference = standard_error(run["by_pair"] - reference["by_pair"])
     shown = {key: value for key, value in run.items() if key != "by_pair"}
-    return shown | {"gap_of_float": run["gap"] / reference["gap"],
-                    "gap_of_float_standard_error": difference / reference["gap"],
-                    "gap_of_all_tokens": run["gap"] / whole["gap"]}
+    return shown | {
+        "gap_of_float": run["gap"] / reference["gap"],
+        "gap_of_float_standard_error": difference / reference["gap"],
+        "gap_of_all_tokens": run["gap"] / whole["gap"],
+    }

@@ -22,9 +22,30 @@ from ref_model.vision import VisionEmbeddings
 from . import ir
 from .ir import Length, Ref, unsupported
 
-SUPPORTED = frozenset((
-    "linear", "rms_norm", "layer_norm", "view", "reshape", "transpose", "chunk", "getitem", "mul", "neg", "cat", "add",
-    "ones", "tril", "scaled_dot_product_attention", "silu", "gelu", "sigmoid", "flatten", "unsqueeze"))
+SUPPORTED = frozenset(
+    (
+        "linear",
+        "rms_norm",
+        "layer_norm",
+        "view",
+        "reshape",
+        "transpose",
+        "chunk",
+        "getitem",
+        "mul",
+        "neg",
+        "cat",
+        "add",
+        "ones",
+        "tril",
+        "scaled_dot_product_attention",
+        "silu",
+        "gelu",
+        "sigmoid",
+        "flatten",
+        "unsqueeze",
+    )
+)
 """What passes look for; anything else is refused at once."""
 MAX_CONTEXT = 1 << 17
 SEQ, CACHE = Length("seq"), Length("cache")
@@ -80,13 +101,16 @@ def parts(config: LlavaConfig) -> dict[str, Part]:
     with torch.device("meta"):
         found = {
             "layer": Part(LlamaDecoderLayer(text), decoder_inputs(text.hidden, text.kv_heads, text.head_dim)),
-            "head": Part(_Head(text), {"x": (SEQ, text.hidden)})}
+            "head": Part(_Head(text), {"x": (SEQ, text.hidden)}),
+        }
         if vision is not None:
             found |= {
                 "stem": Part(_Stem(vision), {"patches": (vision.n_patches, vision.patch_width)}),
                 "vision_layer": Part(VisionLayer(vision), {"x": (SEQ, vision.hidden)}),
-                "projector": Part(Projector(vision.hidden, text.hidden, config.projector_bias),
-                                  {"x": (SEQ, vision.hidden)})}
+                "projector": Part(
+                    Projector(vision.hidden, text.hidden, config.projector_bias), {"x": (SEQ, vision.hidden)}
+                ),
+            }
     return found
 
 
@@ -116,8 +140,10 @@ def capture_module(name: str, module: nn.Module, inputs: Mapping[str, ir.Shape])
     graph.check()
     for node in graph.arguments():
         if not graph.users(node.name) and node.name not in graph.outputs:
-            raise UserError(f"module {name}: input {node.name} has no effect: leave it out of `forward` and of the "
-                            "inputs, or use it")
+            raise UserError(
+                f"module {name}: input {node.name} has no effect: leave it out of `forward` and of the "
+                "inputs, or use it"
+            )
     return graph
 
 
@@ -126,15 +152,20 @@ def _export(name: str, module: nn.Module, inputs: Mapping[str, ir.Shape]):
     device = next((t.device for t in states(module).values()), torch.device("cpu"))
     dims = {symbol: Dim(symbol, min=least, max=MAX_CONTEXT) for symbol, (_, least) in SYMBOLS.items()}
     sizes = {symbol: example for symbol, (example, _) in SYMBOLS.items()}
-    examples = tuple(torch.empty([d.at(sizes) if isinstance(d, Length) else d for d in shape], device=device)
-                     for shape in inputs.values())
-    dynamic = tuple({axis: dims[d] for axis, d in enumerate(shape) if isinstance(d, Length)}
-                    for shape in inputs.values())
+    examples = tuple(
+        torch.empty([d.at(sizes) if isinstance(d, Length) else d for d in shape], device=device)
+        for shape in inputs.values()
+    )
+    dynamic = tuple(
+        {axis: dims[d] for axis, d in enumerate(shape) if isinstance(d, Length)} for shape in inputs.values()
+    )
     try:
         return torch.export.export(module.eval(), examples, dynamic_shapes=dynamic)
     except Exception as error:  # whatever a user's module and torch make of it
-        raise UserError(f"module {name}: torch.export refuses it ({type(error).__name__}: {first_line(error)}): it has "
-                        f"to run at any {' and '.join(SYMBOLS)}, and its shapes may depend on nothing else") from None
+        raise UserError(
+            f"module {name}: torch.export refuses it ({type(error).__name__}: {first_line(error)}): it has "
+            f"to run at any {' and '.join(SYMBOLS)}, and its shapes may depend on nothing else"
+        ) from None
 
 
 class _Reader:
@@ -148,9 +179,12 @@ class _Reader:
         user_inputs = [n for n in exported.graph.nodes if n.op == "placeholder" and n.name not in self.weights]
         self._check_signature(len(inputs))
         self.roles = {node.name: role for node, role in zip(user_inputs, inputs, strict=True)}
-        self.symbols = {str(node.meta["val"].shape[axis]): str(dim) for node, shape in
-                        zip(user_inputs, inputs.values(), strict=True)
-                        for axis, dim in enumerate(shape) if isinstance(dim, Length)}
+        self.symbols = {
+            str(node.meta["val"].shape[axis]): str(dim)
+            for node, shape in zip(user_inputs, inputs.values(), strict=True)
+            for axis, dim in enumerate(shape)
+            if isinstance(dim, Length)
+        }
 
     def _check_signature(self, count: int) -> None:
         """Parameters, as many inputs as were named, and results that are computed: nothing else."""
@@ -160,21 +194,28 @@ class _Reader:
         if any(spec.kind != OutputKind.USER_OUTPUT for spec in self.signature.output_specs):
             raise UserError(f"module {self.name}: it changes a buffer or an input: return what is new instead")
         if kinds.count(InputKind.USER_INPUT) != count:
-            raise UserError(f"module {self.name}: `forward` takes {kinds.count(InputKind.USER_INPUT)} tensors, {count} "
-                            "inputs were named: name every one")
+            raise UserError(
+                f"module {self.name}: `forward` takes {kinds.count(InputKind.USER_INPUT)} tensors, {count} "
+                "inputs were named: name every one"
+            )
 
     def placeholder(self, node) -> ir.Node:
         if node.name in self.roles:
             return ir.Node(self.roles[node.name], "input", shape=self._shape(node), module=self.name)
-        return ir.Node(self._named(node), "parameter", shape=self._shape(node), weight=self.weights[node.name],
-                       module=self.name)
+        return ir.Node(
+            self._named(node), "parameter", shape=self._shape(node), weight=self.weights[node.name], module=self.name
+        )
 
     def operator(self, node) -> ir.Node:
         schema = getattr(node.target, "_schema", None)
         stack = list((node.meta.get("nn_module_stack") or {}).values())
-        made = ir.Node(self._named(node), schema.name.split("::")[-1] if schema else node.target.__name__,
-                       shape=self._shape(node), target=_item if node.target is operator.getitem else node.target,
-                       module=f"{self.name}.{stack[-1][0] if stack else ''}".rstrip("."))
+        made = ir.Node(
+            self._named(node),
+            schema.name.split("::")[-1] if schema else node.target.__name__,
+            shape=self._shape(node),
+            target=_item if node.target is operator.getitem else node.target,
+            module=f"{self.name}.{stack[-1][0] if stack else ''}".rstrip("."),
+        )
         if made.op not in SUPPORTED:
             raise unsupported(made)
         made.arguments = self._arguments(node, schema)

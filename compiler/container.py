@@ -57,13 +57,23 @@ def _write(file, compiled: Compiled, quant) -> dict:
         sections.append([port, beat, at, len(body), hashlib.sha256(body).hexdigest()])
     config = layout.config
     manifest = {
-        "format": VERSION, "isa_version": ISA_VERSION, "model": layout.model.name,
-        "config": config.name, "config_digest": config.digest(), "context": layout.context,
-        "layers": layout.model.text.n_layers, "vision": layout.model.vision is not None, "weights": quant is not None,
-        "entries": compiled.program.entries, "instructions": len(compiled.program.words),
-        "memory_map": layout.memory_map(), "sections": sections,
-        "average_bits": layout.sizes.average_bits, "nonzeros": layout.sizes.nonzeros,
-        "weight_bytes": layout.weight_bytes, "program_sha256": sections[0][4],
+        "format": VERSION,
+        "isa_version": ISA_VERSION,
+        "model": layout.model.name,
+        "config": config.name,
+        "config_digest": config.digest(),
+        "context": layout.context,
+        "layers": layout.model.text.n_layers,
+        "vision": layout.model.vision is not None,
+        "weights": quant is not None,
+        "entries": compiled.program.entries,
+        "instructions": len(compiled.program.words),
+        "memory_map": layout.memory_map(),
+        "sections": sections,
+        "average_bits": layout.sizes.average_bits,
+        "nonzeros": layout.sizes.nonzeros,
+        "weight_bytes": layout.weight_bytes,
+        "program_sha256": sections[0][4],
         "weights_sha256": hashlib.sha256("".join(s[4] for s in sections[1:]).encode()).hexdigest(),
     }
     text = json.dumps(manifest, separators=(",", ":")).encode()
@@ -96,8 +106,10 @@ class Container:
     def pieces(self, config: Config) -> Iterator[pack.Piece]:
         """What lies in the machine's memory, memory-mapped; UserError for another configuration."""
         if config.digest() != self.manifest["config_digest"]:
-            raise UserError(f"{self.path} was compiled for configuration {self.manifest['config']} with digest "
-                            f"{self.manifest['config_digest']}, this one has {config.digest()}: compile it again")
+            raise UserError(
+                f"{self.path} was compiled for configuration {self.manifest['config']} with digest "
+                f"{self.manifest['config_digest']}, this one has {config.digest()}: compile it again"
+            )
         for section in self.manifest["sections"]:
             yield section[0], section[1], self._section(section)
 
@@ -109,8 +121,10 @@ class Container:
         """Check every section against its SHA-256."""
         for section in self.manifest["sections"]:
             if hashlib.sha256(self._section(section).data).hexdigest() != section[4]:
-                raise UserError(f"{self.path} is corrupt: the section at byte {section[2]} does not match its "
-                                "checksum: compile it again")
+                raise UserError(
+                    f"{self.path} is corrupt: the section at byte {section[2]} does not match its "
+                    "checksum: compile it again"
+                )
 
 
 def load(path: str | Path, verify: bool = True) -> Container:
@@ -132,8 +146,9 @@ def load(path: str | Path, verify: bool = True) -> Container:
         raise UserError(f"{path} is corrupt: its manifest does not match its checksum: compile it again")
     manifest = json.loads(text)
     if manifest["format"] != VERSION or manifest["isa_version"] != ISA_VERSION:
-        raise UserError(f"{path} has ISA version {manifest['isa_version']}, this alula has {ISA_VERSION}: "
-                        "compile it again")
+        raise UserError(
+            f"{path} has ISA version {manifest['isa_version']}, this alula has {ISA_VERSION}: compile it again"
+        )
     end = max(section[2] + section[3] for section in manifest["sections"])
     if size < end:
         raise UserError(f"{path} is truncated: {size} of {end} bytes: copy or compile it again")

@@ -21,15 +21,23 @@ def check(graphs: dict[str, ir.Graph]) -> None:
     for name, graph in graphs.items():
         if not _fits(name, graph.fused):
             found = ", ".join(_shown(op) for op in graph.fused)
-            raise UserError(f"module {name}: its operators are {found}; kernels take {FORMS[name]}: write it in that "
-                            "form, or add kernels for this one")
+            raise UserError(
+                f"module {name}: its operators are {found}; kernels take {FORMS[name]}: write it in that "
+                "form, or add kernels for this one"
+            )
     _check_widths({name: graph.fused for name, graph in graphs.items()})
 
 
 def _fits(part: str, ops: Sequence[ir.Fused]) -> bool:
     match part, ops:
-        case "layer" | "vision_layer", [ir.Norm(), ir.Attention() as attention, ir.Residual(), ir.Norm(),
-                                        ir.GatedMlp() | ir.PlainMlp(), ir.Residual()]:
+        case "layer" | "vision_layer", [
+            ir.Norm(),
+            ir.Attention() as attention,
+            ir.Residual(),
+            ir.Norm(),
+            ir.GatedMlp() | ir.PlainMlp(),
+            ir.Residual(),
+        ]:
             return attention.causal == (part == "layer")
         case "head", [ir.Norm(kind="rms"), ir.Linear(bias=False)]:
             return True
@@ -45,9 +53,11 @@ def _check_widths(parts: dict[str, list]) -> None:
     widths = [("layer", parts["layer"][0].width, "head", parts["head"][0].width)]
     if "stem" in parts:
         projector = parts["projector"]
-        widths += [("stem", parts["stem"][0].n_out, "vision_layer", parts["vision_layer"][0].width),
-                   ("vision_layer", parts["vision_layer"][0].width, "projector", projector[0].fc.n_in),
-                   ("projector", projector[1].n_out, "layer", parts["layer"][0].width)]
+        widths += [
+            ("stem", parts["stem"][0].n_out, "vision_layer", parts["vision_layer"][0].width),
+            ("vision_layer", parts["vision_layer"][0].width, "projector", projector[0].fc.n_in),
+            ("projector", projector[1].n_out, "layer", parts["layer"][0].width),
+        ]
     for first, given, second, taken in widths:
         if given != taken:
             raise UserError(f"module {second}: its rows are {taken} wide, those of {first} {given}: make them equal")

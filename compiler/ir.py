@@ -105,8 +105,10 @@ class Graph:
         """Largest number of computed values alive at once in execution order."""
         order = {name: at for at, name in enumerate(self.nodes)}
         last = {name: max((order[u.name] for u in self.users(name)), default=at) for name, at in order.items()}
-        return max((sum(order[n] <= at <= last[n] for n in order if not self.nodes[n].weight)
-                    for at in order.values()), default=0)
+        return max(
+            (sum(order[n] <= at <= last[n] for n in order if not self.nodes[n].weight) for at in order.values()),
+            default=0,
+        )
 
     def drop_dead(self) -> None:
         """Remove nodes that no output depends on, except the module's inputs."""
@@ -131,9 +133,11 @@ def unsupported(node: Node, reason: str = "") -> UserError:
     """The message for an operator that no kernel takes."""
     shape = " x ".join(str(d) for d in node.shape) or "unknown"
     why = reason or node.reason
-    return UserError(f"module {node.module or 'model'}: operator {node.op} with result shape [{shape}] has no kernel"
-                     f"{f' ({why})' if why else ''}: express it with supported operators, or add a pass in "
-                     "compiler/passes and a kernel in compiler/kernels")
+    return UserError(
+        f"module {node.module or 'model'}: operator {node.op} with result shape [{shape}] has no kernel"
+        f"{f' ({why})' if why else ''}: express it with supported operators, or add a pass in "
+        "compiler/passes and a kernel in compiler/kernels"
+    )
 
 
 def parameter_name(weight: str) -> str:
@@ -152,6 +156,7 @@ def torch_operator(op: str) -> Callable:
 
 
 # --- fused operators -----------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
 class Norm:
@@ -220,6 +225,7 @@ class Tokens:
 
 # Steps on the way to those above: none is left when the passes are done, but for `Cached`, the grown caches.
 
+
 @dataclass(frozen=True)
 class Split:
     """float[rows, heads * head_dim] -> [heads, rows, head_dim]."""
@@ -253,8 +259,7 @@ class Cached:
     rope: bool
 
 
-Fused = (Norm | Linear | Attention | Residual | GatedMlp | PlainMlp | Tokens | Split | Merge | Rope | CausalMask
-         | Cached)
+Fused = Norm | Linear | Attention | Residual | GatedMlp | PlainMlp | Tokens | Split | Merge | Rope | CausalMask | Cached
 
 
 def linears(ops: list) -> list[Linear]:

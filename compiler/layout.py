@@ -18,8 +18,12 @@ from .geometry import Geometry
 from .model import ModelIr, VisionIr
 from .sizes import Plan, Rows, Sizes
 
-MODULES = {"text": "language_model.layers.{}.", "vision": "vision_tower.encoder.layers.{}.",
-           "stem": "vision_tower.embeddings.", "projector": "multi_modal_projector."}
+MODULES = {
+    "text": "language_model.layers.{}.",
+    "vision": "vision_tower.encoder.layers.{}.",
+    "stem": "vision_tower.embeddings.",
+    "projector": "multi_modal_projector.",
+}
 """How the modules of a section's layers are called in checkpoints and plans."""
 
 PAGE_BEATS = 64
@@ -108,9 +112,11 @@ class Space:
 
     def check(self) -> None:
         if self.at * BEAT_BYTES > self.limit:
-            raise UserError(f"the model needs {self.at * BEAT_BYTES} bytes of {self.what}, configuration "
-                            f"{self.config.name} has {self.limit}: compile fewer layers, a shorter context or for a "
-                            "larger configuration")
+            raise UserError(
+                f"the model needs {self.at * BEAT_BYTES} bytes of {self.what}, configuration "
+                f"{self.config.name} has {self.limit}: compile fewer layers, a shorter context or for a "
+                "larger configuration"
+            )
 
 
 def parameter_record(geo: Geometry, ops: list) -> Record:
@@ -183,9 +189,15 @@ def mask_row_words(geo: Geometry, context: int) -> int:
 def selection_record(geo: Geometry, n_patches: int) -> Record:
     """What `kernels.select` keeps in aux: tables (numbers, bits), the saliency, words for the sequencer, the result."""
     record, tokens, lanes = Record(), n_patches + 1, GRANULE_LANES
-    for name, beats in (("numbers", tokens), ("bits", geo.gpw**2), ("saliency", geo.granules(tokens)),
-                        ("rows", geo.granules(math.isqrt(n_patches))), ("count", 1),
-                        ("masks", ceil_div(2 * geo.granules(tokens), lanes)), ("kept", ceil_div(n_patches, lanes))):
+    for name, beats in (
+        ("numbers", tokens),
+        ("bits", geo.gpw**2),
+        ("saliency", geo.granules(tokens)),
+        ("rows", geo.granules(math.isqrt(n_patches))),
+        ("count", 1),
+        ("masks", ceil_div(2 * geo.granules(tokens), lanes)),
+        ("kept", ceil_div(n_patches, lanes)),
+    ):
         record.add(name, beats)
     return record
 
@@ -194,8 +206,15 @@ def ranking_record(geo: Geometry, context: int, n_layers: int) -> Record:
     """What `kernels.ranking` keeps in aux: words for the sequencer, attention scores, tables with a beat a token and a
     row of biases a layer, which the host writes."""
     record, row = Record(), geo.cache_granules(context)
-    for name, beats in (("bits", geo.gpw**2), ("count", 1), ("masks", ceil_div(2 * row, GRANULE_LANES)),
-                        ("scores", row), ("rows", context), ("rope", context), ("bias", n_layers * row)):
+    for name, beats in (
+        ("bits", geo.gpw**2),
+        ("count", 1),
+        ("masks", ceil_div(2 * row, GRANULE_LANES)),
+        ("scores", row),
+        ("rows", context),
+        ("rope", context),
+        ("bias", n_layers * row),
+    ):
         record.add(name, beats)
     return record
 
@@ -245,8 +264,11 @@ class Layout:
 
     def _layers(self, prefix: str, ops: list, count: int, context: int) -> dict[str, Record]:
         attention = next(op for op in ops if isinstance(op, ir.Attention))
-        records = {"params": parameter_record(self.geo, ops), "cache": cache_record(self.geo, attention, context),
-                   "scales": scale_record(self.geo, attention, context)}
+        records = {
+            "params": parameter_record(self.geo, ops),
+            "cache": cache_record(self.geo, attention, context),
+            "scales": scale_record(self.geo, attention, context),
+        }
         self._streams(prefix, ops, count)
         for name, record in records.items():
             space = self.aux if name in ("params", "scales") else self.channel
@@ -331,5 +353,6 @@ class Layout:
 
     def memory_map(self) -> dict:
         """name -> [first beat, beats] of both memories, for manifests and reports."""
-        return {space.what: {n: [s.base, s.beats] for n, s in space.sections.items()}
-                for space in (self.aux, self.channel)}
+        return {
+            space.what: {n: [s.base, s.beats] for n, s in space.sections.items()} for space in (self.aux, self.channel)
+        }

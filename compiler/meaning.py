@@ -114,8 +114,9 @@ def causal_mask(seq: int, cache: int) -> Tensor:
     return torch.arange(cache + seq)[None, :] <= cache + torch.arange(seq)[:, None]
 
 
-def cached(op: ir.Cached, parameters: Parameters, x: Tensor, past: Tensor, cos: Tensor | None = None,
-           sin: Tensor | None = None) -> Tensor:
+def cached(
+    op: ir.Cached, parameters: Parameters, x: Tensor, past: Tensor, cos: Tensor | None = None, sin: Tensor | None = None
+) -> Tensor:
     new = split(linear(op.linear, parameters, x), op.heads)
     if op.rope:
         assert cos is not None and sin is not None
@@ -123,8 +124,15 @@ def cached(op: ir.Cached, parameters: Parameters, x: Tensor, past: Tensor, cos: 
     return torch.cat((past, new), 1)
 
 
-def attention(op: ir.Attention, parameters: Parameters, x: Tensor, cos: Tensor | None = None,
-              sin: Tensor | None = None, past_k: Tensor | None = None, past_v: Tensor | None = None) -> Tensor:
+def attention(
+    op: ir.Attention,
+    parameters: Parameters,
+    x: Tensor,
+    cos: Tensor | None = None,
+    sin: Tensor | None = None,
+    past_k: Tensor | None = None,
+    past_v: Tensor | None = None,
+) -> Tensor:
     """softmax(q k / sqrt(head_dim)) v, heads side by side; causal: over the cache and what came before each row."""
     shape = (op.kv_heads, 0, op.head_dim)
     past_k, past_v = (x.new_zeros(shape) if past is None else past for past in (past_k, past_v))

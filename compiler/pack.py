@@ -20,11 +20,26 @@ Piece = tuple[int, int, Array]
 """(port, first beat, bytes): the port is a unit's channel, or `units` for aux."""
 
 FIELDS = {
-    "self_attn.q_proj": "q", "self_attn.k_proj": "k", "self_attn.v_proj": "v", "self_attn.o_proj": "o",
-    "self_attn.out_proj": "out", "mlp.gate_proj": "gate", "mlp.up_proj": "up", "mlp.down_proj": "down",
-    "mlp.fc1": "fc1", "mlp.fc2": "fc2", "input_layernorm": "input_norm", "post_attention_layernorm": "post_norm",
-    "layer_norm1": "norm1", "layer_norm2": "norm2", "patch_embedding": "patch", "pre_layrnorm": "pre_norm",
-    "linear_1": "projector1", "linear_2": "projector2", "norm": "norm", "lm_head": "head",
+    "self_attn.q_proj": "q",
+    "self_attn.k_proj": "k",
+    "self_attn.v_proj": "v",
+    "self_attn.o_proj": "o",
+    "self_attn.out_proj": "out",
+    "mlp.gate_proj": "gate",
+    "mlp.up_proj": "up",
+    "mlp.down_proj": "down",
+    "mlp.fc1": "fc1",
+    "mlp.fc2": "fc2",
+    "input_layernorm": "input_norm",
+    "post_attention_layernorm": "post_norm",
+    "layer_norm1": "norm1",
+    "layer_norm2": "norm2",
+    "patch_embedding": "patch",
+    "pre_layrnorm": "pre_norm",
+    "linear_1": "projector1",
+    "linear_2": "projector2",
+    "norm": "norm",
+    "lm_head": "head",
 }
 """Weight path inside its module -> field of the quantised structures."""
 
@@ -65,8 +80,10 @@ def parameters(record: Record, ops: list, owner, table: Array) -> Array:
 def _put_norm(put, op: ir.Norm, tensor) -> None:
     expected = constants_of(op)
     if (tensor.adjust, tensor.epsilon) != (expected["adjust"], expected["epsilon"]):
-        raise InternalError(f"{op.name}: quantised constants {tensor.adjust}, {tensor.epsilon} are not the compiled "
-                            f"{expected['adjust']}, {expected['epsilon']}")
+        raise InternalError(
+            f"{op.name}: quantised constants {tensor.adjust}, {tensor.epsilon} are not the compiled "
+            f"{expected['adjust']}, {expected['epsilon']}"
+        )
     put(f"{op.name}.words", tensor.words)
     if op.kind == "layer":
         put(f"{op.name}.bias", tensor.bias)
@@ -79,8 +96,10 @@ def weight_stream(units: int, name: str, tensor, beats: int, steps: int | None =
     except ValueError as error:
         raise InternalError(f"{name}: {error}") from None
     if data.shape[1] != beats * BEAT_BYTES:
-        raise InternalError(f"{name}: the stream has {data.shape[1] // BEAT_BYTES} beats, the layout {beats}: the "
-                            "model is not quantised as it was compiled for")
+        raise InternalError(
+            f"{name}: the stream has {data.shape[1] // BEAT_BYTES} beats, the layout {beats}: the "
+            "model is not quantised as it was compiled for"
+        )
     return data
 
 
@@ -99,11 +118,14 @@ def _linears(layout: Layout, prefix: str, index: int, ops: list, owner) -> Itera
     rows = layout.geo.streams(ops)
     base = layout.channel[f"{prefix}.weights"].base
     addresses = [base + start for start in streams.starts(index)]
-    table = Table(len(ir.linears(ops)), len(rows)).pack([_field(owner, op.name).shift for op in ir.linears(ops)],
-                                                        addresses, streams.lengths[index])
+    table = Table(len(ir.linears(ops)), len(rows)).pack(
+        [_field(owner, op.name).shift for op in ir.linears(ops)], addresses, streams.lengths[index]
+    )
     yield (units, layout.aux[f"{prefix}.params"].base + index * record.beats, parameters(record, ops, owner, table))
-    parts = [weight_stream(units, stream[0].name, _joined([_field(owner, op.name) for op in stream]), length)
-             for stream, length in zip(rows, streams.lengths[index], strict=True)]
+    parts = [
+        weight_stream(units, stream[0].name, _joined([_field(owner, op.name) for op in stream]), length)
+        for stream, length in zip(rows, streams.lengths[index], strict=True)
+    ]
     for unit, data in enumerate(np.concatenate(parts, axis=1)):
         yield unit, addresses[0], data
 
@@ -116,16 +138,20 @@ def _joined(tensors: list):
     form = None
     if any(each is not None for each in formats):
         held = [_dense(tensor.weight) if tensor.format is None else tensor.format for tensor in tensors]
-        form = BlockFormat(*(np.concatenate([getattr(each, name) for each in held])
-                             for name in ("bits", "nonzeros", "scales")))
+        form = BlockFormat(
+            *(np.concatenate([getattr(each, name) for each in held]) for name in ("bits", "nonzeros", "scales"))
+        )
     return replace(tensors[0], weight=weight, format=form)
 
 
 def _dense(weight: Array) -> BlockFormat:
     """Whole blocks of 8 bits."""
     blocks = tuple(-(-n // BLOCK) for n in weight.shape)
-    return BlockFormat(np.full(blocks, 8, np.uint8), np.full(blocks, BLOCK, np.uint8),
-                       np.zeros((blocks[0] * BLOCK, blocks[1]), np.int8))
+    return BlockFormat(
+        np.full(blocks, 8, np.uint8),
+        np.full(blocks, BLOCK, np.uint8),
+        np.zeros((blocks[0] * BLOCK, blocks[1]), np.int8),
+    )
 
 
 def _text(layout: Layout, text) -> Iterator[Piece]:
@@ -188,8 +214,10 @@ def selection_tables(layout: Layout) -> list[tuple[int, Array]]:
     """(first beat in aux, bytes) of the tables of `kernels.select`: patch numbers behind the class token's, bits."""
     base, record, gpw = layout.aux["selection"].base, layout.selection, layout.geo.gpw
     numbers = np.arange(layout.tower.n_patches + 1)[:, None] - 1
-    return [(base + record["numbers"], row_words(numbers, 1)),
-            (base + record["bits"], row_words(bit_weights(gpw), gpw))]
+    return [
+        (base + record["numbers"], row_words(numbers, 1)),
+        (base + record["bits"], row_words(bit_weights(gpw), gpw)),
+    ]
 
 
 __all__ = ["FIELDS", "parameters", "pieces", "selection_tables"]

@@ -32,9 +32,16 @@ def always(_digest: str, checks: Callable[[], None]) -> None:
     checks()
 
 
-def compile_model(model: LlavaConfig, config: Config, context: int | None = None, n_layers: int | None = None,
-                  with_vision: bool = True, plan: Plan | None = None,
-                  replaced: Mapping[str, Part] | None = None, remember: Remember = always) -> Compiled:
+def compile_model(
+    model: LlavaConfig,
+    config: Config,
+    context: int | None = None,
+    n_layers: int | None = None,
+    with_vision: bool = True,
+    plan: Plan | None = None,
+    replaced: Mapping[str, Part] | None = None,
+    remember: Remember = always,
+) -> Compiled:
     """Program and memory map of a model on a configuration.
 
     context: tokens the caches hold (default: the model's). n_layers: compile only the first decoder layers. plan: how
@@ -96,16 +103,25 @@ def describe(model: LlavaConfig, graphs: dict[str, ir.Graph], n_layers: int | No
     norm, head = graphs["head"].fused
     count = model.text.layers if n_layers is None else n_layers
     if not 1 <= count <= model.text.layers:
-        raise UserError(f"{count} layers were asked for, {model.name} has {model.text.layers}: choose 1.."
-                        f"{model.text.layers}")
+        raise UserError(
+            f"{count} layers were asked for, {model.name} has {model.text.layers}: choose 1..{model.text.layers}"
+        )
     text = TextIr(norm.width, head.n_out, count, list(graphs["layer"].fused), norm, head)
     vision = None
     if model.vision is not None and with_vision:
         mlp, last = graphs["projector"].fused
         patch, _, *pre = graphs["stem"].fused
-        vision = VisionIr(model.vision.n_patches, patch.n_out, model.num_executed_vision_layers, [patch, *pre],
-                          list(graphs["vision_layer"].fused), [mlp.fc, last], mlp.func, model.vision.drop_class,
-                          model.max_tiles)
+        vision = VisionIr(
+            model.vision.n_patches,
+            patch.n_out,
+            model.num_executed_vision_layers,
+            [patch, *pre],
+            list(graphs["vision_layer"].fused),
+            [mlp.fc, last],
+            mlp.func,
+            model.vision.drop_class,
+            model.max_tiles,
+        )
     return ModelIr(model.name, text, vision)
 
 
@@ -114,8 +130,10 @@ def check_heads(model: ModelIr, config: Config) -> None:
     for name, part in (("layer", model.text), ("vision_layer", model.vision)):
         for op in part.layer if part is not None else ():
             if isinstance(op, ir.Attention) and op.head_dim % config.lanes:
-                raise UserError(f"module {name}: head_dim is {op.head_dim}, configuration {config.name} needs a "
-                                f"multiple of its {config.lanes} lanes: choose a configuration with fewer lanes")
+                raise UserError(
+                    f"module {name}: head_dim is {op.head_dim}, configuration {config.name} needs a "
+                    f"multiple of its {config.lanes} lanes: choose a configuration with fewer lanes"
+                )
 
 
 def _context(model: LlavaConfig, context: int | None) -> int:

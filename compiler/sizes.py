@@ -87,8 +87,9 @@ class Sizes:
         held = [_dense(op) if part is None else part for (_, op), part in zip(rows, parts, strict=True)]
         return whole, (np.concatenate([bits for bits, _ in held]), np.concatenate([n for _, n in held]))
 
-    def _parts(self, op: ir.Linear, steps: int, count: int,
-               blocks: Blocks | None) -> Iterator[tuple[tuple[int, int], Blocks | None]]:
+    def _parts(
+        self, op: ir.Linear, steps: int, count: int, blocks: Blocks | None
+    ) -> Iterator[tuple[tuple[int, int], Blocks | None]]:
         """Shape and blocks of each slice."""
         width = steps * self.units * BLOCK
         for first in range(0, count * width, width):

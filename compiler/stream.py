@@ -45,8 +45,9 @@ def beats(shape: tuple[int, int], bits: Array, nonzeros: Array, units: int, step
     return lengths(shape, (bits, nonzeros), units, steps)[0]
 
 
-def lengths(shape: tuple[int, int], blocks: tuple[Array, Array] | None, units: int,
-            steps: int | None = None) -> tuple[int, int]:
+def lengths(
+    shape: tuple[int, int], blocks: tuple[Array, Array] | None, units: int, steps: int | None = None
+) -> tuple[int, int]:
     """Beats of every unit's stream, and beats of all units together that hold weights with their headers: without
     padding, fillers and absent output blocks.
 
@@ -65,8 +66,9 @@ def lengths(shape: tuple[int, int], blocks: tuple[Array, Array] | None, units: i
     return int(runs.unit_beats(units).max()), int(runs.beats[kept].sum() + headers_kept.sum())
 
 
-def headers(shape: tuple[int, int], bits: Array | None, nonzeros: Array | None, units: int,
-            steps: int | None = None) -> list[Headers]:
+def headers(
+    shape: tuple[int, int], bits: Array | None, nonzeros: Array | None, units: int, steps: int | None = None
+) -> list[Headers]:
     """Header beats of every unit's stream, scales left zero; bits None: dense, 8 bits.
 
     Units (all of them, when dense) whose streams are divided alike share one object.
@@ -124,6 +126,7 @@ def _values(numbers: Array) -> list[int]:
 
 # --- dense ---------------------------------------------------------------------------------------------
 
+
 def _encode_dense(weight: Array, units: int, steps: int) -> Array:
     """Every block, 8 bits: the windows of each step, four to a header."""
     n_out, n_in = weight.shape
@@ -156,6 +159,7 @@ def _dense_headers(n_in: int, steps: int) -> Headers:
 
 
 # --- runs ----------------------------------------------------------------------------------------------
+
 
 @dataclass
 class _Runs:
@@ -195,8 +199,12 @@ class _Runs:
     def ordered(self) -> "_Runs":
         """Sorted as they lie in the streams."""
         at = np.lexsort((self.order, self.nonzeros < BLOCK, self.window, self.step, self.unit))
-        return _Runs(*(getattr(self, n)[at] for n in ("unit", "step", "window", "bits", "nonzeros", "mask", "filler",
-                                                      "order", "beats")))
+        return _Runs(
+            *(
+                getattr(self, n)[at]
+                for n in ("unit", "step", "window", "bits", "nonzeros", "mask", "filler", "order", "beats")
+            )
+        )
 
     def place(self) -> None:
         """Header beats, slots, payload beats and ends of steps (of ordered runs)."""
@@ -275,6 +283,7 @@ def _fillers(rounds: Array) -> list[tuple]:
 
 # --- weights -------------------------------------------------------------------------------------------
 
+
 class _Blocks:
     """A weight in blocks with its scales, checked as it is read."""
 
@@ -333,8 +342,10 @@ class _Blocks:
             bad |= (scales != 0) & ~(real & (levels & 1).astype(bool))
         if bad.any():
             at = np.argwhere(bad.any(axis=(1, 2)))[0, 0]
-            raise ValueError(f"block ({ob[at]}, {kb[at]}) has weights that are no {bits}-bit level times its scales"
-                             + (f", or a row without {nonzeros} non-zeros" if bits < 4 else ""))
+            raise ValueError(
+                f"block ({ob[at]}, {kb[at]}) has weights that are no {bits}-bit level times its scales"
+                + (f", or a row without {nonzeros} non-zeros" if bits < 4 else "")
+            )
         if bits == 4:
             return (levels & 15).astype(np.uint8), inputs
         return np.where(scales != 0, levels >> 1 & (1 << bits) - 1, 0).astype(np.uint8), inputs
@@ -362,6 +373,7 @@ def _slots(values: Array, nonzeros: int, ob: Array, kb: Array) -> tuple[Array, A
 
 # --- beats ---------------------------------------------------------------------------------------------
 
+
 def _write_headers(out: Array, runs: _Runs, tensor: _Blocks) -> None:
     assert runs.header is not None and runs.slot is not None
     units, slots = out.shape[0], _slots_of(runs)
@@ -375,9 +387,15 @@ def _write_headers(out: Array, runs: _Runs, tensor: _Blocks) -> None:
 def _slots_of(runs: _Runs) -> Array:
     """Descriptors with zero scales: uint8[runs, 16]."""
     assert runs.last is not None
-    fields = {"magic": np.int64(spec.RUN_MAGIC), "bits": _index(spec.BITS)[runs.bits],
-              "nonzeros": _index(spec.NONZEROS)[runs.nonzeros], "last": runs.last.astype(np.int64),
-              "window": runs.window, "blocks": runs.mask, "zero": np.int64(0)}
+    fields = {
+        "magic": np.int64(spec.RUN_MAGIC),
+        "bits": _index(spec.BITS)[runs.bits],
+        "nonzeros": _index(spec.NONZEROS)[runs.nonzeros],
+        "last": runs.last.astype(np.int64),
+        "window": runs.window,
+        "blocks": runs.mask,
+        "zero": np.int64(0),
+    }
     word, at = np.zeros(len(runs.unit), np.int64), 0
     for name, width in spec.RUN_FIELDS:
         word |= fields[name] << at
@@ -415,12 +433,14 @@ def _write_rounds(out: Array, runs: _Runs, tensor: _Blocks, bits: int, nonzeros:
     for part in np.array_split(np.arange(len(run)), max(1, len(run) * size >> 16)):
         block, code, inputs = _gather(runs, tensor, run[part], present[part], bits, nonzeros, out.shape[0])
         _write_indices(out, runs.unit[run[part]], at[part], inputs, block, nonzeros)
-        _write_codes(out, runs.unit[run[part]], at[part] + spec.index_beats(nonzeros), code, number[part], bits,
-                     nonzeros)
+        _write_codes(
+            out, runs.unit[run[part]], at[part] + spec.index_beats(nonzeros), code, number[part], bits, nonzeros
+        )
 
 
-def _gather(runs: _Runs, tensor: _Blocks, run: Array, present: Array, bits: int, nonzeros: int,
-            units: int) -> tuple[Array, Array, Array]:
+def _gather(
+    runs: _Runs, tensor: _Blocks, run: Array, present: Array, bits: int, nonzeros: int, units: int
+) -> tuple[Array, Array, Array]:
     """(which blocks there are bool[n, B], codes uint8[n, 16 rows, B, N], inputs likewise) of n rounds of B blocks."""
     there = present >= 0
     n, size = there.shape

@@ -52,8 +52,9 @@ class Verifier:
         """The graph's definitions precede their uses; every node that the pass `after` changed gives what it gave."""
         self.graph.check()
         if self.graph.outputs != self.outputs:
-            raise InternalError(f"after pass {after}: {self.graph.name} has the results {self.graph.outputs}, its "
-                                f"module {self.outputs}")
+            raise InternalError(
+                f"after pass {after}: {self.graph.name} has the results {self.graph.outputs}, its module {self.outputs}"
+            )
         for name, node in self.graph.nodes.items():
             signature = _signature(node)
             if self.verified.get(name) == signature:
@@ -85,10 +86,14 @@ class Verifier:
         width = min((prod(shape[1:]) for shape in matrices.values()), default=1)
         sequence = torch.randn(min(PERIOD, size), generator=self.random, dtype=DTYPE) / width**0.5
         sequence = sequence.repeat(size // max(1, len(sequence)) + 1)
-        found = {name: sequence[STEP * at :][: prod(shape)].view(shape)
-                 for at, (name, shape) in enumerate(matrices.items())}
-        return found | {name: 1 + torch.randn(shape, generator=self.random, dtype=DTYPE) / 4
-                        for name, shape in shapes.items() if name not in matrices}
+        found = {
+            name: sequence[STEP * at :][: prod(shape)].view(shape) for at, (name, shape) in enumerate(matrices.items())
+        }
+        return found | {
+            name: 1 + torch.randn(shape, generator=self.random, dtype=DTYPE) / 4
+            for name, shape in shapes.items()
+            if name not in matrices
+        }
 
     def _named(self, name: str) -> Tensor:
         """A parameter by its name in fused operators."""
@@ -104,7 +109,8 @@ class Verifier:
             found[node.name] = torch.randn(shape, generator=self.random, dtype=DTYPE)
         rows = next(iter(found.values()))
         rows *= torch.tensor(ROW_SCALES, dtype=DTYPE)[torch.arange(len(rows)) % len(ROW_SCALES)].view(
-            -1, *[1] * (rows.ndim - 1))
+            -1, *[1] * (rows.ndim - 1)
+        )
         return found
 
     # --- comparisons -----------------------------------------------------------------------------------
@@ -114,8 +120,10 @@ class Verifier:
         try:
             result = torch.func.functional_call(self.graph.source, self.parameters, tuple(inputs.values()))
         except Exception as error:  # whatever the user's module makes of these lengths
-            raise UserError(f"module {self.graph.name}: it fails at {_shown(lengths)} ({type(error).__name__}: "
-                            f"{first_line(error)}): it has to run at every length") from None
+            raise UserError(
+                f"module {self.graph.name}: it fails at {_shown(lengths)} ({type(error).__name__}: "
+                f"{first_line(error)}): it has to run at every length"
+            ) from None
         return (result,) if isinstance(result, Tensor) else tuple(result)
 
     def _run_graph(self, lengths: Lengths, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -132,14 +140,16 @@ class Verifier:
             with torch.no_grad():
                 return meaning.node_value(node, values, self._named, lengths)
         except (RuntimeError, IndexError) as error:  # operands that do not fit together
-            raise InternalError(f"{what} of {self.graph.name} cannot be computed at {_shown(lengths)}: "
-                                f"{first_line(error)}") from None
+            raise InternalError(
+                f"{what} of {self.graph.name} cannot be computed at {_shown(lengths)}: {first_line(error)}"
+            ) from None
 
     def _compare_results(self) -> None:
         for lengths, results, values in zip(self.lengths, self.results, self.values, strict=True):
             if len(results) != len(self.graph.outputs):
-                raise InternalError(f"{self.graph.name} has {len(self.graph.outputs)} results, its module "
-                                    f"{len(results)}")
+                raise InternalError(
+                    f"{self.graph.name} has {len(self.graph.outputs)} results, its module {len(results)}"
+                )
             for name, result in zip(self.graph.outputs, results, strict=True):
                 self._compare(values[name], result, f"the captured {name}", lengths)
 
@@ -147,22 +157,27 @@ class Verifier:
         """UserError for a module that draws numbers: there is nothing to compare with."""
         again = self._run_module(self.lengths[-1], self.inputs[-1])
         if not all(torch.equal(*pair) for pair in zip(self.results[-1], again, strict=True)):
-            raise UserError(f"module {self.graph.name}: it gives other results for the same inputs: leave out what is "
-                            "random, dropout for example")
+            raise UserError(
+                f"module {self.graph.name}: it gives other results for the same inputs: leave out what is "
+                "random, dropout for example"
+            )
 
     def _compare(self, found: Tensor, wanted: Tensor, what: str, lengths: Lengths) -> None:
         """Rows of small magnitude count as much as others."""
         if found.shape != wanted.shape:
-            raise InternalError(f"{what} of {self.graph.name} has shape {list(found.shape)}, its module's value "
-                                f"{list(wanted.shape)} at {_shown(lengths)}")
+            raise InternalError(
+                f"{what} of {self.graph.name} has shape {list(found.shape)}, its module's value "
+                f"{list(wanted.shape)} at {_shown(lengths)}"
+            )
         if wanted.dtype == torch.bool:
             error = float((found != wanted).any())
         else:
             size = wanted.abs().amax(-1, keepdim=True).clamp_min(1e-30) if wanted.ndim else wanted.abs()
             error = float(((found - wanted).abs() / size).max()) if wanted.numel() else 0.0
         if not error <= TOLERANCE:
-            raise InternalError(f"{what} of {self.graph.name} is off by {error:.2g} of what its module gives at "
-                                f"{_shown(lengths)}")
+            raise InternalError(
+                f"{what} of {self.graph.name} is off by {error:.2g} of what its module gives at {_shown(lengths)}"
+            )
 
 
 def _signature(node: ir.Node) -> tuple:

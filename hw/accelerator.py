@@ -66,8 +66,10 @@ class Accelerator(wiring.Component):
         core = Core(self.config, primitive=self.primitive, shared=self.shared)
         m.submodules.core = DomainRenamer("core")(core)
         m.d.comb += [
-            core_domain.clk.eq(ClockSignal()), core_domain.rst.eq(ResetSignal() | control.clear),
-            self.irq.eq(control.irq), self.trace_cycle.eq(control.cycle),
+            core_domain.clk.eq(ClockSignal()),
+            core_domain.rst.eq(ResetSignal() | control.clear),
+            self.irq.eq(control.irq),
+            self.trace_cycle.eq(control.cycle),
         ]
         for name, member in core.signature.members.items():
             if name in control.signature.members:

@@ -23,9 +23,15 @@ FORWARDS = 3
 def step_layout(config: Config):
     """One cycle's work of a matrix unit. ``row`` is that of the accumulators, ``first`` overwrites; ``token``: which
     row of its pair a sparse round's ``row`` is (0 in dense rounds)."""
-    return data.StructLayout({
-        "row": accumulator_rows(config), "pass_": range(config.passes), "first": 1, "sparse": 1, "token": 1,
-    })
+    return data.StructLayout(
+        {
+            "row": accumulator_rows(config),
+            "pass_": range(config.passes),
+            "first": 1,
+            "sparse": 1,
+            "token": 1,
+        }
+    )
 
 
 def accumulator_rows(config: Config):
@@ -65,12 +71,17 @@ class Accumulators(wiring.Component):
         self.config = config
         self.primitive = primitive
         self.words = 2 * config.chains
-        super().__init__({
-            "i": In(step_layout(config)), "i_valid": In(1),
-            "sums": In(data.ArrayLayout(SUMS["sum0"].shape, self.words)),
-            "scales": In(data.ArrayLayout(signed(SCALE_BITS), self.words)),
-            "drain": In(accumulator_rows(config)), "drain_valid": In(1), "o": Out(ROW),
-        })
+        super().__init__(
+            {
+                "i": In(step_layout(config)),
+                "i_valid": In(1),
+                "sums": In(data.ArrayLayout(SUMS["sum0"].shape, self.words)),
+                "scales": In(data.ArrayLayout(signed(SCALE_BITS), self.words)),
+                "drain": In(accumulator_rows(config)),
+                "drain_valid": In(1),
+                "o": Out(ROW),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -81,8 +92,10 @@ class Accumulators(wiring.Component):
         for number in range(1 + FORWARDS):
             steps.append(data.View(step_layout(self.config), delay(m, steps[-1].as_value(), 1, f"step_{number}")))
             valids.append(delay_valid(m, valids[-1], 1, f"valid_{number}"))
-        same = [valid & (Cat(step.row, step.pass_) == Cat(steps[0].row, steps[0].pass_))
-                for step, valid in zip(steps[1:], valids[1:], strict=True)]
+        same = [
+            valid & (Cat(step.row, step.pass_) == Cat(steps[0].row, steps[0].pass_))
+            for step, valid in zip(steps[1:], valids[1:], strict=True)
+        ]
         totals = [Signal(part, name=f"total_{number}", reset_less=True) for number in range(FORWARDS)]
         m.d.sync += [after.eq(before) for before, after in pairwise(totals)]
         rows = self._memory(m, steps[2], valids[2], totals[0])
@@ -92,14 +105,18 @@ class Accumulators(wiring.Component):
         for number in range(FORWARDS, 0, -1):
             place = Mux(same[number], number, place)
         old = Array([rows.word_select(steps[0].pass_, part), *totals])[place]
-        addend = Mux(steps[0].first, MultiplyAccumulate.ZERO,
-                     Mux(same[0], MultiplyAccumulate.LAST, MultiplyAccumulate.C))
+        addend = Mux(
+            steps[0].first, MultiplyAccumulate.ZERO, Mux(same[0], MultiplyAccumulate.LAST, MultiplyAccumulate.C)
+        )
         for number in range(self.words):
             m.submodules[f"mac_{number}"] = mac = MultiplyAccumulate(primitive=self.primitive)
             here = slice(number * ACC_BITS, (number + 1) * ACC_BITS)
             m.d.comb += [
-                mac.a.eq(self.sums[number]), mac.b.eq(self.scales[number]), mac.c.eq(old[here].as_signed()),
-                mac.addend.eq(addend), totals[0][here].eq(mac.p),
+                mac.a.eq(self.sums[number]),
+                mac.b.eq(self.scales[number]),
+                mac.c.eq(old[here].as_signed()),
+                mac.addend.eq(addend),
+                totals[0][here].eq(mac.p),
             ]
         return m
 
@@ -110,8 +127,10 @@ class Accumulators(wiring.Component):
         for name, en, row in (("sums", self.i_valid, self.i.row), ("drains", self.drain_valid, self.drain)):
             m.submodules[name] = rows = BufferMemory(accumulators(config))  # a copy for each that reads
             m.d.comb += [
-                rows.read_en.eq(en), rows.read_addr.eq(row),
-                rows.write_addr.eq(step.row), rows.write_data.eq(total.replicate(config.passes)),
+                rows.read_en.eq(en),
+                rows.read_addr.eq(row),
+                rows.write_addr.eq(step.row),
+                rows.write_data.eq(total.replicate(config.passes)),
                 rows.write_en.eq(Mux(valid, 1 << step.pass_, 0)),
             ]
             o.append(delay(m, rows.read_data, 1, f"{name}_row"))

@@ -22,17 +22,22 @@ class AccumulatorBuffer(wiring.Component):
     def __init__(self, config: Config):
         self.config = config
         self.words = config.ab_granules // config.granules_per_word
-        super().__init__({
-            "write": In(BufferWrite(self.words, config.lanes, enables=config.granules_per_word)),
-            "read": In(BufferRead(self.words, config.lanes)),
-        })
+        super().__init__(
+            {
+                "write": In(BufferWrite(self.words, config.lanes, enables=config.granules_per_word)),
+                "read": In(BufferRead(self.words, config.lanes)),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
         m.submodules.store = store = BufferMemory(buffer(self.config, "AB"))
         m.d.comb += [
-            store.write_en.eq(self.write.en), store.write_addr.eq(self.write.addr),
-            store.write_data.eq(self.write.data.as_value()), store.read_en.eq(self.read.en),
-            store.read_addr.eq(self.read.addr), self.read.data.eq(store.read_data),
+            store.write_en.eq(self.write.en),
+            store.write_addr.eq(self.write.addr),
+            store.write_data.eq(self.write.data.as_value()),
+            store.read_en.eq(self.read.en),
+            store.read_addr.eq(self.read.addr),
+            self.read.data.eq(store.read_data),
         ]
         return m

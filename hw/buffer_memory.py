@@ -18,19 +18,30 @@ class Column(wiring.Component):
 
     def __init__(self, bits: int, words: int, store: Store):
         self.bits, self.words, self.store = bits, words, store
-        super().__init__({
-            "write_en": In(1), "write_addr": In(range(words)), "write_data": In(bits),
-            "read_en": In(1), "read_addr": In(range(words)), "read_data": Out(bits),
-        })
+        super().__init__(
+            {
+                "write_en": In(1),
+                "write_addr": In(range(words)),
+                "write_data": In(bits),
+                "read_en": In(1),
+                "read_addr": In(range(words)),
+                "read_data": Out(bits),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
         m.submodules.cells = cells = memory.Memory(
-            shape=unsigned(self.bits), depth=self.words, init=[], attrs={"ram_style": self.store.value})
+            shape=unsigned(self.bits), depth=self.words, init=[], attrs={"ram_style": self.store.value}
+        )
         write, read = cells.write_port(), cells.read_port()
         m.d.comb += [
-            write.en.eq(self.write_en), write.addr.eq(self.write_addr), write.data.eq(self.write_data),
-            read.en.eq(self.read_en), read.addr.eq(self.read_addr), self.read_data.eq(read.data),
+            write.en.eq(self.write_en),
+            write.addr.eq(self.write_addr),
+            write.data.eq(self.write_data),
+            read.en.eq(self.read_en),
+            read.addr.eq(self.read_addr),
+            self.read_data.eq(read.data),
         ]
         return m
 
@@ -46,10 +57,16 @@ class BufferMemory(wiring.Component):
     def __init__(self, memory: Memory):
         self.memory = memory
         address, word = range(memory.words), memory.bits
-        super().__init__({
-            "write_en": In(memory.parts), "write_addr": In(address), "write_data": In(word),
-            "read_en": In(1), "read_addr": In(address), "read_data": Out(word),
-        })
+        super().__init__(
+            {
+                "write_en": In(memory.parts),
+                "write_addr": In(address),
+                "write_data": In(word),
+                "read_en": In(1),
+                "read_addr": In(address),
+                "read_data": Out(word),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -58,9 +75,12 @@ class BufferMemory(wiring.Component):
         for number, width in enumerate(column_bits(of.bits, of.parts, of.store)):
             m.submodules[f"column_{number}"] = column = Column(width, of.words, of.store)
             m.d.comb += [
-                column.write_en.eq(self.write_en[at // part_bits]), column.write_addr.eq(self.write_addr),
-                column.write_data.eq(self.write_data[at:at + width]), column.read_en.eq(self.read_en),
-                column.read_addr.eq(self.read_addr), self.read_data[at:at + width].eq(column.read_data),
+                column.write_en.eq(self.write_en[at // part_bits]),
+                column.write_addr.eq(self.write_addr),
+                column.write_data.eq(self.write_data[at : at + width]),
+                column.read_en.eq(self.read_en),
+                column.read_addr.eq(self.read_addr),
+                self.read_data[at : at + width].eq(column.read_data),
             ]
             at += width
         return m

@@ -15,9 +15,9 @@ def next_burst(address, remaining):
     Written out in gates: three LUTs deep, where adders and comparators are three carry chains in a row.
     """
     inside, few = address[:_BURST_BITS], remaining[:_BURST_BITS]
-    last = address[_BURST_BITS:_PAGE_BITS].all()    # of a page's bursts: it may be shorter
-    room = Cat(*(bit ^ inside[:i].any() for i, bit in enumerate(inside)), ~inside.any())    # BURST_BEATS - inside
-    carries = [inside[i] & few[i] & (inside | few)[i + 1:].all() for i in range(_BURST_BITS)]
-    beyond = Cat(carries).any()     # the carry of inside + few: few >= room
+    last = address[_BURST_BITS:_PAGE_BITS].all()  # of a page's bursts: it may be shorter
+    room = Cat(*(bit ^ inside[:i].any() for i, bit in enumerate(inside)), ~inside.any())  # BURST_BEATS - inside
+    carries = [inside[i] & few[i] & (inside | few)[i + 1 :].all() for i in range(_BURST_BITS)]
+    beyond = Cat(carries).any()  # the carry of inside + few: few >= room
     many = remaining[_BURST_BITS:].any()
     return Mux(many | (last & beyond), Mux(last, room, BURST_BEATS), few)

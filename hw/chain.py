@@ -18,18 +18,20 @@ from hw.dsp_group import (
 from hw.spec.config import MULTIPLIERS_PER_CHAIN
 
 N_GROUPS = MULTIPLIERS_PER_CHAIN // MULTIPLIERS_PER_GROUP
-MAX_PRODUCTS_PER_LANE = 8       # proven in tests/hw/test_chain_formal.py; 9 has a counterexample
-DENSE_BREAKS = 0b0001_0001      # groups 0 and 4
+MAX_PRODUCTS_PER_LANE = 8  # proven in tests/hw/test_chain_formal.py; 9 has a counterexample
+DENSE_BREAKS = 0b0001_0001  # groups 0 and 4
 
-STEP = data.StructLayout({
-    "acts": data.ArrayLayout(ACTS, N_GROUPS),   # int8[8 groups, 2 tokens, 16]
-    "weights": weights_layout(MULTIPLIERS_PER_CHAIN),      # int8[2 rows, 16]
-    "indices": indices_layout(MULTIPLIERS_PER_CHAIN),      # uint4[16]
-    "sparse": 1,
-    "breaks": N_GROUPS,
-    "row": 1,
-    "single": 1,
-})
+STEP = data.StructLayout(
+    {
+        "acts": data.ArrayLayout(ACTS, N_GROUPS),  # int8[8 groups, 2 tokens, 16]
+        "weights": weights_layout(MULTIPLIERS_PER_CHAIN),  # int8[2 rows, 16]
+        "indices": indices_layout(MULTIPLIERS_PER_CHAIN),  # uint4[16]
+        "sparse": 1,
+        "breaks": N_GROUPS,
+        "row": 1,
+        "single": 1,
+    }
+)
 LANES = data.StructLayout({"lo": signed(LANE_BITS + 1), "hi": signed(LANE_BITS + 1)})
 TAPS = data.ArrayLayout(LANES, N_GROUPS)
 SUMS = data.StructLayout({"sum0": signed(LANE_BITS + 2), "sum1": signed(LANE_BITS + 2)})
@@ -52,7 +54,7 @@ CHAIN_SUMS_LATENCY = CHAIN_LATENCY + 1
 def unpack_lanes(p):
     """Overflow adjust: ``p == hi * 2**18 + lo`` with ``lo`` signed; a negative ``lo`` has borrowed one from ``hi``."""
     lo = p[:LANE_BITS].as_signed()
-    hi = p[LANE_BITS:2 * LANE_BITS + 1].as_signed() + p[LANE_BITS - 1]
+    hi = p[LANE_BITS : 2 * LANE_BITS + 1].as_signed() + p[LANE_BITS - 1]
     return {"lo": lo, "hi": hi}
 
 
@@ -90,11 +92,13 @@ class SparseChain(wiring.Component):
         self.cascade_groups = cascade_groups
         self.singles = singles
         self.primitive = primitive
-        super().__init__({
-            "i": In(flow(STEP)),
-            "o": Out(flow(TAPS)),
-            "o_sums": Out(flow(SUMS)),
-        })
+        super().__init__(
+            {
+                "i": In(flow(STEP)),
+                "o": Out(flow(TAPS)),
+                "o_sums": Out(flow(SUMS)),
+            }
+        )
 
     @property
     def latency(self):
@@ -109,8 +113,12 @@ class SparseChain(wiring.Component):
         previous = None
         for number in range(N_GROUPS):
             skew_cycles = MULTIPLIERS_PER_GROUP * (number % self.cascade_groups)
-            group = DSPGroup(first_position=MULTIPLIERS_PER_GROUP * number, skew_cycles=skew_cycles,
-                             singles=self.singles[number], primitive=self.primitive)
+            group = DSPGroup(
+                first_position=MULTIPLIERS_PER_GROUP * number,
+                skew_cycles=skew_cycles,
+                singles=self.singles[number],
+                primitive=self.primitive,
+            )
             m.submodules[f"group_{number}"] = group
             self._feed(m, group, number)
             if skew_cycles == 0:
@@ -120,7 +128,7 @@ class SparseChain(wiring.Component):
             previous = group
 
             # Deskewed still packed: one bit fewer a tap than unpacked, and the adders see settled registers.
-            tap = delay(m, group.p[:2 * LANE_BITS + 1], self.latency - GROUP_LATENCY - skew_cycles, f"tap_{number}")
+            tap = delay(m, group.p[: 2 * LANE_BITS + 1], self.latency - GROUP_LATENCY - skew_cycles, f"tap_{number}")
             for lane, value in unpack_lanes(tap).items():
                 m.d.comb += self.o.payload[number][lane].eq(value)
 
@@ -138,8 +146,12 @@ class SparseChain(wiring.Component):
     def _feed(self, m, group, number):
         """A group's own slice of the step."""
         step = self.i.payload
-        m.d.comb += [group.acts.eq(step.acts[number]), group.sparse.eq(step.sparse), group.row.eq(step.row),
-                     group.single.eq(step.single)]
+        m.d.comb += [
+            group.acts.eq(step.acts[number]),
+            group.sparse.eq(step.sparse),
+            group.row.eq(step.row),
+            group.single.eq(step.single),
+        ]
         for multiplier in range(MULTIPLIERS_PER_GROUP):
             position = group.first_position + multiplier
             m.d.comb += group.indices[multiplier].eq(step.indices[position])

@@ -39,13 +39,27 @@ BASE_BITS = 64 - BASE_ALIGNMENT_LOG2
 
 def AXI4Lite():
     """A 32-bit AXI4-Lite slave's port, as its master sees it."""
-    return wiring.Signature({
-        "awaddr": Out(ADDRESS_BITS), "awvalid": Out(1), "awready": In(1),
-        "wdata": Out(32), "wstrb": Out(4), "wvalid": Out(1), "wready": In(1),
-        "bresp": In(2), "bvalid": In(1), "bready": Out(1),
-        "araddr": Out(ADDRESS_BITS), "arvalid": Out(1), "arready": In(1),
-        "rdata": In(32), "rresp": In(2), "rvalid": In(1), "rready": Out(1),
-    })
+    return wiring.Signature(
+        {
+            "awaddr": Out(ADDRESS_BITS),
+            "awvalid": Out(1),
+            "awready": In(1),
+            "wdata": Out(32),
+            "wstrb": Out(4),
+            "wvalid": Out(1),
+            "wready": In(1),
+            "bresp": In(2),
+            "bvalid": In(1),
+            "bready": Out(1),
+            "araddr": Out(ADDRESS_BITS),
+            "arvalid": Out(1),
+            "arready": In(1),
+            "rdata": In(32),
+            "rresp": In(2),
+            "rvalid": In(1),
+            "rready": Out(1),
+        }
+    )
 
 
 class Control(wiring.Component):
@@ -71,15 +85,26 @@ class Control(wiring.Component):
 
     def __init__(self, config: Config):
         self.config = config
-        super().__init__({
-            "axi": In(AXI4Lite()), "irq": Out(1), "clear": Out(1), "run": Out(1), "load": Out(1), "cycle": Out(64),
-            **{name: Out(32) for name in ARGUMENTS},
-            "bases": Out(data.ArrayLayout(BASE_BITS, config.units + 1)),
-            "halted": In(1), "halt_code": In(32),
-            "error": In(1), "error_code": In(ERROR_BITS), "error_detail": In(32), "error_pc": In(32),
-            "quiet": In(1),
-            "counts": In(data.StructLayout(dict.fromkeys(COUNTERS[1:], INCREMENT_BITS))),
-        })
+        super().__init__(
+            {
+                "axi": In(AXI4Lite()),
+                "irq": Out(1),
+                "clear": Out(1),
+                "run": Out(1),
+                "load": Out(1),
+                "cycle": Out(64),
+                **{name: Out(32) for name in ARGUMENTS},
+                "bases": Out(data.ArrayLayout(BASE_BITS, config.units + 1)),
+                "halted": In(1),
+                "halt_code": In(32),
+                "error": In(1),
+                "error_code": In(ERROR_BITS),
+                "error_detail": In(32),
+                "error_pc": In(32),
+                "quiet": In(1),
+                "counts": In(data.StructLayout(dict.fromkeys(COUNTERS[1:], INCREMENT_BITS))),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -90,7 +115,8 @@ class Control(wiring.Component):
         self.counters = {"cycles": self.cycle} | {name: Signal(64, name=f"count_{name}") for name in COUNTERS[1:]}
         idle = self.start & ~self.run & ~self.draining
         m.d.comb += [
-            self.irq.eq(self.enable & self.isr.any()), self.clear.eq(idle & ~self.poisoned),
+            self.irq.eq(self.enable & self.isr.any()),
+            self.clear.eq(idle & ~self.poisoned),
             refused.eq(idle & self.poisoned),
         ]
         self._writes(m)
@@ -113,7 +139,9 @@ class Control(wiring.Component):
                 m.d.sync += [self.run.eq(0), self.draining.eq(1), waited.eq(0), settled.eq(0)]
             with m.If(self.error):
                 m.d.sync += [
-                    self.status.eq(self.error_code), self.detail.eq(self.error_detail), self.status_pc.eq(self.error_pc)
+                    self.status.eq(self.error_code),
+                    self.detail.eq(self.error_detail),
+                    self.status_pc.eq(self.error_pc),
                 ]
             with m.Elif(self.halted):
                 m.d.sync += [self.detail.eq(self.halt_code), self.status_pc.eq(self.error_pc)]
@@ -122,7 +150,9 @@ class Control(wiring.Component):
             # A beat that nobody waited for (RD runs ahead) may still fail.
             with m.If(self.error & (self.status == 0)):
                 m.d.sync += [
-                    self.status.eq(self.error_code), self.detail.eq(self.error_detail), self.status_pc.eq(self.error_pc)
+                    self.status.eq(self.error_code),
+                    self.detail.eq(self.error_detail),
+                    self.status_pc.eq(self.error_pc),
                 ]
             with m.If((waited == DRAIN_LIMIT_CYCLES) | (settled == SETTLE_CYCLES)):
                 m.d.sync += [self.draining.eq(0), self.done.eq(1), self.isr.eq(self.isr | self.ier)]
@@ -134,7 +164,9 @@ class Control(wiring.Component):
     def _writes(self, m):
         axi, write = self.axi, Signal()
         m.d.comb += [
-            write.eq(axi.awvalid & axi.wvalid & ~axi.bvalid), axi.awready.eq(write), axi.wready.eq(write),
+            write.eq(axi.awvalid & axi.wvalid & ~axi.bvalid),
+            axi.awready.eq(write),
+            axi.wready.eq(write),
             self.start.eq(write & (axi.awaddr[2:] == CTRL >> 2) & axi.wstrb[0] & axi.wdata[0]),
         ]
         with m.If(write):
@@ -161,22 +193,27 @@ class Control(wiring.Component):
                         with m.If(axi.wstrb[byte]):
                             low, high = max(8 * byte - BASE_ALIGNMENT_LOG2, 0), 8 * byte + 8 - BASE_ALIGNMENT_LOG2
                             if high > 0:
-                                m.d.sync += base[low:high].eq(axi.wdata[low + BASE_ALIGNMENT_LOG2:8 * byte + 8])
+                                m.d.sync += base[low:high].eq(axi.wdata[low + BASE_ALIGNMENT_LOG2 : 8 * byte + 8])
                 with m.Case(base_offset(port) + 4 >> 2):
                     for byte in range(4):
                         with m.If(axi.wstrb[byte]):
-                            upper = base[32 - BASE_ALIGNMENT_LOG2:]
+                            upper = base[32 - BASE_ALIGNMENT_LOG2 :]
                             m.d.sync += upper.word_select(byte, 8).eq(axi.wdata.word_select(byte, 8))
 
     def _reads(self, m):
         axi, read = self.axi, Signal()
         control = Mux(self.run | self.draining, CTRL_START, CTRL_IDLE) | Mux(self.done, CTRL_DONE | CTRL_READY, 0)
         values = {
-            CTRL: control, GIER: self.enable, IER: self.ier, ISR: self.isr,
+            CTRL: control,
+            GIER: self.enable,
+            IER: self.ier,
+            ISR: self.isr,
             **{REGISTERS[name]: getattr(self, name) for name in ARGUMENTS},
-            REGISTERS["status"]: self.status, REGISTERS["status_detail"]: self.detail,
+            REGISTERS["status"]: self.status,
+            REGISTERS["status_detail"]: self.detail,
             REGISTERS["status_pc"]: self.status_pc,
-            REGISTERS["isa_version"]: ISA_VERSION, REGISTERS["config_digest"]: int(self.config.digest()[:8], 16),
+            REGISTERS["isa_version"]: ISA_VERSION,
+            REGISTERS["config_digest"]: int(self.config.digest()[:8], 16),
         }
         for name, counter in self.counters.items():
             values |= {counter_offset(name): counter[:32], counter_offset(name) + 4: counter[32:]}

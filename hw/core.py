@@ -44,18 +44,26 @@ class AuxRead(wiring.Component):
         m = Module()
         bus = self.bus
         held, awaited, wanted = Signal(), Signal(32), Signal()
-        owners = (self.fetch, self.fetching), (self.lds, self.loading & ~self.fetching), (
-            self.ld, ~self.fetching & ~self.loading)
+        owners = (
+            (self.fetch, self.fetching),
+            (self.lds, self.loading & ~self.fetching),
+            (self.ld, ~self.fetching & ~self.loading),
+        )
         allowed = self.run | held
         for master, owns in owners:
             m.d.comb += [
-                master.rdata.eq(bus.rdata), master.rresp.eq(bus.rresp), master.rlast.eq(bus.rlast),
-                master.rvalid.eq(bus.rvalid & owns), master.arready.eq(bus.arready & owns & allowed),
+                master.rdata.eq(bus.rdata),
+                master.rresp.eq(bus.rresp),
+                master.rlast.eq(bus.rlast),
+                master.rvalid.eq(bus.rvalid & owns),
+                master.arready.eq(bus.arready & owns & allowed),
             ]
             with m.If(owns):
                 m.d.comb += [bus.araddr.eq(master.araddr), bus.arlen.eq(master.arlen), wanted.eq(master.arvalid)]
         m.d.comb += [
-            bus.arvalid.eq(wanted & allowed), bus.rready.eq(1), self.idle.eq(~bus.arvalid & (awaited == 0)),
+            bus.arvalid.eq(wanted & allowed),
+            bus.rready.eq(1),
+            self.idle.eq(~bus.arvalid & (awaited == 0)),
         ]
         m.d.sync += [
             held.eq(bus.arvalid & ~bus.arready),
@@ -81,14 +89,26 @@ class Core(wiring.Component):
     def __init__(self, config: Config, *, primitive=False, shared=False):
         self.config, self.primitive, self.shared = config, primitive, shared
         ports = config.units + 1
-        super().__init__({
-            "run": In(1), "load": In(1), **{name: In(32) for name in ARGUMENTS},
-            "reads": Out(AXI4Read()).array(ports), "writes": Out(AXI4Write()).array(ports),
-            "halted": Out(1), "halt_code": Out(32),
-            "error": Out(1), "error_code": Out(ERROR_BITS), "error_detail": Out(32), "error_pc": Out(32),
-            "quiet": Out(1), "counts": Out(data.StructLayout(dict.fromkeys(COUNTERS[1:], INCREMENT_BITS))),
-            "starts": Out(N_UNITS), "dones": Out(N_UNITS), "tags": Out(data.ArrayLayout(32, N_UNITS)),
-        })
+        super().__init__(
+            {
+                "run": In(1),
+                "load": In(1),
+                **{name: In(32) for name in ARGUMENTS},
+                "reads": Out(AXI4Read()).array(ports),
+                "writes": Out(AXI4Write()).array(ports),
+                "halted": Out(1),
+                "halt_code": Out(32),
+                "error": Out(1),
+                "error_code": Out(ERROR_BITS),
+                "error_detail": Out(32),
+                "error_pc": Out(32),
+                "quiet": Out(1),
+                "counts": Out(data.StructLayout(dict.fromkeys(COUNTERS[1:], INCREMENT_BITS))),
+                "starts": Out(N_UNITS),
+                "dones": Out(N_UNITS),
+                "tags": Out(data.ArrayLayout(32, N_UNITS)),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -101,14 +121,20 @@ class Core(wiring.Component):
         m.submodules.matrix = matrix = Matrix(config, primitive=self.primitive, shared=self.shared)
         m.submodules.vector = vector = VectorUnit(config, hierarchical=self.shared)
         m.submodules.aux = aux = AuxRead()
-        for unit, block in ((Unit.LD, load.unit), (Unit.ST, store.unit), (Unit.RD, matrix.rd), (Unit.MX, matrix.mx),
-                            (Unit.VU, vector.unit)):
+        for unit, block in (
+            (Unit.LD, load.unit),
+            (Unit.ST, store.unit),
+            (Unit.RD, matrix.rd),
+            (Unit.MX, matrix.mx),
+            (Unit.VU, vector.unit),
+        ):
             wiring.connect(m, getattr(dispatcher, unit.name.lower()), block)
         for user, buffer in ((vector.pb, load.buffer), (vector.sb, store.buffer), (vector.ab, matrix.results)):
             wiring.connect(m, user, buffer)
         m.d.comb += [
             # The vector unit counts blocks, and writes whole words of them.
-            matrix.operands.en.eq(vector.ob.en), matrix.operands.data.eq(vector.ob.data),
+            matrix.operands.en.eq(vector.ob.en),
+            matrix.operands.data.eq(vector.ob.data),
             matrix.operands.addr.eq(vector.ob.addr >> config.granules_per_word.bit_length() - 1),
         ]
         for master, port in ((fetch.bus, aux.fetch), (sequencer.bus, aux.lds), (load.bus, aux.ld)):
@@ -119,12 +145,20 @@ class Core(wiring.Component):
         for port in range(config.units + 1):
             wiring.connect(m, store.buses[port], wiring.flipped(self.writes[port]))
         m.d.comb += [
-            fetch.run.eq(self.run), fetch.skip.eq(self.flags[0]), fetch.address.eq(self.program_addr),
-            fetch.length.eq(self.program_length), fetch.pc.eq(sequencer.pc),
-            aux.fetching.eq(fetch.active), aux.loading.eq(sequencer.lds_active), aux.run.eq(self.run),
-            dispatcher.run.eq(self.run), store.run.eq(self.run), matrix.stop.eq(~self.run),
+            fetch.run.eq(self.run),
+            fetch.skip.eq(self.flags[0]),
+            fetch.address.eq(self.program_addr),
+            fetch.length.eq(self.program_length),
+            fetch.pc.eq(sequencer.pc),
+            aux.fetching.eq(fetch.active),
+            aux.loading.eq(sequencer.lds_active),
+            aux.run.eq(self.run),
+            dispatcher.run.eq(self.run),
+            store.run.eq(self.run),
+            matrix.stop.eq(~self.run),
             self.quiet.eq(aux.idle & matrix.bus_idle & store.bus_idle),
-            self.starts.eq(dispatcher.starts), self.dones.eq(dispatcher.dones & self.run.replicate(N_UNITS)),
+            self.starts.eq(dispatcher.starts),
+            self.dones.eq(dispatcher.dones & self.run.replicate(N_UNITS)),
             self.tags.eq(dispatcher.tags),
         ]
         self._sequencer(m, sequencer, fetch, dispatcher)
@@ -135,15 +169,23 @@ class Core(wiring.Component):
 
     def _sequencer(self, m, sequencer, fetch, dispatcher):
         m.d.comb += [
-            sequencer.load.eq(self.load), sequencer.run.eq(self.run), sequencer.go.eq(fetch.go),
+            sequencer.load.eq(self.load),
+            sequencer.run.eq(self.run),
+            sequencer.go.eq(fetch.go),
             sequencer.word.eq(fetch.word),
-            sequencer.entry.eq(self.entry), sequencer.length.eq(self.program_length),
-            sequencer.limit.eq(self.instruction_limit), sequencer.watchdog.eq(self.watchdog),
+            sequencer.entry.eq(self.entry),
+            sequencer.length.eq(self.program_length),
+            sequencer.limit.eq(self.instruction_limit),
+            sequencer.watchdog.eq(self.watchdog),
             *[sequencer.arguments[i].eq(getattr(self, f"arg{i + 1}")) for i in range(ARGUMENT_REGISTERS)],
-            sequencer.full.eq(dispatcher.full), sequencer.idle.eq(dispatcher.idle),
-            *[getattr(dispatcher, name).eq(getattr(sequencer, name)) for name in (
-                "set_en", "set_field", "set_value", "push", "push_unit", "wait", "signal", "tag")],
-            self.halted.eq(sequencer.halted), self.halt_code.eq(sequencer.halt_code),
+            sequencer.full.eq(dispatcher.full),
+            sequencer.idle.eq(dispatcher.idle),
+            *[
+                getattr(dispatcher, name).eq(getattr(sequencer, name))
+                for name in ("set_en", "set_field", "set_value", "push", "push_unit", "wait", "signal", "tag")
+            ],
+            self.halted.eq(sequencer.halted),
+            self.halt_code.eq(sequencer.halt_code),
         ]
 
     def _errors(self, m, sequencer, fetch, dispatcher):
@@ -151,7 +193,8 @@ class Core(wiring.Component):
         m.d.comb += [self.error_detail.eq(SEQUENCER_DETAIL), self.error_pc.eq(sequencer.error_pc)]
         with m.If(dispatcher.error):
             m.d.comb += [
-                self.error.eq(1), self.error_code.eq(dispatcher.error_code),
+                self.error.eq(1),
+                self.error_code.eq(dispatcher.error_code),
                 self.error_detail.eq(dispatcher.error_unit),
                 self.error_pc.eq(dispatcher.error_pc),
             ]
@@ -163,16 +206,21 @@ class Core(wiring.Component):
             m.d.comb += [self.error.eq(1), self.error_code.eq(sequencer.error_code)]
         with m.Elif(sequencer.halted & (sequencer.halt_code != 0)):
             m.d.comb += [
-                self.error.eq(1), self.error_code.eq(Error.HALT_CODE), self.error_detail.eq(sequencer.halt_code)
+                self.error.eq(1),
+                self.error_code.eq(Error.HALT_CODE),
+                self.error_detail.eq(sequencer.halt_code),
             ]
 
     def _counts(self, m, sequencer, dispatcher, matrix):
         """Pulses while running."""
         running = {
-            "instructions": sequencer.retire, "stall_queue": sequencer.stall_queue,
+            "instructions": sequencer.retire,
+            "stall_queue": sequencer.stall_queue,
             "stall_fence": sequencer.stall_fence,
-            "stall_lds": sequencer.stall_lds, "mx_weight_stall": matrix.weight_stall,
-            "mx_drain_stall": matrix.drain_stall, "unpack_stall": matrix.unpack_stall,
+            "stall_lds": sequencer.stall_lds,
+            "mx_weight_stall": matrix.weight_stall,
+            "mx_drain_stall": matrix.drain_stall,
+            "unpack_stall": matrix.unpack_stall,
             **{f"busy_{unit.name.lower()}": dispatcher.busy[unit] for unit in Unit},
             **{f"wait_{unit.name.lower()}": dispatcher.waiting[unit] for unit in Unit},
         }
@@ -182,11 +230,14 @@ class Core(wiring.Component):
         """Bus traffic to its end, a cycle late (it ends before done). Descriptors stay until their last beat."""
         beat = aux.bus.rvalid & aux.bus.rready
         loading = beat & ~aux.fetching & ~aux.loading
-        channels = [port.rvalid & port.rready for port in list(self.reads)[:self.config.units]]
+        channels = [port.rvalid & port.rready for port in list(self.reads)[: self.config.units]]
         counted = {
-            "read_beats_aux": beat, "read_beats_channels": sum(channels),
-            "write_bytes_aux": store.aux_bytes, "write_bytes_channels": store.channel_bytes,
-            "read_beats_fetch": beat & aux.fetching, "read_beats_scalars": beat & aux.loading & ~aux.fetching,
+            "read_beats_aux": beat,
+            "read_beats_channels": sum(channels),
+            "write_bytes_aux": store.aux_bytes,
+            "write_bytes_channels": store.channel_bytes,
+            "read_beats_fetch": beat & aux.fetching,
+            "read_beats_scalars": beat & aux.loading & ~aux.fetching,
             **{name: loading & (load.unit.desc.kind == kind) for kind, name in LD_BEATS.items()},
             RD_BEATS[StreamFormat.STREAM]: sum(taken & ~matrix.kv[i] for i, taken in enumerate(channels)),
             RD_BEATS[StreamFormat.RAW]: sum(matrix.kv[i] for i in range(self.config.units)),

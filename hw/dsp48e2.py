@@ -15,8 +15,14 @@ REGISTER_ENABLES = ("A1", "A2", "AD", "B1", "B2", "D", "M", "P", "CTRL")
 REGISTER_RESETS = ("A", "B", "D", "M", "P", "CTRL")
 UNUSED_BITS = ("CEINMODE", "RSTINMODE", "CEALUMODE", "RSTALUMODE", "CECARRYIN", "RSTALLCARRYIN", "CARRYIN")
 UNREGISTERED = {f"p_{name}REG": 0 for name in ("INMODE", "ALUMODE", "CARRYIN", "CARRYINSEL")}
-DIRECT = {"p_A_INPUT": "DIRECT", "p_B_INPUT": "DIRECT", "p_USE_MULT": "MULTIPLY", "p_USE_SIMD": "ONE48",
-          "p_BMULTSEL": "B", "p_PREADDINSEL": "A"}
+DIRECT = {
+    "p_A_INPUT": "DIRECT",
+    "p_B_INPUT": "DIRECT",
+    "p_USE_MULT": "MULTIPLY",
+    "p_USE_SIMD": "ONE48",
+    "p_BMULTSEL": "B",
+    "p_PREADDINSEL": "A",
+}
 
 
 def register(m, shape, source, name, *, en=1, clear=0):
@@ -62,11 +68,19 @@ class DSP48E2(wiring.Component):
             raise ValueError(f"stages={stages}: a DSP48E2 here has 1 or 2 registers before its multiplier")
         self.stages = stages
         self.primitive = primitive
-        super().__init__({
-            "a": In(signed(27)), "d": In(signed(27)), "b": In(signed(18)), "cascade": In(1),
-            "en": In(1, init=1), "clear": In(1),
-            "pcin": In(signed(48)), "p": Out(signed(48)), "pcout": Out(signed(48)),
-        })
+        super().__init__(
+            {
+                "a": In(signed(27)),
+                "d": In(signed(27)),
+                "b": In(signed(18)),
+                "cascade": In(1),
+                "en": In(1, init=1),
+                "clear": In(1),
+                "pcin": In(signed(48)),
+                "p": Out(signed(48)),
+                "pcout": Out(signed(48)),
+            }
+        )
 
     @property
     def latency(self):
@@ -87,11 +101,31 @@ class DSP48E2(wiring.Component):
         resets = {f"i_RST{name}": self.clear for name in REGISTER_RESETS}
         # C is unused: the vendor's guide asks for ones, registered and never enabled, to save power.
         m.submodules.slice = instance(
-            p_AREG=1, p_ACASCREG=1, p_BREG=self.stages, p_BCASCREG=self.stages, p_DREG=1, p_ADREG=self.stages - 1,
-            p_MREG=1, p_PREG=1, p_CREG=1, p_OPMODEREG=1, p_AMULTSEL="AD",
-            i_A=a_port, i_B=self.b, i_C=Const(-1, 48), i_CEC=Const(0, 1), i_RSTC=Const(0, 1), i_D=self.d,
-            i_PCIN=self.pcin, i_OPMODE=Mux(self.cascade, OPMODE_PRODUCT_PLUS_PCIN, Const(OPMODE_PRODUCT, 9)),
-            i_INMODE=Const(INMODE_A_PLUS_D, 5), o_P=self.p, o_PCOUT=self.pcout, **enables, **resets)
+            p_AREG=1,
+            p_ACASCREG=1,
+            p_BREG=self.stages,
+            p_BCASCREG=self.stages,
+            p_DREG=1,
+            p_ADREG=self.stages - 1,
+            p_MREG=1,
+            p_PREG=1,
+            p_CREG=1,
+            p_OPMODEREG=1,
+            p_AMULTSEL="AD",
+            i_A=a_port,
+            i_B=self.b,
+            i_C=Const(-1, 48),
+            i_CEC=Const(0, 1),
+            i_RSTC=Const(0, 1),
+            i_D=self.d,
+            i_PCIN=self.pcin,
+            i_OPMODE=Mux(self.cascade, OPMODE_PRODUCT_PLUS_PCIN, Const(OPMODE_PRODUCT, 9)),
+            i_INMODE=Const(INMODE_A_PLUS_D, 5),
+            o_P=self.p,
+            o_PCOUT=self.pcout,
+            **enables,
+            **resets,
+        )
         return m
 
     def _behaviour(self):
@@ -133,8 +167,9 @@ class MultiplyAccumulate(wiring.Component):
 
     def __init__(self, *, primitive=False):
         self.primitive = primitive
-        super().__init__({"a": In(signed(27)), "b": In(signed(18)), "c": In(signed(48)), "addend": In(2),
-                          "p": Out(signed(48))})
+        super().__init__(
+            {"a": In(signed(27)), "b": In(signed(18)), "c": In(signed(48)), "addend": In(2), "p": Out(signed(48))}
+        )
 
     def elaborate(self, platform):
         return self._primitive() if self.primitive else self._behaviour()
@@ -148,9 +183,28 @@ class MultiplyAccumulate(wiring.Component):
         resets = {f"i_RST{name}": Const(0, 1) for name in (*REGISTER_RESETS, "C")}
         # D is unused: zeros, which its register keeps.
         m.submodules.slice = instance(
-            p_AREG=1, p_ACASCREG=1, p_BREG=1, p_BCASCREG=1, p_DREG=1, p_ADREG=1, p_MREG=1, p_PREG=1, p_CREG=1,
-            p_OPMODEREG=1, p_AMULTSEL="A", i_A=a_port, i_B=self.b, i_C=self.c, i_D=Const(0, 27), i_PCIN=Const(0, 48),
-            i_OPMODE=opmode, i_INMODE=Const(INMODE_A, 5), o_P=self.p, **enables, **resets)
+            p_AREG=1,
+            p_ACASCREG=1,
+            p_BREG=1,
+            p_BCASCREG=1,
+            p_DREG=1,
+            p_ADREG=1,
+            p_MREG=1,
+            p_PREG=1,
+            p_CREG=1,
+            p_OPMODEREG=1,
+            p_AMULTSEL="A",
+            i_A=a_port,
+            i_B=self.b,
+            i_C=self.c,
+            i_D=Const(0, 27),
+            i_PCIN=Const(0, 48),
+            i_OPMODE=opmode,
+            i_INMODE=Const(INMODE_A, 5),
+            o_P=self.p,
+            **enables,
+            **resets,
+        )
         return m
 
     def _behaviour(self):

@@ -9,8 +9,8 @@ from hw.spec.config import BLOCK
 from hw.spec.weights import UNREACHED
 
 MULTIPLIERS_PER_GROUP = 2
-N_LANES = 2                     # INT8 products packed in one multiplier
-LANE_BITS = 18                  # distance of the two lanes in P
+N_LANES = 2  # INT8 products packed in one multiplier
+LANE_BITS = 18  # distance of the two lanes in P
 
 ANY_INDEX = (True, True)
 
@@ -71,24 +71,28 @@ class DSPGroup(wiring.Component):
     def __init__(self, *, first_position=0, skew_cycles=0, singles=ANY_INDEX, primitive=False):
         last_position = BLOCK - MULTIPLIERS_PER_GROUP
         if not 0 <= first_position <= last_position:
-            raise ValueError(f"first_position={first_position}: a group of {MULTIPLIERS_PER_GROUP} multipliers fits at "
-                             f"positions 0 to {last_position} of a {BLOCK}-wide block")
+            raise ValueError(
+                f"first_position={first_position}: a group of {MULTIPLIERS_PER_GROUP} multipliers fits at "
+                f"positions 0 to {last_position} of a {BLOCK}-wide block"
+            )
         self.first_position = first_position
         self.skew_cycles = skew_cycles
         self.singles = singles
         self.primitive = primitive
-        super().__init__({
-            "acts": In(ACTS),
-            "weights": In(weights_layout(MULTIPLIERS_PER_GROUP)),
-            "indices": In(indices_layout(MULTIPLIERS_PER_GROUP)),
-            "sparse": In(1),
-            "row": In(1),
-            "single": In(1),
-            "break_": In(1),
-            "pcin": In(signed(48)),
-            "pcout": Out(signed(48)),
-            "p": Out(signed(48)),
-        })
+        super().__init__(
+            {
+                "acts": In(ACTS),
+                "weights": In(weights_layout(MULTIPLIERS_PER_GROUP)),
+                "indices": In(indices_layout(MULTIPLIERS_PER_GROUP)),
+                "sparse": In(1),
+                "row": In(1),
+                "single": In(1),
+                "break_": In(1),
+                "pcin": In(signed(48)),
+                "pcout": Out(signed(48)),
+                "p": Out(signed(48)),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -101,9 +105,12 @@ class DSPGroup(wiring.Component):
             m.d.comb += [slice_.a.eq(x1 << LANE_BITS), slice_.d.eq(x0), slice_.b.eq(y)]
         cascade = delay(m, ~self.break_, self.skew_cycles + first.cascade_delay, "cascade")
         m.d.comb += [
-            first.pcin.eq(self.pcin), first.cascade.eq(cascade),
-            second.pcin.eq(first.pcout), second.cascade.eq(1),
-            self.pcout.eq(second.pcout), self.p.eq(second.p),
+            first.pcin.eq(self.pcin),
+            first.cascade.eq(cascade),
+            second.pcin.eq(first.pcout),
+            second.cascade.eq(1),
+            self.pcout.eq(second.pcout),
+            self.p.eq(second.p),
         ]
         return m
 
@@ -114,7 +121,8 @@ class DSPGroup(wiring.Component):
         reached = self.single | (self.indices[number] != UNREACHED[number])
         weight = Mux(reached, Mux(self.row, row1, row0), 0)
         m.d.comb += [
-            x1.eq(self._chosen(number, self.acts[1], row1)), x0.eq(self._chosen(number, self.acts[0], row0)),
+            x1.eq(self._chosen(number, self.acts[1], row1)),
+            x0.eq(self._chosen(number, self.acts[0], row0)),
             y.eq(Mux(self.sparse, weight, self.acts[0][self.first_position + number])),
         ]
         return (delay(m, operand, self.skew_cycles, operand.name) for operand in (x1, x0, y))

@@ -36,11 +36,17 @@ def emit(name: str, folder: Path) -> list[Path]:
     config = configurations.get(name)
     text = accelerator_verilog(name)
     manifest = {
-        "config": name, "digest": config.digest(), "top": TOP, "memory_ports": config.units + 1,
-        "chain_dsps": config.chain_dsps, "clock_hz": config.clock_hz, "modules": len(module_names(text)),
+        "config": name,
+        "digest": config.digest(),
+        "top": TOP,
+        "memory_ports": config.units + 1,
+        "chain_dsps": config.chain_dsps,
+        "clock_hz": config.clock_hz,
+        "modules": len(module_names(text)),
     }
     contents = {
-        f"alula_{name}.v": text, "dsp48e2.v": DSP_MODEL.read_text(),
+        f"alula_{name}.v": text,
+        "dsp48e2.v": DSP_MODEL.read_text(),
         "manifest.json": json.dumps(manifest, indent=2) + "\n",
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -67,8 +73,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"cannot write into {options.out}: {error.strerror}: make room there or choose another --out",
-              file=sys.stderr)
+        print(
+            f"cannot write into {options.out}: {error.strerror}: make room there or choose another --out",
+            file=sys.stderr,
+        )
         return 1
     for path in paths:
         print(f"{path}: {path.stat().st_size} bytes")

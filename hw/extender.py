@@ -24,16 +24,26 @@ class Extender(wiring.Component):
     """
 
     def __init__(self):
-        super().__init__({
-            "scales": In(SCALES), "wide": In(1), "i": In(LEVELS), "i_valid": In(1), "o": Out(ROUND), "o_valid": Out(1),
-        })
+        super().__init__(
+            {
+                "scales": In(SCALES),
+                "wide": In(1),
+                "i": In(LEVELS),
+                "i_valid": In(1),
+                "o": Out(ROUND),
+                "o_valid": Out(1),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
         wide, scales = Signal(), Signal(SCALES, reset_less=True)
         m.d.sync += [
-            wide.eq(self.wide), self.o_valid.eq(self.i_valid), self.o.scales.eq(scales),
-            self.o.sparse.eq(self.i.sparse), self.o.single.eq(self.i.single),
+            wide.eq(self.wide),
+            self.o_valid.eq(self.i_valid),
+            self.o.scales.eq(scales),
+            self.o.sparse.eq(self.i.sparse),
+            self.o.single.eq(self.i.single),
         ]
         m.d.comb += [self.o.indices.eq(self.i.indices), self.o.blocks.eq(self.i.blocks)]
         for row in range(BLOCK):

@@ -29,21 +29,35 @@ class Fetch(wiring.Component):
 
     def __init__(self, config: Config):
         self.config = config
-        super().__init__({
-            "run": In(1), "skip": In(1), "address": In(32), "length": In(32),
-            "bus": Out(AXI4Read()), "active": Out(1), "go": Out(1), "illegal": Out(1), "bus_error": Out(1),
-            "pc": In(32), "word": Out(64),
-        })
+        super().__init__(
+            {
+                "run": In(1),
+                "skip": In(1),
+                "address": In(32),
+                "length": In(32),
+                "bus": Out(AXI4Read()),
+                "active": Out(1),
+                "go": Out(1),
+                "illegal": Out(1),
+                "bus_error": Out(1),
+                "pc": In(32),
+                "word": Out(64),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
         limit = self.config.imem_instructions
         shape = data.ArrayLayout(64, PER_BEAT)
         m.submodules.program = program = memory.Memory(
-            shape=shape, depth=limit // PER_BEAT, init=[], attrs={"ram_style": "block"})
+            shape=shape, depth=limit // PER_BEAT, init=[], attrs={"ram_style": "block"}
+        )
         write, read = program.write_port(), program.read_port()
-        asked, expected, at = Signal(range(limit // PER_BEAT + 1)), Signal(range(limit // PER_BEAT + 1)), Signal(
-            range(limit // PER_BEAT))
+        asked, expected, at = (
+            Signal(range(limit // PER_BEAT + 1)),
+            Signal(range(limit // PER_BEAT + 1)),
+            Signal(range(limit // PER_BEAT)),
+        )
         address, lane = Signal(32), Signal(3)
         burst = Signal(5)
         beats = (self.length + PER_BEAT - 1) >> 3
@@ -51,12 +65,16 @@ class Fetch(wiring.Component):
         m.d.sync += lane.eq(self.pc)
         m.d.comb += [
             burst.eq(next_burst(address, asked)),
-            self.bus.araddr.eq(address << 6), self.bus.arlen.eq(burst - 1),
+            self.bus.araddr.eq(address << 6),
+            self.bus.arlen.eq(burst - 1),
             self.bus.arvalid.eq(self.active & (asked != 0)),
             self.bus.rready.eq(1),
-            write.en.eq(taken), write.addr.eq(at), Value.cast(write.data).eq(self.bus.rdata),
+            write.en.eq(taken),
+            write.addr.eq(at),
+            Value.cast(write.data).eq(self.bus.rdata),
             self.bus_error.eq(taken & self.bus.rresp[1]),
-            read.addr.eq(self.pc >> 3), self.word.eq(read.data[lane]),
+            read.addr.eq(self.pc >> 3),
+            self.word.eq(read.data[lane]),
         ]
         with m.FSM():
             with m.State("BEGIN"), m.If(self.run):

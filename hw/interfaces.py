@@ -18,19 +18,39 @@ ERROR_BITS = 4
 
 def AXI4Read(address_bits=ADDRESS_BITS):
     """The read half of an AXI4 master."""
-    return wiring.Signature({
-        "araddr": Out(address_bits), "arlen": Out(8), "arvalid": Out(1), "arready": In(1),
-        "rdata": In(BEAT_BITS), "rresp": In(2), "rlast": In(1), "rvalid": In(1), "rready": Out(1),
-    })
+    return wiring.Signature(
+        {
+            "araddr": Out(address_bits),
+            "arlen": Out(8),
+            "arvalid": Out(1),
+            "arready": In(1),
+            "rdata": In(BEAT_BITS),
+            "rresp": In(2),
+            "rlast": In(1),
+            "rvalid": In(1),
+            "rready": Out(1),
+        }
+    )
 
 
 def AXI4Write(address_bits=ADDRESS_BITS):
     """The write half of an AXI4 master."""
-    return wiring.Signature({
-        "awaddr": Out(address_bits), "awlen": Out(8), "awvalid": Out(1), "awready": In(1),
-        "wdata": Out(BEAT_BITS), "wstrb": Out(BEAT_BYTES), "wlast": Out(1), "wvalid": Out(1), "wready": In(1),
-        "bresp": In(2), "bvalid": In(1), "bready": Out(1),
-    })
+    return wiring.Signature(
+        {
+            "awaddr": Out(address_bits),
+            "awlen": Out(8),
+            "awvalid": Out(1),
+            "awready": In(1),
+            "wdata": Out(BEAT_BITS),
+            "wstrb": Out(BEAT_BYTES),
+            "wlast": Out(1),
+            "wvalid": Out(1),
+            "wready": In(1),
+            "bresp": In(2),
+            "bvalid": In(1),
+            "bready": Out(1),
+        }
+    )
 
 
 def descriptor_layout(unit: Unit):
@@ -44,17 +64,26 @@ def UnitPort(unit: Unit):
     ``start`` is high in cycle s only; ``desc`` is stable from s until ``done``, which is high in cycle e only.
     ``error`` is a pulse or a level (the dispatcher keeps the first); ``error_code`` is a `hw.spec.isa.Error`.
     """
-    return wiring.Signature({
-        "start": Out(1), "desc": Out(descriptor_layout(unit)),
-        "done": In(1), "error": In(1), "error_code": In(ERROR_BITS),
-    })
+    return wiring.Signature(
+        {
+            "start": Out(1),
+            "desc": Out(descriptor_layout(unit)),
+            "done": In(1),
+            "error": In(1),
+            "error_code": In(ERROR_BITS),
+        }
+    )
 
 
 def BufferRead(words: int, lanes: int, lane_bits: int = 32):
     """A read port as its user sees it; ``data`` is there in the cycle after ``en`` and ``addr`` (in words)."""
-    return wiring.Signature({
-        "en": Out(1), "addr": Out(range(words)), "data": In(data.ArrayLayout(signed(lane_bits), lanes)),
-    })
+    return wiring.Signature(
+        {
+            "en": Out(1),
+            "addr": Out(range(words)),
+            "data": In(data.ArrayLayout(signed(lane_bits), lanes)),
+        }
+    )
 
 
 def BufferWrite(words: int, lanes: int, lane_bits: int = 32, enables: int = 1):
@@ -62,6 +91,10 @@ def BufferWrite(words: int, lanes: int, lane_bits: int = 32, enables: int = 1):
 
     What is written in cycle t is read by a read port's ``en`` in t + 1.
     """
-    return wiring.Signature({
-        "en": Out(enables), "addr": Out(range(words)), "data": Out(data.ArrayLayout(signed(lane_bits), lanes)),
-    })
+    return wiring.Signature(
+        {
+            "en": Out(enables),
+            "addr": Out(range(words)),
+            "data": Out(data.ArrayLayout(signed(lane_bits), lanes)),
+        }
+    )

@@ -11,8 +11,12 @@ KERNEL = "alula_kernel"
 CACHE_MODIFIABLE_BUFFERABLE = 0b0011
 """What AMD recommends for memory ports: interconnects may merge and buffer."""
 PROTECTION = 0
-TIED = {"arcache": (4, CACHE_MODIFIABLE_BUFFERABLE), "arprot": (3, PROTECTION),
-        "awcache": (4, CACHE_MODIFIABLE_BUFFERABLE), "awprot": (3, PROTECTION)}
+TIED = {
+    "arcache": (4, CACHE_MODIFIABLE_BUFFERABLE),
+    "arprot": (3, PROTECTION),
+    "awcache": (4, CACHE_MODIFIABLE_BUFFERABLE),
+    "awprot": (3, PROTECTION),
+}
 """Memory port signals that the kernel adds: (bits, value)."""
 RESET_STAGES = 2
 

@@ -30,10 +30,13 @@ class LoadUnit(wiring.Component):
     def __init__(self, config: Config):
         self.config = config
         self.words = config.pb_granules // config.granules_per_word
-        super().__init__({
-            "unit": In(UnitPort(Unit.LD)), "bus": Out(AXI4Read()),
-            "buffer": In(BufferRead(self.words, config.lanes)),
-        })
+        super().__init__(
+            {
+                "unit": In(UnitPort(Unit.LD)),
+                "bus": Out(AXI4Read()),
+                "buffer": In(BufferRead(self.words, config.lanes)),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -43,7 +46,8 @@ class LoadUnit(wiring.Component):
         burst = Signal(5)
         m.d.comb += [
             burst.eq(next_burst(at, left)),
-            bus.araddr.eq(at << 6), bus.arlen.eq(burst - 1),
+            bus.araddr.eq(at << 6),
+            bus.arlen.eq(burst - 1),
             bus.arvalid.eq(busy & (left != 0) & ~illegal),
             bus.rready.eq(1),
         ]
@@ -68,10 +72,13 @@ class LoadUnit(wiring.Component):
         taken, outside = Signal(), Signal()
         bits = per_word.bit_length() - 1
         m.d.comb += [
-            taken.eq(busy & self.bus.rvalid), outside.eq(at >= self.config.pb_granules),
-            pb.write_addr.eq(at >> bits), pb.write_en.eq(Mux(taken & ~outside, 1 << at[:bits], 0)),
+            taken.eq(busy & self.bus.rvalid),
+            outside.eq(at >= self.config.pb_granules),
+            pb.write_addr.eq(at >> bits),
+            pb.write_en.eq(Mux(taken & ~outside, 1 << at[:bits], 0)),
             pb.write_data.eq(self.bus.rdata.replicate(per_word)),
-            pb.read_addr.eq(self.buffer.addr), pb.read_en.eq(self.buffer.en),
+            pb.read_addr.eq(self.buffer.addr),
+            pb.read_en.eq(self.buffer.en),
             Value.cast(self.buffer.data).eq(pb.read_data),
         ]
         m.d.sync += finished.eq(0)

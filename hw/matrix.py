@@ -37,11 +37,14 @@ class RowMerger(wiring.Component):
         most = 1 << TREE_STAGES * TREE_LEVELS_A_STAGE
         if config.units > most:
             raise ValueError(f"units = {config.units}: the adder tree over units adds up to {most}")
-        super().__init__({
-            "rows": In(data.ArrayLayout(BLOCK * ACC_BITS, config.units)),
-            "group": In(range(config.drain_cycles_a_row)), "sum": In(1),
-            "o": Out(data.ArrayLayout(signed(ACC_BITS), config.lanes)),
-        })
+        super().__init__(
+            {
+                "rows": In(data.ArrayLayout(BLOCK * ACC_BITS, config.units)),
+                "group": In(range(config.drain_cycles_a_row)),
+                "sum": In(1),
+                "o": Out(data.ArrayLayout(signed(ACC_BITS), config.lanes)),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -54,10 +57,14 @@ class RowMerger(wiring.Component):
             for _ in range(TREE_LEVELS_A_STAGE):
                 if len(sums) > 1:
                     half = len(sums) // 2
-                    sums = [[(a + b)[:ACC_BITS] for a, b in zip(x, y, strict=True)]
-                            for x, y in zip(sums[:half], sums[half:], strict=True)]
-            sums = [[delay(m, value, 1, f"sum_{stage}_{i}_{lane}") for lane, value in enumerate(row)]
-                    for i, row in enumerate(sums)]
+                    sums = [
+                        [(a + b)[:ACC_BITS] for a, b in zip(x, y, strict=True)]
+                        for x, y in zip(sums[:half], sums[half:], strict=True)
+                    ]
+            sums = [
+                [delay(m, value, 1, f"sum_{stage}_{i}_{lane}") for lane, value in enumerate(row)]
+                for i, row in enumerate(sums)
+            ]
         m.d.comb += self.o.eq(Mux(chosen, Cat(*sums[0]).replicate(config.granules_per_word), word))
         return m
 
@@ -90,14 +97,21 @@ class Matrix(wiring.Component):
         self.primitive = primitive
         self.shared = shared
         words = config.granules_per_word
-        super().__init__({
-            "rd": In(UnitPort(Unit.RD)), "mx": In(UnitPort(Unit.MX)), "stop": In(1), "bus_idle": Out(1),
-            "axi": Out(AXI4Read()).array(config.units),
-            "operands": In(BufferWrite(config.ob_blocks // words, config.lanes, 8)),
-            "results": In(BufferRead(config.ab_granules // words, config.lanes)),
-            "weight_stall": Out(1), "drain_stall": Out(1), "unpack_stall": Out(1),
-            "kv": Out(config.units),
-        })
+        super().__init__(
+            {
+                "rd": In(UnitPort(Unit.RD)),
+                "mx": In(UnitPort(Unit.MX)),
+                "stop": In(1),
+                "bus_idle": Out(1),
+                "axi": Out(AXI4Read()).array(config.units),
+                "operands": In(BufferWrite(config.ob_blocks // words, config.lanes, 8)),
+                "results": In(BufferRead(config.ab_granules // words, config.lanes)),
+                "weight_stall": Out(1),
+                "drain_stall": Out(1),
+                "unpack_stall": Out(1),
+                "kv": Out(config.units),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -142,8 +156,13 @@ class Matrix(wiring.Component):
         m.d.comb += [
             self.rd.error.eq(illegal | header | bus),
             self.rd.done.eq(busy & ~self.rd.error & ~Cat(unit.active for unit in units).any()),
-            self.rd.error_code.eq(Mux(illegal, Error.ILLEGAL_DESCRIPTOR, Mux(bus, Error.BUS_READ, Mux(
-                header, Error.STREAM_HEADER, Error.NONE)))),
+            self.rd.error_code.eq(
+                Mux(
+                    illegal,
+                    Error.ILLEGAL_DESCRIPTOR,
+                    Mux(bus, Error.BUS_READ, Mux(header, Error.STREAM_HEADER, Error.NONE)),
+                )
+            ),
         ]
 
     def _mx(self, m, units, stop):
@@ -153,26 +172,39 @@ class Matrix(wiring.Component):
         for control in (steps, drain):
             m.d.comb += [control.start.eq(self.mx.start), control.desc.eq(self.mx.desc)]
         m.d.comb += [
-            steps.stop.eq(stop), steps.full.eq(Cat(unit.full for unit in units).all()),
-            steps.step_drained.eq(drain.step_drained), drain.step_done.eq(steps.step_done),
-            operands.en.eq(steps.step_valid), operands.addr.eq(steps.act), operands.split.eq(steps.split),
-            self.weight_stall.eq(steps.weight_stall), self.drain_stall.eq(steps.drain_stall),
+            steps.stop.eq(stop),
+            steps.full.eq(Cat(unit.full for unit in units).all()),
+            steps.step_drained.eq(drain.step_drained),
+            drain.step_done.eq(steps.step_done),
+            operands.en.eq(steps.step_valid),
+            operands.addr.eq(steps.act),
+            operands.split.eq(steps.split),
+            self.weight_stall.eq(steps.weight_stall),
+            self.drain_stall.eq(steps.drain_stall),
             self.unpack_stall.eq(units[0].unpack_stall),
         ]
         wiring.connect(m, wiring.flipped(self.operands), operands.write)
         for number, unit in enumerate(units):
             m.d.comb += [
-                steps.rounds[number].eq(unit.round), unit.take.eq(steps.take),
-                unit.step.eq(steps.step), unit.step_valid.eq(steps.step_valid),
+                steps.rounds[number].eq(unit.round),
+                unit.take.eq(steps.take),
+                unit.step.eq(steps.step),
+                unit.step_valid.eq(steps.step_valid),
                 unit.window.eq(Cat(operands.own[number], operands.window.as_value()[BLOCK_BITS:])),
-                unit.drain.eq(drain.drain), unit.drain_valid.eq(drain.drain_valid),
+                unit.drain.eq(drain.drain),
+                unit.drain_valid.eq(drain.drain_valid),
             ]
         self._results(m, units, drain)
         illegal, out_of_range, header = self._checks(m, steps, drain)
         m.d.comb += [
             self.mx.error.eq(illegal | out_of_range | header),
-            self.mx.error_code.eq(Mux(illegal, Error.ILLEGAL_DESCRIPTOR, Mux(out_of_range, Error.BUFFER_RANGE, Mux(
-                header, Error.STREAM_HEADER, Error.NONE)))),
+            self.mx.error_code.eq(
+                Mux(
+                    illegal,
+                    Error.ILLEGAL_DESCRIPTOR,
+                    Mux(out_of_range, Error.BUFFER_RANGE, Mux(header, Error.STREAM_HEADER, Error.NONE)),
+                )
+            ),
             self.mx.done.eq(delay_valid(m, drain.all_drained, MX_DRAIN_LATENCY, "done") & ~self.mx.error),
         ]
 
@@ -184,7 +216,8 @@ class Matrix(wiring.Component):
         split_k = Signal()
         m.d.comb += [
             split_k.eq(self.mx.desc.mode == MxMode.SPLIT_K),
-            merger.group.eq(delay(m, drain.group, ROW_LATENCY, "group")), merger.sum.eq(split_k),
+            merger.group.eq(delay(m, drain.group, ROW_LATENCY, "group")),
+            merger.sum.eq(split_k),
         ]
         for number, unit in enumerate(units):
             m.d.comb += merger.rows[number].eq(unit.row)
@@ -192,9 +225,11 @@ class Matrix(wiring.Component):
         part = words.bit_length() - 1
         enables = Mux(split_k, 1 << dst[:part], (1 << words) - 1)
         m.d.comb += [
-            results.write.data.eq(merger.o), results.write.addr.eq(dst[part:]),
+            results.write.data.eq(merger.o),
+            results.write.addr.eq(dst[part:]),
             results.write.en.eq(
-                Mux(delay_valid(m, drain.drain_valid & ~drain.range_error, total, "write"), enables, 0)),
+                Mux(delay_valid(m, drain.drain_valid & ~drain.range_error, total, "write"), enables, 0)
+            ),
         ]
         wiring.connect(m, wiring.flipped(self.results), results.read)
 
@@ -206,14 +241,24 @@ class Matrix(wiring.Component):
         wrong += [desc.n_rows > config.acc_rows, desc.mode > max(MxMode)]
 
         def unaligned(value, unit):
-            return value[:unit.bit_length() - 1] != 0
+            return value[: unit.bit_length() - 1] != 0
 
-        wrong.append((desc.mode == MxMode.SPLIT_K) & (
-            unaligned(desc.act, config.units) | unaligned(desc.act_stride, config.units)
-            | unaligned(desc.act_out, config.units)))
-        wrong.append((desc.mode == MxMode.SPLIT_N) & (
-            unaligned(desc.dst, config.granules_per_word) | unaligned(desc.dst_stride, config.granules_per_word)
-            | unaligned(desc.dst_out, config.granules_per_word)))
+        wrong.append(
+            (desc.mode == MxMode.SPLIT_K)
+            & (
+                unaligned(desc.act, config.units)
+                | unaligned(desc.act_stride, config.units)
+                | unaligned(desc.act_out, config.units)
+            )
+        )
+        wrong.append(
+            (desc.mode == MxMode.SPLIT_N)
+            & (
+                unaligned(desc.dst, config.granules_per_word)
+                | unaligned(desc.dst_stride, config.granules_per_word)
+                | unaligned(desc.dst_out, config.granules_per_word)
+            )
+        )
         with m.If(self.mx.start):
             m.d.sync += illegal.eq(Cat(*wrong).any())
         with m.If(steps.range_error | drain.range_error):

@@ -25,8 +25,11 @@ class SlotWalk:
 
     def __init__(self, m, config: Config, desc, start, advance, name: str):
         rows = config.acc_rows
-        self.few, self.slots, self.base = Signal(name=f"{name}_few"), Signal(range(ACC_SLOTS + 1)), Signal(
-            accumulator_rows(config), name=f"{name}_base")
+        self.few, self.slots, self.base = (
+            Signal(name=f"{name}_few"),
+            Signal(range(ACC_SLOTS + 1)),
+            Signal(accumulator_rows(config), name=f"{name}_base"),
+        )
         place = Signal(range(ACC_SLOTS), name=f"{name}_place")
         m.d.comb += [self.few.eq(desc.n_rows <= rows // FEW_ROWS), self.slots.eq(Mux(self.few, ACC_SLOTS, 2))]
         with m.If(start):
@@ -35,8 +38,7 @@ class SlotWalk:
             with m.If(place == self.slots - 1):
                 m.d.sync += [place.eq(0), self.base.eq(0)]
             with m.Else():
-                m.d.sync += [place.eq(place + 1), self.base.eq(
-                    self.base + Mux(self.few, 2 * rows // ACC_SLOTS, rows))]
+                m.d.sync += [place.eq(place + 1), self.base.eq(self.base + Mux(self.few, 2 * rows // ACC_SLOTS, rows))]
 
 
 class StepControl(wiring.Component):
@@ -65,14 +67,26 @@ class StepControl(wiring.Component):
 
     def __init__(self, config: Config):
         self.config = config
-        super().__init__({
-            "start": In(1), "desc": In(descriptor_layout(Unit.MX)), "stop": In(1),
-            "full": In(1), "rounds": In(data.ArrayLayout(ROUND_KIND, config.units)), "take": Out(1),
-            "step": Out(step_layout(config)), "step_valid": Out(1), "act": Out(range(config.ob_blocks)),
-            "split": Out(1),
-            "step_done": Out(1), "step_drained": In(1), "range_error": Out(1), "header_error": Out(1),
-            "weight_stall": Out(1), "drain_stall": Out(1),
-        })
+        super().__init__(
+            {
+                "start": In(1),
+                "desc": In(descriptor_layout(Unit.MX)),
+                "stop": In(1),
+                "full": In(1),
+                "rounds": In(data.ArrayLayout(ROUND_KIND, config.units)),
+                "take": Out(1),
+                "step": Out(step_layout(config)),
+                "step_valid": Out(1),
+                "act": Out(range(config.ob_blocks)),
+                "split": Out(1),
+                "step_done": Out(1),
+                "step_drained": In(1),
+                "range_error": Out(1),
+                "header_error": Out(1),
+                "weight_stall": Out(1),
+                "drain_stall": Out(1),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -84,10 +98,13 @@ class StepControl(wiring.Component):
         m.d.sync += last_row.eq(self.desc.n_rows - 1)
         m.d.comb += [
             self.split.eq(self.desc.mode == MxMode.SPLIT_K),
-            last_pass.eq(step.pass_ == self.config.passes - 1), pair_last.eq(row[1:] == last_row[1:]),
+            last_pass.eq(step.pass_ == self.config.passes - 1),
+            pair_last.eq(row[1:] == last_row[1:]),
             round_last.eq(last_pass & pair_last & Mux(step.sparse, step.token, row[0] == last_row[0])),
             written.eq(~(step.token & pair_last & ~last_row[0])),
-            step.row.eq(place + row), step.token.eq(step.sparse & row[0]), self.step_valid.eq(busy & written),
+            step.row.eq(place + row),
+            step.token.eq(step.sparse & row[0]),
+            self.step_valid.eq(busy & written),
         ]
         first, last, base, fits = self._take(m, busy, round_last, place)
         address = self._walk(m, base, busy, row, last_pass)
@@ -97,11 +114,15 @@ class StepControl(wiring.Component):
             m.d.sync += busy.eq(0)
         with m.If(self.take):
             m.d.sync += [
-                busy.eq(fits), self.header_error.eq(~fits), step.first.eq(first), ends.eq(last),
+                busy.eq(fits),
+                self.header_error.eq(~fits),
+                step.first.eq(first),
+                ends.eq(last),
                 step.sparse.eq(self.rounds[0].sparse),
             ]
         m.d.comb += [
-            self.act.eq(address), self.range_error.eq(self.step_valid & (address >= self.config.ob_blocks)),
+            self.act.eq(address),
+            self.range_error.eq(self.step_valid & (address >= self.config.ob_blocks)),
             self.step_done.eq(busy & round_last & ends),
         ]
         return m
@@ -137,13 +158,19 @@ class StepControl(wiring.Component):
         window = kind.window * WINDOW
         slots = SlotWalk(m, self.config, desc, self.start, self.take & first, "step")
         m.d.comb += [
-            last.eq(Mux(kind.raw, k == desc.kb - 1, kind.last)), free.eq(~first | (in_use != slots.slots)),
+            last.eq(Mux(kind.raw, k == desc.kb - 1, kind.last)),
+            free.eq(~first | (in_use != slots.slots)),
             want.eq(active & ~self.stop & (~busy | round_last)),
             self.take.eq(want & self.full & free),
-            self.weight_stall.eq(want & ~self.full), self.drain_stall.eq(want & self.full & ~free),
-            window_base.eq(act + window), following.eq(act + desc.act_out),
-            fits.eq(Cat(kind == each for each in self.rounds).all() & (first | (kind.raw == raw_step))
-                    & (kind.raw | (~self.split & (window < desc.kb)))),
+            self.weight_stall.eq(want & ~self.full),
+            self.drain_stall.eq(want & self.full & ~free),
+            window_base.eq(act + window),
+            following.eq(act + desc.act_out),
+            fits.eq(
+                Cat(kind == each for each in self.rounds).all()
+                & (first | (kind.raw == raw_step))
+                & (kind.raw | (~self.split & (window < desc.kb)))
+            ),
         ]
         m.d.sync += in_use.eq(in_use + (self.take & first) - self.step_drained)
         with m.If(self.take):
@@ -179,12 +206,20 @@ class DrainControl(wiring.Component):
 
     def __init__(self, config: Config):
         self.config = config
-        super().__init__({
-            "start": In(1), "desc": In(descriptor_layout(Unit.MX)), "step_done": In(1),
-            "drain": Out(accumulator_rows(config)), "drain_valid": Out(1),
-            "group": Out(range(config.drain_cycles_a_row)),
-            "dst": Out(range(config.ab_granules)), "step_drained": Out(1), "all_drained": Out(1), "range_error": Out(1),
-        })
+        super().__init__(
+            {
+                "start": In(1),
+                "desc": In(descriptor_layout(Unit.MX)),
+                "step_done": In(1),
+                "drain": Out(accumulator_rows(config)),
+                "drain_valid": Out(1),
+                "group": Out(range(config.drain_cycles_a_row)),
+                "dst": Out(range(config.ab_granules)),
+                "step_drained": Out(1),
+                "all_drained": Out(1),
+                "range_error": Out(1),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -200,32 +235,48 @@ class DrainControl(wiring.Component):
         active, row_last, outer_last = Signal(), Signal(), Signal()
         slots = SlotWalk(m, config, desc, self.start, self.step_drained, "drain")
         m.d.comb += [
-            active.eq(ready != 0), row_last.eq(split_k | (group == config.drain_cycles_a_row - 1)),
+            active.eq(ready != 0),
+            row_last.eq(split_k | (group == config.drain_cycles_a_row - 1)),
             self.step_drained.eq(active & row_last & (row == desc.n_rows - 1)),
-            outer_last.eq(self.step_drained & (steps_left == 1)), self.all_drained.eq(outer_last & (outer_left == 1)),
+            outer_last.eq(self.step_drained & (steps_left == 1)),
+            self.all_drained.eq(outer_last & (outer_left == 1)),
             next_step.eq(Mux(outer_last, dst + desc.dst_out, step_base + Mux(split_k, 1, config.units))),
         ]
         with m.If(active):
             m.d.sync += [group.eq(group + 1), address.eq(address + config.granules_per_word)]
             with m.If(row_last):
                 m.d.sync += [
-                    group.eq(0), row.eq(row + 1),
-                    address.eq(row_base + desc.dst_stride), row_base.eq(row_base + desc.dst_stride),
+                    group.eq(0),
+                    row.eq(row + 1),
+                    address.eq(row_base + desc.dst_stride),
+                    row_base.eq(row_base + desc.dst_stride),
                 ]
         with m.If(self.step_drained):
             m.d.sync += [
-                row.eq(0), steps_left.eq(steps_left - 1),
-                address.eq(next_step), row_base.eq(next_step), step_base.eq(next_step),
+                row.eq(0),
+                steps_left.eq(steps_left - 1),
+                address.eq(next_step),
+                row_base.eq(next_step),
+                step_base.eq(next_step),
             ]
         with m.If(outer_last):
             m.d.sync += [steps_left.eq(desc.ob), outer_left.eq(outer_left - 1), dst.eq(next_step)]
         with m.If(self.start):
             m.d.sync += [
-                row.eq(0), group.eq(0), steps_left.eq(desc.ob), outer_left.eq(desc.n_outer), dst.eq(desc.dst),
-                address.eq(desc.dst), row_base.eq(desc.dst), step_base.eq(desc.dst),
+                row.eq(0),
+                group.eq(0),
+                steps_left.eq(desc.ob),
+                outer_left.eq(desc.n_outer),
+                dst.eq(desc.dst),
+                address.eq(desc.dst),
+                row_base.eq(desc.dst),
+                step_base.eq(desc.dst),
             ]
         m.d.sync += [
-            self.drain_valid.eq(active), self.drain.eq(slots.base + row), self.group.eq(group),
-            self.dst.eq(address), self.range_error.eq(active & (address >= config.ab_granules)),
+            self.drain_valid.eq(active),
+            self.drain.eq(slots.base + row),
+            self.group.eq(group),
+            self.dst.eq(address),
+            self.range_error.eq(active & (address >= config.ab_granules)),
         ]
         return m

@@ -56,15 +56,29 @@ class MatrixUnit(wiring.Component):
     def __init__(self, config: Config, *, primitive=False):
         self.config = config
         self.primitive = primitive
-        super().__init__({
-            "rd_start": In(1), "rd_desc": In(descriptor_layout(Unit.RD)), "stop": In(1),
-            "active": Out(1), "bus_idle": Out(1), "bus_error": Out(1), "header_error": Out(1), "unpack_stall": Out(1),
-            "kv": Out(1),
-            "full": Out(1), "round": Out(ROUND_KIND), "take": In(1),
-            "step": In(step_layout(config)), "step_valid": In(1), "window": In(WINDOW_LAYOUT),
-            "drain": In(accumulator_rows(config)), "drain_valid": In(1), "row": Out(ROW),
-            "axi": Out(AXI4Read()),
-        })
+        super().__init__(
+            {
+                "rd_start": In(1),
+                "rd_desc": In(descriptor_layout(Unit.RD)),
+                "stop": In(1),
+                "active": Out(1),
+                "bus_idle": Out(1),
+                "bus_error": Out(1),
+                "header_error": Out(1),
+                "unpack_stall": Out(1),
+                "kv": Out(1),
+                "full": Out(1),
+                "round": Out(ROUND_KIND),
+                "take": In(1),
+                "step": In(step_layout(config)),
+                "step_valid": In(1),
+                "window": In(WINDOW_LAYOUT),
+                "drain": In(accumulator_rows(config)),
+                "drain_valid": In(1),
+                "row": Out(ROW),
+                "axi": Out(AXI4Read()),
+            }
+        )
 
     @property
     def sums_at(self):
@@ -82,14 +96,23 @@ class MatrixUnit(wiring.Component):
         m.submodules.accumulators = accumulators = Accumulators(self.config, primitive=self.primitive)
         wiring.connect(m, wiring.flipped(self.axi), reader.axi)
         m.d.comb += [
-            reader.start.eq(self.rd_start), reader.desc.eq(self.rd_desc), reader.stop.eq(self.stop),
-            self.active.eq(reader.active), self.bus_idle.eq(reader.bus_idle), self.bus_error.eq(reader.error),
+            reader.start.eq(self.rd_start),
+            reader.desc.eq(self.rd_desc),
+            reader.stop.eq(self.stop),
+            self.active.eq(reader.active),
+            self.bus_idle.eq(reader.bus_idle),
+            self.bus_error.eq(reader.error),
             self.kv.eq(reader.kv),
-            front.i.eq(reader.o), front.i_valid.eq(reader.o_valid), reader.pop.eq(front.pop),
-            self.full.eq(front.full), self.round.eq(front.round), front.take.eq(self.take),
+            front.i.eq(reader.o),
+            front.i_valid.eq(reader.o_valid),
+            reader.pop.eq(front.pop),
+            self.full.eq(front.full),
+            self.round.eq(front.round),
+            front.take.eq(self.take),
             # Current from the cycle in which the round's first step has its window.
             front.read.eq(delay_valid(m, self.take, ACTS_LATENCY, "read")),
-            self.header_error.eq(front.error), self.unpack_stall.eq(front.stall),
+            self.header_error.eq(front.error),
+            self.unpack_stall.eq(front.stall),
         ]
         # Steps as they are when their window arrives, when the chains get them, and when their sums are put together.
         step = [data.View(step_layout(self.config), delay(m, self.step.as_value(), ACTS_LATENCY, "step"))]
@@ -98,14 +121,20 @@ class MatrixUnit(wiring.Component):
             step.append(data.View(step_layout(self.config), delay(m, step[-1].as_value(), cycles, f"step_{number}")))
         acts = self._acts(m, front.o.blocks, step[1])
         sums = self._chains(m, acts, front.o, step[0], step[2])
-        scales = delay(m, front.o.scales.as_value().word_select(step[0].pass_, len(accumulators.scales.as_value())),
-                       self.sums_at - ACTS_LATENCY, "scales")
+        scales = delay(
+            m,
+            front.o.scales.as_value().word_select(step[0].pass_, len(accumulators.scales.as_value())),
+            self.sums_at - ACTS_LATENCY,
+            "scales",
+        )
         self._turn(m, sums, step[4], accumulators.sums)
         m.d.comb += [
             # The accumulators read one cycle ahead of the sums.
-            accumulators.i.eq(step[3]), accumulators.scales.eq(scales),
+            accumulators.i.eq(step[3]),
+            accumulators.scales.eq(scales),
             accumulators.i_valid.eq(delay_valid(m, self.step_valid, self.sums_at - 1, "step_valid")),
-            accumulators.drain.eq(self.drain), accumulators.drain_valid.eq(self.drain_valid),
+            accumulators.drain.eq(self.drain),
+            accumulators.drain_valid.eq(self.drain_valid),
             self.row.eq(accumulators.o),
         ]
         return m
@@ -131,14 +160,17 @@ class MatrixUnit(wiring.Component):
         """The chains, with the rows that they need in ``step`` and get in ``step_in``; their sums."""
         sums, single = [], delay(m, weights.single, SELECT_LATENCY, "single")
         for number in range(self.config.chains):
-            chain = SparseChain(cascade_groups=CASCADE_GROUPS, singles=self.singles(number),
-                                primitive=self.primitive)
+            chain = SparseChain(cascade_groups=CASCADE_GROUPS, singles=self.singles(number), primitive=self.primitive)
             m.submodules[f"chain_{number}"] = chain
             rows, indices = self._rows(number, weights, step)
             i = chain.i.payload
             m.d.comb += [
-                chain.i.valid.eq(1), i.acts.eq(acts), i.sparse.eq(step_in.sparse), i.row.eq(step_in.token),
-                i.single.eq(single), i.breaks.eq(DENSE_BREAKS),
+                chain.i.valid.eq(1),
+                i.acts.eq(acts),
+                i.sparse.eq(step_in.sparse),
+                i.row.eq(step_in.token),
+                i.single.eq(single),
+                i.breaks.eq(DENSE_BREAKS),
                 i.weights.eq(delay(m, rows, SELECT_LATENCY, f"weights_{number}")),
                 i.indices.eq(delay(m, indices, SELECT_LATENCY, f"indices_{number}")),
             ]
@@ -147,14 +179,19 @@ class MatrixUnit(wiring.Component):
 
     def _mine(self, number):
         """Chain ``number``'s rows of a round, two a pass."""
-        return [N_LANES * (pass_ * self.config.chains + number) + i
-                for pass_ in range(self.config.passes) for i in range(N_LANES)]
+        return [
+            N_LANES * (pass_ * self.config.chains + number) + i
+            for pass_ in range(self.config.passes)
+            for i in range(N_LANES)
+        ]
 
     def singles(self, number):
         """Which slots of each of its groups hold a block's only weight in any of the chain's rows."""
         slots = {single_slot(row, group) for row in self._mine(number) for group in range(N_GROUPS)}
-        return [tuple(MULTIPLIERS_PER_GROUP * group + slot in slots for slot in range(MULTIPLIERS_PER_GROUP))
-                for group in range(N_GROUPS)]
+        return [
+            tuple(MULTIPLIERS_PER_GROUP * group + slot in slots for slot in range(MULTIPLIERS_PER_GROUP))
+            for group in range(N_GROUPS)
+        ]
 
     def _rows(self, number, weights, step):
         """Chain ``number``'s rows of a pass; the indices of the one that a sparse step multiplies, or for a dense step
@@ -162,8 +199,10 @@ class MatrixUnit(wiring.Component):
         rows, indices = ([each.as_value() for each in weights[name]] for name in ("weights", "indices"))
         mine = self._mine(number)
         own = Cat(Const(place, range(BLOCK)) for place in UNREACHED).replicate(N_GROUPS)
-        return (Cat(rows[i] for i in mine).word_select(step.pass_, N_LANES * len(rows[0])),
-                Mux(step.sparse, Cat(indices[i] for i in mine).word_select(Cat(step.token, step.pass_), len(own)), own))
+        return (
+            Cat(rows[i] for i in mine).word_select(step.pass_, N_LANES * len(rows[0])),
+            Mux(step.sparse, Cat(indices[i] for i in mine).word_select(Cat(step.token, step.pass_), len(own)), own),
+        )
 
     def _turn(self, m, sums, step, words):
         """The sums of a (row, pass). Dense: both of every chain. Sparse: one token's, of both steps of its pair.

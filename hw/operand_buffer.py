@@ -34,11 +34,16 @@ class OperandBuffer(wiring.Component):
 
     def __init__(self, config: Config):
         self.config = config
-        super().__init__({
-            "en": In(1), "addr": In(range(config.ob_blocks)), "split": In(1),
-            "window": Out(WINDOW_LAYOUT), "own": Out(data.ArrayLayout(BLOCK_BITS, config.units)),
-            "write": In(BufferWrite(config.ob_blocks // config.granules_per_word, config.lanes, 8)),
-        })
+        super().__init__(
+            {
+                "en": In(1),
+                "addr": In(range(config.ob_blocks)),
+                "split": In(1),
+                "window": Out(WINDOW_LAYOUT),
+                "own": Out(data.ArrayLayout(BLOCK_BITS, config.units)),
+                "write": In(BufferWrite(config.ob_blocks // config.granules_per_word, config.lanes, 8)),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -48,9 +53,9 @@ class OperandBuffer(wiring.Component):
             m.d.sync += blocks[bank].eq(self._bank(m, bank))
 
         rotated = Signal(WINDOW_LAYOUT, reset_less=True)
-        low = self.addr[:(banks - 1).bit_length()]
+        low = self.addr[: (banks - 1).bit_length()]
         for place in range(WINDOW):
-            bank = delay(m, (low + place)[:len(low)], 2, f"bank_of_{place}")
+            bank = delay(m, (low + place)[: len(low)], 2, f"bank_of_{place}")
             m.d.sync += rotated[place].eq(blocks.as_value().word_select(bank, BLOCK_BITS))
         m.d.sync += self.window.eq(rotated)
 
@@ -69,7 +74,8 @@ class OperandBuffer(wiring.Component):
         bank_bits, word_bits = (banks - 1).bit_length(), (banks // per_word - 1).bit_length()
         wrapped = bank < self.addr[:bank_bits] if bank < banks - 1 else Const(0, 1)
         m.d.comb += [
-            store.read_en.eq(self.en), store.read_addr.eq(self.addr[bank_bits:] + wrapped),
+            store.read_en.eq(self.en),
+            store.read_addr.eq(self.addr[bank_bits:] + wrapped),
             store.write_en.eq(self.write.en & (self.write.addr[:word_bits] == word)),
             store.write_addr.eq(self.write.addr[word_bits:]),
             store.write_data.eq(self.write.data.as_value().word_select(part, BLOCK_BITS)),

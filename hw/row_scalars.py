@@ -25,16 +25,24 @@ class RowScalars(wiring.Component):
     def __init__(self, entries: int):
         self.entries = entries
         address = range(entries)
-        super().__init__({
-            "r0_addr": In(address), "r1_addr": In(address), "r0_kind": In(2), "r1_kind": In(2),
-            "r0": Out(signed(32)), "r1": Out(signed(32)), "square_shift": Out(5),
-            "w_en": In(1), "w_addr": In(address), "w": In(ENTRY),
-        })
+        super().__init__(
+            {
+                "r0_addr": In(address),
+                "r1_addr": In(address),
+                "r0_kind": In(2),
+                "r1_kind": In(2),
+                "r0": Out(signed(32)),
+                "r1": Out(signed(32)),
+                "square_shift": Out(5),
+                "w_en": In(1),
+                "w_addr": In(address),
+                "w": In(ENTRY),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.memory = memory = Memory(
-            shape=ENTRY, depth=self.entries, init=[], attrs={"ram_style": "block"})
+        m.submodules.memory = memory = Memory(shape=ENTRY, depth=self.entries, init=[], attrs={"ram_style": "block"})
         write = memory.write_port()
         m.d.comb += [write.en.eq(self.w_en), write.addr.eq(self.w_addr), write.data.eq(self.w)]
         for name in ("r0", "r1"):
@@ -50,9 +58,11 @@ class RowScalars(wiring.Component):
         entry = data.View(ENTRY, registered(m, entry, f"{name}_entry"))
         size = non_negative(entry.raw)
         length = registered(m, bit_length(size), f"{name}_length")
-        size, fin, raw = (registered(m, value, f"{name}_{part}") for value, part in
-                          ((size, "size"), (entry.fin, "fin"), (entry.raw, "raw")))
-        top = (size << (31 - length)[:5])[31 - MANTISSA_BITS:31]
+        size, fin, raw = (
+            registered(m, value, f"{name}_{part}")
+            for value, part in ((size, "size"), (entry.fin, "fin"), (entry.raw, "raw"))
+        )
+        top = (size << (31 - length)[:5])[31 - MANTISSA_BITS : 31]
         exponent = Signal(signed(8), name=f"{name}_exponent")
         m.d.comb += exponent.eq(Mux(length == 0, 0, MANTISSA_BITS - length))
         value = Signal(32, name=f"{name}_value")

@@ -13,9 +13,12 @@ INSTRUCTION = data.StructLayout({"op": 8, "a": 8, "b": 8, "c": 8, "imm": 32})
 
 def illegal(instruction):
     """Whether the hardware refuses the instruction: `hw.spec.isa.Instruction.problem` on signals."""
+
     def wrong(operand, kind):
         return {
-            "r": lambda: operand >= REGISTERS, "m": lambda: operand > ALL_UNITS, "u": lambda: operand >= len(Unit),
+            "r": lambda: operand >= REGISTERS,
+            "m": lambda: operand > ALL_UNITS,
+            "u": lambda: operand >= len(Unit),
             "-": lambda: operand != 0,
             "f": lambda: ~Cat((operand[5:] == unit) & (operand[:5] < len(FIELDS[unit])) for unit in Unit).any(),
         }[kind]()
@@ -51,17 +54,41 @@ class Sequencer(wiring.Component):
 
     def __init__(self, config: Config):
         units = len(Unit)
-        super().__init__({
-            "load": In(1), "run": In(1), "go": In(1), "entry": In(32), "length": In(32), "limit": In(32),
-            "watchdog": In(32),
-            "arguments": In(data.ArrayLayout(32, ARGUMENT_REGISTERS)),
-            "pc": Out(32), "word": In(64), "bus": Out(AXI4Read()), "lds_active": Out(1),
-            "full": In(units), "idle": In(units),
-            "set_en": Out(1), "set_field": Out(8), "set_value": Out(32),
-            "push": Out(1), "push_unit": Out(3), "wait": Out(units), "signal": Out(units), "tag": Out(32),
-            "halted": Out(1), "halt_code": Out(32), "error": Out(1), "error_code": Out(ERROR_BITS), "error_pc": Out(32),
-            "retire": Out(1), "stall_queue": Out(1), "stall_fence": Out(1), "stall_lds": Out(1),
-        })
+        super().__init__(
+            {
+                "load": In(1),
+                "run": In(1),
+                "go": In(1),
+                "entry": In(32),
+                "length": In(32),
+                "limit": In(32),
+                "watchdog": In(32),
+                "arguments": In(data.ArrayLayout(32, ARGUMENT_REGISTERS)),
+                "pc": Out(32),
+                "word": In(64),
+                "bus": Out(AXI4Read()),
+                "lds_active": Out(1),
+                "full": In(units),
+                "idle": In(units),
+                "set_en": Out(1),
+                "set_field": Out(8),
+                "set_value": Out(32),
+                "push": Out(1),
+                "push_unit": Out(3),
+                "wait": Out(units),
+                "signal": Out(units),
+                "tag": Out(32),
+                "halted": Out(1),
+                "halt_code": Out(32),
+                "error": Out(1),
+                "error_code": Out(ERROR_BITS),
+                "error_pc": Out(32),
+                "retire": Out(1),
+                "stall_queue": Out(1),
+                "stall_fence": Out(1),
+                "stall_lds": Out(1),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -85,9 +112,11 @@ class Sequencer(wiring.Component):
                     m.next = "DECODE"
             with m.State("DECODE"):
                 m.d.sync += [
-                    self.instruction.eq(fetched), self.refused.eq(illegal(fetched)),
+                    self.instruction.eq(fetched),
+                    self.refused.eq(illegal(fetched)),
                     self.beyond.eq(self.at >= self.length),
-                    self.b.eq(registers[fetched.b[:5]]), self.c.eq(registers[fetched.c[:5]]),
+                    self.b.eq(registers[fetched.b[:5]]),
+                    self.c.eq(registers[fetched.c[:5]]),
                 ]
                 m.next = "EXECUTE"
             with m.State("EXECUTE"):
@@ -106,7 +135,10 @@ class Sequencer(wiring.Component):
                         self._lds_beat(m)
             with m.State("LOADED"):
                 m.d.comb += [
-                    self.retire.eq(self.run), self.pc.eq(self.at + 1), self.result.eq(self.lds_word), self.writes.eq(1)
+                    self.retire.eq(self.run),
+                    self.pc.eq(self.at + 1),
+                    self.result.eq(self.lds_word),
+                    self.writes.eq(1),
                 ]
                 m.d.sync += self.at.eq(self.at + 1)
                 m.next = "DECODE"
@@ -165,14 +197,24 @@ class Sequencer(wiring.Component):
     def _execute(self, m):
         i, b, c = self.instruction, self.b, self.c
         results = {
-            Op.ADDI: b + i.imm, Op.ADD: b + c, Op.SUB: b - c, Op.MUL: b * c, Op.SHLI: b << i.imm[:5],
+            Op.ADDI: b + i.imm,
+            Op.ADD: b + c,
+            Op.SUB: b - c,
+            Op.MUL: b * c,
+            Op.SHLI: b << i.imm[:5],
             Op.SHRI: b >> i.imm[:5],
-            Op.MIN: Mux(b < c, b, c), Op.MAX: Mux(b < c, c, b),
+            Op.MIN: Mux(b < c, b, c),
+            Op.MAX: Mux(b < c, c, b),
         }
         branches = {Op.BEQ: b == c, Op.BNE: b != c, Op.BLTU: b < c, Op.BGEU: b >= c}
         m.d.comb += [
-            self.next_pc.eq(self.at + 1), self.set_field.eq(i.a), self.set_value.eq(b + i.imm),
-            self.push_unit.eq(i.a), self.wait.eq(i.b), self.signal.eq(i.c), self.halt_code.eq(i.imm),
+            self.next_pc.eq(self.at + 1),
+            self.set_field.eq(i.a),
+            self.set_value.eq(b + i.imm),
+            self.push_unit.eq(i.a),
+            self.wait.eq(i.b),
+            self.signal.eq(i.c),
+            self.halt_code.eq(i.imm),
         ]
         with m.Switch(i.op):
             for op, value in results.items():
@@ -189,11 +231,13 @@ class Sequencer(wiring.Component):
                 blocked = self.full.bit_select(i.a[:3], 1)
                 m.d.comb += [self.stall_queue.eq(blocked), self.push.eq(~blocked), self.retire.eq(~blocked)]
             with m.Case(Op.FENCE):
-                m.d.comb += self.retire.eq((i.imm[:len(Unit)] & ~self.idle) == 0)
+                m.d.comb += self.retire.eq((i.imm[: len(Unit)] & ~self.idle) == 0)
                 m.d.comb += self.stall_fence.eq(~self.retire)
             with m.Case(Op.HALT):
                 m.d.comb += [
-                    self.retire.eq(self.idle.all()), self.halted.eq(self.retire), self.stall_fence.eq(~self.retire)
+                    self.retire.eq(self.idle.all()),
+                    self.halted.eq(self.retire),
+                    self.stall_fence.eq(~self.retire),
                 ]
         self._loops(m)
         with m.If(self.retire):
@@ -203,7 +247,7 @@ class Sequencer(wiring.Component):
         depth = Signal(range(LOOP_DEPTH + 1))
         starts = Array(Signal(32, name=f"loop_start{k}") for k in range(LOOP_DEPTH))
         left = Array(Signal(32, name=f"loop_left{k}") for k in range(LOOP_DEPTH))
-        top = (depth - 1)[:depth.shape().width]
+        top = (depth - 1)[: depth.shape().width]
 
         def overflow():
             m.d.comb += [self.error.eq(1), self.error_code.eq(Error.LOOP_STACK)]

@@ -45,19 +45,25 @@ class StoreUnit(wiring.Component):
     def __init__(self, config: Config):
         self.config = config
         self.words = config.sb_granules // config.granules_per_word
-        super().__init__({
-            "unit": In(UnitPort(Unit.ST)), "run": In(1),
-            "buffer": In(BufferWrite(self.words, config.lanes)),
-            "buses": Out(AXI4Write()).array(config.units + 1),
-            "bus_idle": Out(1), "channel_bytes": Out(7), "aux_bytes": Out(7),
-        })
+        super().__init__(
+            {
+                "unit": In(UnitPort(Unit.ST)),
+                "run": In(1),
+                "buffer": In(BufferWrite(self.words, config.lanes)),
+                "buses": Out(AXI4Write()).array(config.units + 1),
+                "bus_idle": Out(1),
+                "channel_bytes": Out(7),
+                "aux_bytes": Out(7),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
         desc = self.unit.desc
         port_bits = ceil_log2(self.config.units + 1)
-        stage = data.StructLayout({
-            "mode": 2, "source": 32, "partial": 32, "slot": 32, "key": 4, "i": 2, "port": port_bits})
+        stage = data.StructLayout(
+            {"mode": 2, "source": 32, "partial": 32, "slot": 32, "key": 4, "i": 2, "port": port_bits}
+        )
         read, placed = Signal(stage), Signal(stage)
         issued = {name: Signal(field.shape, name=f"issued_{name}") for name, field in stage}
         issued_valid, read_valid, placed_valid = Signal(), Signal(), Signal()
@@ -75,10 +81,13 @@ class StoreUnit(wiring.Component):
         with m.If(advance):
             cached = (read.mode == StMode.K) | (read.mode == StMode.V)
             m.d.sync += [
-                *[read[name].eq(value) for name, value in issued.items()], read_valid.eq(issued_valid & ~outside),
-                placed.eq(read), placed_valid.eq(read_valid & self.run),
+                *[read[name].eq(value) for name, value in issued.items()],
+                read_valid.eq(issued_valid & ~outside),
+                placed.eq(read),
+                placed_valid.eq(read_valid & self.run),
                 product.eq(Mux(cached, read.slot * desc.stride_slot, 0)),
-                self.out_valid.eq(placed_valid & self.run), self.out_port.eq(placed.port),
+                self.out_valid.eq(placed_valid & self.run),
+                self.out_port.eq(placed.port),
                 self.address.eq(placed.partial + product),
             ]
             self._place(m, placed, granule)
@@ -96,8 +105,10 @@ class StoreUnit(wiring.Component):
     def _walk(self, m, desc, issued, active, step):
         """The items in order t, h, g, i, with running sums in place of products."""
         i, g, h, t = Signal(2), Signal(32), Signal(32), Signal(32)
-        sums = {name: Signal(32, name=f"{name}") for name in (
-            "source_g", "source_h", "source_t", "beat_g", "beat_h", "beat_t")}
+        sums = {
+            name: Signal(32, name=f"{name}")
+            for name in ("source_g", "source_h", "source_t", "beat_g", "beat_h", "beat_t")
+        }
         strides = [Signal(32, name=f"stride_{level}") for level in "thg"]
         with m.Switch(desc.mode):
             for mode, values in STRIDES.items():
@@ -107,7 +118,7 @@ class StoreUnit(wiring.Component):
         key, mode = Signal(32), desc.mode[:2]
         unit_bits = self.config.units.bit_length() - 1
         partial, port = issued["partial"], issued["port"]
-        m.d.comb += [key.eq(desc.pos + t), partial.eq(sums["beat_g"]), port.eq(key[4:4 + unit_bits])]
+        m.d.comb += [key.eq(desc.pos + t), partial.eq(sums["beat_g"]), port.eq(key[4 : 4 + unit_bits])]
         with m.Switch(mode):
             with m.Case(StMode.LIN):
                 m.d.comb += port.eq(self.config.aux_port)
@@ -118,8 +129,11 @@ class StoreUnit(wiring.Component):
             with m.Case(StMode.V):
                 m.d.comb += partial.eq(sums["beat_g"] + i)
         m.d.comb += [
-            issued["mode"].eq(mode), issued["source"].eq(sums["source_g"]), issued["slot"].eq(key >> 4 + unit_bits),
-            issued["key"].eq(key[:4]), issued["i"].eq(i),
+            issued["mode"].eq(mode),
+            issued["source"].eq(sums["source_g"]),
+            issued["slot"].eq(key >> 4 + unit_bits),
+            issued["key"].eq(key[:4]),
+            issued["i"].eq(i),
         ]
 
         def restart(levels, source, beat):
@@ -151,9 +165,11 @@ class StoreUnit(wiring.Component):
         m.submodules.sb = sb = BufferMemory(buffer(self.config, "SB"))
         part = Signal(max(bits, 1))
         m.d.comb += [
-            sb.write_en.eq(self.buffer.en), sb.write_addr.eq(self.buffer.addr),
+            sb.write_en.eq(self.buffer.en),
+            sb.write_addr.eq(self.buffer.addr),
             sb.write_data.eq(Value.cast(self.buffer.data)),
-            sb.read_en.eq(advance), sb.read_addr.eq(read.source >> bits),
+            sb.read_en.eq(advance),
+            sb.read_addr.eq(read.source >> bits),
         ]
         with m.If(advance):
             m.d.sync += part.eq(read.source[:bits])
@@ -169,17 +185,23 @@ class StoreUnit(wiring.Component):
                 m.d.sync += [self.data.eq(granule), self.strobes.eq(-1)]
             with m.Case(StMode.K):
                 m.d.sync += self.size.eq(sizes[StMode.K])
-                m.d.sync += [self.data.eq(bytes_of(granule, list(range(16)) * 4)),
-                             self.strobes.eq(Const(0xFFFF, 64) << (group << 4))]
+                m.d.sync += [
+                    self.data.eq(bytes_of(granule, list(range(16)) * 4)),
+                    self.strobes.eq(Const(0xFFFF, 64) << (group << 4)),
+                ]
             with m.Case(StMode.V):
                 m.d.sync += self.size.eq(sizes[StMode.V])
                 quarter = granule.word_select(item.i, 128)
-                m.d.sync += [self.data.eq(bytes_of(quarter, [j for j in range(4) for _ in range(16)])),
-                             self.strobes.eq(Const(0x0001_0001_0001_0001, 64) << item.key)]
+                m.d.sync += [
+                    self.data.eq(bytes_of(quarter, [j for j in range(4) for _ in range(16)])),
+                    self.strobes.eq(Const(0x0001_0001_0001_0001, 64) << item.key),
+                ]
             with m.Case(StMode.SC):
                 m.d.sync += self.size.eq(sizes[StMode.SC])
-                m.d.sync += [self.data.eq(granule[:32].replicate(GRANULE_LANES)),
-                             self.strobes.eq(Const(0xF, 64) << (item.key << 2))]
+                m.d.sync += [
+                    self.data.eq(granule[:32].replicate(GRANULE_LANES)),
+                    self.strobes.eq(Const(0xF, 64) << (item.key << 2)),
+                ]
 
     def _bus(self, m, advance, busy, more):
         """Presents the beat, counts responses; returns whether a bad one has come."""
@@ -190,8 +212,13 @@ class StoreUnit(wiring.Component):
         for index, bus in enumerate(self.buses):
             here = self.out_valid & (self.out_port == index)
             m.d.comb += [
-                bus.awaddr.eq(self.address << 6), bus.awlen.eq(0), bus.awvalid.eq(here & ~aw_taken),
-                bus.wdata.eq(self.data), bus.wstrb.eq(self.strobes), bus.wlast.eq(1), bus.wvalid.eq(here & ~w_taken),
+                bus.awaddr.eq(self.address << 6),
+                bus.awlen.eq(0),
+                bus.awvalid.eq(here & ~aw_taken),
+                bus.wdata.eq(self.data),
+                bus.wstrb.eq(self.strobes),
+                bus.wlast.eq(1),
+                bus.wvalid.eq(here & ~w_taken),
                 bus.bready.eq(1),
             ]
             with m.If(here):

@@ -18,8 +18,13 @@ LUT_COSTS = "2:2,3,6:5"
 MAP_LUTS = (f"abc -luts {LUT_COSTS}", "opt_merge", "clean")
 KINDS = ("DSP48E2", "LUT", "FF", "BRAM36", "URAM", "LUTRAM", "CARRY", "MUX")
 _PREFIXES = {
-    "DSP48E2": ("DSP48E2",), "LUT": ("LUT", "$lut", "INV"), "FF": ("FD",), "URAM": ("URAM288",), "CARRY": ("CARRY",),
-    "MUX": ("MUXF",), "LUTRAM": ("RAM32", "RAM64", "RAM128", "RAM256", "RAM512", "SRL"),
+    "DSP48E2": ("DSP48E2",),
+    "LUT": ("LUT", "$lut", "INV"),
+    "FF": ("FD",),
+    "URAM": ("URAM288",),
+    "CARRY": ("CARRY",),
+    "MUX": ("MUXF",),
+    "LUTRAM": ("RAM32", "RAM64", "RAM128", "RAM256", "RAM512", "SRL"),
 }
 _LUTS_OF = {
     "RAM32M16": 8, "RAM64M8": 8, "RAM32X16DR8": 8, "RAM64X8SW": 8, "RAM32M": 4, "RAM64M": 4, "RAM32X1D": 2,
@@ -77,13 +82,15 @@ def synthesise(verilog: str, top: str, flatten: bool = False) -> dict[str, dict[
     with tempfile.TemporaryDirectory(prefix="alula-synth-") as name:
         source, answer = Path(name) / "design.v", Path(name) / "stat.json"
         source.write_text(verilog)
-        run_yosys([
-            f"read_verilog {source}",
-            f"synth_xilinx -family xcup -noiopad -noclkbuf -uram {'-flatten' if flatten else ''} -top {top} "
-            "-run begin:map_luts",
-            *MAP_LUTS,
-            f"tee -q -o {answer} stat -json",
-        ])  # fmt: skip
+        run_yosys(
+            [
+                f"read_verilog {source}",
+                f"synth_xilinx -family xcup -noiopad -noclkbuf -uram {'-flatten' if flatten else ''} -top {top} "
+                "-run begin:map_luts",
+                *MAP_LUTS,
+                f"tee -q -o {answer} stat -json",
+            ]
+        )
         modules = json.loads(answer.read_text())["modules"]
     found = next(key for key in modules if key.lstrip("\\") == top)
     return {key.lstrip("\\"): cells for key, cells in hierarchy_cells(modules, found).items()}

@@ -133,8 +133,13 @@ class Netlist:
         for name, module in self.modules.items():
             if unit in (None, unit_of(name)):
                 types = Counter(cell["type"] for cell in module["cells"].values())
-                found.update({kind: n * self.instances[name] for kind, n in types.items()
-                              if kind not in self.modules and kind != "$scopeinfo"})  # fmt: skip
+                found.update(
+                    {
+                        kind: n * self.instances[name]
+                        for kind, n in types.items()
+                        if kind not in self.modules and kind != "$scopeinfo"
+                    }
+                )
         return found
 
     def table(self, unit: str | None = None) -> dict[str, float]:
@@ -148,8 +153,12 @@ Cache = Callable[[str, Callable[[Path], None]], Path]
 
 
 def synthesise_units(
-    verilog: str, top: str = TOP, note: Callable[[str], None] = lambda _: None, only: set[str] | None = None,
-    logic: bool = True, cache: Cache | None = None,
+    verilog: str,
+    top: str = TOP,
+    note: Callable[[str], None] = lambda _: None,
+    only: set[str] | None = None,
+    logic: bool = True,
+    cache: Cache | None = None,
 ) -> Netlist:
     """Maps every distinct module, a Yosys run a unit. only: these units alone (the rest is then not counted); logic
     False: DSPs and block memories alone are mapped, which is fast; cache: keeps mapped units."""
@@ -198,11 +207,16 @@ def _synthesise(names: list[str], texts: dict[str, str], logic: bool) -> dict[st
         source, answer = Path(folder) / "unit.v", Path(folder) / "unit.json"
         source.write_text(source_text)
         for root in [name for name in names if name not in below]:
-            run_yosys([
-                f"read_verilog {source}",
-                f"synth_xilinx -family xcup -noiopad -noclkbuf -uram -top {_escaped(root).strip()} "
-                f"-run begin:{last}", *finish, "blackbox =A:whitebox", f"write_json {answer}",
-            ])  # fmt: skip
+            run_yosys(
+                [
+                    f"read_verilog {source}",
+                    f"synth_xilinx -family xcup -noiopad -noclkbuf -uram -top {_escaped(root).strip()} "
+                    f"-run begin:{last}",
+                    *finish,
+                    "blackbox =A:whitebox",
+                    f"write_json {answer}",
+                ]
+            )
             mapped = json.loads(answer.read_text())["modules"]
             found |= {name: {key: mapped[name][key] for key in ("cells", "ports")} for name in names if name in mapped}
     return found
@@ -261,6 +275,7 @@ def levels(netlist: Netlist, root: str, inside: Callable[[str], bool] = lambda _
 def _flatten(netlist, module, path, outside, drivers, readers, inside) -> None:
     """Adds the cells of a module: `drivers` bit -> (cost, input bits), `readers` (place, bits) where paths end.
     outside: bits of this module that are bits of another; others are (path, number)."""
+
     def bit_of(bit):
         if isinstance(bit, str):  # a constant
             return None
@@ -270,19 +285,30 @@ def _flatten(netlist, module, path, outside, drivers, readers, inside) -> None:
         return [found for found in map(bit_of, bits) if found is not None]
 
     if not path:
-        readers += [(name, bits_of(port["bits"])) for name, port in netlist.modules[module]["ports"].items()
-                    if port["direction"] == "output"]  # fmt: skip
+        readers += [
+            (name, bits_of(port["bits"]))
+            for name, port in netlist.modules[module]["ports"].items()
+            if port["direction"] == "output"
+        ]
     for name, cell in netlist.modules[module]["cells"].items():
         kind, where = cell["type"], cell["connections"]
         ways = cell.get("port_directions", {})
-        inputs, written = ([bit for port, bits in where.items() if ways.get(port) == "input"
-                            and _is_written(kind, port) == side for bit in bits_of(bits)] for side in (False, True))
+        inputs, written = (
+            [
+                bit
+                for port, bits in where.items()
+                if ways.get(port) == "input" and _is_written(kind, port) == side
+                for bit in bits_of(bits)
+            ]
+            for side in (False, True)
+        )
         outputs = [bit for port, bits in where.items() if ways.get(port) == "output" for bit in bits_of(bits)]
         if kind in netlist.modules and inside(kind):
             joined: dict = {}
             for port in sorted(where, key=lambda port: ways[port] == "output"):
-                for inner, outer in zip(netlist.modules[kind]["ports"][port]["bits"], map(bit_of, where[port]),
-                                        strict=False):
+                for inner, outer in zip(
+                    netlist.modules[kind]["ports"][port]["bits"], map(bit_of, where[port]), strict=False
+                ):
                     if inner in joined:  # an output that is an input, or another output
                         drivers[outer] = ((0, 0, 0), [joined[inner]] if joined[inner] else [])
                     elif not isinstance(inner, str):

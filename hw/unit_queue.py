@@ -13,9 +13,7 @@ N_UNITS = len(Unit)
 
 def entry_layout(unit: Unit):
     """What ISSUE pushes, but for the wait mask."""
-    return data.StructLayout(
-        {"signal": N_UNITS, "tag": 32, "desc": descriptor_layout(unit)}
-    )
+    return data.StructLayout({"signal": N_UNITS, "tag": 32, "desc": descriptor_layout(unit)})
 
 
 class UnitQueue(wiring.Component):
@@ -38,13 +36,27 @@ class UnitQueue(wiring.Component):
 
     def __init__(self, unit: Unit, depth: int):
         self.kind, self.depth = unit, depth
-        super().__init__({
-            "unit": Out(UnitPort(unit)),
-            "set_en": In(1), "set_index": In(5), "set_value": In(32),
-            "push": In(1), "wait": In(N_UNITS), "signal": In(N_UNITS), "tag_in": In(32),
-            "run": In(1), "head_wait": Out(N_UNITS), "ready": In(1), "running_signal": Out(N_UNITS), "tag": Out(32),
-            "full": Out(1), "waiting": Out(1), "busy": Out(1), "idle": Out(1),
-        })
+        super().__init__(
+            {
+                "unit": Out(UnitPort(unit)),
+                "set_en": In(1),
+                "set_index": In(5),
+                "set_value": In(32),
+                "push": In(1),
+                "wait": In(N_UNITS),
+                "signal": In(N_UNITS),
+                "tag_in": In(32),
+                "run": In(1),
+                "head_wait": Out(N_UNITS),
+                "ready": In(1),
+                "running_signal": Out(N_UNITS),
+                "tag": Out(32),
+                "full": Out(1),
+                "waiting": Out(1),
+                "busy": Out(1),
+                "idle": Out(1),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -63,8 +75,10 @@ class UnitQueue(wiring.Component):
                 with m.Case(i):
                     m.d.sync += shadow[name].eq(self.set_value)
         m.d.comb += [
-            write.addr.eq(write_at), write.en.eq(self.push),
-            write.data.desc.eq(shadow), write.data.tag.eq(self.tag_in),
+            write.addr.eq(write_at),
+            write.en.eq(self.push),
+            write.data.desc.eq(shadow),
+            write.data.tag.eq(self.tag_in),
             write.data.signal.eq(self.signal),
             read.addr.eq(read_at),
             self.unit.desc.eq(read.data.desc),
@@ -95,8 +109,12 @@ class UnitQueue(wiring.Component):
         here, behind = masks.read_port(domain="comb"), masks.read_port(domain="comb")
         following = Signal(range(slots))
         m.d.comb += [
-            write.addr.eq(write_at), write.en.eq(self.push), write.data.eq(self.wait), following.eq(read_at + 1),
-            here.addr.eq(read_at), behind.addr.eq(following),
+            write.addr.eq(write_at),
+            write.en.eq(self.push),
+            write.data.eq(self.wait),
+            following.eq(read_at + 1),
+            here.addr.eq(read_at),
+            behind.addr.eq(following),
         ]
         for moves, port in ((0, here), (1, behind)):
             with m.If(done == moves):
@@ -121,14 +139,26 @@ class Dispatcher(wiring.Component):
     def __init__(self, config: Config):
         self.config = config
         masks = ("full", "idle", "busy", "waiting", "starts", "dones")
-        super().__init__({
-            **{unit.name.lower(): Out(UnitPort(unit)) for unit in Unit},
-            "run": In(1), "set_en": In(1), "set_field": In(8), "set_value": In(32),
-            "push": In(1), "push_unit": In(3), "wait": In(N_UNITS), "signal": In(N_UNITS), "tag": In(32),
-            **{name: Out(N_UNITS) for name in masks},
-            "tags": Out(data.ArrayLayout(32, N_UNITS)),
-            "error": Out(1), "error_code": Out(ERROR_BITS), "error_unit": Out(3), "error_pc": Out(32),
-        })
+        super().__init__(
+            {
+                **{unit.name.lower(): Out(UnitPort(unit)) for unit in Unit},
+                "run": In(1),
+                "set_en": In(1),
+                "set_field": In(8),
+                "set_value": In(32),
+                "push": In(1),
+                "push_unit": In(3),
+                "wait": In(N_UNITS),
+                "signal": In(N_UNITS),
+                "tag": In(32),
+                **{name: Out(N_UNITS) for name in masks},
+                "tags": Out(data.ArrayLayout(32, N_UNITS)),
+                "error": Out(1),
+                "error_code": Out(ERROR_BITS),
+                "error_unit": Out(3),
+                "error_pc": Out(32),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -140,13 +170,20 @@ class Dispatcher(wiring.Component):
             wiring.connect(m, queue.unit, wiring.flipped(getattr(self, name)))
             m.d.comb += [
                 queue.set_en.eq(self.set_en & (self.set_field[5:] == unit)),
-                queue.set_index.eq(self.set_field[:5]), queue.set_value.eq(self.set_value),
+                queue.set_index.eq(self.set_field[:5]),
+                queue.set_value.eq(self.set_value),
                 queue.push.eq(self.push & (self.push_unit == unit)),
-                queue.wait.eq(self.wait), queue.signal.eq(self.signal), queue.tag_in.eq(self.tag),
+                queue.wait.eq(self.wait),
+                queue.signal.eq(self.signal),
+                queue.tag_in.eq(self.tag),
                 queue.run.eq(self.run),
-                self.full[unit].eq(queue.full), self.idle[unit].eq(queue.idle), self.busy[unit].eq(queue.busy),
-                self.waiting[unit].eq(queue.waiting), self.tags[unit].eq(queue.tag),
-                self.starts[unit].eq(queue.unit.start), self.dones[unit].eq(queue.unit.done & queue.busy),
+                self.full[unit].eq(queue.full),
+                self.idle[unit].eq(queue.idle),
+                self.busy[unit].eq(queue.busy),
+                self.waiting[unit].eq(queue.waiting),
+                self.tags[unit].eq(queue.tag),
+                self.starts[unit].eq(queue.unit.start),
+                self.dones[unit].eq(queue.unit.done & queue.busy),
             ]
         self._semaphores(m, queues, overflow)
         self._errors(m, queues, overflow)
@@ -186,6 +223,8 @@ class Dispatcher(wiring.Component):
                 m.d.sync += last.eq(queue.tag)
             with m.If(queue.unit.error | overflow[unit]):
                 m.d.comb += [
-                    self.error.eq(1), self.error_unit.eq(unit), self.error_pc.eq(last),
+                    self.error.eq(1),
+                    self.error_unit.eq(unit),
+                    self.error_pc.eq(last),
                     self.error_code.eq(Mux(queue.unit.error, queue.unit.error_code, Error.SEMAPHORE)),
                 ]

@@ -51,8 +51,12 @@ def _sources():
     table = []
     for quarter in range(QUARTERS):
         low, high = LOW_BITS[quarter], HIGH_BITS[quarter]
-        forms = {8: range(NIBBLE), 4: range(NIBBLE * NIBBLES[quarter], NIBBLE * NIBBLES[quarter] + NIBBLE),
-                 3: (ONE, *low, high), 2: (ONE, *low, low[1])}
+        forms = {
+            8: range(NIBBLE),
+            4: range(NIBBLE * NIBBLES[quarter], NIBBLE * NIBBLES[quarter] + NIBBLE),
+            3: (ONE, *low, high),
+            2: (ONE, *low, low[1]),
+        }
         rows = [forms[bits] for bits in BITS] + [(ONE, *low, KEPT)]
         table.append([[row[bit] for row in rows] for bit in range(NIBBLE)])
     return table
@@ -66,19 +70,27 @@ CHOICE = data.ArrayLayout(data.ArrayLayout(2, NIBBLE), QUARTERS)
 SLOT = data.StructLayout(dict(RUN_FIELDS) | {"scales": SCALES})
 PART = data.StructLayout({"nonzeros": range(len(NONZEROS)), "wide": 1, "left": WINDOW, "scales": SCALES})
 """A complete round's run; wide: 8 bits; left: the window's blocks of it and of later rounds, RAW: block 0."""
-COMMAND = data.StructLayout({
-    "choice": CHOICE,                           # what is written into the low bits of the cells
-    "codes": QUARTERS,                          # the quarters that it brings codes for
-    "high": QUARTERS,                           # the quarters whose bits 3 .. 7 it brings
-    "halves": 2,                                # the indices (a half: slots 0 .. 7, 8 .. 15) that it brings
-    "masks": 1,                                 # it brings them as masks
-})
+COMMAND = data.StructLayout(
+    {
+        "choice": CHOICE,  # what is written into the low bits of the cells
+        "codes": QUARTERS,  # the quarters that it brings codes for
+        "high": QUARTERS,  # the quarters whose bits 3 .. 7 it brings
+        "halves": 2,  # the indices (a half: slots 0 .. 7, 8 .. 15) that it brings
+        "masks": 1,  # it brings them as masks
+    }
+)
 """Where the contents of a beat go."""
 USED = data.ArrayLayout(BLOCK, 2)
-LEVELS = data.StructLayout({
-    "cells": data.ArrayLayout(8, CELLS), "indices": INDICES, "blocks": BLOCKS, "used": USED, "sparse": 1,
-    "single": 1,
-})
+LEVELS = data.StructLayout(
+    {
+        "cells": data.ArrayLayout(8, CELLS),
+        "indices": INDICES,
+        "blocks": BLOCKS,
+        "used": USED,
+        "sparse": 1,
+        "single": 1,
+    }
+)
 """cells: bytes, or levels in their low four bits, of [row][slot]; used: slots that hold weights, in even and in odd
 quarters."""
 
@@ -116,6 +128,7 @@ def nibble_of(m, name, n, first, before, ones):
 
     before, ones: how many bits are set ahead of the second of the three, and in it.
     """
+
     def number(i):
         ahead, inside = i & (1 << len(before)) - 1, i >> len(before)
         return first + (ahead <= n) + (ahead + inside <= n)
@@ -156,10 +169,18 @@ class RunSequencer(wiring.Component):
     """
 
     def __init__(self):
-        super().__init__({
-            "i": In(BEAT), "pop": In(1), "command": Out(COMMAND), "done": Out(1), "kind": Out(ROUND_KIND),
-            "part": Out(PART), "part_valid": Out(1), "error": Out(1),
-        })
+        super().__init__(
+            {
+                "i": In(BEAT),
+                "pop": In(1),
+                "command": Out(COMMAND),
+                "done": Out(1),
+                "kind": Out(ROUND_KIND),
+                "part": Out(PART),
+                "part_valid": Out(1),
+                "error": Out(1),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -171,9 +192,13 @@ class RunSequencer(wiring.Component):
         last_beat = named(m, "last_beat", lookup(Cat(run.nonzeros, run.bits, odd), 3, self._last_beat))
         following = self._following(m, run)
         m.d.comb += [
-            in_run.eq(run.magic != 0), payload.eq(in_run | self.i.raw | (count != 0)),
-            self.done.eq(self.pop & payload & (count == last_beat)), last_round.eq(following == 0),
-            self.kind.sparse.eq(run.nonzeros != 0), self.kind.raw.eq(~in_run), self.kind.window.eq(run.window),
+            in_run.eq(run.magic != 0),
+            payload.eq(in_run | self.i.raw | (count != 0)),
+            self.done.eq(self.pop & payload & (count == last_beat)),
+            last_round.eq(following == 0),
+            self.kind.sparse.eq(run.nonzeros != 0),
+            self.kind.raw.eq(~in_run),
+            self.kind.window.eq(run.window),
             self.kind.last.eq(run.last & last_round),
         ]
         with m.If(self.pop & payload):
@@ -190,8 +215,11 @@ class RunSequencer(wiring.Component):
             m.d.sync += self.error.eq(1)
         self._command(m, run, self.pop & payload, count)
         m.d.sync += [
-            self.part_valid.eq(self.done), self.part.nonzeros.eq(run.nonzeros), self.part.wide.eq(run.bits == WIDE),
-            self.part.left.eq(run.blocks | ~in_run), self.part.scales.eq(run.scales),
+            self.part_valid.eq(self.done),
+            self.part.nonzeros.eq(run.nonzeros),
+            self.part.wide.eq(run.bits == WIDE),
+            self.part.left.eq(run.blocks | ~in_run),
+            self.part.scales.eq(run.scales),
         ]
         return m
 
@@ -214,11 +242,12 @@ class RunSequencer(wiring.Component):
         """Whether a slot before the end of the header in ``i`` is no run."""
         alive, bad = Const(1), Const(0)
         for at in range(0, BEAT_BITS, SLOT_BITS):
-            word = self.i.data[at:at + SLOT_BITS]
+            word = self.i.data[at : at + SLOT_BITS]
             slot = data.View(SLOT, word)
             alive &= word.any()
-            bad |= alive & ((slot.magic != RUN_MAGIC) | (slot.zero != 0) | (slot.blocks == 0)
-                            | (slot.nonzeros >= len(NONZEROS)))
+            bad |= alive & (
+                (slot.magic != RUN_MAGIC) | (slot.zero != 0) | (slot.blocks == 0) | (slot.nonzeros >= len(NONZEROS))
+            )
         return bad
 
     def _command(self, m, run, active, count):
@@ -242,7 +271,8 @@ class RunSequencer(wiring.Component):
         for quarter, bits in enumerate(SOURCES):
             for bit, sources in enumerate(bits):
                 m.d.comb += command.choice[quarter][bit].eq(
-                    Array(distinct(sources).index(source) for source in sources)[form])
+                    Array(distinct(sources).index(source) for source in sources)[form]
+                )
         m.d.sync += self.command.eq(command)
 
     @staticmethod
@@ -269,10 +299,18 @@ class Unpacker(wiring.Component):
     """
 
     def __init__(self):
-        super().__init__({
-            "i": In(BEAT), "pop": In(1), "done": Out(1), "kind": Out(ROUND_KIND), "error": Out(1), "part": Out(PART),
-            "o": Out(LEVELS), "o_valid": Out(1),
-        })
+        super().__init__(
+            {
+                "i": In(BEAT),
+                "pop": In(1),
+                "done": Out(1),
+                "kind": Out(ROUND_KIND),
+                "error": Out(1),
+                "part": Out(PART),
+                "o": Out(LEVELS),
+                "o_valid": Out(1),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -280,8 +318,12 @@ class Unpacker(wiring.Component):
         beat = Signal(BEAT_BITS, reset_less=True)
         m.d.sync += [beat.eq(self.i.data), self.o_valid.eq(sequencer.part_valid)]
         m.d.comb += [
-            sequencer.i.eq(self.i), sequencer.pop.eq(self.pop), self.error.eq(sequencer.error),
-            self.done.eq(sequencer.done), self.kind.eq(sequencer.kind), self.part.eq(sequencer.part),
+            sequencer.i.eq(self.i),
+            sequencer.pop.eq(self.pop),
+            self.error.eq(sequencer.error),
+            self.done.eq(sequencer.done),
+            self.kind.eq(sequencer.kind),
+            self.part.eq(sequencer.part),
         ]
         for quarter in range(QUARTERS):
             self._cells(m, beat, sequencer.command, quarter)
@@ -303,9 +345,9 @@ class Unpacker(wiring.Component):
                 choices = Array(wires[source] if source in wires else byte[source] for source in distinct(sources))
                 values.append(choices[command.choice[quarter][bit]])
             with m.If(command.codes[quarter]):
-                m.d.sync += cell[:NIBBLE - 1].eq(Cat(values[:NIBBLE - 1]))
+                m.d.sync += cell[: NIBBLE - 1].eq(Cat(values[: NIBBLE - 1]))
             with m.If(command.high[quarter]):
-                m.d.sync += cell[NIBBLE - 1:].eq(Cat(values[NIBBLE - 1], byte[NIBBLE:]))
+                m.d.sync += cell[NIBBLE - 1 :].eq(Cat(values[NIBBLE - 1], byte[NIBBLE:]))
 
     def _indices(self, m, beat, command):
         """A half's 16 rows of 8 slots at a time, from nibbles or masks, of which those that are absent are 0.
@@ -315,10 +357,12 @@ class Unpacker(wiring.Component):
         late, second = Signal(), Signal(BEAT_BITS // 2, reset_less=True)
         halves, nibbles = Signal(2), Signal(BEAT_BITS, reset_less=True)
         m.d.sync += [
-            late.eq(command.masks), second.eq(beat[BEAT_BITS // 2:]),
-            halves.eq(command.halves | Cat(command.masks, late)), nibbles.eq(Mux(command.halves.any(), beat, 0)),
+            late.eq(command.masks),
+            second.eq(beat[BEAT_BITS // 2 :]),
+            halves.eq(command.halves | Cat(command.masks, late)),
+            nibbles.eq(Mux(command.halves.any(), beat, 0)),
         ]
-        masks = named(m, "masks", Mux(late, second, beat[:BEAT_BITS // 2]))
+        masks = named(m, "masks", Mux(late, second, beat[: BEAT_BITS // 2]))
         for row in range(BLOCK):
             places = self._places(m, f"row_{row}", masks.word_select(row, BLOCK), command.masks | late)
             for n, place in enumerate(places):
@@ -339,7 +383,7 @@ class Unpacker(wiring.Component):
             inside.append([self._kept(m, place, valid) for place in found])
         places = []
         for n in range(HALF):
-            first = n // NIBBLE                 # the n-th of eight lies in this nibble or one of the next two
+            first = n // NIBBLE  # the n-th of eight lies in this nibble or one of the next two
             number = nibble_of(m, f"{name}_{n}_nibble", n, first, before[first + 1], ones[first + 1])
             number = self._kept(m, number, valid)
             low = Array(inside[min(max(i, first), first + 2)][n % NIBBLE] for i in range(4))[number]
@@ -369,7 +413,8 @@ class Unpacker(wiring.Component):
             m.d.sync += places[-1].eq(place)
         nonzeros = Signal.like(part.nonzeros, reset_less=True)
         m.d.sync += [
-            self.o.sparse.eq(part.nonzeros != 0), self.o.single.eq(part.nonzeros == SINGLE),
+            self.o.sparse.eq(part.nonzeros != 0),
+            self.o.single.eq(part.nonzeros == SINGLE),
             nonzeros.eq(part.nonzeros),
         ]
         for group in range(N_GROUPS):

@@ -37,16 +37,25 @@ class VectorAddress(wiring.Component):
 
     def __init__(self, config: Config):
         self.config = config
-        super().__init__({
-            "start": In(1), "desc": In(descriptor_layout(Unit.VU)), "active": Out(1), "ok": Out(1),
-            "stop": Out(1), "first": Out(1), "last": Out(1), "n_lanes": Out(range(config.lanes + 1)),
-            **{f"{name}_addr": Out(ADDRESS_BITS) for name in OPERANDS},
-            "error": Out(1), "error_code": Out(ERROR_BITS),
-        })
+        super().__init__(
+            {
+                "start": In(1),
+                "desc": In(descriptor_layout(Unit.VU)),
+                "active": Out(1),
+                "ok": Out(1),
+                "stop": Out(1),
+                "first": Out(1),
+                "last": Out(1),
+                "n_lanes": Out(range(config.lanes + 1)),
+                **{f"{name}_addr": Out(ADDRESS_BITS) for name in OPERANDS},
+                "error": Out(1),
+                "error_code": Out(ERROR_BITS),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
-        self.ctl = data.View(CONTROL, self.desc.ctl0[:CONTROL.size])
+        self.ctl = data.View(CONTROL, self.desc.ctl0[: CONTROL.size])
         self._counters(m)
         for name in OPERANDS:
             self._operand(m, name)
@@ -60,9 +69,12 @@ class VectorAddress(wiring.Component):
         self.illegal = self._illegal()
         self.row_end, self.mid_end, end = Signal(), Signal(), Signal()
         first_mid = Signal()
-        m.d.comb += [self.row_end.eq(word == 1), self.mid_end.eq(self.row_end & (mid == 1)),
-                     end.eq(self.mid_end & (outer == 1)),
-                     self.stop.eq(Mux(self.active, end | self.error, self.start & self.illegal))]
+        m.d.comb += [
+            self.row_end.eq(word == 1),
+            self.mid_end.eq(self.row_end & (mid == 1)),
+            end.eq(self.mid_end & (outer == 1)),
+            self.stop.eq(Mux(self.active, end | self.error, self.start & self.illegal)),
+        ]
         with m.If(self.active):
             m.d.sync += word.eq(Mux(self.row_end, self.desc.n_words, word - 1))
             with m.If(self.row_end):
@@ -72,13 +84,18 @@ class VectorAddress(wiring.Component):
             with m.If(self.stop):
                 m.d.sync += self.active.eq(0)
         with m.If(self.start):
-            m.d.sync += [*(left.eq(self.desc[name]) for name, left in self.left.items()),
-                         self.active.eq(~self.illegal), first_mid.eq(1)]
+            m.d.sync += [
+                *(left.eq(self.desc[name]) for name, left in self.left.items()),
+                self.active.eq(~self.illegal),
+                first_mid.eq(1),
+            ]
         row_start = Signal()
         with m.If(self.start | self.active):
             m.d.sync += row_start.eq(self.start | self.row_end)
-        m.d.comb += [self.first.eq(row_start & (first_mid | ~self.ctl.level)),
-                     self.last.eq(Mux(self.ctl.level, self.mid_end, self.row_end))]
+        m.d.comb += [
+            self.first.eq(row_start & (first_mid | ~self.ctl.level)),
+            self.last.eq(Mux(self.ctl.level, self.mid_end, self.row_end)),
+        ]
 
     def _operand(self, m, name):
         """One adder: the base of what goes on plus its step."""
@@ -139,9 +156,11 @@ class VectorAddress(wiring.Component):
         beyond = [used[name] & (self[name] >= depth // granules) for name, depth in depths.items()]
         beyond += [used[name] & (self[name] >= config.rs_entries) for name in ROW_OPERANDS]
         d = self.d_addr
-        beyond += [(ctl.dst == Dst.VB) & (d >= config.vb_granules // granules),
-                   (ctl.dst == Dst.SB) & (d >= config.sb_granules // granules),
-                   (ctl.dst >= Dst.OB) & (d >= config.ob_blocks)]
+        beyond += [
+            (ctl.dst == Dst.VB) & (d >= config.vb_granules // granules),
+            (ctl.dst == Dst.SB) & (d >= config.sb_granules // granules),
+            (ctl.dst >= Dst.OB) & (d >= config.ob_blocks),
+        ]
         out_of_range = registered(m, Cat(beyond), "beyond").any()
         checked = registered(m, self.active, "checked")
         m.d.comb += self.ok.eq(checked & ~out_of_range & ~self.error)
@@ -149,5 +168,6 @@ class VectorAddress(wiring.Component):
             m.d.sync += [self.error.eq(1), self.error_code.eq(Error.BUFFER_RANGE)]
         with m.If(self.start):
             m.d.sync += [
-                self.error.eq(self.illegal), self.error_code.eq(Mux(self.illegal, Error.ILLEGAL_DESCRIPTOR, 0))
+                self.error.eq(self.illegal),
+                self.error_code.eq(Mux(self.illegal, Error.ILLEGAL_DESCRIPTOR, 0)),
             ]

@@ -44,7 +44,7 @@ def saturate(value, bits):
     """A signed value saturated to that many bits."""
     if len(value) <= bits:
         return value.as_signed()
-    top = value[bits - 1:]
+    top = value[bits - 1 :]
     limit = Cat(~value[-1].replicate(bits - 1), value[-1])
     return Mux(top.all() | ~top.any(), value[:bits], limit).as_signed()
 

@@ -77,8 +77,10 @@ class VectorLane(wiring.Component):
 
     def _mul1(self, m, x, p):
         """x at SWAP, p at 1."""
-        mantissa, shift = (registered(m, value, name) for value, name in
-                           zip(scale_operands(p, self.adjust1), ("p_mantissa", "p_shift"), strict=True))
+        mantissa, shift = (
+            registered(m, value, name)
+            for value, name in zip(scale_operands(p, self.adjust1), ("p_mantissa", "p_shift"), strict=True)
+        )
         p = registered(m, p, "p_2")
         y, z, amount = Signal(signed(17)), Signal(signed(16)), Signal(7)
         with m.Switch(self.ctl.mul1):
@@ -116,8 +118,8 @@ class VectorLane(wiring.Component):
         fraction, amount = Signal(nm.GATE_SEGMENT_LOG2), Signal(7)
         m.d.sync += [
             table.table.eq(self.ctl.func - 1),
-            table.segment.eq(Mux(exponential, power[8:16], position[nm.GATE_SEGMENT_LOG2:])),
-            fraction.eq(Mux(exponential, power[:8] << nm.GATE_SEGMENT_LOG2 - 8, position[:nm.GATE_SEGMENT_LOG2])),
+            table.segment.eq(Mux(exponential, power[8:16], position[nm.GATE_SEGMENT_LOG2 :])),
+            fraction.eq(Mux(exponential, power[:8] << nm.GATE_SEGMENT_LOG2 - 8, position[: nm.GATE_SEGMENT_LOG2])),
             amount.eq(Mux(exponential, Mux(down > 31, 31, down), Mux(self.ctl.func == Func.NONE, 0, nm.FRAC))),
         ]
         low = delayed(m, table.low, 2, "low")
@@ -126,8 +128,10 @@ class VectorLane(wiring.Component):
         m.d.comb += value.eq(low + (step >> nm.GATE_SEGMENT_LOG2))
         x = delayed(m, x, GATE - FUNC - 1, "x_func")
         operand, gate = Signal(signed(32)), Signal(signed(18))
-        m.d.sync += [operand.eq(Mux(exponential, value, x)),
-                     gate.eq(Mux(exponential | (self.ctl.func == Func.NONE), 1, value))]
+        m.d.sync += [
+            operand.eq(Mux(exponential, value, x)),
+            gate.eq(Mux(exponential | (self.ctl.func == Func.NONE), 1, value)),
+        ]
         product = delayed(m, operand * gate, 2, "product_func")
         return round_shift(m, product, delayed(m, amount, GATE - FUNC - 1 + 2, "amount_func"), "func")
 

@@ -43,10 +43,15 @@ class VectorReduce(wiring.Component):
 
     def __init__(self, lanes: int):
         self.lanes = lanes
-        super().__init__({
-            "kind": In(3), "first": In(1), "valid": In(1), "values": In(data.ArrayLayout(signed(32), lanes)),
-            "total": Out(signed(TOTAL_BITS)),
-        })
+        super().__init__(
+            {
+                "kind": In(3),
+                "first": In(1),
+                "valid": In(1),
+                "values": In(data.ArrayLayout(signed(32), lanes)),
+                "total": Out(signed(TOTAL_BITS)),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -58,8 +63,10 @@ class VectorReduce(wiring.Component):
 
         level, values = 0, [self.values[i] for i in range(self.lanes)]
         while len(values) > 1:
-            values = [registered(m, combined(a, b), f"level{level}_{i}")
-                      for i, (a, b) in enumerate(zip(values[::2], values[1::2], strict=True))]
+            values = [
+                registered(m, combined(a, b), f"level{level}_{i}")
+                for i, (a, b) in enumerate(zip(values[::2], values[1::2], strict=True))
+            ]
             level += 1
         first, valid = delayed(m, self.first, level, "first"), delayed(m, self.valid, level, "valid")
         with m.If(valid):
@@ -116,7 +123,7 @@ class Finaliser(wiring.Component):
         for stage in range(ROOT_LATENCY):
             for digit in range(DIGITS_A_CYCLE):
                 at = 30 - 2 * (stage * DIGITS_A_CYCLE + digit)
-                shifted = Cat(radicand[at:at + 2], remainder)[:19]
+                shifted = Cat(radicand[at : at + 2], remainder)[:19]
                 trial = Signal(signed(20), name=f"root_trial{at}")
                 m.d.comb += trial.eq(shifted - Cat(C(1, 2), root))
                 fits = ~trial[-1]

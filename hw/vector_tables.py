@@ -36,11 +36,14 @@ class SegmentTable(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         mask = (1 << SLOPE_SHAPE.width) - 1
-        words = [low | (slope & mask) << LOW_BITS
-                 for table, slopes in zip(TABLES, SLOPES, strict=True)
-                 for low, slope in zip(table, slopes, strict=False)]
-        m.submodules.rom = rom = Memory(shape=unsigned(LOW_BITS + SLOPE_SHAPE.width), depth=len(words), init=words,
-                                          attrs={"ram_style": "block"})
+        words = [
+            low | (slope & mask) << LOW_BITS
+            for table, slopes in zip(TABLES, SLOPES, strict=True)
+            for low, slope in zip(table, slopes, strict=False)
+        ]
+        m.submodules.rom = rom = Memory(
+            shape=unsigned(LOW_BITS + SLOPE_SHAPE.width), depth=len(words), init=words, attrs={"ram_style": "block"}
+        )
         port = rom.read_port()
         m.d.comb += port.addr.eq(Cat(self.segment, self.table))
         m.d.sync += Cat(self.low, self.slope).eq(port.data)

@@ -56,19 +56,21 @@ class VectorUnit(wiring.Component):
             raise ValueError(f"lanes = {config.lanes} is not a power of two")
         self.config, self.hierarchical = config, hierarchical
         granules, lanes = config.granules_per_word, config.lanes
-        super().__init__({
-            "unit": In(UnitPort(Unit.VU)),
-            "ab": Out(BufferRead(config.ab_granules // granules, lanes)),
-            "pb": Out(BufferRead(config.pb_granules // granules, lanes)),
-            "sb": Out(BufferWrite(config.sb_granules // granules, lanes)),
-            "ob": Out(BufferWrite(config.ob_blocks, lanes, 8)),
-        })
+        super().__init__(
+            {
+                "unit": In(UnitPort(Unit.VU)),
+                "ab": Out(BufferRead(config.ab_granules // granules, lanes)),
+                "pb": Out(BufferRead(config.pb_granules // granules, lanes)),
+                "sb": Out(BufferWrite(config.sb_granules // granules, lanes)),
+                "ob": Out(BufferWrite(config.ob_blocks, lanes, 8)),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
         desc = self.unit.desc
-        self.ctl = data.View(CONTROL, registered(m, desc.ctl0[:CONTROL.size], "ctl0"))
-        self.ctl1 = data.View(CONTROL1, registered(m, desc.ctl1[:CONTROL1.size], "ctl1"))
+        self.ctl = data.View(CONTROL, registered(m, desc.ctl0[: CONTROL.size], "ctl0"))
+        self.ctl1 = data.View(CONTROL1, registered(m, desc.ctl1[: CONTROL1.size], "ctl1"))
         self._walk(m)
         self._completion(m)
         self._row_operands(m)
@@ -78,8 +80,12 @@ class VectorUnit(wiring.Component):
 
     def _walk(self, m):
         m.submodules.address = self.address = address = VectorAddress(self.config)
-        m.d.comb += [address.start.eq(self.unit.start), address.desc.eq(self.unit.desc),
-                     self.unit.error.eq(address.error), self.unit.error_code.eq(address.error_code)]
+        m.d.comb += [
+            address.start.eq(self.unit.start),
+            address.desc.eq(self.unit.desc),
+            self.unit.error.eq(address.error),
+            self.unit.error_code.eq(address.error_code),
+        ]
         self.valid = Signal(entry_write_at(self.config.lanes))
         """Bit k: a word without error, at k + 1. Only this is reset."""
         history = Signal(len(self.valid) - 1)
@@ -99,8 +105,12 @@ class VectorUnit(wiring.Component):
 
     def _row_operands(self, m):
         m.submodules.row_scalars = self.rows = rows = RowScalars(self.config.rs_entries)
-        m.d.comb += [rows.r0_addr.eq(self.address.r0_addr), rows.r1_addr.eq(self.address.r1_addr),
-                     rows.r0_kind.eq(self.ctl.row0), rows.r1_kind.eq(self.ctl.row1)]
+        m.d.comb += [
+            rows.r0_addr.eq(self.address.r0_addr),
+            rows.r1_addr.eq(self.address.r1_addr),
+            rows.r0_kind.eq(self.ctl.row0),
+            rows.r1_kind.eq(self.ctl.row1),
+        ]
         adjust = self.ctl1.adj2
         shift3 = Mux(self.ctl1.sh3 > MAX_PRODUCT_SHIFT, MAX_PRODUCT_SHIFT, self.ctl1.sh3)
         mantissa, shift = scale_operands(rows.r1, adjust)
@@ -124,12 +134,15 @@ class VectorUnit(wiring.Component):
         m.submodules.vb = vb = BufferMemory(buffer(self.config, "VB"))
         vb_read, self.vb_write = BufferRead(depth, lanes).create(), BufferWrite(depth, lanes).create()
         m.d.comb += [
-            vb.read_en.eq(vb_read.en), vb.read_addr.eq(vb_read.addr), Value.cast(vb_read.data).eq(vb.read_data),
-            vb.write_en.eq(self.vb_write.en), vb.write_addr.eq(self.vb_write.addr),
+            vb.read_en.eq(vb_read.en),
+            vb.read_addr.eq(vb_read.addr),
+            Value.cast(vb_read.data).eq(vb.read_data),
+            vb.write_en.eq(self.vb_write.en),
+            vb.write_addr.eq(self.vb_write.addr),
             vb.write_data.eq(Value.cast(self.vb_write.data)),
         ]
         for port, name in ((self.ab, "a"), (self.pb, "p"), (vb_read, "v")):
-            address = delayed(m, self.address[name][:len(port.addr)], OPERANDS_AT - 1, f"{name}_addr")
+            address = delayed(m, self.address[name][: len(port.addr)], OPERANDS_AT - 1, f"{name}_addr")
             m.d.comb += [port.addr.eq(address), port.en.eq(self._valid_at(OPERANDS_AT - 1))]
         return self.ab.data, self.pb.data, vb_read.data
 
@@ -145,9 +158,17 @@ class VectorUnit(wiring.Component):
             m.submodules[f"lane_{i}"] = lane
             lanes.append(lane)
             m.d.comb += [
-                lane.control.eq(self.ctl.as_value()), lane.adjust1.eq(self.ctl1.adj1), lane.imm.eq(imm),
-                lane.a.eq(a[i]), lane.p.eq(p[i]), lane.v.eq(v[i]), lane.r0.eq(self.rows.r0), lane.r1.eq(self.r1),
-                lane.scale2.eq(self.scale2), lane.scale3.eq(self.scale3), lane.square_shift.eq(self.square_shift),
+                lane.control.eq(self.ctl.as_value()),
+                lane.adjust1.eq(self.ctl1.adj1),
+                lane.imm.eq(imm),
+                lane.a.eq(a[i]),
+                lane.p.eq(p[i]),
+                lane.v.eq(v[i]),
+                lane.r0.eq(self.rows.r0),
+                lane.r1.eq(self.r1),
+                lane.scale2.eq(self.scale2),
+                lane.scale3.eq(self.scale3),
+                lane.square_shift.eq(self.square_shift),
                 lane.valid.eq(registered(m, count > i, f"valid_{i}")),
             ]
         for i, lane in enumerate(lanes):
@@ -168,15 +189,19 @@ class VectorUnit(wiring.Component):
         m.submodules.reduce = reduce = VectorReduce(lanes)
         m.submodules.finaliser = finaliser = Finaliser()
         m.d.comb += [
-            reduce.kind.eq(self.ctl.reduce), reduce.valid.eq(self._valid_at(REDUCE_AT)),
+            reduce.kind.eq(self.ctl.reduce),
+            reduce.valid.eq(self._valid_at(REDUCE_AT)),
             reduce.first.eq(delayed(m, self.address.first, REDUCE_AT, "first")),
             *(reduce.values[i].eq(value) for i, value in enumerate(values)),
-            finaliser.fin.eq(self.ctl.fin), finaliser.imm1.eq(self.unit.desc.imm1), finaliser.total.eq(reduce.total),
+            finaliser.fin.eq(self.ctl.fin),
+            finaliser.imm1.eq(self.unit.desc.imm1),
+            finaliser.total.eq(reduce.total),
             finaliser.square_shift.eq(delayed(m, self.square_shift, total_at - OPERANDS_AT - MASK, "square_shift_fin")),
         ]
         last = delayed(m, self.address.last, entry_at, "last")
-        address = delayed(m, self.address.w_addr[:len(self.rows.w_addr)], entry_at, "w_addr")
+        address = delayed(m, self.address.w_addr[: len(self.rows.w_addr)], entry_at, "w_addr")
         m.d.comb += [
             self.rows.w_en.eq(self._valid_at(entry_at) & last & (self.ctl.reduce != Reduce.NONE)),
-            self.rows.w_addr.eq(address), self.rows.w.eq(finaliser.entry),
+            self.rows.w_addr.eq(address),
+            self.rows.w.eq(finaliser.entry),
         ]

@@ -28,17 +28,28 @@ class WeightBuffer(wiring.Component):
     """
 
     def __init__(self):
-        super().__init__({
-            "done": In(1), "kind": In(ROUND_KIND), "i": In(ROUND), "i_valid": In(1), "room": Out(1),
-            "full": Out(1), "round": Out(ROUND_KIND), "take": In(1), "read": In(1), "o": Out(ROUND),
-        })
+        super().__init__(
+            {
+                "done": In(1),
+                "kind": In(ROUND_KIND),
+                "i": In(ROUND),
+                "i_valid": In(1),
+                "room": Out(1),
+                "full": Out(1),
+                "round": Out(ROUND_KIND),
+                "take": In(1),
+                "read": In(1),
+                "o": Out(ROUND),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
         held = Signal(range(WEIGHT_BUFFER_ROUNDS + 1))
         m.d.sync += held.eq(held + self.done - self.take)
         m.d.comb += [
-            self.full.eq(held != 0), self.room.eq(held != WEIGHT_BUFFER_ROUNDS),
+            self.full.eq(held != 0),
+            self.room.eq(held != WEIGHT_BUFFER_ROUNDS),
             self.round.eq(self._ring(m, "kinds", self.kind, self.done, self.take)),
         ]
         contents = self._ring(m, "contents", self.i, self.i_valid, self.read)
@@ -52,7 +63,7 @@ class WeightBuffer(wiring.Component):
         m.d.sync += [write_at.eq(write_at + write_en), read_at.eq(read_at + advance)]
         value, oldest = value.as_value(), []
         for at in range(0, len(value), PART_BITS):
-            part = value[at:at + PART_BITS]
+            part = value[at : at + PART_BITS]
             m.submodules[f"{name}_{at}"] = ring = memory.Memory(shape=unsigned(len(part)), depth=RING, init=[])
             write, read = ring.write_port(), ring.read_port(domain="comb")
             m.d.comb += [write.en.eq(write_en), write.addr.eq(write_at), write.data.eq(part), read.addr.eq(read_at)]

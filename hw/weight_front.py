@@ -28,11 +28,20 @@ class WeightFront(wiring.Component):
     """
 
     def __init__(self):
-        super().__init__({
-            "i": In(BEAT), "i_valid": In(1), "pop": Out(1),
-            "full": Out(1), "round": Out(ROUND_KIND), "take": In(1), "read": In(1), "o": Out(ROUND),
-            "error": Out(1), "stall": Out(1),
-        })
+        super().__init__(
+            {
+                "i": In(BEAT),
+                "i_valid": In(1),
+                "pop": Out(1),
+                "full": Out(1),
+                "round": Out(ROUND_KIND),
+                "take": In(1),
+                "read": In(1),
+                "o": Out(ROUND),
+                "error": Out(1),
+                "stall": Out(1),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -40,13 +49,23 @@ class WeightFront(wiring.Component):
         m.submodules.extender = extender = Extender()
         m.submodules.buffer = buffer = WeightBuffer()
         m.d.comb += [
-            self.pop.eq(self.i_valid & buffer.room), self.stall.eq(self.i_valid & ~buffer.room),
-            unpacker.i.eq(self.i), unpacker.pop.eq(self.pop), self.error.eq(unpacker.error),
-            extender.scales.eq(unpacker.part.scales), extender.wide.eq(unpacker.part.wide),
-            extender.i.eq(unpacker.o), extender.i_valid.eq(unpacker.o_valid),
-            buffer.done.eq(unpacker.done), buffer.kind.eq(unpacker.kind),
-            buffer.i.eq(extender.o), buffer.i_valid.eq(extender.o_valid),
-            self.full.eq(buffer.full), self.round.eq(buffer.round), buffer.take.eq(self.take),
-            buffer.read.eq(self.read), self.o.eq(buffer.o),
+            self.pop.eq(self.i_valid & buffer.room),
+            self.stall.eq(self.i_valid & ~buffer.room),
+            unpacker.i.eq(self.i),
+            unpacker.pop.eq(self.pop),
+            self.error.eq(unpacker.error),
+            extender.scales.eq(unpacker.part.scales),
+            extender.wide.eq(unpacker.part.wide),
+            extender.i.eq(unpacker.o),
+            extender.i_valid.eq(unpacker.o_valid),
+            buffer.done.eq(unpacker.done),
+            buffer.kind.eq(unpacker.kind),
+            buffer.i.eq(extender.o),
+            buffer.i_valid.eq(extender.o_valid),
+            self.full.eq(buffer.full),
+            self.round.eq(buffer.round),
+            buffer.take.eq(self.take),
+            buffer.read.eq(self.read),
+            self.o.eq(buffer.o),
         ]
         return m

@@ -37,14 +37,21 @@ class BeatFIFO(wiring.Component):
 
     def __init__(self, depth, store=Store.BLOCK):
         self.depth, self.store = depth, store
-        super().__init__({
-            "i": In(BEAT), "i_valid": In(1), "o": Out(BEAT), "o_valid": Out(1), "pop": In(1),
-        })
+        super().__init__(
+            {
+                "i": In(BEAT),
+                "i_valid": In(1),
+                "o": Out(BEAT),
+                "o_valid": Out(1),
+                "pop": In(1),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
         m.submodules.ring = ring = memory.Memory(
-            shape=unsigned(BEAT.size), depth=self.depth, init=[], attrs={"ram_style": self.store.value})
+            shape=unsigned(BEAT.size), depth=self.depth, init=[], attrs={"ram_style": self.store.value}
+        )
         write = ring.write_port()
         read = ring.read_port(transparent_for=(write,))
         write_at, read_at = Signal(range(self.depth)), Signal(range(self.depth))
@@ -52,9 +59,13 @@ class BeatFIFO(wiring.Component):
         popped = Signal()
         m.d.comb += [
             popped.eq(self.pop & self.o_valid),
-            write.en.eq(self.i_valid), write.addr.eq(write_at), write.data.eq(self.i.as_value()),
-            read.en.eq(1), read.addr.eq(Mux(popped, wrapped_increment(read_at, self.depth), read_at)),
-            self.o.eq(read.data), self.o_valid.eq(level != 0),
+            write.en.eq(self.i_valid),
+            write.addr.eq(write_at),
+            write.data.eq(self.i.as_value()),
+            read.en.eq(1),
+            read.addr.eq(Mux(popped, wrapped_increment(read_at, self.depth), read_at)),
+            self.o.eq(read.data),
+            self.o_valid.eq(level != 0),
         ]
         m.d.sync += [read_at.eq(read.addr), level.eq(level + self.i_valid - popped)]
         with m.If(self.i_valid):
@@ -81,12 +92,21 @@ class WeightReader(wiring.Component):
 
     def __init__(self, config: Config):
         self.config = config
-        super().__init__({
-            "start": In(1), "desc": In(descriptor_layout(Unit.RD)), "stop": In(1),
-            "active": Out(1), "bus_idle": Out(1), "error": Out(1), "kv": Out(1),
-            "o": Out(BEAT), "o_valid": Out(1), "pop": In(1),
-            "axi": Out(AXI4Read()),
-        })
+        super().__init__(
+            {
+                "start": In(1),
+                "desc": In(descriptor_layout(Unit.RD)),
+                "stop": In(1),
+                "active": Out(1),
+                "bus_idle": Out(1),
+                "error": Out(1),
+                "kv": Out(1),
+                "o": Out(BEAT),
+                "o_valid": Out(1),
+                "pop": In(1),
+                "axi": Out(AXI4Read()),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -102,9 +122,15 @@ class WeightReader(wiring.Component):
         m.d.comb += [
             room.eq(free[few:].any() | (length <= free[:few])),
             self.axi.arvalid.eq(self.active & room & (~self.stop | held)),
-            asked.eq(self.axi.arvalid & self.axi.arready), self.axi.rready.eq(1), taken.eq(self.axi.rvalid),
-            beats.i.data.eq(self.axi.rdata), beats.i_valid.eq(taken), beats.pop.eq(self.pop),
-            self.o.eq(beats.o), self.o_valid.eq(beats.o_valid), popped.eq(self.pop & self.o_valid),
+            asked.eq(self.axi.arvalid & self.axi.arready),
+            self.axi.rready.eq(1),
+            taken.eq(self.axi.rvalid),
+            beats.i.data.eq(self.axi.rdata),
+            beats.i_valid.eq(taken),
+            beats.pop.eq(self.pop),
+            self.o.eq(beats.o),
+            self.o_valid.eq(beats.o_valid),
+            popped.eq(self.pop & self.o_valid),
             self.bus_idle.eq(~self.axi.arvalid & (awaited == 0)),
         ]
         # Both outcomes beside the handshake that chooses one.
@@ -117,7 +143,9 @@ class WeightReader(wiring.Component):
             m.d.sync += self.error.eq(1)
         arrived, burst_start = self._tag(m, asked, tag, taken)
         m.d.comb += [
-            beats.i.first.eq(arrived.first & burst_start), beats.i.raw.eq(arrived.raw), self.kv.eq(taken & arrived.raw),
+            beats.i.first.eq(arrived.first & burst_start),
+            beats.i.raw.eq(arrived.raw),
+            self.kv.eq(taken & arrived.raw),
         ]
         return m
 
@@ -129,7 +157,8 @@ class WeightReader(wiring.Component):
         )
         m.d.comb += [
             length.eq(next_burst(beat, left)),
-            self.axi.araddr.eq(Cat(Const(0, 6), beat)), self.axi.arlen.eq(length - 1),
+            self.axi.araddr.eq(Cat(Const(0, 6), beat)),
+            self.axi.arlen.eq(length - 1),
         ]
         with m.If(asked):
             m.d.sync += [beat.eq(beat + length), left.eq(left - length), tag.first.eq(0)]
@@ -140,9 +169,14 @@ class WeightReader(wiring.Component):
         with m.If(self.start):
             desc = self.desc
             m.d.sync += [
-                beat.eq(desc.addr), run.eq(desc.addr + desc.stride), stride.eq(desc.stride), left.eq(desc.n_inner),
-                n_inner.eq(desc.n_inner), runs_left.eq(desc.n_outer),
-                tag.first.eq(desc.fmt == StreamFormat.STREAM), tag.raw.eq(desc.fmt == StreamFormat.RAW),
+                beat.eq(desc.addr),
+                run.eq(desc.addr + desc.stride),
+                stride.eq(desc.stride),
+                left.eq(desc.n_inner),
+                n_inner.eq(desc.n_inner),
+                runs_left.eq(desc.n_outer),
+                tag.first.eq(desc.fmt == StreamFormat.STREAM),
+                tag.raw.eq(desc.fmt == StreamFormat.RAW),
                 self.active.eq((desc.n_inner != 0) & (desc.n_outer != 0)),
             ]
 
@@ -152,7 +186,7 @@ class WeightReader(wiring.Component):
         m.submodules.bursts = bursts = memory.Memory(shape=TAG, depth=depth, init=[])
         write, read = bursts.write_port(), bursts.read_port(domain="comb")
         first = Signal(init=1)
-        m.d.comb += [write.en.eq(self.axi.arvalid), write.data.eq(tag)]     # again and again until it is taken
+        m.d.comb += [write.en.eq(self.axi.arvalid), write.data.eq(tag)]  # again and again until it is taken
         with m.If(asked):
             m.d.sync += write.addr.eq(wrapped_increment(write.addr, depth))
         with m.If(taken):

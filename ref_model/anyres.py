@@ -63,8 +63,11 @@ def tiles(image: Image.Image, config: LlavaConfig) -> Tensor:
     canvas = Image.new("RGB", (width, height))
     scaled = image.resize((new_width, new_height), Image.Resampling.BICUBIC)
     canvas.paste(scaled, ((width - new_width) // 2, (height - new_height) // 2))
-    cut = [canvas.crop((left, top, left + edge, top + edge))
-           for top in range(0, height, edge) for left in range(0, width, edge)]
+    cut = [
+        canvas.crop((left, top, left + edge, top + edge))
+        for top in range(0, height, edge)
+        for left in range(0, width, edge)
+    ]
     whole = image.resize((edge, edge), Image.Resampling.BICUBIC)
     return torch.stack([normalise(tile, vision.pixel_mean, vision.pixel_std) for tile in (whole, *cut)])
 

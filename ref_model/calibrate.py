@@ -55,6 +55,7 @@ def activation_maxima(checkpoint: Checkpoint, ids: Sequence[int], typical: bool 
                 peaks = magnitudes.amax(1)
                 magnitudes = magnitudes[peaks <= MASSIVE * peaks.median()]
             maxima[name] = magnitudes.amax(0).numpy()
+
         return hook
 
     with torch.no_grad():
@@ -72,16 +73,21 @@ def smoothing(activations: np.ndarray, weights: Sequence[np.ndarray], share: flo
     return (s / np.exp(np.log(s).mean())).astype(np.float32)
 
 
-def smoothed_layer(checkpoint: Checkpoint, index: int, maxima: Maxima | None,
-                   share: float = SMOOTHING) -> dict[str, np.ndarray]:
+def smoothed_layer(
+    checkpoint: Checkpoint, index: int, maxima: Maxima | None, share: float = SMOOTHING
+) -> dict[str, np.ndarray]:
     """Float tensors of decoder layer `index` by leaf name, float32, smoothed where `maxima` are given."""
     prefix = f"language_model.layers.{index}."
-    state = {name.removeprefix(prefix): tensor.numpy()
-             for name, tensor in checkpoint.read_layer(prefix, torch.float32).items()}
+    state = {
+        name.removeprefix(prefix): tensor.numpy()
+        for name, tensor in checkpoint.read_layer(prefix, torch.float32).items()
+    }
     if maxima is None:
         return state
-    qkv, gate, up, down = [f"self_attn.{p}_proj.weight" for p in "qkv"], *(f"mlp.{p}_proj.weight" for p in
-                                                                          ("gate", "up", "down"))
+    qkv, gate, up, down = (
+        [f"self_attn.{p}_proj.weight" for p in "qkv"],
+        *(f"mlp.{p}_proj.weight" for p in ("gate", "up", "down")),
+    )
     s = smoothing(maxima[prefix + "self_attn.q_proj"], [state[name] for name in qkv], share)
     _fold(state, "input_layernorm.weight", qkv, s)
     s = smoothing(maxima[prefix + "mlp.down_proj"], [state[down]], share)

@@ -32,8 +32,10 @@ def held_out() -> list[Captioned]:
     """The pairs that the projector was not trained on."""
     sheet = open_image(SHEET).convert("RGB")
     names = json.loads(NAMES.read_text(encoding="utf-8"))
-    return [Captioned(sheet.crop((x, y, x + EDGE, y + EDGE)), CAPTION.format(name))
-            for (x, y), name in zip(map(_corner, range(len(names))), names, strict=True)]
+    return [
+        Captioned(sheet.crop((x, y, x + EDGE, y + EDGE)), CAPTION.format(name))
+        for (x, y), name in zip(map(_corner, range(len(names))), names, strict=True)
+    ]
 
 
 def write_held_out(pictures: list[Image.Image], names: list[str]) -> None:

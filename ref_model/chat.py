@@ -53,14 +53,18 @@ def _token(values: dict[str, Any], key: str) -> str | None:
 
 def _of_folder(folder: Path) -> tuple[str | None, dict[str, str]]:
     settings = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
-    tokens = {key: text for key in ("bos_token", "eos_token", "unk_token", "pad_token")
-              if (text := _token(settings, key)) is not None}
+    tokens = {
+        key: text
+        for key in ("bos_token", "eos_token", "unk_token", "pad_token")
+        if (text := _token(settings, key)) is not None
+    }
     if (folder / "chat_template.jinja").exists():
         try:
             return (folder / "chat_template.jinja").read_bytes().decode("utf-8-sig"), tokens
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{folder / 'chat_template.jinja'} is not UTF-8 text ({error}): download it "
-                            "again") from error
+            raise UserError(
+                f"{folder / 'chat_template.jinja'} is not UTF-8 text ({error}): download it again"
+            ) from error
     found = (_chosen(read_json(folder / file).get("chat_template")) for file in _FILES if (folder / file).exists())
     return next((template for template in found if template is not None), None), tokens
 
@@ -83,25 +87,32 @@ class Chat:
         read = _of_folder if path.is_dir() else _of_gguf if path.suffix == ".gguf" else None
         template, self.tokens = (None, {}) if read is None else read(path)
         if template is None:
-            raise UserError(f"{source} has no chat template: leave out --chat, and write the prompt as the model was "
-                            "trained to see it")
+            raise UserError(
+                f"{source} has no chat template: leave out --chat, and write the prompt as the model was "
+                "trained to see it"
+            )
         try:
             self._template = _environment().from_string(template)
         except jinja2.TemplateError as error:
-            raise UserError(f"the chat template of {source} is no Jinja template ({self._line(error)}): leave out "
-                            "--chat") from error
+            raise UserError(
+                f"the chat template of {source} is no Jinja template ({self._line(error)}): leave out --chat"
+            ) from error
 
     def render(self, messages: list[dict[str, Any]]) -> str:
         """The text of a conversation, up to where the model is to go on."""
         try:
-            made = self._template.render(messages=messages, add_generation_prompt=True, tools=None, documents=None,
-                                         **self.tokens)
+            made = self._template.render(
+                messages=messages, add_generation_prompt=True, tools=None, documents=None, **self.tokens
+            )
         except Exception as error:  # A template may fail like any program.
-            raise UserError(f"the chat template of {self.source} does not take this prompt ({self._line(error)}): "
-                            "leave out --chat") from error
+            raise UserError(
+                f"the chat template of {self.source} does not take this prompt ({self._line(error)}): leave out --chat"
+            ) from error
         if len(made) > LONGEST:
-            raise UserError(f"the chat template of {self.source} makes {len(made):,} characters of the prompt, "
-                            f"{LONGEST:,} are the limit: leave out --chat")
+            raise UserError(
+                f"the chat template of {self.source} makes {len(made):,} characters of the prompt, "
+                f"{LONGEST:,} are the limit: leave out --chat"
+            )
         return made
 
     def question(self, prompt: str, image: bool = False) -> str:
@@ -111,8 +122,10 @@ class Chat:
         placeholder if there is an image.
         """
         if prompt.count(IMAGE_PLACEHOLDER) > 1:
-            raise UserError(f"the prompt has {prompt.count(IMAGE_PLACEHOLDER)} times {IMAGE_PLACEHOLDER}, --chat takes "
-                            "one image: write it once, or leave out --chat")
+            raise UserError(
+                f"the prompt has {prompt.count(IMAGE_PLACEHOLDER)} times {IMAGE_PLACEHOLDER}, --chat takes "
+                "one image: write it once, or leave out --chat"
+            )
         asked = prompt.replace(IMAGE_PLACEHOLDER, "").strip()
         parts = [{"type": "image"}] * image + [{"type": "text", "text": asked}]
         for content in (parts, f"{IMAGE_PLACEHOLDER}\n{asked}" if image else asked)[:: 1 if image else -1]:

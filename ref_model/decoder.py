@@ -84,8 +84,9 @@ class LlamaAttention(nn.Module):
         self.v_proj = nn.Linear(config.hidden, config.kv_width, config.qkv_bias)
         self.o_proj = nn.Linear(config.q_width, config.hidden, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, past_k: Tensor, past_v: Tensor,
-                mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, past_k: Tensor, past_v: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         n_query = x.shape[0]
         q, k, v = (
             projection(x).view(n_query, -1, self.head_dim).transpose(0, 1)
@@ -127,8 +128,9 @@ class LlamaDecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden, config.rms_eps)
         self.mlp = LlamaMlp(config)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, past_k: Tensor, past_v: Tensor,
-                mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, past_k: Tensor, past_v: Tensor, mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         attention, k, v = self.self_attn(self.input_layernorm(x), cos, sin, past_k, past_v, mask)
         x = x + attention
         return x + self.mlp(self.post_attention_layernorm(x)), k, v
@@ -153,8 +155,9 @@ class LlamaModel(nn.Module):
         empty = self.norm.weight.new_empty(self.config.kv_heads, 0, self.config.head_dim)
         return [(empty, empty)] * self.config.layers
 
-    def forward(self, x: Tensor, position_ids: Tensor, cache: KvCache,
-                mask: Tensor | None = None) -> tuple[Tensor, KvCache]:
+    def forward(
+        self, x: Tensor, position_ids: Tensor, cache: KvCache, mask: Tensor | None = None
+    ) -> tuple[Tensor, KvCache]:
         cos, sin = (table.to(x.dtype) for table in rope_tables(self.config, position_ids))
         grown: KvCache = []
         for layer, (past_k, past_v) in zip(self.layers, cache, strict=True):

@@ -24,12 +24,15 @@ class BlockMask:
     def __post_init__(self) -> None:
         shape = self.present.shape
         if self.present.dtype != bool or len(shape) != 2 or shape[0] != shape[1]:
-            raise UserError(f"an attention mask of {self.present.dtype}{list(shape)} is no square array of bool: give "
-                            "one value a tile of queries and tile of keys")
+            raise UserError(
+                f"an attention mask of {self.present.dtype}{list(shape)} is no square array of bool: give "
+                "one value a tile of queries and tile of keys"
+            )
         missing = np.flatnonzero(~self.present.diagonal())
         if len(missing):
-            raise UserError(f"the attention mask leaves out tile {missing[0]} of the keys for its own queries: set the "
-                            "diagonal")
+            raise UserError(
+                f"the attention mask leaves out tile {missing[0]} of the keys for its own queries: set the diagonal"
+            )
 
     # --- patterns --------------------------------------------------------------------------------------
 
@@ -58,8 +61,10 @@ class BlockMask:
             raise UserError(f"the attention mask {path} is no readable .npy file: write it with numpy.save") from None
         if not isinstance(present, np.ndarray) or present.shape != (tiles, tiles):
             shape = list(getattr(present, "shape", ()))
-            raise UserError(f"the attention mask {path} has the shape {shape}: {tiles} tiles of {tile} tokens are "
-                            f"compiled, so give bool[{tiles}, {tiles}]")
+            raise UserError(
+                f"the attention mask {path} has the shape {shape}: {tiles} tiles of {tile} tokens are "
+                f"compiled, so give bool[{tiles}, {tiles}]"
+            )
         return cls(tile, present)
 
     @classmethod

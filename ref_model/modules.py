@@ -23,8 +23,17 @@ from .preprocess import patches as image_patches
 from .vision import Projector, VisionLayer, VisionTower
 
 __all__ = [
-    "KvCache", "LlamaDecoderLayer", "LlamaModel", "LlavaModel", "Projector", "RMSNorm", "VisionLayer", "VisionTower",
-    "apply_rope", "causal_mask", "rope_tables",
+    "KvCache",
+    "LlamaDecoderLayer",
+    "LlamaModel",
+    "LlavaModel",
+    "Projector",
+    "RMSNorm",
+    "VisionLayer",
+    "VisionTower",
+    "apply_rope",
+    "causal_mask",
+    "rope_tables",
 ]
 
 Order = Sequence[int] | np.ndarray | Tensor
@@ -66,11 +75,15 @@ class LlavaModel(nn.Module):
             raise UserError(f"model {self.config.name} has no vision tower: leave the image out")
         images = pixels[None] if pixels.ndim == 3 else pixels
         if images.shape[1:] != (3, vision.image_size, vision.image_size):
-            raise UserError(f"image has shape {list(images.shape[1:])}, the tower takes {vision.image_size} x "
-                            f"{vision.image_size} pixels in 3 channels: use ref_model.preprocess.preprocess")
+            raise UserError(
+                f"image has shape {list(images.shape[1:])}, the tower takes {vision.image_size} x "
+                f"{vision.image_size} pixels in 3 channels: use ref_model.preprocess.preprocess"
+            )
         if (order is None) == bool(self.config.pinpoints):
-            raise UserError(f"model {self.config.name} takes images {'as tiles with' if order is None else 'without'} "
-                            "an order: see ref_model.anyres")
+            raise UserError(
+                f"model {self.config.name} takes images {'as tiles with' if order is None else 'without'} "
+                "an order: see ref_model.anyres"
+            )
         features = [
             self.multi_modal_projector(self.vision_tower(image_patches(image, vision.patch_size))) for image in images
         ]
@@ -87,29 +100,36 @@ class LlavaModel(nn.Module):
         # The image token may lie outside the table: vocabularies of 32000 with token 32000 exist.
         text_ids = input_ids.masked_fill(places, 0)
         if len(input_ids) > 0 and not 0 <= int(text_ids.min()) <= int(text_ids.max()) < self.config.text.vocab:
-            raise UserError(f"token ids span {int(text_ids.min())}..{int(text_ids.max())}, the vocabulary has "
-                            f"{self.config.text.vocab} tokens: use this model's own tokenizer")
+            raise UserError(
+                f"token ids span {int(text_ids.min())}..{int(text_ids.max())}, the vocabulary has "
+                f"{self.config.text.vocab} tokens: use this model's own tokenizer"
+            )
         x = self.language_model.embed_tokens(text_ids)
         n_features = 0 if pixels is None else (1 if pixels.ndim == 3 else len(pixels)) * self.config.n_visual_tokens
         n_features = n_features if order is None else len(order)
         if int(places.sum()) != n_features:
-            raise UserError(f"the prompt has {int(places.sum())} image tokens, the images give {n_features}: "
-                            "expand each <image> to one token per visual token")
+            raise UserError(
+                f"the prompt has {int(places.sum())} image tokens, the images give {n_features}: "
+                "expand each <image> to one token per visual token"
+            )
         if pixels is not None:
             x = x.masked_scatter(places[:, None], self.encode_images(pixels, order).to(x.dtype))
         return x
 
-    def prefill(self, input_ids: Sequence[int] | Tensor, pixels: Tensor | None = None,
-                order: Order | None = None) -> tuple[Tensor, KvCache]:
+    def prefill(
+        self, input_ids: Sequence[int] | Tensor, pixels: Tensor | None = None, order: Order | None = None
+    ) -> tuple[Tensor, KvCache]:
         """Run a whole prompt int64[seq]; returns (logits float[seq, vocab], cache)."""
         ids = torch.as_tensor(input_ids, dtype=torch.int64)
         self._require_positions(0, len(ids))
-        hidden, cache = self.language_model(self.embed(ids, pixels, order), torch.arange(len(ids)),
-                                            self.language_model.empty_cache())
+        hidden, cache = self.language_model(
+            self.embed(ids, pixels, order), torch.arange(len(ids)), self.language_model.empty_cache()
+        )
         return self.lm_head(hidden), cache
 
-    def decode(self, input_ids: Sequence[int] | Tensor, cache: KvCache,
-               position: int | None = None) -> tuple[Tensor, KvCache]:
+    def decode(
+        self, input_ids: Sequence[int] | Tensor, cache: KvCache, position: int | None = None
+    ) -> tuple[Tensor, KvCache]:
         """Run further text tokens int64[seq] (usually one) after `cache`; returns (logits float[seq, vocab], cache).
 
         `position` is the first token's; None continues after the cache, which holds only if no token was pruned.
@@ -120,8 +140,14 @@ class LlavaModel(nn.Module):
         hidden, cache = self.language_model(self.embed(ids), torch.arange(start, start + len(ids)), cache)
         return self.lm_head(hidden), cache
 
-    def generate(self, input_ids: Sequence[int] | Tensor, n_new: int, pixels: Tensor | None = None,
-                 eos_id: int | None = None, order: Order | None = None) -> list[int]:
+    def generate(
+        self,
+        input_ids: Sequence[int] | Tensor,
+        n_new: int,
+        pixels: Tensor | None = None,
+        eos_id: int | None = None,
+        order: Order | None = None,
+    ) -> list[int]:
         """Greedy continuation: at most `n_new` token ids, `eos_id` included when it ends the text."""
         logits, cache = self.prefill(input_ids, pixels, order)
         tokens: list[int] = []
@@ -136,5 +162,7 @@ class LlavaModel(nn.Module):
         if count == 0:
             raise UserError("the prompt is empty, at least 1 token is needed: give some text")
         if start + count > self.config.text.context:
-            raise UserError(f"the text reaches {start + count} tokens, {self.config.name} has a context of "
-                            f"{self.config.text.context}: shorten the prompt or generate less")
+            raise UserError(
+                f"the text reaches {start + count} tokens, {self.config.name} has a context of "
+                f"{self.config.text.context}: shorten the prompt or generate less"
+            )

@@ -51,8 +51,10 @@ def _grey(values: np.ndarray, mode: str) -> np.ndarray:
     largest, what = (1.0, "floating-point") if mode == "F" else (65535.0, "integer")
     least, most = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
     if not (least >= 0 and most <= largest):
-        raise UserError(f"{what} grey values of {least:g} to {most:g} are outside 0..{largest:g}: save the image with "
-                        "8 or 16 bits a channel")
+        raise UserError(
+            f"{what} grey values of {least:g} to {most:g} are outside 0..{largest:g}: save the image with "
+            "8 or 16 bits a channel"
+        )
     return np.round(values.astype(np.float64) * (255 / largest)).astype(np.uint8)
 
 
@@ -60,8 +62,10 @@ def pad_to_square(image: Image.Image) -> Image.Image:
     """Centre `image` on a square of `PAD_COLOUR`: the original LLaVA's "pad" mode, which keeps the whole picture."""
     edge = max(image.size)
     if edge > LARGEST_SQUARE:
-        raise UserError(f"a square around an image of {image.width} x {image.height} pixels is larger than "
-                        f"{LARGEST_SQUARE} x {LARGEST_SQUARE}: crop or scale it")
+        raise UserError(
+            f"a square around an image of {image.width} x {image.height} pixels is larger than "
+            f"{LARGEST_SQUARE} x {LARGEST_SQUARE}: crop or scale it"
+        )
     square = Image.new("RGB", (edge, edge), PAD_COLOUR)
     square.paste(image, ((edge - image.width) // 2, (edge - image.height) // 2))
     return square
@@ -90,8 +94,9 @@ def resize_and_crop(image: Image.Image, image_size: int) -> Image.Image:
     return resized.crop((left, top, left + image_size, top + image_size))
 
 
-def preprocess(image: Image.Image, image_size: int, pad: bool = False, mean: Rgb = CLIP_MEAN,
-               std: Rgb = CLIP_STD) -> Tensor:
+def preprocess(
+    image: Image.Image, image_size: int, pad: bool = False, mean: Rgb = CLIP_MEAN, std: Rgb = CLIP_STD
+) -> Tensor:
     """Normalised pixels float32[3, image_size, image_size] of any Pillow image.
 
     `pad` makes the image square by a border first, in place of losing its long ends to the crop. `mean`, `std`: of

@@ -142,6 +142,7 @@ class QuantModel:
 
 # --- tensors -------------------------------------------------------------------------------------------
 
+
 def encode_scales(values: Array) -> Array:
     """`hw.spec.numerics.encode_scale` of every element of a float64 array: int64 words."""
     fraction, exponent = np.frexp(np.abs(values.astype(np.float64)))
@@ -159,8 +160,12 @@ def fixed(values, frac: int = nm.FRAC) -> Array:
     return np.clip(scaled, nm.INT32_MIN, nm.INT32_MAX).astype(np.int64)
 
 
-def linear(weight: Array, bias: Array | None = None, factor: float | Array = 1.0,
-           compressed: tuple[str, Compressor | None] = ("", None)) -> QuantLinear:
+def linear(
+    weight: Array,
+    bias: Array | None = None,
+    factor: float | Array = 1.0,
+    compressed: tuple[str, Compressor | None] = ("", None),
+) -> QuantLinear:
     """Quantise float[out, in] row by row; `factor` (scalar or [out]) multiplies the result, bias included.
 
     `compressed`: canonical module name and the compressor that may choose the integers.
@@ -212,6 +217,7 @@ def value_factor(weight: Array, gain: Array, bias: Array | None = None) -> float
 
 # --- models --------------------------------------------------------------------------------------------
 
+
 class _Reader:
     def __init__(self, checkpoint: Checkpoint, prefix: str):
         self.checkpoint, self.prefix = checkpoint, prefix
@@ -223,32 +229,40 @@ class _Reader:
         return self(name) if self.prefix + name in self.checkpoint.shapes else None
 
 
-def text_layer(checkpoint: Checkpoint, index: int, maxima: Maxima | None = None,
-               compressor: Compressor | None = None) -> QuantTextLayer:
+def text_layer(
+    checkpoint: Checkpoint, index: int, maxima: Maxima | None = None, compressor: Compressor | None = None
+) -> QuantTextLayer:
     """Quantise decoder layer `index`, smoothed where calibration `maxima` are given."""
     prefix, c = f"language_model.layers.{index}.", checkpoint.config.text
     read = smoothed_layer(checkpoint, index, maxima) if compressor is None else compressor.layer(checkpoint, index)
-    rows = {"q": paired_rows(c.heads, c.head_dim), "k": paired_rows(c.kv_heads, c.head_dim),
-            "v": np.arange(c.kv_width)}
-    v_factor = value_factor(read["self_attn.v_proj.weight"], read["input_layernorm.weight"],
-                            read.get("self_attn.v_proj.bias"))
+    rows = {"q": paired_rows(c.heads, c.head_dim), "k": paired_rows(c.kv_heads, c.head_dim), "v": np.arange(c.kv_width)}
+    v_factor = value_factor(
+        read["self_attn.v_proj.weight"], read["input_layernorm.weight"], read.get("self_attn.v_proj.bias")
+    )
     factors = {"q": QUERY_FACTOR / math.sqrt(c.head_dim), "k": 1.0, "v": v_factor}
 
     def attention(p: str) -> QuantLinear:
         name = f"self_attn.{p}_proj"
         bias = read.get(f"{name}.bias")
-        return linear(read[f"{name}.weight"][rows[p]], None if bias is None else bias[rows[p]], factors[p],
-                      (prefix + name, compressor))
+        return linear(
+            read[f"{name}.weight"][rows[p]],
+            None if bias is None else bias[rows[p]],
+            factors[p],
+            (prefix + name, compressor),
+        )
 
     def projection(name: str, factor: float = 1.0) -> QuantLinear:
         return linear(read[f"{name}.weight"], None, factor, (prefix + name, compressor))
 
     return QuantTextLayer(
         input_norm=norm(read["input_layernorm.weight"], c.rms_eps),
-        q=attention("q"), k=attention("k"), v=attention("v"),
+        q=attention("q"),
+        k=attention("k"),
+        v=attention("v"),
         o=projection("self_attn.o_proj", ATTENTION_OUT_FACTOR / v_factor),
         post_norm=norm(read["post_attention_layernorm.weight"], c.rms_eps),
-        gate=projection("mlp.gate_proj"), up=projection("mlp.up_proj"),
+        gate=projection("mlp.gate_proj"),
+        up=projection("mlp.up_proj"),
         down=projection("mlp.down_proj", 2.0**-GATED_FRAC_BITS),
     )
 
@@ -266,8 +280,12 @@ def vision_layer(checkpoint: Checkpoint, index: int, compressor: Compressor | No
     v_bias = read("self_attn.v_proj.bias") + read("self_attn.v_proj.weight") @ read("layer_norm1.bias")
     v_factor = value_factor(read("self_attn.v_proj.weight"), gain, v_bias)
     # The factor undoes the value scaling and leaves the bias alone.
-    out = linear(read("self_attn.out_proj.weight"), None, ATTENTION_OUT_FACTOR / v_factor,
-                 (prefix + "self_attn.out_proj", compressor))
+    out = linear(
+        read("self_attn.out_proj.weight"),
+        None,
+        ATTENTION_OUT_FACTOR / v_factor,
+        (prefix + "self_attn.out_proj", compressor),
+    )
     return QuantVisionLayer(
         norm1=norm(gain, c.ln_eps, read("layer_norm1.bias")),
         q=projection("self_attn.q_proj", QUERY_FACTOR / math.sqrt(c.head_dim)),
@@ -288,13 +306,18 @@ def _vision(checkpoint: Checkpoint, compressor: Compressor | None) -> QuantVisio
     read, projector = _Reader(checkpoint, "vision_tower."), _Reader(checkpoint, "multi_modal_projector.")
 
     def projection(name: str) -> QuantLinear:
-        return linear(projector(f"{name}.weight"), projector.optional(f"{name}.bias"),
-                      compressed=(f"multi_modal_projector.{name}", compressor))
+        return linear(
+            projector(f"{name}.weight"),
+            projector.optional(f"{name}.bias"),
+            compressed=(f"multi_modal_projector.{name}", compressor),
+        )
 
     return QuantVision(
         config=c,
-        patch=linear(read("embeddings.patch_embedding.weight"),
-                     compressed=("vision_tower.embeddings.patch_embedding", compressor)),
+        patch=linear(
+            read("embeddings.patch_embedding.weight"),
+            compressed=("vision_tower.embeddings.patch_embedding", compressor),
+        ),
         class_embedding=fixed(read("embeddings.class_embedding")),
         position=fixed(read("embeddings.position_embedding.weight")),
         pre_norm=norm(read("pre_layrnorm.weight"), c.ln_eps, read("pre_layrnorm.bias")) if c.pre_norm else None,
@@ -305,8 +328,13 @@ def _vision(checkpoint: Checkpoint, compressor: Compressor | None) -> QuantVisio
     )
 
 
-def quantise(checkpoint: Checkpoint, keep_layers: int = 64, with_vision: bool = True,
-             maxima: Maxima | None = None, compression: Compressor | None = None) -> QuantModel:
+def quantise(
+    checkpoint: Checkpoint,
+    keep_layers: int = 64,
+    with_vision: bool = True,
+    maxima: Maxima | None = None,
+    compression: Compressor | None = None,
+) -> QuantModel:
     """The integer model of a checkpoint.
 
     Layers are quantised on first use, `keep_layers` of them stay in memory. `maxima` (from

@@ -62,21 +62,29 @@ class Reduction:
     def check(self, n: int, n_layers: int) -> None:
         """UserError unless it fits a prompt of n tokens through layers 0 .. n_layers - 1."""
         if self.start < 0 or self.count < 0 or self.start + self.count >= max(n, 1):
-            raise UserError(f"{self.count} visual tokens from place {self.start} on and the last token do not fit a "
-                            f"prompt of {n} tokens: choose others with --image-tokens and --image-start")
+            raise UserError(
+                f"{self.count} visual tokens from place {self.start} on and the last token do not fit a "
+                f"prompt of {n} tokens: choose others with --image-tokens and --image-start"
+            )
         left, before = self.count, 0
         for drop in self.drops:
             if not before < drop.layer < n_layers:
-                raise UserError(f"{drop.option}: layer {drop.layer} is outside {before + 1}..{n_layers - 1}, where "
-                                "visual tokens can still be dropped: choose another")
+                raise UserError(
+                    f"{drop.option}: layer {drop.layer} is outside {before + 1}..{n_layers - 1}, where "
+                    "visual tokens can still be dropped: choose another"
+                )
             if drop.kept > left:
                 raise UserError(f"{drop.option}: {drop.kept} visual tokens are to go on, there are {left}: keep fewer")
             if drop.numbers is not None and (stray := set(drop.numbers) - set(map(int, self._static(before)))):
-                raise UserError(f"{drop.option}: visual token {min(stray)} is not among those that layer {before} has "
-                                f"({left} of 0..{self.count - 1}): name others")
+                raise UserError(
+                    f"{drop.option}: visual token {min(stray)} is not among those that layer {before} has "
+                    f"({left} of 0..{self.count - 1}): name others"
+                )
             if drop.kept and not drop.by_score and any(d.by_score for d in self.drops if d.layer < drop.layer):
-                raise UserError(f"{drop.option}: after a drop by score nobody knows which visual tokens are left: drop "
-                                "by score again, or all of them with --exit-layer")
+                raise UserError(
+                    f"{drop.option}: after a drop by score nobody knows which visual tokens are left: drop "
+                    "by score again, or all of them with --exit-layer"
+                )
             left, before = drop.kept, drop.layer
 
     def report(self) -> dict:
@@ -124,6 +132,7 @@ def tokens_by_layer(reduction: Reduction | None, n: int, n_layers: int) -> list[
 
 # --- command line ------------------------------------------------------------------------------------------
 
+
 def _pairs(option: str, text: str) -> Iterator[tuple[int, int]]:
     for part in text.split(","):
         layer, colon, kept = part.strip().partition(":")
@@ -137,8 +146,10 @@ def _pairs(option: str, text: str) -> Iterator[tuple[int, int]]:
 def _listed(path: Path) -> Iterator[Drop]:
     """Drops of a JSON file: {layer: [numbers of visual tokens]}."""
     try:
-        lists = {int(layer): tuple(sorted({int(n) for n in numbers}))
-                 for layer, numbers in json.loads(path.read_text()).items()}
+        lists = {
+            int(layer): tuple(sorted({int(n) for n in numbers}))
+            for layer, numbers in json.loads(path.read_text()).items()
+        }
     except (OSError, ValueError, TypeError, AttributeError):
         raise UserError(f"--keep-schedule: {path} is no readable JSON object of layer: [visual tokens]") from None
     for layer, numbers in lists.items():
@@ -147,8 +158,9 @@ def _listed(path: Path) -> Iterator[Drop]:
         yield Drop(layer, len(numbers), numbers=numbers)
 
 
-def parse_drops(keep_schedule: str | None = None, exit_layer: int | None = None,
-                fastv: str | None = None) -> tuple[Drop, ...]:
+def parse_drops(
+    keep_schedule: str | None = None, exit_layer: int | None = None, fastv: str | None = None
+) -> tuple[Drop, ...]:
     """The drops that `--keep-schedule`, `--exit-layer` and `--fastv` ask for, by layer."""
     drops: list[Drop] = []
     if keep_schedule is not None and keep_schedule.endswith(".json"):

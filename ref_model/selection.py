@@ -24,8 +24,9 @@ def items(keep: int | None, strategy: str, n_patches: int) -> tuple[int, int]:
     if strategy == "rank":
         return keep, 1
     if keep < side:
-        raise UserError(f"{keep} visual tokens are less than a row of {side} patches: keep {side} or more, or choose "
-                        "rank")
+        raise UserError(
+            f"{keep} visual tokens are less than a row of {side} patches: keep {side} or more, or choose rank"
+        )
     return keep // side, side
 
 

@@ -48,8 +48,10 @@ class SentencePieceTokenizer:
 
     def __init__(self, pieces: Pieces, origin: str) -> None:
         if not len(pieces.tokens) == len(pieces.scores) == len(pieces.kinds):
-            raise UserError(f"{origin} has {len(pieces.tokens)} tokens, {len(pieces.scores)} scores and "
-                            f"{len(pieces.kinds)} kinds: download it again")
+            raise UserError(
+                f"{origin} has {len(pieces.tokens)} tokens, {len(pieces.scores)} scores and "
+                f"{len(pieces.kinds)} kinds: download it again"
+            )
         if not all(map(math.isfinite, pieces.scores)):
             raise UserError(f"{origin} has scores that are no numbers: download it again")
         self.eos_id, self.bos_id = pieces.eos_id, pieces.bos_id
@@ -59,11 +61,16 @@ class SentencePieceTokenizer:
         self._prefix: Prefix = pieces.prefix
         self._bytes = _byte_tokens(pieces, origin)
         self._value = {token: value for value, token in enumerate(self._bytes)}
-        self._mergeable = {text: (-score, i) for i, (text, score, kind)
-                           in enumerate(zip(*(pieces.tokens, pieces.scores, pieces.kinds), strict=True))
-                           if kind == NORMAL}  # fmt: skip
-        special = {text: i for i, (text, kind) in enumerate(zip(pieces.tokens, pieces.kinds, strict=True))
-                   if kind in (CONTROL, USER_DEFINED, UNKNOWN) and text}  # fmt: skip
+        self._mergeable = {
+            text: (-score, i)
+            for i, (text, score, kind) in enumerate(zip(*(pieces.tokens, pieces.scores, pieces.kinds), strict=True))
+            if kind == NORMAL
+        }
+        special = {
+            text: i
+            for i, (text, kind) in enumerate(zip(pieces.tokens, pieces.kinds, strict=True))
+            if kind in (CONTROL, USER_DEFINED, UNKNOWN) and text
+        }
         self._special = special | dict(pieces.extra)
         self._silent = {i for i, kind in enumerate(pieces.kinds) if kind in (CONTROL, UNKNOWN)}
         self._silent = (self._silent | set(pieces.extra.values())) - pieces.shown
@@ -135,8 +142,10 @@ def _byte_tokens(pieces: Pieces, origin: str) -> list[int]:
     named = {text: i for i, (text, kind) in enumerate(zip(pieces.tokens, pieces.kinds, strict=True)) if kind == BYTE}
     found = [named.get(f"<0x{value:02X}>") for value in range(256)]
     if None in found:
-        raise UserError(f"{origin} has no token for byte {found.index(None)}: vocabularies without all 256 bytes are "
-                        "not supported, choose another model")
+        raise UserError(
+            f"{origin} has no token for byte {found.index(None)}: vocabularies without all 256 bytes are "
+            "not supported, choose another model"
+        )
     return [token for token in found if token is not None]
 
 
@@ -187,8 +196,9 @@ def _bytes(value: int | bytes) -> bytes:
     raise ValueError("a number stands in the place of bytes")
 
 
-def read_model(path: Path, prefix: Prefix, extra: Mapping[str, int], end_ids: frozenset[int],
-               shown: frozenset[int] = frozenset()) -> SentencePieceTokenizer:
+def read_model(
+    path: Path, prefix: Prefix, extra: Mapping[str, int], end_ids: frozenset[int], shown: frozenset[int] = frozenset()
+) -> SentencePieceTokenizer:
     """A `tokenizer.model` file; UserError if it is not of the byte-pair kind that Llama has, or damaged."""
     try:
         fields = _fields(path.read_bytes())
@@ -200,13 +210,20 @@ def read_model(path: Path, prefix: Prefix, extra: Mapping[str, int], end_ids: fr
     except (OSError, ValueError, IndexError, KeyError, TypeError, struct.error) as error:
         raise UserError(f"{path} is not a complete SentencePiece model ({error}): download it again") from error
     if trainer.get(3, 1) != _MODEL_BPE:
-        raise UserError(f"{path} is a SentencePiece model of type {trainer.get(3, 1)!r}, supported is {_MODEL_BPE} "
-                        "(BPE): save the model's tokenizer.json beside it")
+        raise UserError(
+            f"{path} is a SentencePiece model of type {trainer.get(3, 1)!r}, supported is {_MODEL_BPE} "
+            "(BPE): save the model's tokenizer.json beside it"
+        )
     if normaliser.get(2) or normaliser.get(4, 1) or normaliser.get(5, 1) != 1:
-        raise UserError(f"{path} normalises text (rules, or spaces removed), which is not supported: save the model's "
-                        "tokenizer.json beside it")
+        raise UserError(
+            f"{path} normalises text (rules, or spaces removed), which is not supported: save the model's "
+            "tokenizer.json beside it"
+        )
     dummy = normaliser.get(3, 1)
-    bos, eos = (token if isinstance(token, int) and token < len(tokens) else None
-                for token in (trainer.get(41, 1), trainer.get(42, 2)))
+    bos, eos = (
+        token if isinstance(token, int) and token < len(tokens) else None
+        for token in (trainer.get(41, 1), trainer.get(42, 2))
+    )
     return SentencePieceTokenizer(
-        Pieces(tokens, scores, kinds, prefix if dummy else "never", bos, eos, end_ids, extra, shown), str(path))
+        Pieces(tokens, scores, kinds, prefix if dummy else "never", bos, eos, end_ids, extra, shown), str(path)
+    )

@@ -70,8 +70,14 @@ class LibraryTokenizer:
     `image_word`: the vocabulary's token that stands for `<image>`, where it is not written like that.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, eos_id: int | None, bos_id: int | None = None,
-                 image_word: str = IMAGE_PLACEHOLDER, end_ids: frozenset[int] = frozenset()) -> None:
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        eos_id: int | None,
+        bos_id: int | None = None,
+        image_word: str = IMAGE_PLACEHOLDER,
+        end_ids: frozenset[int] = frozenset(),
+    ) -> None:
         self.backend = backend
         self.eos_id = eos_id
         self.end_ids = end_ids | ({eos_id} if eos_id is not None else frozenset())

@@ -20,11 +20,21 @@ from .sentencepiece import Prefix, SentencePieceTokenizer, read_model
 from .token_kinds import IMAGE_PLACEHOLDER, ByteTokenizer, LibraryTokenizer, Tokenizer
 
 __all__ = [
-    "IMAGE_PLACEHOLDER", "ByteTokenizer", "LibraryTokenizer", "SentencePieceTokenizer", "Tokenizer",
-    "expand_image_tokens", "folder_tokenizer", "gguf_tokenizer", "llava_prompt", "load_tokenizer",
-]  # fmt: skip
-LLAVA_SYSTEM = ("A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, "
-                "detailed, and polite answers to the human's questions.")
+    "IMAGE_PLACEHOLDER",
+    "ByteTokenizer",
+    "LibraryTokenizer",
+    "SentencePieceTokenizer",
+    "Tokenizer",
+    "expand_image_tokens",
+    "folder_tokenizer",
+    "gguf_tokenizer",
+    "llava_prompt",
+    "load_tokenizer",
+]
+LLAVA_SYSTEM = (
+    "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, "
+    "detailed, and polite answers to the human's questions."
+)
 
 
 def _settings(folder: Path, file: str) -> dict[str, Any]:
@@ -36,15 +46,19 @@ def _end_ids(folder: Path) -> frozenset[int]:
     """Ids that end a text: generation_config.json's, else config.json's (or its text part's), one or a list."""
     config = _settings(folder, "config.json")
     text = config.get("text_config")
-    for file, values in (("generation_config.json", _settings(folder, "generation_config.json")),
-                         ("config.json", config), ("config.json", text if isinstance(text, dict) else {})):
+    for file, values in (
+        ("generation_config.json", _settings(folder, "generation_config.json")),
+        ("config.json", config),
+        ("config.json", text if isinstance(text, dict) else {}),
+    ):
         found = values.get("eos_token_id")
         if found is None:
             continue
         ids = found if isinstance(found, list) else [found]
         if not all(isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in ids):
-            raise UserError(f"{folder / file}: eos_token_id is {str(found)[:60]}, token ids are needed: correct "
-                            "the file")
+            raise UserError(
+                f"{folder / file}: eos_token_id is {str(found)[:60]}, token ids are needed: correct the file"
+            )
         return frozenset(ids)
     return frozenset()
 
@@ -73,15 +87,16 @@ def json_tokenizer(folder: Path) -> LibraryTokenizer:
 def model_tokenizer(folder: Path) -> SentencePieceTokenizer:
     """`tokenizer.model` of a Hugging Face folder, with the tokens that its JSON files add."""
     settings = _settings(folder, "tokenizer_config.json")
-    extra = {text: number for text, number in _settings(folder, "added_tokens.json").items()
-             if isinstance(number, int)}
+    extra = {text: number for text, number in _settings(folder, "added_tokens.json").items() if isinstance(number, int)}
     shown: set[int] = set()
     added = settings.get("added_tokens_decoder")
     for number, token in (added if isinstance(added, dict) else {}).items():
         text = token.get("content") if isinstance(token, dict) else None
         if not isinstance(text, str) or not number.isdigit() or token.get("lstrip") or token.get("rstrip"):
-            raise UserError(f"{folder / 'tokenizer_config.json'}: added token {number} is {str(token)[:60]}, a text "
-                            "that takes no spaces away is needed: save the model's tokenizer.json")
+            raise UserError(
+                f"{folder / 'tokenizer_config.json'}: added token {number} is {str(token)[:60]}, a text "
+                "that takes no spaces away is needed: save the model's tokenizer.json"
+            )
         extra[text] = int(number)
         shown |= {int(number)} if token.get("special") is False else set()
     prefix: Prefix = "every" if settings.get("legacy") is not False else "first"
@@ -120,8 +135,10 @@ def load_tokenizer(source: str | Path, image: bool = False) -> Tokenizer:
         return folder_tokenizer(path)
     if path.suffix == ".gguf":
         return gguf_tokenizer(path, image)
-    raise UserError(f"no tokenizer for {source}: give a Hugging Face folder, a .gguf file, llava-tiny or "
-                    f"{', '.join(PACKAGED)}{'' if str(source) in MODELS else suggestion(str(source))}")
+    raise UserError(
+        f"no tokenizer for {source}: give a Hugging Face folder, a .gguf file, llava-tiny or "
+        f"{', '.join(PACKAGED)}{'' if str(source) in MODELS else suggestion(str(source))}"
+    )
 
 
 def llava_prompt(question: str) -> str:
@@ -138,11 +155,15 @@ def expand_image_tokens(ids: Sequence[int], config: LlavaConfig, counts: Sequenc
     found = 0 if config.image_token_index is None else list(ids).count(config.image_token_index)
     if counts is None:
         if found and config.pinpoints:
-            raise UserError(f"{config.name} cuts images into tiles, the prompt needs each image's number of visual "
-                            "tokens: see ref_model.anyres.layout")
+            raise UserError(
+                f"{config.name} cuts images into tiles, the prompt needs each image's number of visual "
+                "tokens: see ref_model.anyres.layout"
+            )
         counts = [config.n_visual_tokens] * found
     if len(counts) != found:
-        raise UserError(f"the prompt has {found} image tokens, there are {len(counts)} images: "
-                        f"write {IMAGE_PLACEHOLDER} once for each, with this model's own tokenizer")
+        raise UserError(
+            f"the prompt has {found} image tokens, there are {len(counts)} images: "
+            f"write {IMAGE_PLACEHOLDER} once for each, with this model's own tokenizer"
+        )
     left = iter(counts)
     return [same for token in ids for same in [token] * (next(left) if token == config.image_token_index else 1)]

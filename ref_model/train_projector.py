@@ -34,8 +34,12 @@ from ref_model.preprocess import image_pixels, patches
 from ref_model.tokenizer import load_tokenizer
 from ref_model.vision import Projector, VisionTower
 
-SOURCES = ("emoji-datasource-google@16.0.0", "emoji-datasource-twitter@16.0.0", "@lobehub/fluent-emoji-3d@1.1.0",
-           "emojilib@4.0.3")
+SOURCES = (
+    "emoji-datasource-google@16.0.0",
+    "emoji-datasource-twitter@16.0.0",
+    "@lobehub/fluent-emoji-3d@1.1.0",
+    "emojilib@4.0.3",
+)
 LEFT_OUT = ("Flags", "Symbols", "Component")
 """Categories whose names cannot be read off the picture."""
 TOPIC = "\nSomething to do with"
@@ -57,7 +61,7 @@ class Pair:
 
     @property
     def part(self) -> str:
-        """"held-out" (10 %), "validation" (5 %) or "training", by a hash of the code."""
+        """ "held-out" (10 %), "validation" (5 %) or "training", by a hash of the code."""
         share = int(hashlib.sha256(self.code.encode()).hexdigest()[:8], 16) / 2**32
         return "held-out" if share < 0.1 else "validation" if share < 0.15 else "training"
 
@@ -72,9 +76,11 @@ def read_pairs(folder: Path) -> list[Pair]:
         if entry["category"] in LEFT_OUT or "200d" in code:
             continue
         name, *keywords = (word.replace("_", " ") for word in words["".join(chr(int(c, 16)) for c in code.split("-"))])
-        files = (modules / "emoji-datasource-google/img/google/64" / entry["image"],
-                 modules / "emoji-datasource-twitter/img/twitter/64" / entry["image"],
-                 modules / "@lobehub/fluent-emoji-3d/assets" / f"{code}.webp")
+        files = (
+            modules / "emoji-datasource-google/img/google/64" / entry["image"],
+            modules / "emoji-datasource-twitter/img/twitter/64" / entry["image"],
+            modules / "@lobehub/fluent-emoji-3d/assets" / f"{code}.webp",
+        )
         plain = tuple(word for word in keywords if word.isascii() and word.replace(" ", "").isalpha())
         pairs.append(Pair(code, name.lower(), plain, tuple(file for file in files if file.exists())))
     return pairs
@@ -136,8 +142,9 @@ class BatchedDecoder:
         state = GgufCheckpoint(packaged_path("smollm2-135m")).state(torch.float32)
         prefix = "language_model."
         self.model = LlamaModel(config.text)
-        self.model.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in state.items()
-                                    if name.startswith(prefix)})
+        self.model.load_state_dict(
+            {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+        )
         self.model.eval().requires_grad_(False)
         self.table = self.model.embed_tokens.weight.clone()
         self.model.bfloat16()
@@ -155,8 +162,10 @@ class BatchedDecoder:
     @staticmethod
     def _attention(layer: LlamaDecoderLayer, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         block = layer.self_attn
-        q, k, v = (projection(x).unflatten(-1, (-1, block.head_dim)).transpose(1, 2)
-                   for projection in (block.q_proj, block.k_proj, block.v_proj))
+        q, k, v = (
+            projection(x).unflatten(-1, (-1, block.head_dim)).transpose(1, 2)
+            for projection in (block.q_proj, block.k_proj, block.v_proj)
+        )
         q, k = (_rotate(part, cos, sin) for part in (q, k))
         group = q.shape[1] // k.shape[1]
         k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
@@ -186,8 +195,10 @@ class Trainer:
         self.pairs, self.features = pairs, features
         self.decoder, self.tokenizer = BatchedDecoder(config), load_tokenizer("smollm2-135m")
         self.projector = Projector(config.vision.hidden, config.text.hidden)
-        self.parts = {part: [i for i, pair in enumerate(pairs) if pair.part == part]
-                      for part in ("training", "validation", "held-out")}
+        self.parts = {
+            part: [i for i, pair in enumerate(pairs) if pair.part == part]
+            for part in ("training", "validation", "held-out")
+        }
         self._initialise()
 
     def _initialise(self) -> None:
@@ -208,8 +219,10 @@ class Trainer:
         first, second = self.projector.linear_1, self.projector.linear_2
         weight = first.weight / self.deviation
         tensors = {
-            "linear_1.weight": weight, "linear_1.bias": first.bias - weight @ self.mean,
-            "linear_2.weight": second.weight * self.scale, "linear_2.bias": second.bias * self.scale + self.centre,
+            "linear_1.weight": weight,
+            "linear_1.bias": first.bias - weight @ self.mean,
+            "linear_2.weight": second.weight * self.scale,
+            "linear_2.bias": second.bias * self.scale + self.centre,
         }
         return {name: tensor.detach().half().contiguous() for name, tensor in tensors.items()}
 
@@ -236,8 +249,9 @@ class Trainer:
         """Mean nats a token of one training batch."""
         chosen = rng.choices(self.parts["training"], k=BATCH)
         topic = rng.random() < TOPIC_SHARE
-        words = [rng.choice(self.pairs[i].keywords or (self.pairs[i].name,)) if topic else self.pairs[i].name
-                 for i in chosen]
+        words = [
+            rng.choice(self.pairs[i].keywords or (self.pairs[i].name,)) if topic else self.pairs[i].name for i in chosen
+        ]
         kept = torch.tensor(sorted(rng.sample(range(self.features.shape[2]), rng.choice(KEPT))))
         drawing = [rng.randrange(self.features.shape[1]) for _ in chosen]
         visual = self.features[chosen, drawing][:, kept].float()
@@ -255,11 +269,20 @@ class Trainer:
         nats = []
         for shift in range(choices):
             images = self.features[[chosen[(k + shift) % len(chosen)] for k in range(len(chosen))], 0].float()
-            nats.append(torch.cat([self.loss(images[k : k + BATCH], torch.arange(n), PROMPT, captions[k : k + BATCH])
-                                   for k in range(0, len(chosen), BATCH)]))
+            nats.append(
+                torch.cat(
+                    [
+                        self.loss(images[k : k + BATCH], torch.arange(n), PROMPT, captions[k : k + BATCH])
+                        for k in range(0, len(chosen), BATCH)
+                    ]
+                )
+            )
         table = torch.stack(nats)
-        return {"right": float(table[0].sum() / tokens), "wrong": float(table[1].sum() / tokens),
-                "picked": float((table.argmin(0) == 0).float().mean())}
+        return {
+            "right": float(table[0].sum() / tokens),
+            "wrong": float(table[1].sum() / tokens),
+            "picked": float((table.argmin(0) == 0).float().mean()),
+        }
 
 
 def rates(minutes: float) -> Iterator[tuple[float, float]]:

@@ -44,8 +44,10 @@ def entry(kind: str, key: str, make: Callable[[Path], None]) -> Path:
             if not intact(folder):
                 _made(folder, make)
     except OSError as error:
-        raise UserError(f"cannot use the cache folder {cache_dir()}: {error.strerror or error}: make room there, or "
-                        "set ALULA_CACHE to another folder") from error  # fmt: skip
+        raise UserError(
+            f"cannot use the cache folder {cache_dir()}: {error.strerror or error}: make room there, or "
+            "set ALULA_CACHE to another folder"
+        ) from error
     return folder
 
 

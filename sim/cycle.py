@@ -56,9 +56,12 @@ FETCH_FIRST_AR = 1
 """The program fetch presents its burst j at cycle FETCH_FIRST_AR + j, like an LD that starts at cycle 0."""
 UNITS = tuple(Unit)
 _WORK = {
-    Unit.LD: ("n_outer", "n_inner"), Unit.ST: ("n_tok", "n_head", "n_gran"), Unit.RD: ("n_outer", "n_inner"),
-    Unit.MX: ("n_outer", "n_rows", "kb", "ob"), Unit.VU: ("n_outer", "n_mid", "n_words"),
-}  # fmt: skip
+    Unit.LD: ("n_outer", "n_inner"),
+    Unit.ST: ("n_tok", "n_head", "n_gran"),
+    Unit.RD: ("n_outer", "n_inner"),
+    Unit.MX: ("n_outer", "n_rows", "kb", "ob"),
+    Unit.VU: ("n_outer", "n_mid", "n_words"),
+}
 """Fields whose product is `Event.work`."""
 _WORK_OF = [itemgetter(*_WORK[unit]) for unit in UNITS]
 _BUSY, _WAIT = ([f"{what}_{unit.name.lower()}" for unit in UNITS] for what in ("busy", "wait"))
@@ -117,7 +120,7 @@ class AuxReads:
 
     def take_back(self, cycle: int) -> None:
         """Addresses behind this cycle never went out."""
-        self.beats[self._counter] -= sum(self._lengths[max(0, cycle + 1 - self._first):])
+        self.beats[self._counter] -= sum(self._lengths[max(0, cycle + 1 - self._first) :])
 
 
 @dataclass
@@ -133,8 +136,15 @@ class Replay:
 class CycleMachine:
     """One run: the sequencer, five queues, and the times at which something may happen."""
 
-    def __init__(self, config: Config, memory: MemoryImage, call: Invocation, model: MemoryModel, with_data: bool,
-                 replay: Replay | None = None):  # fmt: skip
+    def __init__(
+        self,
+        config: Config,
+        memory: MemoryImage,
+        call: Invocation,
+        model: MemoryModel,
+        with_data: bool,
+        replay: Replay | None = None,
+    ):
         self.config, self.memory, self.call, self.model = config, memory, call, model
         self.faults: list[Fault] = []
         self.replayed = replay is not None
@@ -521,12 +531,18 @@ class CycleMachine:
 
 
 _STALLS: dict[int, str] = {
-    Op.ISSUE: "stall_queue", Op.FENCE: "stall_fence", Op.HALT: "stall_fence", Op.LDS: "stall_lds",
-}  # fmt: skip
+    Op.ISSUE: "stall_queue",
+    Op.FENCE: "stall_fence",
+    Op.HALT: "stall_fence",
+    Op.LDS: "stall_lds",
+}
 _BY_UNIT = {
-    Unit.LD: CycleMachine._load, Unit.ST: CycleMachine._store, Unit.RD: CycleMachine._read,
-    Unit.MX: CycleMachine._multiply, Unit.VU: CycleMachine._vector,
-}  # fmt: skip
+    Unit.LD: CycleMachine._load,
+    Unit.ST: CycleMachine._store,
+    Unit.RD: CycleMachine._read,
+    Unit.MX: CycleMachine._multiply,
+    Unit.VU: CycleMachine._vector,
+}
 _TIMES = [_BY_UNIT[unit] for unit in UNITS]
 
 
@@ -552,11 +568,19 @@ class CycleBackend:
             streams = self._streams_until(machine, fault)
             machine.stop(last)
         raw, stream = streams.beats()
-        counters = machine.counters | streams.counters(last) | {
-            "cycles": last + 1, "instructions": machine.executed(last),
-            "read_beats_aux": machine.aux.beats.total(), **machine.aux.beats,
-            "read_beats_channels": raw + stream, RD_BEATS[StreamFormat.RAW]: raw, RD_BEATS[StreamFormat.STREAM]: stream,
-        }  # fmt: skip
+        counters = (
+            machine.counters
+            | streams.counters(last)
+            | {
+                "cycles": last + 1,
+                "instructions": machine.executed(last),
+                "read_beats_aux": machine.aux.beats.total(),
+                **machine.aux.beats,
+                "read_beats_channels": raw + stream,
+                RD_BEATS[StreamFormat.RAW]: raw,
+                RD_BEATS[StreamFormat.STREAM]: stream,
+            }
+        )
         trace = sorted(event for event in machine.trace if event.end <= last)
         if fault is None:
             return Result(Error.NONE, 0, machine.sequencer.pc, last + 1, counters, trace)

@@ -344,8 +344,10 @@ def _representatives(g, channels, arrivals, kinds, pops, ready, rounds, requests
     found[first] = first
     for row in range(n):
         for other in range(n):
-            if found[row] < 0 and found[other] == other and _alike(
-                g, channels, arrivals, kinds, pops, ready, rounds, requests, banks, now, row, other
+            if (
+                found[row] < 0
+                and found[other] == other
+                and _alike(g, channels, arrivals, kinds, pops, ready, rounds, requests, banks, now, row, other)
             ):
                 found[row] = other
         if found[row] < 0:
@@ -410,12 +412,18 @@ class Streams:
         """The cycle from which on more is determined though nothing starts, or 0."""
         self.shared = np.zeros(WORDS, np.int64)
         self.shared[[FIFO, LATENCY, JITTER, SEED, HBM]] = (
-            self.config.fifo_beats, self.model.read_latency, self.model.jitter, self.model.seed & _M32, self.model.hbm,
-        )  # fmt: skip
+            self.config.fifo_beats,
+            self.model.read_latency,
+            self.model.jitter,
+            self.model.seed & _M32,
+            self.model.hbm,
+        )
         self.shared[[RANGE_TIME, HEADER_TIME]] = NEVER
         self.shared[[LAST_CYCLE, LAST_MX_CYCLE, LAST_ADDRESS]] = (
-            self.limits.cycle, self.limits.matrix, self.limits.matrix,
-        )  # fmt: skip
+            self.limits.cycle,
+            self.limits.matrix,
+            self.limits.matrix,
+        )
 
     def start_read(self, s: int, f: dict[str, int], plans: Plans | None, absent: int | None, most: int) -> None:
         """RD starts at cycle s, with these plans for STREAM.
@@ -424,8 +432,14 @@ class Streams:
         """
         self._share_rows(s)
         self.shared[RD_START : RD_MOST + 1] = (
-            s, f["addr"], f["n_outer"], f["n_inner"], f["stride"], plans is not None, most,
-        )  # fmt: skip
+            s,
+            f["addr"],
+            f["n_outer"],
+            f["n_inner"],
+            f["stride"],
+            plans is not None,
+            most,
+        )
         if plans:
             if not plans.same:
                 self._own_rows(np.arange(self.config.units))
@@ -473,8 +487,19 @@ class Streams:
         if len(self.channels) == 1 or not self.model.hbm or self.model.jitter or now < self.share_from:
             return
         self.share_from = now + hbm.REFRESH_INTERVAL
-        found = _representatives(self.shared, self.channels, self.arrivals, self.kinds, self.pops, self.ready,
-                                 self.rounds, self.requests, self.banks, now, self.row_of[0])  # fmt: skip
+        found = _representatives(
+            self.shared,
+            self.channels,
+            self.arrivals,
+            self.kinds,
+            self.pops,
+            self.ready,
+            self.rounds,
+            self.requests,
+            self.banks,
+            now,
+            self.row_of[0],
+        )
         kept, place = np.unique(found, return_inverse=True)
         if len(kept) < len(found):
             self._choose(kept.tolist())

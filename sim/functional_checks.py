@@ -22,8 +22,9 @@ def beyond_simulators(config: Config, entry: Issued) -> InternalError:
     """For an instruction that is too large for a simulator to do (`hw.spec.legal`)."""
     unit = Unit(entry.unit)
     most = max_beats(config) if unit == Unit.RD else MAX_WORK
-    return InternalError(f"{unit.name} at pc {entry.pc} moves {work(unit, entry.fields)} beats, items or words: "
-                         f"simulators follow {most}")  # fmt: skip
+    return InternalError(
+        f"{unit.name} at pc {entry.pc} moves {work(unit, entry.fields)} beats, items or words: simulators follow {most}"
+    )
 
 
 def shortened(fields: dict[str, int], names: tuple[str, ...], most: int) -> dict[str, int]:

@@ -33,9 +33,7 @@ class Issued:
 class Sequencer:
     """Architectural state. `run_scalars` executes up to the next instruction that concerns the units."""
 
-    def __init__(
-        self, config: Config, memory: MemoryImage, invocation: Invocation, program: "Program | None" = None
-    ):
+    def __init__(self, config: Config, memory: MemoryImage, invocation: Invocation, program: "Program | None" = None):
         """program: what is in instruction memory, if it need not be fetched."""
         args = invocation.args
         self.registers = [0, *(a & MASK for a in args)] + [0] * (REGISTERS - 1 - len(args))
@@ -141,15 +139,21 @@ class Sequencer:
 
 
 _ARITHMETIC: dict[int, Callable[[int, int, int], int]] = {
-    Op.ADDI: lambda b, c, imm: b + imm, Op.ADD: lambda b, c, imm: b + c, Op.SUB: lambda b, c, imm: b - c,
-    Op.MUL: lambda b, c, imm: b * c, Op.SHLI: lambda b, c, imm: b << (imm & 31),
-    Op.SHRI: lambda b, c, imm: b >> (imm & 31), Op.MIN: lambda b, c, imm: min(b, c),
+    Op.ADDI: lambda b, c, imm: b + imm,
+    Op.ADD: lambda b, c, imm: b + c,
+    Op.SUB: lambda b, c, imm: b - c,
+    Op.MUL: lambda b, c, imm: b * c,
+    Op.SHLI: lambda b, c, imm: b << (imm & 31),
+    Op.SHRI: lambda b, c, imm: b >> (imm & 31),
+    Op.MIN: lambda b, c, imm: min(b, c),
     Op.MAX: lambda b, c, imm: max(b, c),
-}  # fmt: skip
+}
 _BRANCHES: dict[int, Callable[[int, int], bool]] = {
-    Op.BEQ: lambda b, c: b == c, Op.BNE: lambda b, c: b != c,
-    Op.BLTU: lambda b, c: b < c, Op.BGEU: lambda b, c: b >= c,
-}  # fmt: skip
+    Op.BEQ: lambda b, c: b == c,
+    Op.BNE: lambda b, c: b != c,
+    Op.BLTU: lambda b, c: b < c,
+    Op.BGEU: lambda b, c: b >= c,
+}
 
 
 Program = list[tuple[int, int, int, int, int] | None]

@@ -9,9 +9,19 @@ from hw.spec import hbm
 from sim.compiled import njit
 
 for _function in (
-    hbm.slot_of, hbm.cycle_of, hbm.bank_of, hbm.row_of, hbm._free_column, hbm._free_activate, hbm.place, hbm.commit,
-    hbm._drain, hbm._goes_on, hbm._differ, hbm._banks_differ,
-):  # fmt: skip
+    hbm.slot_of,
+    hbm.cycle_of,
+    hbm.bank_of,
+    hbm.row_of,
+    hbm._free_column,
+    hbm._free_activate,
+    hbm.place,
+    hbm.commit,
+    hbm._drain,
+    hbm._goes_on,
+    hbm._differ,
+    hbm._banks_differ,
+):
     register_jitable(_function)
 
 slot_of = njit(hbm.slot_of)

@@ -12,19 +12,20 @@ STATUS = ("status", "status_detail", "status_pc")
 def argument_writes(invocation: Invocation) -> list[tuple[int, int]]:
     """(offset, value) of the arguments; START is not among them."""
     values = {
-        "program_addr": invocation.program_addr, "program_length": invocation.program_length,
-        "entry": invocation.entry, "flags": invocation.flags, "watchdog": invocation.watchdog,
+        "program_addr": invocation.program_addr,
+        "program_length": invocation.program_length,
+        "entry": invocation.entry,
+        "flags": invocation.flags,
+        "watchdog": invocation.watchdog,
         "instruction_limit": invocation.instruction_limit,
-    }  # fmt: skip
+    }
     values |= {f"arg{i}": value & 0xFFFFFFFF for i, value in enumerate(invocation.args, 1)}
     return [(REGISTERS[name], value) for name, value in values.items()]
 
 
 def result_offsets() -> list[int]:
     """Every register that a result is made of."""
-    return [REGISTERS[name] for name in STATUS] + [
-        counter_offset(name) + half for name in COUNTERS for half in (0, 4)
-    ]
+    return [REGISTERS[name] for name in STATUS] + [counter_offset(name) + half for name in COUNTERS for half in (0, 4)]
 
 
 def read_result(read: Callable[[int], int]) -> Result:

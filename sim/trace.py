@@ -45,11 +45,16 @@ def chrome(events: Iterable[Event], clock_hz: int, name: Namer = tag_name) -> st
     ]
     out += [
         {
-            "ph": "X", "name": name(e), "pid": 0, "tid": int(e.unit), "ts": e.start * scale,
-            "dur": (e.end - e.start) * scale, "args": {"tag": e.tag, "start": e.start, "end": e.end},
+            "ph": "X",
+            "name": name(e),
+            "pid": 0,
+            "tid": int(e.unit),
+            "ts": e.start * scale,
+            "dur": (e.end - e.start) * scale,
+            "args": {"tag": e.tag, "start": e.start, "end": e.end},
         }
         for e in sorted(events)
-    ]  # fmt: skip
+    ]
     return json.dumps({"traceEvents": out, "displayTimeUnit": "ns"})
 
 

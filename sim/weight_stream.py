@@ -136,8 +136,12 @@ def _walk(beats, positions, n_beats, ends, info, runs):
                 break
             n = word >> _N_AT & _N_MASK
             blocks = word >> _BLOCKS_AT & _BLOCKS_MASK
-            if (word >> _MAGIC_AT & _MAGIC_MASK != RUN_MAGIC or word >> _ZERO_AT & _ZERO_MASK or blocks == 0
-                    or n >= len(_NONZERO_COUNTS)):  # fmt: skip
+            if (
+                word >> _MAGIC_AT & _MAGIC_MASK != RUN_MAGIC
+                or word >> _ZERO_AT & _ZERO_MASK
+                or blocks == 0
+                or n >= len(_NONZERO_COUNTS)
+            ):
                 return rounds, n_runs, _NO_RUN, began, 0
             bits = word >> _BITS_AT & _BITS_MASK
             window = word >> _WINDOW_AT & _WINDOW_MASK
@@ -234,9 +238,7 @@ def _shared_headers(memory: MemoryImage, segments: list[Segment]) -> list[int] |
     return found
 
 
-def header_beats(
-    memory: MemoryImage, unit: int, segments: list[Segment]
-) -> tuple[np.ndarray, np.ndarray | None]:
+def header_beats(memory: MemoryImage, unit: int, segments: list[Segment]) -> tuple[np.ndarray, np.ndarray | None]:
     """(beats, positions) for `walk`: the whole stream, or its headers where an image for timing holds no more."""
     parts = [memory.ports[unit].header_beats(a * BEAT_BYTES, n * BEAT_BYTES) for a, n in segments]
     if not parts:

@@ -71,8 +71,11 @@ def _targets(node: ast.AST, home: str) -> list[str]:
 
 def upward(graph: nx.DiGraph) -> list[str]:
     """Arrows that `BELOW` does not allow."""
-    return [f"{tail} -> {head}" for tail, head in graph.edges
-            if package(head) != package(tail) and package(head) not in BELOW[package(tail)]]
+    return [
+        f"{tail} -> {head}"
+        for tail, head in graph.edges
+        if package(head) != package(tail) and package(head) not in BELOW[package(tail)]
+    ]
 
 
 def circles(graph: nx.DiGraph) -> list[list[str]]:
@@ -92,12 +95,15 @@ def test_there_are_no_circles(modules):
     assert circles(imports(modules)) == []
 
 
-@pytest.mark.parametrize(("module", "line"), [
-    ("compiler.pack", "from sim.memory_image import MemoryImage"),
-    ("sim.cycle", "def later():\n    import alula.session"),
-    ("hw.spec.isa", "from hw import core"),
-    ("ref_model.mask", "from compiler import ir"),
-])
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("compiler.pack", "from sim.memory_image import MemoryImage"),
+        ("sim.cycle", "def later():\n    import alula.session"),
+        ("hw.spec.isa", "from hw import core"),
+        ("ref_model.mask", "from compiler import ir"),
+    ],
+)
 def test_an_upward_arrow_is_found(modules, module, line):
     planted = modules | {module: f"{modules[module]}\n{line}\n"}
     assert [arrow.partition(" ")[0] for arrow in upward(imports(planted))] == [module]

@@ -53,12 +53,20 @@ def build(
     commands = recipes.commands(target)
     missing = [tool for tool, _ in commands if find(tool) is None]
     manifest = {
-        "config": name, "digest": machine.digest(), "card": card.name, "part": card.part, "platform": card.platform,
-        "target": target, "clock_asked_hz": machine.clock_hz, "project_digest": recipes.digest(contents),
+        "config": name,
+        "digest": machine.digest(),
+        "card": card.name,
+        "part": card.part,
+        "platform": card.platform,
+        "target": target,
+        "clock_asked_hz": machine.clock_hz,
+        "project_digest": recipes.digest(contents),
         "files": {file_name: sha256(text.encode()).hexdigest() for file_name, text in sorted(contents.items())},
         "commands": [" ".join([tool, *arguments]) for tool, arguments in commands],
-        "missing": missing, "tools": {}, "results": {},
-    }  # fmt: skip
+        "missing": missing,
+        "tools": {},
+        "results": {},
+    }
     write_manifest(folder, manifest)
     if not missing:
         _run(folder, commands, manifest, find, note)
@@ -69,8 +77,10 @@ def missing_line(manifest: dict) -> str:
     """What is missing, in one line."""
     tools = " and ".join(manifest["missing"])
     are = "are" if len(manifest["missing"]) > 1 else "is"
-    return (f"{manifest['folder']} is written and not built: {tools} {are} not on PATH; install AMD Vitis with the "
-            f"platform {manifest['platform']}, source its settings64.sh, and run this again")  # fmt: skip
+    return (
+        f"{manifest['folder']} is written and not built: {tools} {are} not on PATH; install AMD Vitis with the "
+        f"platform {manifest['platform']}, source its settings64.sh, and run this again"
+    )
 
 
 def kernel_verilog(name: str) -> str:
@@ -92,14 +102,22 @@ def _run(folder: Path, commands: list, manifest: dict, find: Callable, note: Cal
     for tool, arguments in commands:
         note(tool)
         path = find(tool)
-        version = subprocess.run([path, "--version" if tool == "v++" else "-version"], capture_output=True, text=True,
-                                 check=False)  # fmt: skip
+        version = subprocess.run(
+            [path, "--version" if tool == "v++" else "-version"], capture_output=True, text=True, check=False
+        )
         manifest["tools"][tool] = next((line.strip() for line in version.stdout.splitlines() if line.strip()), None)
         log = folder / f"{tool.replace('+', 'p')}.log"
         resolved = [argument.replace("FOLDER", str(folder.resolve())) for argument in arguments]
         with log.open("w") as output:
-            done = subprocess.run([path, *resolved], cwd=folder, env=environment, stdout=output,
-                                  stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, check=False)  # fmt: skip
+            done = subprocess.run(
+                [path, *resolved],
+                cwd=folder,
+                env=environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                check=False,
+            )
         if done.returncode:
             raise InternalError(f"{tool} failed with code {done.returncode}: see {log}")
     manifest["results"] = reports.collect(folder / REPORTS_FOLDER)

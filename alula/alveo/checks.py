@@ -25,12 +25,24 @@ MASTER = {
 }  # fmt: skip
 """An AXI4 master without IDs (UG1393: 64-bit addresses): signal -> (bits, direction)."""
 SLAVE = {
-    "awaddr": (12, "input"), "awvalid": (1, "input"), "awready": (1, "output"), "wdata": (32, "input"),
-    "wstrb": (4, "input"), "wvalid": (1, "input"), "wready": (1, "output"), "bresp": (2, "output"),
-    "bvalid": (1, "output"), "bready": (1, "input"), "araddr": (12, "input"), "arvalid": (1, "input"),
-    "arready": (1, "output"), "rdata": (32, "output"), "rresp": (2, "output"), "rvalid": (1, "output"),
+    "awaddr": (12, "input"),
+    "awvalid": (1, "input"),
+    "awready": (1, "output"),
+    "wdata": (32, "input"),
+    "wstrb": (4, "input"),
+    "wvalid": (1, "input"),
+    "wready": (1, "output"),
+    "bresp": (2, "output"),
+    "bvalid": (1, "output"),
+    "bready": (1, "input"),
+    "araddr": (12, "input"),
+    "arvalid": (1, "input"),
+    "arready": (1, "output"),
+    "rdata": (32, "output"),
+    "rresp": (2, "output"),
+    "rvalid": (1, "output"),
     "rready": (1, "input"),
-}  # fmt: skip
+}
 OTHERS = {"ap_clk": (1, "input"), "ap_rst_n": (1, "input"), "interrupt": (1, "output")}
 
 
@@ -52,8 +64,11 @@ def ports(config: Config, verilog: str) -> list[str]:
         wanted |= {f"{port_name(port)}_{name}": shape for name, shape in MASTER.items()}
     wrong = [f"{KERNEL}: no port {name}" for name in wanted if name not in found]
     wrong += [f"{KERNEL}: port {name} belongs to no interface" for name in found if name not in wanted]
-    wrong += [f"{KERNEL}: port {name} is {found[name][1]} of {found[name][0]} bits, not {shape[1]} of {shape[0]}"
-              for name, shape in wanted.items() if name in found and found[name] != shape]  # fmt: skip
+    wrong += [
+        f"{KERNEL}: port {name} is {found[name][1]} of {found[name][0]} bits, not {shape[1]} of {shape[0]}"
+        for name, shape in wanted.items()
+        if name in found and found[name] != shape
+    ]
     return wrong
 
 
@@ -108,12 +123,18 @@ def _placement(config: Config, card: Card, contents: dict[str, str], slr: list[s
     if slr:
         wrong = [] if len(slr) == 1 and not units else ["slr= and the floorplan both place the compute unit"]
         return wrong + [f"slr={value} is not on {card.name}" for value in slr if value.split(":")[-1] not in legal]
-    wrong = [f"Pblock {name} is in {region}, {card.name} has no such SLR" for name, region in regions.items()
-             if region not in legal]  # fmt: skip
+    wrong = [
+        f"Pblock {name} is in {region}, {card.name} has no such SLR"
+        for name, region in regions.items()
+        if region not in legal
+    ]
     unplaced = sorted(set(range(config.units)) - set(units))
     wrong += [f"matrix unit {unit} is in no Pblock" for unit in unplaced]
-    wrong += [f"matrix unit {unit} is in {n} Pblocks, or there is none of that number"
-              for unit, n in Counter(units).items() if n > 1 or unit >= config.units]  # fmt: skip
+    wrong += [
+        f"matrix unit {unit} is in {n} Pblocks, or there is none of that number"
+        for unit, n in Counter(units).items()
+        if n > 1 or unit >= config.units
+    ]
     instances = set(re.findall(_UNIT_INSTANCE, contents[recipes.VERILOG], flags=re.M))
     if instances and instances != {f"unit_{unit}" for unit in range(config.units)}:
         wrong.append(f"the netlist's matrix units are {sorted(instances)}")
@@ -130,9 +151,16 @@ def packaging(config: Config, contents: dict[str, str]) -> list[str]:
     needed = ("ipx::package_project", "ipx::check_integrity", "ipx::save_core", "package_xo")
     wrong = [f"{recipes.PACKAGE} does not run {name}" for name in needed if name not in names]
     flags = {tuple(command[1:3]) for command in commands if command[0] == "set_property"}
-    wrong += [f"{recipes.PACKAGE} does not set {key} {value}" for key, value in (
-        ("sdx_kernel", "true"), ("sdx_kernel_type", "rtl"), ("range", str(ADDRESS_SPACE_BYTES)),
-        ("vitis_drc", "ctrl_protocol ap_ctrl_hs")) if (key, value) not in flags]
+    wrong += [
+        f"{recipes.PACKAGE} does not set {key} {value}"
+        for key, value in (
+            ("sdx_kernel", "true"),
+            ("sdx_kernel_type", "rtl"),
+            ("range", str(ADDRESS_SPACE_BYTES)),
+            ("vitis_drc", "ctrl_protocol ap_ctrl_hs"),
+        )
+        if (key, value) not in flags
+    ]
     clocked = {c[c.index("-busif") + 1] for c in commands if c[0] == "ipx::associate_bus_interfaces" and "-busif" in c}
     expected = {"s_axi_control", *(port_name(i) for i in range(config.units + 1))}
     wrong += [f"interface {name} has no clock" for name in sorted(expected - clocked)]
@@ -159,18 +187,28 @@ def _registers(config: Config, commands: list[list[str]]) -> list[str]:
     found = packaged_registers(commands)
     wrong = [f"register {name} is not packaged" for name in wanted if name not in found]
     wrong += [f"packaged register {name} is none of the machine's" for name in found if name not in wanted]
-    return wrong + [f"register {name} is packaged as (offset, bits, master) {found[name]}, the machine has {values}"
-                    for name, values in wanted.items() if name in found and found[name] != values]  # fmt: skip
+    return wrong + [
+        f"register {name} is packaged as (offset, bits, master) {found[name]}, the machine has {values}"
+        for name, values in wanted.items()
+        if name in found and found[name] != values
+    ]
 
 
 def host(config: Config, contents: dict[str, str]) -> list[str]:
     """The host's file against the same source."""
     written = json.loads(contents[recipes.HOST])
-    return [f"{recipes.HOST}: {key} is not the machine's" for key, value in host_arguments(config).items()
-            if written.get(key) != value]  # fmt: skip
+    return [
+        f"{recipes.HOST}: {key} is not the machine's"
+        for key, value in host_arguments(config).items()
+        if written.get(key) != value
+    ]
 
 
 def all_checks(config: Config, card: Card, contents: dict[str, str]) -> list[str]:
     """Everything but the lint, which needs Verilator (`sim.rtl.lint`)."""
-    return [*ports(config, contents[recipes.VERILOG]), *link(config, card, contents), *packaging(config, contents),
-            *host(config, contents)]  # fmt: skip
+    return [
+        *ports(config, contents[recipes.VERILOG]),
+        *link(config, card, contents),
+        *packaging(config, contents),
+        *host(config, contents),
+    ]

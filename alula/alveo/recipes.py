@@ -12,7 +12,12 @@ from hw.spec.resources import dsp_total
 TARGETS = ("hw", "hw_emu", "xo")
 COMPUTE_UNIT = "alula_1"
 VERILOG, PACKAGE, LINK, FLOORPLAN, REPORTS, HOST = (
-    "alula_kernel.v", "package_xo.tcl", "link.cfg", "floorplan.tcl", "reports.tcl", "host_args.json"
+    "alula_kernel.v",
+    "package_xo.tcl",
+    "link.cfg",
+    "floorplan.tcl",
+    "reports.tcl",
+    "host_args.json",
 )
 UNIT_CELL = f"*{COMPUTE_UNIT}/inst/accelerator/core/matrix/unit_"
 """Name pattern of a matrix unit's cell in the linked design; its number follows."""
@@ -64,8 +69,10 @@ def package_tcl(config: Config, card: Card) -> str:
         "    }",
         "}",
         *(f"add_register $block {name} 0x{offset:03X} 32" for name, offset in control().items()),
-        *(f"add_register $block {a.name} 0x{a.offset:03X} {a.bits}{f' {a.port}' if a.port else ''}"
-          for a in arguments(config)),
+        *(
+            f"add_register $block {a.name} 0x{a.offset:03X} {a.bits}{f' {a.port}' if a.port else ''}"
+            for a in arguments(config)
+        ),
         "",
         "set_property supported_families {} $core",
         "set_property auto_family_support_level level_2 $core",
@@ -75,14 +82,20 @@ def package_tcl(config: Config, card: Card) -> str:
         "ipx::save_core $core",
         "close_project -delete",
         f"package_xo -force -xo_path {KERNEL}.xo -kernel_name {KERNEL} -ctrl_protocol ap_ctrl_hs -ip_directory ./ip",
-    ]  # fmt: skip
+    ]
     return _header(config, card) + "\n".join(lines) + "\n"
 
 
 def link_cfg(config: Config, card: Card) -> str:
     """v++ --link --config: one compute unit, a memory bank for each of its masters, the clock that is asked for."""
-    lines = [f"platform={card.platform}", f"kernel_frequency={config.clock_hz // 10**6}", "save-temps=1", "",
-             "[connectivity]", f"nk={KERNEL}:1:{COMPUTE_UNIT}"]
+    lines = [
+        f"platform={card.platform}",
+        f"kernel_frequency={config.clock_hz // 10**6}",
+        "save-temps=1",
+        "",
+        "[connectivity]",
+        f"nk={KERNEL}:1:{COMPUTE_UNIT}",
+    ]
     lines += [f"sp={COMPUTE_UNIT}.{port_name(i)}:{card.memory_of(config, i)}" for i in range(config.units + 1)]
     if fits_one_slr(config, card):
         lines.append(f"slr={COMPUTE_UNIT}:SLR0")
@@ -119,13 +132,21 @@ def reports_tcl(config: Config, card: Card) -> str:
 def files(config: Config, card: Card, verilog: str) -> dict[str, str]:
     """File name -> contents. ConfigError where the configuration does not fit the card's memories."""
     card.check(config)
-    host = {"kernel": KERNEL, "compute_unit": COMPUTE_UNIT, "config": config.name, "digest": config.digest(),
-            "memories": {port_name(i): card.memory_of(config, i) for i in range(config.units + 1)}}  # fmt: skip
+    host = {
+        "kernel": KERNEL,
+        "compute_unit": COMPUTE_UNIT,
+        "config": config.name,
+        "digest": config.digest(),
+        "memories": {port_name(i): card.memory_of(config, i) for i in range(config.units + 1)},
+    }
     return {
-        VERILOG: verilog, PACKAGE: package_tcl(config, card), LINK: link_cfg(config, card),
-        FLOORPLAN: floorplan_tcl(config, card), REPORTS: reports_tcl(config, card),
+        VERILOG: verilog,
+        PACKAGE: package_tcl(config, card),
+        LINK: link_cfg(config, card),
+        FLOORPLAN: floorplan_tcl(config, card),
+        REPORTS: reports_tcl(config, card),
         HOST: json.dumps(host | host_arguments(config), indent=2) + "\n",
-    }  # fmt: skip
+    }
 
 
 def digest(contents: dict[str, str]) -> str:
@@ -143,8 +164,12 @@ def commands(target: str) -> list[tuple[str, list[str]]]:
         return [package]
     link = ["--link", "--target", target, "--config", LINK, "--output", f"{KERNEL}.{target}.xclbin"]
     if target == "hw":
-        link += ["--vivado.prop", f"run.impl_1.STEPS.PLACE_DESIGN.TCL.PRE=FOLDER/{FLOORPLAN}",
-                 "--vivado.prop", f"run.impl_1.STEPS.ROUTE_DESIGN.TCL.POST=FOLDER/{REPORTS}"]  # fmt: skip
+        link += [
+            "--vivado.prop",
+            f"run.impl_1.STEPS.PLACE_DESIGN.TCL.PRE=FOLDER/{FLOORPLAN}",
+            "--vivado.prop",
+            f"run.impl_1.STEPS.ROUTE_DESIGN.TCL.POST=FOLDER/{REPORTS}",
+        ]
     return [package, ("v++", [*link, f"{KERNEL}.xo"])]
 
 

@@ -36,8 +36,12 @@ def timing(text: str) -> dict:
         raise InternalError("the timing report has no Design Timing Summary with numbers")
     setup, hold = float(found[1]), float(found[5])
     failing = int(found[3]) + int(found[7])
-    return {"setup_slack_ns": setup, "hold_slack_ns": hold, "failing_endpoints": failing,
-            "met": failing == 0 and setup >= 0 and hold >= 0}  # fmt: skip
+    return {
+        "setup_slack_ns": setup,
+        "hold_slack_ns": hold,
+        "failing_endpoints": failing,
+        "met": failing == 0 and setup >= 0 and hold >= 0,
+    }
 
 
 def tool_version(text: str) -> str | None:

@@ -73,8 +73,13 @@ def _tclsh(script: str) -> str:
     path = shutil.which("tclsh")
     if path is None:
         raise InternalError("there is no Tcl: install Python's tkinter (Debian: python3-tk) or tclsh")
-    done = subprocess.run([path], input=f"{script}\nputs -nonewline [join $::recorded \\x1e]\n", capture_output=True,
-                          text=True, check=False)  # fmt: skip
+    done = subprocess.run(
+        [path],
+        input=f"{script}\nputs -nonewline [join $::recorded \\x1e]\n",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode or done.stderr:
         raise InternalError(f"Tcl: {done.stderr.splitlines()[0] if done.stderr else done.returncode}")
     return done.stdout

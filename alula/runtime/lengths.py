@@ -146,21 +146,28 @@ class Unrolled(Session):
         if name != "lm":
             return super().run(name, own_scalars, **arguments)
         program, config = self.compiled.program, self.compiled.config
-        call = Invocation(self.layout.aux["program"].base, len(program.words), program.entries[name]["entry"],
-                          tuple(self._recorded(arguments)[a] for a in ARGUMENTS))
+        call = Invocation(
+            self.layout.aux["program"].base,
+            len(program.words),
+            program.entries[name]["entry"],
+            tuple(self._recorded(arguments)[a] for a in ARGUMENTS),
+        )
         words = Recorder(self.layout, self.memory, call, self.any_position).record()
         at = ceil_div(self.layout.aux.at, PAGE_BEATS) * PAGE_BEATS
         if at * BEAT_BYTES + words.nbytes > config.aux_bytes:
-            raise UserError(f"a stream of {words.nbytes} bytes does not fit auxiliary memory of {config.name}: choose "
-                            "a shorter length")
+            raise UserError(
+                f"a stream of {words.nbytes} bytes does not fit auxiliary memory of {config.name}: choose "
+                "a shorter length"
+            )
         self.memory.write(config.aux_port, at * BEAT_BYTES, words)
         return self.start(name, Invocation(at, len(words), 0, (arguments["position"],)))
 
     def _recorded(self, arguments: dict[str, int]) -> dict[str, int]:
         """The arguments that a stream for these is recorded with."""
         if arguments["mask"] or arguments["more"]:
-            raise UserError("streams for one length know no attention mask and no token reduction: choose --program "
-                            "runtime")
+            raise UserError(
+                "streams for one length know no attention mask and no token reduction: choose --program runtime"
+            )
         return arguments
 
 
@@ -198,6 +205,7 @@ def _bucket(length: int, size: int, context: int) -> int:
 
 
 # --- sizes -----------------------------------------------------------------------------------------------
+
 
 class _Measure:
     """Counts a run's instructions instead of executing them."""
@@ -241,15 +249,22 @@ def program_sizes(compiled: Compiled, memory: MemoryImage) -> dict[str, dict]:
     out: dict[str, dict] = {"runtime": {"program_bytes": program, "streams": 1, "sampled": False}}
     for mode, sizes in (("bucketed", (DECODE_BUCKET, PREFILL_BUCKET)), ("unrolled", (1, 1))):
         decode, prefill = ({_bucket(n, size, context) for n in sample} for size in sizes)
-        made = {"decode": {n: stream_bytes(compiled, memory, mode, 1, n - 1) for n in sorted(decode)},
-                "prefill": {n: stream_bytes(compiled, memory, mode, n, 0) for n in sorted(prefill)}}
+        made = {
+            "decode": {n: stream_bytes(compiled, memory, mode, 1, n - 1) for n in sorted(decode)},
+            "prefill": {n: stream_bytes(compiled, memory, mode, n, 0) for n in sorted(prefill)},
+        }
         totals, streams = {}, 0
         for (phase, known), size in zip(made.items(), sizes, strict=True):
             lengths = sorted({_bucket(n, size, context) for n in range(1, context + 1)})
             totals[f"{phase}_bytes"] = round(sum(_interpolated(known, n, size) for n in lengths))
             streams += len(lengths)
-        out[mode] = {"program_bytes": sum(totals.values()), **totals, "streams": streams, "sampled": True,
-                     "sample": {phase: {str(n): size for n, size in known.items()} for phase, known in made.items()}}
+        out[mode] = {
+            "program_bytes": sum(totals.values()),
+            **totals,
+            "streams": streams,
+            "sampled": True,
+            "sample": {phase: {str(n): size for n, size in known.items()} for phase, known in made.items()},
+        }
     return out
 
 

@@ -45,15 +45,24 @@ class Session:
     layers only.
     """
 
-    def __init__(self, compiled: Compiled, memory: MemoryImage, backend: Backend, layers: int | None = None,
-                 first_layer: int = 0, head: bool = True) -> None:
+    def __init__(
+        self,
+        compiled: Compiled,
+        memory: MemoryImage,
+        backend: Backend,
+        layers: int | None = None,
+        first_layer: int = 0,
+        head: bool = True,
+    ) -> None:
         self.compiled, self.memory, self.backend = compiled, memory, backend
         self.layout = compiled.layout
         available = self.layout.model.text.n_layers
         self.layers = available - first_layer if layers is None else layers
         if not 0 < self.layers <= available - first_layer:
-            raise UserError(f"layers {first_layer}..{first_layer + self.layers - 1} were asked for, {available} are "
-                            "compiled: choose fewer")
+            raise UserError(
+                f"layers {first_layer}..{first_layer + self.layers - 1} were asked for, {available} are "
+                "compiled: choose fewer"
+            )
         self.first_layer, self.kept = first_layer, 0
         self.head = head
         self.results: list[tuple[str, Result]] = []
@@ -70,8 +79,13 @@ class Session:
 
     # --- language model --------------------------------------------------------------------------------
 
-    def prefill(self, rows: Sequence[int], positions: Sequence[int] | None = None, mask: BlockMask | None = None,
-                reduction: Reduction | None = None) -> np.ndarray:
+    def prefill(
+        self,
+        rows: Sequence[int],
+        positions: Sequence[int] | None = None,
+        mask: BlockMask | None = None,
+        reduction: Reduction | None = None,
+    ) -> np.ndarray:
         """Run tokens given by their row addresses (see `embed_row`, `feature_row`): logits int64[vocab],
         or the residual row int64[hidden] without head.
 
@@ -81,8 +95,10 @@ class Session:
         """
         n = len(rows)
         if n == 0 or self.kept + n > self.layout.context:
-            raise UserError(f"{n} tokens after {self.kept} do not fit the compiled context of {self.layout.context} "
-                            "tokens: compile with a longer context")
+            raise UserError(
+                f"{n} tokens after {self.kept} do not fit the compiled context of {self.layout.context} "
+                "tokens: compile with a longer context"
+            )
         if reduction is not None:
             reduction.check(n, self.first_layer + self.layers)
         positions = range(self.kept, self.kept + n) if positions is None else positions
@@ -95,8 +111,13 @@ class Session:
         if reduction is not None and ranked:
             self._refuse_ranking(reduction, mask)
             self._ranking_tables(segments, rope, reduction)
-        self.run("lm", ranked, **dict(zip(SEGMENT, first, strict=False)), first_layer=self.first_layer,
-                 mask=self._mask_table(mask, self.kept + n))
+        self.run(
+            "lm",
+            ranked,
+            **dict(zip(SEGMENT, first, strict=False)),
+            first_layer=self.first_layer,
+            mask=self._mask_table(mask, self.kept + n),
+        )
         self._kept += n
         self.cached = [s.start + len(s.places) for s in segments for _ in range(s.count)]
         text = self.layout.model.text
@@ -155,8 +176,19 @@ class Session:
                 addresses += [0] * (-len(addresses) % GRANULE_LANES)
             following = 0 if last else aux["segments"].base * 16 + number * GRANULE_LANES
             ranked, bias = (len(before), self._bias(number)) if segment.by_score else (0, 0)
-            records.append([len(segment.places), segment.start, at[0], 0 if stays else at[1], segment.count, following,
-                            segments[number - 1].start, ranked, bias])
+            records.append(
+                [
+                    len(segment.places),
+                    segment.start,
+                    at[0],
+                    0 if stays else at[1],
+                    segment.count,
+                    following,
+                    segments[number - 1].start,
+                    ranked,
+                    bias,
+                ]
+            )
             before, source = segment.places, aux["residual"].base + stride * np.arange(len(segment.places))
         for name, addresses in lists.items():
             self._list(name, addresses)
@@ -165,18 +197,23 @@ class Session:
     def _bias(self, number: int) -> int:
         """Beat of the biases for the ranking that makes segment `number`."""
         record = self.layout.ranking
-        return (self.layout.aux["ranking"].base + record["bias"]
-                + (number - 1) * self.layout.geo.cache_granules(self.layout.context))
+        return (
+            self.layout.aux["ranking"].base
+            + record["bias"]
+            + (number - 1) * self.layout.geo.cache_granules(self.layout.context)
+        )
 
     def _ranking_tables(self, segments: list[Segment], rope: list[int], reduction: Reduction) -> None:
         """What the machine needs to rank: constants, addresses of residual and RoPE rows, biases of other tokens."""
         layout, geo = self.layout, self.layout.geo
         n, stride = len(rope), geo.granules(layout.model.text.hidden)
         first = next(number for number, segment in enumerate(segments) if segment.by_score)
-        tables = {"bits": pack.row_words(bit_weights(geo.gpw), geo.gpw),
-                  "rows": pack.row_words(layout.aux["residual"].base + stride * np.arange(n)[:, None], 1),
-                  "rope": pack.row_words(np.array(rope)[segments[first - 1].places][:, None], 1),
-                  "masks": _masks(len(segments[first].places), geo.cache_granules(layout.context))}
+        tables = {
+            "bits": pack.row_words(bit_weights(geo.gpw), geo.gpw),
+            "rows": pack.row_words(layout.aux["residual"].base + stride * np.arange(n)[:, None], 1),
+            "rope": pack.row_words(np.array(rope)[segments[first - 1].places][:, None], 1),
+            "masks": _masks(len(segments[first].places), geo.cache_granules(layout.context)),
+        }
         for name, data in tables.items():
             self._put(layout.aux["ranking"].base + layout.ranking[name], data)
         for number, segment in enumerate(segments):
@@ -203,8 +240,10 @@ class Session:
         tile = 1 << geo.keys_per_slot_log2
         rows = ceil_div(tokens, tile)
         if mask.tile != tile or len(mask.present) < rows:
-            raise UserError(f"an attention mask of {len(mask.present)} tiles of {mask.tile} tokens does not cover "
-                            f"{tokens} tokens in the tiles of {tile} of configuration {self.layout.config.name}")
+            raise UserError(
+                f"an attention mask of {len(mask.present)} tiles of {mask.tile} tokens does not cover "
+                f"{tokens} tokens in the tiles of {tile} of configuration {self.layout.config.name}"
+            )
         table = np.zeros((rows, mask_row_words(geo, context)), np.uint32)
         for index, row in enumerate(table):
             runs = [first | count << 16 for first, count in mask.runs(index)]
@@ -221,8 +260,9 @@ class Session:
     def feature_row(self, index: int) -> int:
         return self.layout.aux["features"].base + index * self.layout.geo.granules(self.layout.model.text.hidden)
 
-    def prompt_rows(self, ids: Sequence[int], image_token: int | None = None,
-                    order: Iterable[int] | None = None) -> list[int]:
+    def prompt_rows(
+        self, ids: Sequence[int], image_token: int | None = None, order: Iterable[int] | None = None
+    ) -> list[int]:
         """Row addresses of a prompt; image tokens take feature rows one after another, or those of `order`
         (`ref_model.anyres.layout`), where negative ones are the newline token behind the last tile's."""
         vision = self.layout.model.vision
@@ -232,8 +272,14 @@ class Session:
 
     # --- vision ----------------------------------------------------------------------------------------
 
-    def encode_image(self, patches: np.ndarray, layers: int | None = None, tile: int = 0, keep: int | None = None,
-                     strategy: str = "rank") -> np.ndarray:
+    def encode_image(
+        self,
+        patches: np.ndarray,
+        layers: int | None = None,
+        tile: int = 0,
+        keep: int | None = None,
+        strategy: str = "rank",
+    ) -> np.ndarray:
         """Patches int[n_patches, 3*p*p] Q16 -> feature rows int64[n_features, hidden], left in aux memory too, behind
         those of the tiles before.
 
@@ -252,8 +298,14 @@ class Session:
         result = self.feature_row(tile * vision.n_patches)
         items, span = selection.items(keep, strategy, vision.n_patches)
         self._foresee(items, span)
-        self.run("vision", patches=aux["patches"].base, result=result,
-                 n_layers=vision.n_layers if layers is None else layers, keep=items, by_rows=int(span > 1))
+        self.run(
+            "vision",
+            patches=aux["patches"].base,
+            result=result,
+            n_layers=vision.n_layers if layers is None else layers,
+            keep=items,
+            by_rows=int(span > 1),
+        )
         n = items * span if items else vision.n_patches
         self.survivors = self._survivors(n) if items else list(range(n))
         return self._read_rows(result, n + (not vision.drop_class), self.layout.model.text.hidden)
@@ -284,9 +336,13 @@ class Session:
         if set(arguments) != set(entry["args"]):
             raise InternalError(f"entry {name} takes {entry['args']}")
         words = self.compiled.program.words
-        invocation = Invocation(self.layout.aux["program"].base, len(words), entry["entry"],
-                                tuple(arguments[a] for a in entry["args"]),
-                                own_scalars=own_scalars or bool(arguments.get("keep")))
+        invocation = Invocation(
+            self.layout.aux["program"].base,
+            len(words),
+            entry["entry"],
+            tuple(arguments[a] for a in entry["args"]),
+            own_scalars=own_scalars or bool(arguments.get("keep")),
+        )
         return self.start(name, invocation)
 
     def start(self, name: str, invocation: Invocation) -> Result:
@@ -297,14 +353,16 @@ class Session:
             config = replace(config, imem_instructions=4 * config.imem_instructions)
         result = self.backend.run(config, self.memory, invocation)
         if not result.ok:
-            raise InternalError(f"entry {name} stopped with {result.status.name} in unit {result.detail} at pc "
-                                f"{result.pc}")
+            raise InternalError(
+                f"entry {name} stopped with {result.status.name} in unit {result.detail} at pc {result.pc}"
+            )
         self.results.append((name, result))
         return result
 
     def _list(self, section: str, addresses: Sequence[int] | np.ndarray) -> None:
-        self.memory.write(self.compiled.config.units, self.layout.aux[section].base * BEAT_BYTES,
-                          np.array(addresses, np.uint32))
+        self.memory.write(
+            self.compiled.config.units, self.layout.aux[section].base * BEAT_BYTES, np.array(addresses, np.uint32)
+        )
 
     def _put(self, beat: int, data: np.ndarray) -> None:
         """Bytes into auxiliary memory."""

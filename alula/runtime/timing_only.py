@@ -59,8 +59,9 @@ def _head(memory: MemoryImage, layout: Layout) -> None:
     """The head's record, and the streams of its slices."""
     slices, record, head = layout.head, layout.head_record, layout.model.text.head
     at = layout.channel["head"].base
-    _record(memory, layout, layout.aux["head.params"].base, record.beats,
-            slices.table.pack([SHIFT], [at], slices.streams))
+    _record(
+        memory, layout, layout.aux["head.params"].base, record.beats, slices.table.pack([SHIFT], [at], slices.streams)
+    )
     found = layout.sizes.headers([(head.name, head)], slices.steps, slices.count)
     for length, headers in zip(slices.streams, found, strict=True):
         _stream(memory, at, length, headers)

@@ -18,8 +18,16 @@ def _linear_macs(layout: Layout, prefix: str, ops: list, tokens: Sequence[int], 
     return round(sum(n * layout.sizes.shares[name] * op.n_in * op.n_out for n, name, op in names))
 
 
-def text_macs(layout: Layout, n: int, start: int = 0, layers: int | None = None, head: bool = True,
-              mask: BlockMask | None = None, sparse: bool = False, reduction: Reduction | None = None) -> int:
+def text_macs(
+    layout: Layout,
+    n: int,
+    start: int = 0,
+    layers: int | None = None,
+    head: bool = True,
+    mask: BlockMask | None = None,
+    sparse: bool = False,
+    reduction: Reduction | None = None,
+) -> int:
     """Multiply-accumulates of n tokens after `start` cached ones (docs: MODELS.md, "Cost"); with a mask the present.
 
     sparse: of linear layers only those with weights that are in the streams. reduction: layers see fewer tokens.
@@ -30,9 +38,11 @@ def text_macs(layout: Layout, n: int, start: int = 0, layers: int | None = None,
     tokens = tokens_by_layer(reduction, n, count)
     keys = sum(t * start + t * (t + 1) // 2 if mask is None else mask.pairs(start, t) for t in tokens)
     share = layout.sizes.shares[text.head.name] if sparse else 1
-    return (_linear_macs(layout, "text", text.layer, tokens, sparse)
-            + 2 * keys * attention.heads * attention.head_dim
-            + head * round(share * text.head.n_in * text.head.n_out))
+    return (
+        _linear_macs(layout, "text", text.layer, tokens, sparse)
+        + 2 * keys * attention.heads * attention.head_dim
+        + head * round(share * text.head.n_in * text.head.n_out)
+    )
 
 
 def vision_macs(layout: Layout, layers: int | None = None, sparse: bool = False, features: int | None = None) -> int:
@@ -48,9 +58,11 @@ def tower_macs(layout: Layout, layers: int | None = None, sparse: bool = False) 
     vision = layout.tower
     tokens, count = vision.n_patches + 1, vision.n_layers if layers is None else layers
     attention = next(op for op in vision.layer if isinstance(op, ir.Attention))
-    return (_linear_macs(layout, "vision", vision.layer, [tokens] * count, sparse)
-            + count * 2 * tokens * tokens * attention.heads * attention.head_dim
-            + _linear_macs(layout, "stem", vision.stem, [vision.n_patches], sparse))
+    return (
+        _linear_macs(layout, "vision", vision.layer, [tokens] * count, sparse)
+        + count * 2 * tokens * tokens * attention.heads * attention.head_dim
+        + _linear_macs(layout, "stem", vision.stem, [vision.n_patches], sparse)
+    )
 
 
 def projector_macs(layout: Layout, features: int, sparse: bool = False) -> int:

@@ -52,8 +52,16 @@ class Placer:
             self.regions[name] = self.allocators[buffer].ring(name, size)
 
 
-def layer_regions(place: Placer, geo: Geometry, ops: list, tile: int, context: int, width: int, record: Record,
-                  *alternatives: dict[str, int]) -> None:
+def layer_regions(
+    place: Placer,
+    geo: Geometry,
+    ops: list,
+    tile: int,
+    context: int,
+    width: int,
+    record: Record,
+    *alternatives: dict[str, int],
+) -> None:
     """Regions of one layer's operators for `tile` tokens. `alternatives`: further AB phases."""
     attention = next(op for op in ops if isinstance(op, ir.Attention))
     group, row, heads = attention.heads // attention.kv_heads, geo.cache_granules(context), attention.heads
@@ -62,26 +70,53 @@ def layer_regions(place: Placer, geo: Geometry, ops: list, tile: int, context: i
     wide, shared = (max(tile * group, heads), attention.kv_heads) if attention.causal else (tile * group, 1)
     hd, q, kv = geo.granules(attention.head_dim), attention.q.n_out, attention.k.n_out
     place.phases(
-        "AB", {"ACC_K": tile * geo.acc_granules(kv), "ACC_V": tile * geo.acc_granules(kv),
-               "ACC_Q": tile * geo.acc_granules(q)},
+        "AB",
+        {
+            "ACC_K": tile * geo.acc_granules(kv),
+            "ACC_V": tile * geo.acc_granules(kv),
+            "ACC_Q": tile * geo.acc_granules(q),
+        },
         {"SCORES": place.room("AB", wide * row, 2 * wide * hd + geo.config.units), "PV": 2 * wide * hd},
         {"ACC": tile * geo.acc_granules(width)},
-        {name: tile * geo.acc_granules(hidden) for name in _accumulators(ops)}, *alternatives)
+        {name: tile * geo.acc_granules(hidden) for name in _accumulators(ops)},
+        *alternatives,
+    )
     place.parameters(record)
     place.take("PB", **{"P:k_scale": shared * row, "P:v_scale": shared * row})
     place.take("VB", Y=tile * max(geo.granules(width), geo.granules(q)))
     place.regions["O"] = place.regions["Y"]
-    place.phases("VB", {"Wk": tile * geo.granules(kv), "Wv": tile * geo.granules(kv), "WQ": tile * geo.granules(q)},
-                 {"T": wide * hd, "V_ROW": shared * row}, {"H": tile * geo.granules(hidden)})
+    place.phases(
+        "VB",
+        {"Wk": tile * geo.granules(kv), "Wv": tile * geo.granules(kv), "WQ": tile * geo.granules(q)},
+        {"T": wide * hd, "V_ROW": shared * row},
+        {"H": tile * geo.granules(hidden)},
+    )
     place.take("OB", XQ=tile * max(geo.granules(width), geo.granules(q)))
     queries = heads * tile * hd
-    place.phases("OB", {"QQ": queries, "PLANES": place.room("OB", 2 * wide * row, queries + geo.config.units)},
-                 {"HQ": tile * geo.granules(hidden)})
-    place.ring("SB", SB_k=tile * geo.granules(kv), SB_scale_k=tile * attention.kv_heads * geo.gpw,
-               SB_v=tile * geo.granules(kv), SB_scale_v=tile * attention.kv_heads * geo.gpw)
-    place.take("RS", E=tile, F=tile, S=tile, C=tile, F_SLICES=(UP_SLICES + 1) * tile, EH=tile * heads, MAX=wide,
-               SUM=wide,
-               SUMS=tile * heads if attention.causal else 1)
+    place.phases(
+        "OB",
+        {"QQ": queries, "PLANES": place.room("OB", 2 * wide * row, queries + geo.config.units)},
+        {"HQ": tile * geo.granules(hidden)},
+    )
+    place.ring(
+        "SB",
+        SB_k=tile * geo.granules(kv),
+        SB_scale_k=tile * attention.kv_heads * geo.gpw,
+        SB_v=tile * geo.granules(kv),
+        SB_scale_v=tile * attention.kv_heads * geo.gpw,
+    )
+    place.take(
+        "RS",
+        E=tile,
+        F=tile,
+        S=tile,
+        C=tile,
+        F_SLICES=(UP_SLICES + 1) * tile,
+        EH=tile * heads,
+        MAX=wide,
+        SUM=wide,
+        SUMS=tile * heads if attention.causal else 1,
+    )
 
 
 def _hidden(ops: list) -> list[ir.Linear]:
@@ -98,14 +133,30 @@ def text_regions(layout: Layout, tile: int) -> dict[str, Region]:
     attention = next(op for op in text.layer if isinstance(op, ir.Attention))
     place.take("VB", X=tile * geo.granules(text.hidden))
     place.take("RS", A=tile)
-    layer_regions(place, geo, text.layer, tile, layout.context, text.hidden, layout.text["params"],
-                  {"ACC_HEAD": layout.head.granules})
-    place.take("PB", ROW=geo.granules(text.hidden), ROPE=tile * geo.granules(attention.head_dim),
-               **{"P:text.norm.words": geo.granules(text.hidden), "P:head.words": layout.head.granules})
+    layer_regions(
+        place,
+        geo,
+        text.layer,
+        tile,
+        layout.context,
+        text.hidden,
+        layout.text["params"],
+        {"ACC_HEAD": layout.head.granules},
+    )
+    place.take(
+        "PB",
+        ROW=geo.granules(text.hidden),
+        ROPE=tile * geo.granules(attention.head_dim),
+        **{"P:text.norm.words": geo.granules(text.hidden), "P:head.words": layout.head.granules},
+    )
     place.regions["P:" + text.norm.name + ".words"] = place.regions["P:text.norm.words"]
     place.regions["P:" + text.head.name + ".words"] = place.regions["P:head.words"]
-    place.ring("SB", LOGITS=layout.head.granules, RESIDUAL=geo.granules(text.hidden),
-               SB_SCORES=geo.cache_granules(layout.context))
+    place.ring(
+        "SB",
+        LOGITS=layout.head.granules,
+        RESIDUAL=geo.granules(text.hidden),
+        SB_SCORES=geo.cache_granules(layout.context),
+    )
     place.take("RS", BEST=layout.head.count, PLACE=layout.head.count, TOP=1)
     place.allocators["VB"].at = 0  # behind the final norm nothing else is needed
     place.take("VB", DISTANCE=max(layout.head.granules, layout.head.count * geo.gpw), HUGE=geo.gpw)
@@ -120,19 +171,43 @@ def single_regions(layout: Layout, shared: dict[str, Region]) -> dict[str, Regio
     """
     text, geo, place = layout.model.text, layout.geo, Placer(layout.config)
     op = next(op for op in text.layer if isinstance(op, ir.Attention))
-    heads, row, hd, hidden = op.heads, geo.cache_granules(layout.context), geo.granules(op.head_dim), max(
-        each.n_out for each in _hidden(text.layer))
+    heads, row, hd, hidden = (
+        op.heads,
+        geo.cache_granules(layout.context),
+        geo.granules(op.head_dim),
+        max(each.n_out for each in _hidden(text.layer)),
+    )
     width = max(geo.granules(text.hidden), geo.granules(op.q.n_out))
-    place.take("AB", ACC_K=geo.acc_granules(op.k.n_out), ACC_V=geo.acc_granules(op.v.n_out),
-               ACC_Q=geo.acc_granules(op.q.n_out), SCORES=heads * row, PV=2 * heads * hd,
-               ACC=geo.acc_granules(text.hidden), **dict.fromkeys(_accumulators(text.layer), geo.acc_granules(hidden)))
+    place.take(
+        "AB",
+        ACC_K=geo.acc_granules(op.k.n_out),
+        ACC_V=geo.acc_granules(op.v.n_out),
+        ACC_Q=geo.acc_granules(op.q.n_out),
+        SCORES=heads * row,
+        PV=2 * heads * hd,
+        ACC=geo.acc_granules(text.hidden),
+        **dict.fromkeys(_accumulators(text.layer), geo.acc_granules(hidden)),
+    )
     place.allocators["VB"].at = shared["X"].base + shared["X"].size
-    place.take("VB", Y=width, Wk=geo.granules(op.k.n_out), Wv=geo.granules(op.v.n_out), WQ=geo.granules(op.q.n_out),
-               T=heads * hd, V_ROW=op.kv_heads * row, H=geo.granules(hidden))
+    place.take(
+        "VB",
+        Y=width,
+        Wk=geo.granules(op.k.n_out),
+        Wv=geo.granules(op.v.n_out),
+        WQ=geo.granules(op.q.n_out),
+        T=heads * hd,
+        V_ROW=op.kv_heads * row,
+        H=geo.granules(hidden),
+    )
     place.regions["O"] = place.regions["Y"]
     place.take("OB", XQ=width, QQ=heads * hd, PLANES=2 * heads * row, HQ=geo.granules(hidden))
-    place.ring("SB", SB_k=geo.granules(op.k.n_out), SB_scale_k=op.kv_heads * geo.gpw,
-               SB_v=geo.granules(op.v.n_out), SB_scale_v=op.kv_heads * geo.gpw)
+    place.ring(
+        "SB",
+        SB_k=geo.granules(op.k.n_out),
+        SB_scale_k=op.kv_heads * geo.gpw,
+        SB_v=geo.granules(op.v.n_out),
+        SB_scale_v=op.kv_heads * geo.gpw,
+    )
     place.allocators["RS"].at = shared["A"].base + shared["A"].size
     place.take("RS", E=1, F=1, S=1, C=1, F_SLICES=UP_SLICES + 1, EH=heads, MAX=heads, SUM=heads)
     kept = {name: region for name, region in shared.items() if region.buffer == "PB" or name in ("X", "A")}
@@ -158,8 +233,16 @@ def vision_regions(layout: Layout, tile: int) -> dict[str, Region]:
     widest = max(first.n_out, last.n_out)
     place.take("VB", X=tokens * geo.granules(width))
     place.take("RS", A=tokens)
-    layer_regions(place, geo, vision.layer, tile, tokens, width, layout.vision["params"],
-                  {"PROJECTED": tile * geo.acc_granules(widest)})
+    layer_regions(
+        place,
+        geo,
+        vision.layer,
+        tile,
+        tokens,
+        width,
+        layout.vision["params"],
+        {"PROJECTED": tile * geo.acc_granules(widest)},
+    )
     start = place.allocators["PB"].at
     for record in (layout.stem, layout.projector):
         place.allocators["PB"].at = start
@@ -178,8 +261,10 @@ def vision_regions(layout: Layout, tile: int) -> dict[str, Region]:
 
 def _selection_regions(place: Placer, geo: Geometry, tokens: int, side: int) -> None:
     """Between layers and projector: everything but the residual is free."""
-    row, starts = geo.granules(tokens), {"PB": 0, "SB": 0, "VB": place.regions["X"].base + place.regions["X"].size,
-                                         "RS": 0}
+    row, starts = (
+        geo.granules(tokens),
+        {"PB": 0, "SB": 0, "VB": place.regions["X"].base + place.regions["X"].size, "RS": 0},
+    )
     for buffer, at in starts.items():
         place.allocators[buffer].at = at
     place.take("VB", VALUES=row, REST=row, DIFFERENCE=row)
@@ -194,8 +279,10 @@ def largest_tile(layout: Layout, ops: list, regions, limit: int) -> tuple[int, d
     group = attention.heads // attention.kv_heads
     rows = layout.config.acc_rows // (2 * group)
     if rows == 0:
-        raise UserError(f"{group} query heads a key head need {2 * group} accumulator rows, configuration "
-                        f"{layout.config.name} has {layout.config.acc_rows}: choose a larger configuration")
+        raise UserError(
+            f"{group} query heads a key head need {2 * group} accumulator rows, configuration "
+            f"{layout.config.name} has {layout.config.acc_rows}: choose a larger configuration"
+        )
     tile = min(rows, limit)
     while True:
         try:

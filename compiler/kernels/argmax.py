@@ -33,8 +33,17 @@ class Choice:
     def prepare(self) -> None:
         """A word of HUGE values."""
         ctx, b = self.ctx, self.b
-        b.vu_pass((1, 1, 1), 1, r0=Rows(ctx["BEST"]), w=Rows(ctx["TOP"]), imm0=0, src=Src.R0, mul1=Mul1.IMM,
-                  func=Func.EXP2, reduce=Reduce.MAX)
+        b.vu_pass(
+            (1, 1, 1),
+            1,
+            r0=Rows(ctx["BEST"]),
+            w=Rows(ctx["TOP"]),
+            imm0=0,
+            src=Src.R0,
+            mul1=Mul1.IMM,
+            func=Func.EXP2,
+            reduce=Reduce.MAX,
+        )
         b.vu_pass((1, 1, 1), self.lanes, r0=Rows(ctx["TOP"]), d=At(ctx["HUGE"]), imm0=HUGE, src=Src.R0, mul1=Mul1.IMM)
 
     def best(self, number: Reg) -> dict[str, Any]:
@@ -43,28 +52,65 @@ class Choice:
 
     def distance(self, head: ir.Linear, number: Reg) -> None:
         """The slice's logits once more, as distances from their maximum."""
-        linear.project(self.ctx, head, self.ctx["ACC_HEAD"], At(self.ctx["DISTANCE"]), by_word=True,
-                       r1=Rows(self.ctx["BEST"], 0, 0, number), row1=Row.RAW, add=Add.SUB_R1, v=At(self.ctx["HUGE"]),
-                       mul3=Mul3.V)
+        linear.project(
+            self.ctx,
+            head,
+            self.ctx["ACC_HEAD"],
+            At(self.ctx["DISTANCE"]),
+            by_word=True,
+            r1=Rows(self.ctx["BEST"], 0, 0, number),
+            row1=Row.RAW,
+            add=Add.SUB_R1,
+            v=At(self.ctx["HUGE"]),
+            mul3=Mul3.V,
+        )
 
     def place(self, number: Reg, places: Reg, length: Value) -> None:
         """First place of the slice's maximum; its scale words are not needed any more."""
         ctx, b, table = self.ctx, self.b, self.ctx["P:head.words"]
         b.load(places, table, self.slices.granules, kind=LdKind.TABLES)
-        b.vu_pass((1, 1, self.words), length, v=At(ctx["DISTANCE"]), p=At(table), w=Rows(ctx["PLACE"], 0, 0, number),
-                  src=Src.V, add=Add.P, reduce=Reduce.MAX)
+        b.vu_pass(
+            (1, 1, self.words),
+            length,
+            v=At(ctx["DISTANCE"]),
+            p=At(table),
+            w=Rows(ctx["PLACE"], 0, 0, number),
+            src=Src.V,
+            add=Add.P,
+            reduce=Reduce.MAX,
+        )
 
     def store(self) -> None:
         """The first slice with the largest maximum, and what its place says."""
         ctx, b, n, table = self.ctx, self.b, self.slices.count, self.ctx["P:head.words"]
         b.vu_pass((1, n, 1), 1, r0=Rows(ctx["BEST"], 0, 1), w=Rows(ctx["TOP"]), src=Src.R0, reduce=Reduce.MAX, level=1)
-        b.vu_pass((n, 1, 1), 1, r0=Rows(ctx["BEST"], 1), r1=Rows(ctx["TOP"]), v=At(ctx["HUGE"]),
-                  d=At(ctx["DISTANCE"], 1), src=Src.R0, row1=Row.RAW, add=Add.SUB_R1, mul3=Mul3.V)
-        b.vu_pass((1, n, 1), 1, r0=Rows(ctx["PLACE"], 0, 1), v=At(ctx["DISTANCE"], 0, 1), w=Rows(ctx["TOP"]),
-                  src=Src.R0, add=Add.V, reduce=Reduce.MAX, level=1)
+        b.vu_pass(
+            (n, 1, 1),
+            1,
+            r0=Rows(ctx["BEST"], 1),
+            r1=Rows(ctx["TOP"]),
+            v=At(ctx["HUGE"]),
+            d=At(ctx["DISTANCE"], 1),
+            src=Src.R0,
+            row1=Row.RAW,
+            add=Add.SUB_R1,
+            mul3=Mul3.V,
+        )
+        b.vu_pass(
+            (1, n, 1),
+            1,
+            r0=Rows(ctx["PLACE"], 0, 1),
+            v=At(ctx["DISTANCE"], 0, 1),
+            w=Rows(ctx["TOP"]),
+            src=Src.R0,
+            add=Add.V,
+            reduce=Reduce.MAX,
+            level=1,
+        )
         b.load(self.places, table, 1, kind=LdKind.TABLES)
-        b.vu_pass((1, 1, 1), 1, p=At(table), r1=Rows(ctx["TOP"]), d=At(ctx["LOGITS"]), src=Src.P, row1=Row.RAW,
-                  add=Add.SUB_R1)
+        b.vu_pass(
+            (1, 1, 1), 1, p=At(table), r1=Rows(ctx["TOP"]), d=At(ctx["LOGITS"]), src=Src.P, row1=Row.RAW, add=Add.SUB_R1
+        )
         b.store(StMode.LIN, ctx["LOGITS"], TOKEN, addr=self.token, kind=StKind.RESULTS)
 
 

@@ -34,23 +34,57 @@ def store_cache(ctx: Context, op: ir.Attention, rows: At, which: str, position: 
     step, width = geo.words(hd), geo.words(op.k.n_out)
     b.operator = "cache"
     entries, cache, scales = Rows(ctx["EH"], n, 1), ctx["SB_" + which], ctx["SB_scale_" + which]
-    b.vu_pass((ctx.m, n, 1), 1, d=At(scales, n, 1), r0=entries, src=Src.R0,
-              row0=Row.SCALE if which == "k" else Row.RAW)
-    b.store(StMode.SC, scales, SCALES, addr=ctx.pointers["scales"] + ctx.records["scales"][which],
-            src_tok=n * geo.gpw, src_head=geo.gpw, pos=position, n_tok=ctx.m, n_head=n,
-            stride_head=geo.cache_granules(context), kind=StKind.KV_SCALES)
-    b.vu_pass((ctx.m, n, step), hd, v=At(rows.region, rows.out, step), d=At(cache, width, step), r0=entries,
-              src=Src.V, mul2=Mul2.R0, row0=Row.FIN, clip8=1)
+    b.vu_pass((ctx.m, n, 1), 1, d=At(scales, n, 1), r0=entries, src=Src.R0, row0=Row.SCALE if which == "k" else Row.RAW)
+    b.store(
+        StMode.SC,
+        scales,
+        SCALES,
+        addr=ctx.pointers["scales"] + ctx.records["scales"][which],
+        src_tok=n * geo.gpw,
+        src_head=geo.gpw,
+        pos=position,
+        n_tok=ctx.m,
+        n_head=n,
+        stride_head=geo.cache_granules(context),
+        kind=StKind.KV_SCALES,
+    )
+    b.vu_pass(
+        (ctx.m, n, step),
+        hd,
+        v=At(rows.region, rows.out, step),
+        d=At(cache, width, step),
+        r0=entries,
+        src=Src.V,
+        mul2=Mul2.R0,
+        row0=Row.FIN,
+        clip8=1,
+    )
     strides = weights.k_strides(hd) if which == "k" else weights.v_strides(context, geo.config.units)
-    b.store(StMode.K if which == "k" else StMode.V, cache, CACHE[which],
-            addr=ctx.pointers["cache"] + ctx.records["cache"][which], src_tok=width * geo.gpw, src_head=step * geo.gpw,
-            pos=position, n_tok=ctx.m, n_head=n, n_gran=hd // 16,
-            stride_head=weights.cache_beats(hd, context, geo.config.units), stride_slot=strides["slot"],
-            stride_gran=strides["gran"])
+    b.store(
+        StMode.K if which == "k" else StMode.V,
+        cache,
+        CACHE[which],
+        addr=ctx.pointers["cache"] + ctx.records["cache"][which],
+        src_tok=width * geo.gpw,
+        src_head=step * geo.gpw,
+        pos=position,
+        n_tok=ctx.m,
+        n_head=n,
+        n_gran=hd // 16,
+        stride_head=weights.cache_beats(hd, context, geo.config.units),
+        stride_slot=strides["slot"],
+        stride_gran=strides["gran"],
+    )
 
 
-def _by_shape(ctx: Context, heads: MaskedHeads, pipeline: PipelinedHeads, mask: Reg, position: Reg,
-              single: Callable[[Heads], None] | None) -> None:
+def _by_shape(
+    ctx: Context,
+    heads: MaskedHeads,
+    pipeline: PipelinedHeads,
+    mask: Reg,
+    position: Reg,
+    single: Callable[[Heads], None] | None,
+) -> None:
     """Several tokens (neighbouring heads at once if there is room), a single one, or present slots only."""
     b = ctx.b
     with b.alternatives() as leave:
@@ -70,10 +104,18 @@ def _by_shape(ctx: Context, heads: MaskedHeads, pipeline: PipelinedHeads, mask: 
         heads.masked(mask, position)
 
 
-def queries(ctx: Context, op: ir.Attention, length: Value, slots: Reg, score_row: Reg, first_limit: Value,
-            context: int, mask: Reg | None = None,
-            each_head: Callable[[Heads, Reg], None] | None = None,
-            single: Callable[[Heads], None] | None = None) -> None:
+def queries(
+    ctx: Context,
+    op: ir.Attention,
+    length: Value,
+    slots: Reg,
+    score_row: Reg,
+    first_limit: Value,
+    context: int,
+    mask: Reg | None = None,
+    each_head: Callable[[Heads, Reg], None] | None = None,
+    single: Callable[[Heads], None] | None = None,
+) -> None:
     """Attention of the tile's queries over the cache; leaves o quantised in XQ with entries E.
 
     length: keys; score_row: granules of a score row (slots * units); first_limit: keys the first token sees; mask:
@@ -86,9 +128,16 @@ def queries(ctx: Context, op: ir.Attention, length: Value, slots: Reg, score_row
     project_heads(ctx, op.q, ctx["ACC_Q"], rows, op.heads, op.rope)
     step, blocks = geo.words(op.head_dim), geo.granules(op.head_dim)
     head_blocks = b.scaled("_g", ctx.m, blocks) if isinstance(ctx.m, Reg) else ctx.m * blocks
-    b.vu_pass((ctx.m, op.heads, step), op.head_dim, v=At(rows.region, rows.out, step),
-              d=At(ctx["QQ"], blocks, head_blocks), r0=Rows(ctx["EH"], op.heads, 1),
-              src=Src.V, mul2=Mul2.R0, row0=Row.FIN)
+    b.vu_pass(
+        (ctx.m, op.heads, step),
+        op.head_dim,
+        v=At(rows.region, rows.out, step),
+        d=At(ctx["QQ"], blocks, head_blocks),
+        r0=Rows(ctx["EH"], op.heads, 1),
+        src=Src.V,
+        mul2=Mul2.R0,
+        row0=Row.FIN,
+    )
     shape = (ctx, op, length, slots, score_row, first_limit, context)
     heads = MaskedHeads(*shape)
     if mask is None or not isinstance(first_limit, Reg):

@@ -70,11 +70,30 @@ class Strides:
 class Heads:
     """Attention of one tile, queries in QQ and their maxima in EH; results in O."""
 
-    TEMPORARIES = ("kv_at", "scale_at", "q_at", "q_entry", "query_rows", "score_group", "plane_row", "plane_token",
-                   "score_words", "score_at", "score_step")
+    TEMPORARIES = (
+        "kv_at",
+        "scale_at",
+        "q_at",
+        "q_entry",
+        "query_rows",
+        "score_group",
+        "plane_row",
+        "plane_token",
+        "score_words",
+        "score_at",
+        "score_step",
+    )
 
-    def __init__(self, ctx: Context, op: ir.Attention, length: Value, slots: Reg, score_row: Reg, first_limit: Value,
-                 context: int) -> None:
+    def __init__(
+        self,
+        ctx: Context,
+        op: ir.Attention,
+        length: Value,
+        slots: Reg,
+        score_row: Reg,
+        first_limit: Value,
+        context: int,
+    ) -> None:
         self.ctx, self.op, self.length, self.slots, self.score_row = ctx, op, length, slots, score_row
         self.first_limit, self.context = first_limit, context
         self.group, self.step, self.hb = op.heads // op.kv_heads, ctx.geo.words(op.head_dim), op.head_dim // 16
@@ -186,39 +205,78 @@ class Heads:
     def _score_matrix(self, q_at: Value, rows: Value, score_at: Value = 0, scores: Region | None = None) -> None:
         ctx, b = self.ctx, self.ctx.b
         b.operator = "scores"
-        b.matmul(ctx["QQ"], scores or ctx["SCORES"], rows=rows, kb=self.hb, ob=self.slots,
-                 act_stride=ctx.geo.granules(self.op.head_dim), out_stride=self.score_row, act_offset=q_at,
-                 out_offset=score_at)
+        b.matmul(
+            ctx["QQ"],
+            scores or ctx["SCORES"],
+            rows=rows,
+            kb=self.hb,
+            ob=self.slots,
+            act_stride=ctx.geo.granules(self.op.head_dim),
+            out_stride=self.score_row,
+            act_offset=q_at,
+            out_offset=score_at,
+        )
 
     def _load_scales(self, scale_at: Reg, heads: int) -> None:
         stride = self.ctx.geo.cache_granules(self.context)
         self.ctx.b.operator = "softmax"
         for which in "kv":
-            self.ctx.b.load(scale_at + self.ctx.records["scales"][which], self.ctx[f"P:{which}_scale"], self.score_row,
-                            rows=heads, stride=stride, row_stride=self.score_row, source=SCALES, kind=LdKind.KV_SCALES)
+            self.ctx.b.load(
+                scale_at + self.ctx.records["scales"][which],
+                self.ctx[f"P:{which}_scale"],
+                self.score_row,
+                rows=heads,
+                stride=stride,
+                row_stride=self.score_row,
+                source=SCALES,
+                kind=LdKind.KV_SCALES,
+            )
 
     def _read_values(self, kv_at: Reg) -> None:
         ctx, b = self.ctx, self.ctx.b
         b.operator = "values"
         beats = b.scaled("_g", self.slots, weights.BLOCK_BEATS)
         stride = weights.v_strides(self.context, ctx.geo.config.units)["gran"]
-        b.read(kv_at + ctx.records["cache"]["v"], beats, rows=self.hb, stride=stride, fmt=StreamFormat.RAW,
-               source=CACHE["v"])
+        b.read(
+            kv_at + ctx.records["cache"]["v"],
+            beats,
+            rows=self.hb,
+            stride=stride,
+            fmt=StreamFormat.RAW,
+            source=CACHE["v"],
+        )
 
     def _values(self, rows: Value, plane_at: Value = 0, pv_at: Value = 0, planes: Region | None = None) -> None:
         ctx = self.ctx
         ctx.b.operator = "values"
-        ctx.b.matmul(planes or ctx["PLANES"], ctx["PV"], rows=rows, kb=self.slots, ob=self.hb,
-                     act_stride=self.score_row, out_stride=ctx.geo.granules(self.op.head_dim),
-                     mode=MxMode.SPLIT_K, act_offset=plane_at, out_offset=pv_at)
+        ctx.b.matmul(
+            planes or ctx["PLANES"],
+            ctx["PV"],
+            rows=rows,
+            kb=self.slots,
+            ob=self.hb,
+            act_stride=self.score_row,
+            out_stride=ctx.geo.granules(self.op.head_dim),
+            mode=MxMode.SPLIT_K,
+            act_offset=plane_at,
+            out_offset=pv_at,
+        )
 
     def _score(self, s: Strides) -> dict[str, Any]:
         """Operands and control of the pass that turns accumulators into log2 scores."""
         ctx = self.ctx
-        return {"step": s.step, "a": At(s.scores or ctx["SCORES"], s.score, s.score_head, s.score_at),
-                    "p": At(ctx["P:k_scale"], s.scale, 0, s.scale_at),
-                    "r0": Rows(ctx["EH"], s.entry, 1, s.entry_at), "src": Src.A, "mul1": Mul1.P, "adj1": KEY_ADJUST,
-                    "mul2": Mul2.R0, "row0": Row.SCALE, "adj2": QUERY_ADJUST}
+        return {
+            "step": s.step,
+            "a": At(s.scores or ctx["SCORES"], s.score, s.score_head, s.score_at),
+            "p": At(ctx["P:k_scale"], s.scale, 0, s.scale_at),
+            "r0": Rows(ctx["EH"], s.entry, 1, s.entry_at),
+            "src": Src.A,
+            "mul1": Mul1.P,
+            "adj1": KEY_ADJUST,
+            "mul2": Mul2.R0,
+            "row0": Row.SCALE,
+            "adj2": QUERY_ADJUST,
+        }
 
     def score_of(self, entry: Reg) -> dict[str, Any]:
         """Operands of a pass over the scores of the first row, whose query has that entry."""
@@ -229,8 +287,16 @@ class Heads:
         shape = (s.outer, self.group, self.words)
         b.operator = "softmax"
         top, total = Rows(ctx["MAX"], self.group, 1), s.sums or Rows(ctx["SUM"], self.group, 1)
-        b.vu_pass((heads, 1, self.words), self.length, p=At(ctx["P:v_scale"], s.scale, 0, s.scale_at),
-                  d=At(ctx["V_ROW"], s.scale), imm0=VALUE_REFERENCE, src=Src.P, mul1=Mul1.IMM, adj1=-15)
+        b.vu_pass(
+            (heads, 1, self.words),
+            self.length,
+            p=At(ctx["P:v_scale"], s.scale, 0, s.scale_at),
+            d=At(ctx["V_ROW"], s.scale),
+            imm0=VALUE_REFERENCE,
+            src=Src.P,
+            mul1=Mul1.IMM,
+            adj1=-15,
+        )
         b.vu_pass(shape, self.first_limit, w=top, reduce=Reduce.MAX, **self._score(s))
         for plane, dst in enumerate((Dst.OBH, Dst.OBL)):
             sums: dict[str, Any] = {}
@@ -239,10 +305,21 @@ class Heads:
             offset = s.plane_at
             if plane:
                 offset = self.score_row if offset == 0 else b.alu(Op.ADD, b.reg("_left"), offset, self.score_row)
-            b.vu_pass(shape, self.first_limit, v=At(ctx["V_ROW"], s.scale), r1=top, row1=Row.RAW, add=Add.SUB_R1,
-                      func=Func.EXP2, mul3=Mul3.V, sh3=15, dst=dst,
-                      d=At(s.planes or ctx["PLANES"], self.plane_token, self.plane_row, offset), **sums,
-                      **self._score(s))
+            b.vu_pass(
+                shape,
+                self.first_limit,
+                v=At(ctx["V_ROW"], s.scale),
+                r1=top,
+                row1=Row.RAW,
+                add=Add.SUB_R1,
+                func=Func.EXP2,
+                mul3=Mul3.V,
+                sh3=15,
+                dst=dst,
+                d=At(s.planes or ctx["PLANES"], self.plane_token, self.plane_row, offset),
+                **sums,
+                **self._score(s),
+            )
 
     def _combine(self, s: Strides) -> None:
         """(low planes / 16 + high planes * 16) / sum into O."""
@@ -254,6 +331,18 @@ class Heads:
         high = At(ctx["PV"], 2 * group * step, 2 * step)
         half = At(ctx["T"], group * step, step)
         b.vu_pass(shape, hd, a=low, d=half, imm0=encode_scale(1 / 16), src=Src.A, mul1=Mul1.IMM)
-        b.vu_pass(shape, hd, a=high, v=half, r1=s.sums or Rows(ctx["SUM"], group, 1), imm0=encode_scale(16.0),
-                  src=Src.A, mul1=Mul1.IMM, add=Add.V, mul3=Mul3.R1, row1=Row.FIN, adj2=-22,
-                  d=At(ctx["O"], s.out, step, out_at))
+        b.vu_pass(
+            shape,
+            hd,
+            a=high,
+            v=half,
+            r1=s.sums or Rows(ctx["SUM"], group, 1),
+            imm0=encode_scale(16.0),
+            src=Src.A,
+            mul1=Mul1.IMM,
+            add=Add.V,
+            mul3=Mul3.R1,
+            row1=Row.FIN,
+            adj2=-22,
+            d=At(ctx["O"], s.out, step, out_at),
+        )

@@ -22,8 +22,9 @@ HEADER_WORDS = 2
 HALF = 16
 
 
-def shorten_tile(b: Builder, geo: Geometry, mask: Reg, position: Reg, m: Reg, slots: Reg, score_row: Reg,
-                 context: int) -> None:
+def shorten_tile(
+    b: Builder, geo: Geometry, mask: Reg, position: Reg, m: Reg, slots: Reg, score_row: Reg, context: int
+) -> None:
     """End the tile of `m` tokens with the slot its first one lies in; slots and score row become the present ones."""
     log2 = geo.keys_per_slot_log2
     here, end = b.shift(b.reg("_g"), position, -log2), b.reg("_left")
@@ -129,16 +130,26 @@ class MaskedHeads(Heads):
         address, count = self._first(run, units, scales), self._count(run, units)
         b.operator = "softmax"
         for which in "kv":
-            b.load(address + ctx.records["scales"][which], ctx[f"P:{which}_scale"], count, offset=granule,
-                   source=SCALES, kind=LdKind.KV_SCALES)
+            b.load(
+                address + ctx.records["scales"][which],
+                ctx[f"P:{which}_scale"],
+                count,
+                offset=granule,
+                source=SCALES,
+                kind=LdKind.KV_SCALES,
+            )
         b.alu(Op.ADD, granule, granule, count)
 
     def _values_of_run(self, run: Reg, cache: Reg) -> None:
         """Values of one block of dimensions."""
         address = self._first(run, weights.BLOCK_BEATS, cache)
         self.ctx.b.operator = "values"
-        self.ctx.b.read(address + self.ctx.records["cache"]["v"], self._count(run, weights.BLOCK_BEATS),
-                        fmt=StreamFormat.RAW, source=CACHE["v"])
+        self.ctx.b.read(
+            address + self.ctx.records["cache"]["v"],
+            self._count(run, weights.BLOCK_BEATS),
+            fmt=StreamFormat.RAW,
+            source=CACHE["v"],
+        )
 
 
 __all__ = ["MaskedHeads", "shorten_tile"]

@@ -33,8 +33,9 @@ class PipelinedHeads(Heads):
         self.turn = b.set(b.reg("turn"), 0)
         self.kv_at, self.q_at = b.set(b.reg("kv_at"), ctx.pointers["cache"]), b.set(b.reg("q_at"), 0)
         strides = self._tile_strides()
-        self.strides = replace(strides, scale_at=b.set(b.reg("scale_at"), 0),
-                               sums=Rows(ctx["SUMS"], op.heads, 1, strides.entry_at))
+        self.strides = replace(
+            strides, scale_at=b.set(b.reg("scale_at"), 0), sums=Rows(ctx["SUMS"], op.heads, 1, strides.entry_at)
+        )
         self._load_scales(ctx.pointers["scales"], op.kv_heads)
         self._next_scores(0)
         self._stage(scores=True, softmax=True)
@@ -55,14 +56,25 @@ class PipelinedHeads(Heads):
         else:
             b.set(self.kv_at, self.kv_at + self.cache_beats)
         if softmax:
-            self._softmax(replace(
-                self.strides, scores=self._half("SCORES", 0), planes=self._half("PLANES", 0),
-                score_at=b.scaled("_g", self.turn, self._half("SCORES", 0).size // self.ctx.geo.gpw),
-                plane_at=b.scaled("_left", self.turn, self._half("PLANES", 0).size)), 1)
+            self._softmax(
+                replace(
+                    self.strides,
+                    scores=self._half("SCORES", 0),
+                    planes=self._half("PLANES", 0),
+                    score_at=b.scaled("_g", self.turn, self._half("SCORES", 0).size // self.ctx.geo.gpw),
+                    plane_at=b.scaled("_left", self.turn, self._half("PLANES", 0).size),
+                ),
+                1,
+            )
         if values:
             assert self.strides.sums is not None
-            self._combine(replace(self.strides, entry_at=entry + -self.group,
-                                  sums=replace(self.strides.sums, offset=entry + -self.group)))
+            self._combine(
+                replace(
+                    self.strides,
+                    entry_at=entry + -self.group,
+                    sums=replace(self.strides.sums, offset=entry + -self.group),
+                )
+            )
         b.set(entry, entry + self.group)
         assert isinstance(self.strides.scale_at, Reg)
         b.alu(Op.ADD, self.strides.scale_at, self.strides.scale_at, self.words)

@@ -23,7 +23,9 @@ def _both(compute: Callable[[int, int], int]) -> Callable[[Most, Most], Most]:
 
 
 _ALU: dict[Op, Callable[[Most, Most], Most]] = {
-    Op.ADD: _both(lambda a, b: a + b), Op.MUL: _both(lambda a, b: a * b), Op.MAX: _both(max),
+    Op.ADD: _both(lambda a, b: a + b),
+    Op.MUL: _both(lambda a, b: a * b),
+    Op.MAX: _both(max),
     Op.SUB: lambda a, b: a,
     Op.MIN: lambda a, b: min((x for x in (a, b) if x is not None), default=None),
 }
@@ -68,8 +70,9 @@ class Bounds:
         self._dead += count == 0
         yield
         self._dead -= count == 0
-        self._most = {register: most for register, most in self._most.items()
-                      if register in before and before[register] == most}
+        self._most = {
+            register: most for register, most in self._most.items() if register in before and before[register] == most
+        }
 
     @contextmanager
     def skipped(self):
@@ -99,6 +102,8 @@ def require_room(operator: str, region: Region, offset: Most, need: Most) -> Non
         return
     end = need + max(0, offset or 0)
     if end > region.room:
-        raise UserError(f"operator {operator}: an instruction reaches {end} {region.unit} of region {region.name} in "
-                        f"{region.buffer}, which has room for {region.room}: make the operator narrower, or its region "
-                        "in compiler/kernels/allocate.py larger")
+        raise UserError(
+            f"operator {operator}: an instruction reaches {end} {region.unit} of region {region.name} in "
+            f"{region.buffer}, which has room for {region.room}: make the operator narrower, or its region "
+            "in compiler/kernels/allocate.py larger"
+        )

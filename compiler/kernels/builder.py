@@ -244,7 +244,8 @@ class Builder:
         yield
         inner, self.block, self._known = self.block, outer, known
         if not {access.unit for access in inner} <= {Unit.LD, Unit.RD} or any(
-                i.conflicts(o) for i in inner for o in outer if i.unit != o.unit):
+            i.conflicts(o) for i in inner for o in outer if i.unit != o.unit
+        ):
             raise InternalError("what runs ahead is more than reads, or needs what comes before it")
         if any(access.unit == Unit.LD for access in inner):
             self.emit(Op.FENCE, imm=1 << Unit.LD)
@@ -314,54 +315,146 @@ class Builder:
         """Set descriptor fields that several `issue`s leave as they are."""
         self._fields(unit, fields)
 
-    def _require(self, region: Region, offset: Value, run: Value, *steps: tuple[Value, Value], each: int = 1,
-                 wide: int = 1) -> None:
+    def _require(
+        self, region: Region, offset: Value, run: Value, *steps: tuple[Value, Value], each: int = 1, wide: int = 1
+    ) -> None:
         """The access lies in its region. each: elements of what offset and strides count; wide: of what run does."""
         if not self._bounds.dead:
             need = reach(_times(self.most(run), wide), *((self.most(n), _times(self.most(s), each)) for n, s in steps))
             require_room(self.operator, region, _times(self.most(offset), each), need)
 
-    def load(self, address: Value, region: Region, beats: Value, rows: Value = 1, stride: Value = 0,
-             offset: Value = 0, row_stride: Value = 0, source: Region | None = None,
-             kind: Value = isa.LdKind.ACTIVATIONS) -> None:
+    def load(
+        self,
+        address: Value,
+        region: Region,
+        beats: Value,
+        rows: Value = 1,
+        stride: Value = 0,
+        offset: Value = 0,
+        row_stride: Value = 0,
+        source: Region | None = None,
+        kind: Value = isa.LdKind.ACTIVATIONS,
+    ) -> None:
         """LD aux beats into PB at granule `offset` of the region; kind for the traffic counters."""
         self._require(region, offset, beats, (rows, row_stride))
-        self.issue(Unit.LD, {"addr": address, "n_outer": rows, "n_inner": beats, "stride": stride,
-                             "dst": offset + region.base, "dst_stride": row_stride, "kind": kind},
-                   (source,) if source else (), (region,))
+        self.issue(
+            Unit.LD,
+            {
+                "addr": address,
+                "n_outer": rows,
+                "n_inner": beats,
+                "stride": stride,
+                "dst": offset + region.base,
+                "dst_stride": row_stride,
+                "kind": kind,
+            },
+            (source,) if source else (),
+            (region,),
+        )
 
     def store(self, mode: isa.StMode, region: Region, target: Region, **fields: Value) -> None:
         """ST from SB granules of the region; fields as in hw.spec.isa, src relative to the region."""
-        values = {"mode": mode, "addr": 0, "src": 0, "src_tok": 0, "src_head": 0, "pos": 0, "n_tok": 1, "n_head": 1,
-                  "n_gran": 1, "stride_tok": 0, "stride_head": 0, "stride_slot": 0, "stride_gran": 0,
-                  "kind": isa.StKind.ACTIVATIONS} | fields
-        self._require(region, values["src"], values["n_gran"], (values["n_tok"], values["src_tok"]),
-                      (values["n_head"], values["src_head"]))
+        values = {
+            "mode": mode,
+            "addr": 0,
+            "src": 0,
+            "src_tok": 0,
+            "src_head": 0,
+            "pos": 0,
+            "n_tok": 1,
+            "n_head": 1,
+            "n_gran": 1,
+            "stride_tok": 0,
+            "stride_head": 0,
+            "stride_slot": 0,
+            "stride_gran": 0,
+            "kind": isa.StKind.ACTIVATIONS,
+        } | fields
+        self._require(
+            region,
+            values["src"],
+            values["n_gran"],
+            (values["n_tok"], values["src_tok"]),
+            (values["n_head"], values["src_head"]),
+        )
         values["src"] = values["src"] + region.base
         self.issue(Unit.ST, values, (region,), (target,))
 
-    def read(self, address: Value, beats: Value, rows: Value = 1, stride: Value = 0,
-             fmt: isa.StreamFormat = isa.StreamFormat.STREAM, source: Region | None = None) -> None:
+    def read(
+        self,
+        address: Value,
+        beats: Value,
+        rows: Value = 1,
+        stride: Value = 0,
+        fmt: isa.StreamFormat = isa.StreamFormat.STREAM,
+        source: Region | None = None,
+    ) -> None:
         """RD a channel stream into the matrix units' FIFOs."""
-        self.issue(Unit.RD, {"addr": address, "n_outer": rows, "n_inner": beats, "stride": stride, "fmt": fmt},
-                   (source,) if source else (), ())
+        self.issue(
+            Unit.RD,
+            {"addr": address, "n_outer": rows, "n_inner": beats, "stride": stride, "fmt": fmt},
+            (source,) if source else (),
+            (),
+        )
 
-    def matmul(self, act: Region, out: Region, *, rows: Value, kb: Value, ob: Value, act_stride: Value,
-               out_stride: Value, mode: isa.MxMode = isa.MxMode.SPLIT_N, act_offset: Value = 0,
-               out_offset: Value = 0, times: Value = 1, act_out: Value = 0, out_out: Value = 0) -> None:
+    def matmul(
+        self,
+        act: Region,
+        out: Region,
+        *,
+        rows: Value,
+        kb: Value,
+        ob: Value,
+        act_stride: Value,
+        out_stride: Value,
+        mode: isa.MxMode = isa.MxMode.SPLIT_N,
+        act_offset: Value = 0,
+        out_offset: Value = 0,
+        times: Value = 1,
+        act_out: Value = 0,
+        out_out: Value = 0,
+    ) -> None:
         """MX over the stream's ob x kb blocks, `times` times; strides in blocks (act) and granules (out)."""
         split_k, units = mode == isa.MxMode.SPLIT_K, self.config.units
         self._require(act, act_offset, kb, (rows, act_stride), (times, act_out), wide=units if split_k else 1)
         self._require(out, out_offset, ob, (rows, out_stride), (times, out_out), wide=1 if split_k else units)
-        self.issue(Unit.MX, {"act": act_offset + act.base, "act_stride": act_stride, "n_rows": rows, "kb": kb,
-                             "ob": ob, "dst": out_offset + out.base, "dst_stride": out_stride, "mode": mode,
-                             "n_outer": times, "act_out": act_out, "dst_out": out_out},
-                   (act,), (out,))
+        self.issue(
+            Unit.MX,
+            {
+                "act": act_offset + act.base,
+                "act_stride": act_stride,
+                "n_rows": rows,
+                "kb": kb,
+                "ob": ob,
+                "dst": out_offset + out.base,
+                "dst_stride": out_stride,
+                "mode": mode,
+                "n_outer": times,
+                "act_out": act_out,
+                "dst_out": out_out,
+            },
+            (act,),
+            (out,),
+        )
 
-    def vu_pass(self, n: tuple[Value, Value, Value], length: Value, *, step: Value = 0, a: At | None = None,
-                p: At | None = None, v: At | None = None, d: At | None = None, r0: Rows | None = None,
-                r1: Rows | None = None, w: Rows | None = None, imm0: Value | None = None,
-                imm1: Value | None = None, ctl1: Value | None = None, **control) -> None:
+    def vu_pass(
+        self,
+        n: tuple[Value, Value, Value],
+        length: Value,
+        *,
+        step: Value = 0,
+        a: At | None = None,
+        p: At | None = None,
+        v: At | None = None,
+        d: At | None = None,
+        r0: Rows | None = None,
+        r1: Rows | None = None,
+        w: Rows | None = None,
+        imm0: Value | None = None,
+        imm1: Value | None = None,
+        ctl1: Value | None = None,
+        **control,
+    ) -> None:
         """One vector pass over n = (outer, mid, words); control holds the names of CTL0 and CTL1."""
         if d is not None and "dst" not in control:
             control["dst"] = {"VB": isa.Dst.VB, "SB": isa.Dst.SB, "OB": isa.Dst.OB}[d.region.buffer]
@@ -369,7 +462,12 @@ class Builder:
         fields: dict[str, Value] = {
             "ctl0": isa.pack_bits(isa.CTL0, control),
             "ctl1": isa.pack_bits(isa.CTL1, shifts) if ctl1 is None else ctl1,
-            "n_outer": n[0], "n_mid": n[1], "n_words": n[2], "len0": length, "len_step": step}
+            "n_outer": n[0],
+            "n_mid": n[1],
+            "n_words": n[2],
+            "len0": length,
+            "len_step": step,
+        }
         if imm0 is not None:
             fields["imm0"] = imm0
         if imm1 is not None:
@@ -378,8 +476,9 @@ class Builder:
             if operand is not None:
                 self._require_pass(operand, n, level=name == "w" and bool(control.get("level")))
                 fields |= {name: operand.address(), f"{name}_out": operand.out, f"{name}_mid": operand.mid}
-        self.issue(Unit.VU, fields, (o.region for o in (a, p, v) if o is not None),
-                   (d.region,) if d is not None else ())
+        self.issue(
+            Unit.VU, fields, (o.region for o in (a, p, v) if o is not None), (d.region,) if d is not None else ()
+        )
 
     def _require_pass(self, operand: "At | Rows", n: tuple[Value, Value, Value], level: bool) -> None:
         """An operand's accesses lie in its region. level: one entry an outer row."""
@@ -398,6 +497,8 @@ class Builder:
         """The encoded program; UserError when it does not fit the instruction memory."""
         self.close()
         if len(self.program) > self.config.imem_instructions:
-            raise UserError(f"the program has {len(self.program)} instructions, configuration {self.config.name} "
-                            f"holds {self.config.imem_instructions}: choose a larger configuration")
+            raise UserError(
+                f"the program has {len(self.program)} instructions, configuration {self.config.name} "
+                f"holds {self.config.imem_instructions}: choose a larger configuration"
+            )
         return [instruction.encode() for instruction in self.program]

@@ -66,8 +66,9 @@ class Context:
         """A field of the parameter record into its PB region."""
         record = self.records["params"]
         self.b.operator = name.rpartition(".")[0]
-        self.b.load(self.pointers["params"] + record[name], self["P:" + name], record.sizes[name],
-                    kind=LdKind.PARAMETERS)
+        self.b.load(
+            self.pointers["params"] + record[name], self["P:" + name], record.sizes[name], kind=LdKind.PARAMETERS
+        )
 
     def load_parameters(self, op) -> None:
         """Everything the record holds for one fused operator."""
@@ -139,7 +140,6 @@ class Context:
         self.b.operator = name
         self.b.read(pointer, beats)
         self.b.alu(Op.ADD, pointer, pointer, beats)
-
 
 
 def advance_layer(ctx: Context) -> None:

@@ -64,8 +64,14 @@ def plan(layout: Layout) -> Plan | None:
     kind."""
     tower = layout.tower
     match tower.layer:
-        case [ir.Norm(kind="layer"), ir.Attention() as op, ir.Residual(), ir.Norm(kind="layer"), ir.PlainMlp(),
-              ir.Residual()]:
+        case [
+            ir.Norm(kind="layer"),
+            ir.Attention() as op,
+            ir.Residual(),
+            ir.Norm(kind="layer"),
+            ir.PlainMlp(),
+            ir.Residual(),
+        ]:
             pass
         case _:
             return None
@@ -88,24 +94,47 @@ def _regions(layout: Layout, op: ir.Attention, tile: int) -> dict[str, Region]:
     fc = next(each.fc for each in tower.layer if isinstance(each, ir.PlainMlp))
     row, hd, hidden = geo.cache_granules(tokens), geo.granules(op.head_dim), geo.granules(fc.n_out)
     projected, acc = tile * geo.acc_granules(op.q.n_out), tile * geo.acc_granules(tower.layer_width)
-    place.phases("AB", _twice(ACC_K=projected, ACC_V=projected, ACC_Q=projected),
-                 _twice(SCORES=tile * row) | {"PV": op.heads * 2 * tile * hd},
-                 _twice(OUT=acc, DOWN=acc, UP=tile * geo.acc_granules(fc.n_out)))
+    place.phases(
+        "AB",
+        _twice(ACC_K=projected, ACC_V=projected, ACC_Q=projected),
+        _twice(SCORES=tile * row) | {"PV": op.heads * 2 * tile * hd},
+        _twice(OUT=acc, DOWN=acc, UP=tile * geo.acc_granules(fc.n_out)),
+    )
     place.parameters(layout.vision["params"])
     place.take("PB", **{"P:k_scale": op.heads * row, "P:v_scale": op.heads * row})
     place.take("VB", X=tokens * width, Y=tile * width)
     place.regions["O"] = place.regions["Y"]
     place.take("VB", V_ROW=op.heads * row)
-    place.phases("VB", {"Wk": tile * width, "Wv": tile * width, "WQ": tile * width}, {"T": _combined(op) * tile * hd},
-                 {"H": tile * hidden})
+    place.phases(
+        "VB",
+        {"Wk": tile * width, "Wv": tile * width, "WQ": tile * width},
+        {"T": _combined(op) * tile * hd},
+        {"H": tile * hidden},
+    )
     place.take("OB", XQ=tokens * width)
     place.phases("OB", {"QQ": tokens * op.heads * hd} | _twice(PLANES=2 * tile * row), _twice(HQ=tile * hidden))
-    place.take("SB", SB_k=tile * width, SB_scale_k=tile * op.heads * geo.gpw, SB_scale_v=tile * op.heads * geo.gpw,
-               **_twice(SB_v=tile * width))
+    place.take(
+        "SB",
+        SB_k=tile * width,
+        SB_scale_k=tile * op.heads * geo.gpw,
+        SB_scale_v=tile * op.heads * geo.gpw,
+        **_twice(SB_v=tile * width),
+    )
     place.ring("SB", SB_SALIENCY=geo.granules(tokens))
-    place.take("RS", A=tokens, E=tokens, S=tile, C=tile, EH_k=tile * op.heads, EH_v=tile * op.heads,
-               EQ=tokens * op.heads, MAX=tile, SUM=op.heads * tile,
-               PART=tile * weights.ceil_div(op.heads, _combined(op)), **_twice(F=tile))
+    place.take(
+        "RS",
+        A=tokens,
+        E=tokens,
+        S=tile,
+        C=tile,
+        EH_k=tile * op.heads,
+        EH_v=tile * op.heads,
+        EQ=tokens * op.heads,
+        MAX=tile,
+        SUM=op.heads * tile,
+        PART=tile * weights.ceil_div(op.heads, _combined(op)),
+        **_twice(F=tile),
+    )
     return place.regions
 
 
@@ -177,25 +206,77 @@ class Encoder:
     def _centre(self, index: int, op: ir.Norm) -> None:
         """Rows minus their mean in Y, what they are to be scaled by in S; needs no parameters of the layer."""
         tile, b, constants = self.tiles[index], self.b, norm.constants_of(op)
-        shape, sums, maxima, rows = (tile.m, 1, self.geo.words(op.width)), Rows(tile["S"], 1), Rows(tile["C"], 1), \
-            tile.rows("Y", op.width)
+        shape, sums, maxima, rows = (
+            (tile.m, 1, self.geo.words(op.width)),
+            Rows(tile["S"], 1),
+            Rows(tile["C"], 1),
+            tile.rows("Y", op.width),
+        )
         b.operator = op.name
-        b.vu_pass(shape, op.width, v=tile.residual(), w=sums, imm1=constants["mean_word"], src=Src.V, reduce=Reduce.SUM,
-                  fin=Fin.MEAN)
-        b.vu_pass(shape, op.width, v=tile.residual(), r1=sums, d=rows, w=maxima, src=Src.V, row1=Row.RAW,
-                  add=Add.SUB_R1, **ABSMAX)
-        b.vu_pass(shape, op.width, v=rows, r0=maxima, w=sums, imm1=constants["epsilon"], src=Src.V, row0=Row.RAW,
-                  reduce=Reduce.SUMSQ, fin=Fin.RSQRT)
+        b.vu_pass(
+            shape,
+            op.width,
+            v=tile.residual(),
+            w=sums,
+            imm1=constants["mean_word"],
+            src=Src.V,
+            reduce=Reduce.SUM,
+            fin=Fin.MEAN,
+        )
+        b.vu_pass(
+            shape,
+            op.width,
+            v=tile.residual(),
+            r1=sums,
+            d=rows,
+            w=maxima,
+            src=Src.V,
+            row1=Row.RAW,
+            add=Add.SUB_R1,
+            **ABSMAX,
+        )
+        b.vu_pass(
+            shape,
+            op.width,
+            v=rows,
+            r0=maxima,
+            w=sums,
+            imm1=constants["epsilon"],
+            src=Src.V,
+            row0=Row.RAW,
+            reduce=Reduce.SUMSQ,
+            fin=Fin.RSQRT,
+        )
 
     def _scale(self, index: int, op: ir.Norm) -> None:
         """Centred rows scaled and quantised into XQ with entries E."""
         tile, b = self.tiles[index], self.b
         shape, rows, entries = (tile.m, 1, self.geo.words(op.width)), tile.rows("Y", op.width), Rows(tile["E"], 1)
         b.operator = op.name
-        b.vu_pass(shape, op.width, v=rows, p=tile.parameter(f"{op.name}.words"), r0=Rows(tile["S"], 1), d=rows,
-                  src=Src.V, mul1=Mul1.P, mul2=Mul2.R0, row0=Row.FIN, adj2=norm.constants_of(op)["adjust"])
-        b.vu_pass(shape, op.width, v=rows, p=tile.parameter(f"{op.name}.bias"), d=rows, src=Src.V, add=Add.P, w=entries,
-                  **ABSMAX)
+        b.vu_pass(
+            shape,
+            op.width,
+            v=rows,
+            p=tile.parameter(f"{op.name}.words"),
+            r0=Rows(tile["S"], 1),
+            d=rows,
+            src=Src.V,
+            mul1=Mul1.P,
+            mul2=Mul2.R0,
+            row0=Row.FIN,
+            adj2=norm.constants_of(op)["adjust"],
+        )
+        b.vu_pass(
+            shape,
+            op.width,
+            v=rows,
+            p=tile.parameter(f"{op.name}.bias"),
+            d=rows,
+            src=Src.V,
+            add=Add.P,
+            w=entries,
+            **ABSMAX,
+        )
         linear.quantise(tile, rows, op.width, "XQ", entries)
 
     def _norm(self, index: int, op: ir.Norm) -> None:
@@ -220,8 +301,15 @@ class Encoder:
         self.b.operator = "softmax"
         for half in "01" if padding else "":
             planes = At(self.ctx["PLANES" + half], self.row, 0, self.key_words * self.geo.gpw)
-            self.b.vu_pass((2 * self.tile, 1, padding), padding * self.geo.config.lanes, r0=Rows(self.ctx["E"]),
-                           d=planes, imm0=0, src=Src.R0, mul1=Mul1.IMM)
+            self.b.vu_pass(
+                (2 * self.tile, 1, padding),
+                padding * self.geo.config.lanes,
+                r0=Rows(self.ctx["E"]),
+                d=planes,
+                imm0=0,
+                src=Src.R0,
+                mul1=Mul1.IMM,
+            )
 
     def _first_norm(self, index: int) -> None:
         """Of all tiles but the first."""
@@ -254,25 +342,54 @@ class Encoder:
     def _store_scales(self, index: int, which: str, row: Row) -> None:
         tile, heads, words = self.tiles[index], self.op.heads, self.ctx["SB_scale_" + which]
         self.b.operator = "cache"
-        self.b.vu_pass((tile.m, heads, 1), 1, d=At(words, heads, 1), r0=Rows(tile["EH_" + which], heads, 1),
-                       src=Src.R0, row0=row)
-        self.b.store(StMode.SC, words, SCALES, addr=tile.pointers["scales"] + tile.records["scales"][which],
-                     src_tok=heads * self.geo.gpw, src_head=self.geo.gpw, pos=index * self.tile, n_tok=tile.m,
-                     n_head=heads, stride_head=self.row, kind=StKind.KV_SCALES)
+        self.b.vu_pass(
+            (tile.m, heads, 1), 1, d=At(words, heads, 1), r0=Rows(tile["EH_" + which], heads, 1), src=Src.R0, row0=row
+        )
+        self.b.store(
+            StMode.SC,
+            words,
+            SCALES,
+            addr=tile.pointers["scales"] + tile.records["scales"][which],
+            src_tok=heads * self.geo.gpw,
+            src_head=self.geo.gpw,
+            pos=index * self.tile,
+            n_tok=tile.m,
+            n_head=heads,
+            stride_head=self.row,
+            kind=StKind.KV_SCALES,
+        )
 
     def _store(self, index: int, which: str) -> None:
         tile, b, units, heads, hd = self.tiles[index], self.b, self.geo.config.units, self.op.heads, self.op.head_dim
         words, width = tile["SB_" + which], heads * self.step
         strides = weights.k_strides(hd) if which == "k" else weights.v_strides(self.tokens, units)
         b.operator = "cache"
-        b.vu_pass((tile.m, heads, self.step), hd, v=At(tile["W" + which], width, self.step),
-                  d=At(words, width, self.step), r0=Rows(tile["EH_" + which], heads, 1), src=Src.V, mul2=Mul2.R0,
-                  row0=Row.FIN, clip8=1)
-        b.store(StMode.K if which == "k" else StMode.V, words, CACHE[which],
-                addr=tile.pointers["cache"] + tile.records["cache"][which], src_tok=width * self.geo.gpw,
-                src_head=self.step * self.geo.gpw, pos=index * self.tile, n_tok=tile.m, n_head=heads, n_gran=hd // 16,
-                stride_head=weights.cache_beats(hd, self.tokens, units), stride_slot=strides["slot"],
-                stride_gran=strides["gran"])
+        b.vu_pass(
+            (tile.m, heads, self.step),
+            hd,
+            v=At(tile["W" + which], width, self.step),
+            d=At(words, width, self.step),
+            r0=Rows(tile["EH_" + which], heads, 1),
+            src=Src.V,
+            mul2=Mul2.R0,
+            row0=Row.FIN,
+            clip8=1,
+        )
+        b.store(
+            StMode.K if which == "k" else StMode.V,
+            words,
+            CACHE[which],
+            addr=tile.pointers["cache"] + tile.records["cache"][which],
+            src_tok=width * self.geo.gpw,
+            src_head=self.step * self.geo.gpw,
+            pos=index * self.tile,
+            n_tok=tile.m,
+            n_head=heads,
+            n_gran=hd // 16,
+            stride_head=weights.cache_beats(hd, self.tokens, units),
+            stride_slot=strides["slot"],
+            stride_gran=strides["gran"],
+        )
 
     def _queries(self, index: int) -> None:
         """Rows [token][head] in QQ, maxima in EQ."""
@@ -280,21 +397,42 @@ class Encoder:
         entries = Rows(tile["EQ"], heads, 1, index * self.tile * heads)
         self._heads(index, self.op.q, "ACC_Q", "WQ", entries)
         first = index * self.tile * heads * self.hd
-        self.b.vu_pass((tile.m, heads, self.step), self.op.head_dim, r0=entries, src=Src.V, mul2=Mul2.R0, row0=Row.FIN,
-                       v=At(tile["WQ"], heads * self.step, self.step),
-                       d=At(tile["QQ"].part(first, tile.m * heads * self.hd), heads * self.hd, self.hd))
+        self.b.vu_pass(
+            (tile.m, heads, self.step),
+            self.op.head_dim,
+            r0=entries,
+            src=Src.V,
+            mul2=Mul2.R0,
+            row0=Row.FIN,
+            v=At(tile["WQ"], heads * self.step, self.step),
+            d=At(tile["QQ"].part(first, tile.m * heads * self.hd), heads * self.hd, self.hd),
+        )
 
     def _load_scales(self) -> None:
         """Scales of all keys and values, as soon as they are written."""
         heads = self.op.heads
         self.b.operator = "softmax"
         for which in "kv":
-            self.b.load(self.ctx.pointers["scales"] + self.ctx.records["scales"][which], self.ctx[f"P:{which}_scale"],
-                        self.key_words * self.geo.gpw, rows=heads, stride=self.row, row_stride=self.row, source=SCALES,
-                        kind=LdKind.KV_SCALES)
-        self.b.vu_pass((heads, 1, self.key_words), self.tokens, p=At(self.ctx["P:v_scale"], self.row_words),
-                       d=At(self.ctx["V_ROW"], self.row_words), imm0=VALUE_REFERENCE, src=Src.P, mul1=Mul1.IMM,
-                       adj1=-15)
+            self.b.load(
+                self.ctx.pointers["scales"] + self.ctx.records["scales"][which],
+                self.ctx[f"P:{which}_scale"],
+                self.key_words * self.geo.gpw,
+                rows=heads,
+                stride=self.row,
+                row_stride=self.row,
+                source=SCALES,
+                kind=LdKind.KV_SCALES,
+            )
+        self.b.vu_pass(
+            (heads, 1, self.key_words),
+            self.tokens,
+            p=At(self.ctx["P:v_scale"], self.row_words),
+            d=At(self.ctx["V_ROW"], self.row_words),
+            imm0=VALUE_REFERENCE,
+            src=Src.P,
+            mul1=Mul1.IMM,
+            adj1=-15,
+        )
 
     # --- attention -------------------------------------------------------------------------------------
 
@@ -325,10 +463,26 @@ class Encoder:
         ctx, width, groups = replace(self.ctx, m=self.tile), self.op.q.n_out, self._groups
         entries = Rows(ctx["E"], 1, 0, first)
         self.b.operator = "values"
-        self.b.vu_pass((self.tile, groups, 1), 1, r0=Rows(ctx["PART"], groups, 1), w=entries, src=Src.R0, row0=Row.RAW,
-                       level=1, **ABSMAX)
-        self.b.vu_pass((self.tile, 1, self.geo.words(width)), width, v=ctx.rows("O", width), r0=entries, src=Src.V,
-                       mul2=Mul2.R0, row0=Row.FIN, d=At(ctx["XQ"], self.geo.granules(width), 0, block))
+        self.b.vu_pass(
+            (self.tile, groups, 1),
+            1,
+            r0=Rows(ctx["PART"], groups, 1),
+            w=entries,
+            src=Src.R0,
+            row0=Row.RAW,
+            level=1,
+            **ABSMAX,
+        )
+        self.b.vu_pass(
+            (self.tile, 1, self.geo.words(width)),
+            width,
+            v=ctx.rows("O", width),
+            r0=entries,
+            src=Src.V,
+            mul2=Mul2.R0,
+            row0=Row.FIN,
+            d=At(ctx["XQ"], self.geo.granules(width), 0, block),
+        )
 
     @property
     def _groups(self) -> int:
@@ -354,34 +508,75 @@ class Encoder:
         ctx, b, hb = self.ctx, self.b, self.op.head_dim // 16
         b.operator = "scores"
         b.read(self._cached("k", head), self.slots * hb * weights.BLOCK_BEATS, fmt=StreamFormat.RAW, source=CACHE["k"])
-        b.matmul(ctx["QQ"], ctx[f"SCORES{head % 2}"], rows=self.tile, kb=hb, ob=self.slots,
-                 act_stride=self.op.heads * self.hd, out_stride=self.row, act_offset=block + head * self.hd)
+        b.matmul(
+            ctx["QQ"],
+            ctx[f"SCORES{head % 2}"],
+            rows=self.tile,
+            kb=hb,
+            ob=self.slots,
+            act_stride=self.op.heads * self.hd,
+            out_stride=self.row,
+            act_offset=block + head * self.hd,
+        )
 
     def _softmax(self, head: int, query: Value) -> None:
         """Probability planes [token][plane]; sums of all heads are kept."""
         ctx, b, shape, at = self.ctx, self.b, (self.tile, 1, self.key_words), head * self.row_words
         top, total = Rows(ctx["MAX"], 1), Rows(ctx["SUM"], 1, 0, head * self.tile)
         score: dict[str, Any] = {
-            "a": At(ctx[f"SCORES{head % 2}"], self.row_words), "p": At(ctx["P:k_scale"], 0, 0, at),
-            "r0": Rows(ctx["EQ"], self.op.heads, 0, query + head), "src": Src.A, "mul1": Mul1.P, "adj1": KEY_ADJUST,
-            "mul2": Mul2.R0, "row0": Row.SCALE, "adj2": QUERY_ADJUST}
+            "a": At(ctx[f"SCORES{head % 2}"], self.row_words),
+            "p": At(ctx["P:k_scale"], 0, 0, at),
+            "r0": Rows(ctx["EQ"], self.op.heads, 0, query + head),
+            "src": Src.A,
+            "mul1": Mul1.P,
+            "adj1": KEY_ADJUST,
+            "mul2": Mul2.R0,
+            "row0": Row.SCALE,
+            "adj2": QUERY_ADJUST,
+        }
         b.operator = "softmax"
         b.vu_pass(shape, self.tokens, w=top, reduce=Reduce.MAX, **score)
         sums: dict[str, Any] = {"w": total, "tap": Tap.FUNC, "reduce": Reduce.SUM, "fin": Fin.RECIP}
         for plane, (dst, tail) in enumerate(((Dst.OBH, sums), (Dst.OBL, {}))):
-            b.vu_pass(shape, self.tokens, v=At(ctx["V_ROW"], 0, 0, at), r1=top, row1=Row.RAW, add=Add.SUB_R1,
-                      func=Func.EXP2, mul3=Mul3.V, sh3=15, dst=dst,
-                      d=At(ctx[f"PLANES{head % 2}"], 2 * self.row, 0, plane * self.row), **tail, **score)
+            b.vu_pass(
+                shape,
+                self.tokens,
+                v=At(ctx["V_ROW"], 0, 0, at),
+                r1=top,
+                row1=Row.RAW,
+                add=Add.SUB_R1,
+                func=Func.EXP2,
+                mul3=Mul3.V,
+                sh3=15,
+                dst=dst,
+                d=At(ctx[f"PLANES{head % 2}"], 2 * self.row, 0, plane * self.row),
+                **tail,
+                **score,
+            )
 
     def _values(self, head: int) -> None:
         ctx, b, hb = self.ctx, self.b, self.op.head_dim // 16
         b.operator = "values"
         stride = weights.v_strides(self.tokens, self.geo.config.units)["gran"]
-        b.read(self._cached("v", head), self.slots * weights.BLOCK_BEATS, rows=hb, stride=stride, fmt=StreamFormat.RAW,
-               source=CACHE["v"])
+        b.read(
+            self._cached("v", head),
+            self.slots * weights.BLOCK_BEATS,
+            rows=hb,
+            stride=stride,
+            fmt=StreamFormat.RAW,
+            source=CACHE["v"],
+        )
         size = 2 * self.tile * self.hd
-        b.matmul(ctx[f"PLANES{head % 2}"], ctx["PV"].part(head * size, size), rows=2 * self.tile, kb=self.slots,
-                 ob=hb, act_stride=self.row, out_stride=self.hd, mode=MxMode.SPLIT_K)
+        b.matmul(
+            ctx[f"PLANES{head % 2}"],
+            ctx["PV"].part(head * size, size),
+            rows=2 * self.tile,
+            kb=self.slots,
+            ob=hb,
+            act_stride=self.row,
+            out_stride=self.hd,
+            mode=MxMode.SPLIT_K,
+        )
 
     def _combine(self, head: int) -> None:
         """(low planes / 16 + high planes * 16) / sum into O, of a few heads at a time."""
@@ -394,15 +589,32 @@ class Encoder:
         half, shape = At(ctx["T"], count * step, step), (self.tile, count, step)
         b.operator = "values"
         b.vu_pass(shape, hd, a=low, d=half, imm0=encode_scale(1 / 16), src=Src.A, mul1=Mul1.IMM)
-        b.vu_pass(shape, hd, a=high, v=half, r1=Rows(ctx["SUM"], 1, self.tile, first * self.tile), src=Src.A,
-                  imm0=encode_scale(16.0), mul1=Mul1.IMM, add=Add.V, mul3=Mul3.R1, row1=Row.FIN, adj2=-22,
-                  d=At(ctx["O"], self.geo.words(self.op.q.n_out), step, first * step),
-                  w=Rows(ctx["PART"], self._groups, 0, first // self.group), level=1, **ABSMAX)
+        b.vu_pass(
+            shape,
+            hd,
+            a=high,
+            v=half,
+            r1=Rows(ctx["SUM"], 1, self.tile, first * self.tile),
+            src=Src.A,
+            imm0=encode_scale(16.0),
+            mul1=Mul1.IMM,
+            add=Add.V,
+            mul3=Mul3.R1,
+            row1=Row.FIN,
+            adj2=-22,
+            d=At(ctx["O"], self.geo.words(self.op.q.n_out), step, first * step),
+            w=Rows(ctx["PART"], self._groups, 0, first // self.group),
+            level=1,
+            **ABSMAX,
+        )
 
     def _watch(self, slots: Reg, score_row: Reg) -> None:
         """The class token's attention once more, alone: its shares of all heads into the saliency."""
-        regions = self.ctx.regions | {"EH": self.ctx["EQ"], "SCORES": self.ctx["SCORES0"],
-                                      "PLANES": self.ctx["PLANES0"]}  # fmt: skip
+        regions = self.ctx.regions | {
+            "EH": self.ctx["EQ"],
+            "SCORES": self.ctx["SCORES0"],
+            "PLANES": self.ctx["PLANES0"],
+        }
         ctx = replace(self.ctx, regions=regions)
         self.b.set(ctx.m, 1)
         saliency = Saliency(ctx, self.layout, self.tokens)
@@ -413,9 +625,15 @@ class Encoder:
 
     def back(self) -> None:
         """Output projection and feed-forward layer of all tiles, residual rows with their maxima."""
-        pipelined(self.count, (0, lambda i: self._matmul(self.tiles[i], self.out, "XQ", "OUT")), (1, self._second_norm),
-                  (2, lambda i: self._matmul(self.tiles[i], self.mlp.fc, "XQ", "UP")), (3, self._activate),
-                  (3, lambda i: self._matmul(self.tiles[i], self.down, "HQ", "DOWN")), (4, self._last_residual))
+        pipelined(
+            self.count,
+            (0, lambda i: self._matmul(self.tiles[i], self.out, "XQ", "OUT")),
+            (1, self._second_norm),
+            (2, lambda i: self._matmul(self.tiles[i], self.mlp.fc, "XQ", "UP")),
+            (3, self._activate),
+            (3, lambda i: self._matmul(self.tiles[i], self.down, "HQ", "DOWN")),
+            (4, self._last_residual),
+        )
 
     def _second_norm(self, index: int) -> None:
         tile = self.tiles[index]

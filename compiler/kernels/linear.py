@@ -21,8 +21,16 @@ def _source(rows: At) -> tuple[Src, dict[str, Any]]:
 def quantise(ctx: Context, source: At, width: int, target: str, entries: Rows) -> None:
     """int8 rows into OB region `target`; entries hold 127/absmax."""
     src, operand = _source(source)
-    ctx.b.vu_pass((ctx.m, 1, ctx.geo.words(width)), width, d=ctx.rows(target, width), r0=entries,
-                  src=src, mul2=Mul2.R0, row0=Row.FIN, **operand)
+    ctx.b.vu_pass(
+        (ctx.m, 1, ctx.geo.words(width)),
+        width,
+        d=ctx.rows(target, width),
+        r0=entries,
+        src=src,
+        mul2=Mul2.R0,
+        row0=Row.FIN,
+        **operand,
+    )
 
 
 def absmax(ctx: Context, source: At, width: int, entries: Rows) -> None:
@@ -36,13 +44,33 @@ def matmul(ctx: Context, op: ir.Linear, act: str, acc: Region) -> None:
     geo = ctx.geo
     ctx.stream(op.name)
     ctx.b.operator = op.name
-    ctx.b.matmul(ctx[act], acc, rows=ctx.m, kb=geo.kb(op.n_in), ob=geo.steps(op.n_out),
-                 act_stride=geo.granules(op.n_in), out_stride=geo.acc_granules(op.n_out))
+    ctx.b.matmul(
+        ctx[act],
+        acc,
+        rows=ctx.m,
+        kb=geo.kb(op.n_in),
+        ob=geo.steps(op.n_out),
+        act_stride=geo.granules(op.n_in),
+        out_stride=geo.acc_granules(op.n_out),
+    )
 
 
-def project(ctx: Context, op: ir.Linear, acc: Region, target: At, *, heads: int = 1, residual: bool = False,
-            scratch: At | None = None, sh3: int = 0, length: Value | None = None, by_word: bool = False,
-            first_word: int = 0, acc_row: int | None = None, **tail) -> None:
+def project(
+    ctx: Context,
+    op: ir.Linear,
+    acc: Region,
+    target: At,
+    *,
+    heads: int = 1,
+    residual: bool = False,
+    scratch: At | None = None,
+    sh3: int = 0,
+    length: Value | None = None,
+    by_word: bool = False,
+    first_word: int = 0,
+    acc_row: int | None = None,
+    **tail,
+) -> None:
     """Wide rows from accumulators: scale, bias, and what `tail` adds to the last pass.
 
     target: rows (with heads > 1: of heads). Without a bias one pass; with one, the bias pass carries the tail. A
@@ -59,8 +87,13 @@ def project(ctx: Context, op: ir.Linear, acc: Region, target: At, *, heads: int 
     first: dict[str, Any] = {
         "a": At(acc, geo.acc_words(op.n_out) if acc_row is None else acc_row, step),
         "p": replace(ctx.parameter(f"{op.name}.words"), mid=step, offset=first_word),
-        "r0": Rows(ctx["E"], 1), "mul1": Mul1.P, "mul2": Mul2.R0, "row0": Row.SCALE, "src": Src.A,
-        "ctl1": ctx.control(op.name, sh3)}
+        "r0": Rows(ctx["E"], 1),
+        "mul1": Mul1.P,
+        "mul2": Mul2.R0,
+        "row0": Row.SCALE,
+        "src": Src.A,
+        "ctl1": ctx.control(op.name, sh3),
+    }
     target = replace(target, mid=step) if heads > 1 else target
     if by_word:
         assert ctx.m == 1 and heads == 1 and not op.bias
@@ -87,8 +120,17 @@ def project_heads(ctx: Context, op: ir.Linear, acc: Region, rows: At, count: int
     project(ctx, op, acc, rows, heads=count, first_word=first * step, **tail)
     if rope:
         operand = At(rows.region, rows.out, step)
-        ctx.b.vu_pass((ctx.m, count, step), head_dim, v=operand, p=At(ctx["ROPE"], step), d=operand, w=entries,
-                      src=Src.V, mul1=Mul1.ROPE, **ABSMAX)
+        ctx.b.vu_pass(
+            (ctx.m, count, step),
+            head_dim,
+            v=operand,
+            p=At(ctx["ROPE"], step),
+            d=operand,
+            w=entries,
+            src=Src.V,
+            mul1=Mul1.ROPE,
+            **ABSMAX,
+        )
 
 
 def residual(ctx: Context, op: ir.Residual) -> None:

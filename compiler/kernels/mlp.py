@@ -45,18 +45,42 @@ def gated(ctx: Context, op: ir.GatedMlp) -> None:
         if part.region.overlaps(ctx["GATE"]):
             continue  # in gate's last step
         b.operator = op.up.name
-        b.matmul(ctx["XQ"], part.region, rows=ctx.m, kb=geo.kb(op.up.n_in), ob=part.row // geo.config.units,
-                 act_stride=geo.granules(op.up.n_in), out_stride=part.row)
+        b.matmul(
+            ctx["XQ"],
+            part.region,
+            rows=ctx.m,
+            kb=geo.kb(op.up.n_in),
+            ob=part.row // geo.config.units,
+            act_stride=geo.granules(op.up.n_in),
+            out_stride=part.row,
+        )
     project(ctx, op.gate, ctx["GATE"], hidden, func=Func.SILU)
     maxima = Rows(ctx["F_SLICES"], 1)
     for number, part in enumerate(slices):
         narrow, rows = replace(op.up, n_out=part.width), replace(hidden, offset=geo.words(part.first))
         # The pass that reads entry E writes others: a row's reduction must not replace what its later words read.
-        project(ctx, narrow, part.region.part(part.at, part.region.size - part.at), rows, v=rows, mul3=Mul3.V,
-                sh3=GATED_SHIFT, w=replace(maxima, offset=number * _tile(ctx)), acc_row=part.row // geo.gpw,
-                first_word=geo.words(part.first), **ABSMAX)
-    b.vu_pass((ctx.m, len(slices), 1), 1, r0=replace(maxima, mid=_tile(ctx)), w=Rows(ctx["F"], 1), src=Src.R0, level=1,
-              **ABSMAX)
+        project(
+            ctx,
+            narrow,
+            part.region.part(part.at, part.region.size - part.at),
+            rows,
+            v=rows,
+            mul3=Mul3.V,
+            sh3=GATED_SHIFT,
+            w=replace(maxima, offset=number * _tile(ctx)),
+            acc_row=part.row // geo.gpw,
+            first_word=geo.words(part.first),
+            **ABSMAX,
+        )
+    b.vu_pass(
+        (ctx.m, len(slices), 1),
+        1,
+        r0=replace(maxima, mid=_tile(ctx)),
+        w=Rows(ctx["F"], 1),
+        src=Src.R0,
+        level=1,
+        **ABSMAX,
+    )
     _finish(ctx, width)
 
 

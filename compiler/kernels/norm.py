@@ -14,8 +14,11 @@ from .linear import ABSMAX, quantise
 def constants_of(op: ir.Norm) -> dict[str, int]:
     """adjust, epsilon and mean_word as `ref_model.quantise` defines them."""
     half = math.floor(math.log2(math.sqrt(op.width)))
-    return {"adjust": -(FRAC + half), "epsilon": min(2**32 - 1, round(op.epsilon * op.width * 2 ** (2 * FRAC))),
-            "mean_word": encode_scale(1 / op.width)}
+    return {
+        "adjust": -(FRAC + half),
+        "epsilon": min(2**32 - 1, round(op.epsilon * op.width * 2 ** (2 * FRAC))),
+        "mean_word": encode_scale(1 / op.width),
+    }
 
 
 def normalise(ctx: Context, op: ir.Norm, source: At, target: At, entries: Rows) -> None:
@@ -25,18 +28,41 @@ def normalise(ctx: Context, op: ir.Norm, source: At, target: At, entries: Rows) 
     b.operator = op.name
     maxima, sums = ctx.maxima(), Rows(ctx["S"], 1)
     if op.kind == "layer":
-        b.vu_pass(shape, op.width, v=source, w=sums, imm1=constants["mean_word"], src=Src.V,
-                  reduce=Reduce.SUM, fin=Fin.MEAN)
+        b.vu_pass(
+            shape, op.width, v=source, w=sums, imm1=constants["mean_word"], src=Src.V, reduce=Reduce.SUM, fin=Fin.MEAN
+        )
         maxima = Rows(ctx["C"], 1)
-        b.vu_pass(shape, op.width, v=source, r1=sums, d=target, w=maxima, src=Src.V, row1=Row.RAW, add=Add.SUB_R1,
-                  **ABSMAX)
+        b.vu_pass(
+            shape, op.width, v=source, r1=sums, d=target, w=maxima, src=Src.V, row1=Row.RAW, add=Add.SUB_R1, **ABSMAX
+        )
         source = target
-    b.vu_pass(shape, op.width, v=source, r0=maxima, w=sums, imm1=constants["epsilon"], src=Src.V, row0=Row.RAW,
-              reduce=Reduce.SUMSQ, fin=Fin.RSQRT)
+    b.vu_pass(
+        shape,
+        op.width,
+        v=source,
+        r0=maxima,
+        w=sums,
+        imm1=constants["epsilon"],
+        src=Src.V,
+        row0=Row.RAW,
+        reduce=Reduce.SUMSQ,
+        fin=Fin.RSQRT,
+    )
     last = dict(w=entries, **ABSMAX)
-    b.vu_pass(shape, op.width, v=source, p=ctx.parameter(f"{op.name}.words"), r0=sums, d=target, src=Src.V,
-              mul1=Mul1.P, mul2=Mul2.R0, row0=Row.FIN, adj2=constants["adjust"],
-              **(last if op.kind == "rms" else {}))
+    b.vu_pass(
+        shape,
+        op.width,
+        v=source,
+        p=ctx.parameter(f"{op.name}.words"),
+        r0=sums,
+        d=target,
+        src=Src.V,
+        mul1=Mul1.P,
+        mul2=Mul2.R0,
+        row0=Row.FIN,
+        adj2=constants["adjust"],
+        **(last if op.kind == "rms" else {}),
+    )
     if op.kind == "layer":
         b.vu_pass(shape, op.width, v=target, p=ctx.parameter(f"{op.name}.bias"), d=target, src=Src.V, add=Add.P, **last)
 

@@ -32,8 +32,15 @@ class AttentionScores:
     def add_up(self, heads: Heads) -> None:
         """Behind the softmax of `Heads.together`: its registers that are not needed any more are used."""
         ctx, b = self.ctx, self.ctx.b
-        b.vu_pass((1, 1, heads.words), heads.length, r0=Rows(ctx["E"]), d=At(ctx["SB_SCORES"]), imm0=0, src=Src.R0,
-                  mul1=Mul1.IMM)
+        b.vu_pass(
+            (1, 1, heads.words),
+            heads.length,
+            r0=Rows(ctx["E"]),
+            d=At(ctx["SB_SCORES"]),
+            imm0=0,
+            src=Src.R0,
+            mul1=Mul1.IMM,
+        )
         self._store(heads)
         scores, entry, scales = (b.set(b.reg(name), 0) for name in ("score_step", "score_group", "kv_at"))
         with b.loop(b.set(b.reg("_left"), heads.op.kv_heads)):
@@ -51,15 +58,35 @@ class AttentionScores:
         b.load(self.address, before, heads.score_row, source=RANKING)
         places = {"a": At(ctx["SCORES"], 0, 0, scores), "p": At(ctx["P:k_scale"], 0, 0, scales)}
         operands = heads.score_of(entry) | places
-        b.vu_pass(shape, heads.length, r1=Rows(ctx["MAX"], 0, 0, entry), row1=Row.RAW, add=Add.SUB_R1, func=Func.EXP2,
-                  d=share, **operands)
-        b.vu_pass(shape, heads.length, v=share, p=At(before), r0=Rows(ctx["SUM"], 0, 0, entry), src=Src.V,
-                  mul2=Mul2.R0, row0=Row.FIN, adj2=-SHARE_FRAC, add=Add.P, d=At(ctx["SB_SCORES"]))
+        b.vu_pass(
+            shape,
+            heads.length,
+            r1=Rows(ctx["MAX"], 0, 0, entry),
+            row1=Row.RAW,
+            add=Add.SUB_R1,
+            func=Func.EXP2,
+            d=share,
+            **operands,
+        )
+        b.vu_pass(
+            shape,
+            heads.length,
+            v=share,
+            p=At(before),
+            r0=Rows(ctx["SUM"], 0, 0, entry),
+            src=Src.V,
+            mul2=Mul2.R0,
+            row0=Row.FIN,
+            adj2=-SHARE_FRAC,
+            add=Add.P,
+            d=At(ctx["SB_SCORES"]),
+        )
         self._store(heads)
 
     def _store(self, heads: Heads) -> None:
-        self.ctx.b.store(StMode.LIN, self.ctx["SB_SCORES"], RANKING, addr=self.address, n_gran=heads.score_row,
-                         kind=StKind.LISTS)
+        self.ctx.b.store(
+            StMode.LIN, self.ctx["SB_SCORES"], RANKING, addr=self.address, n_gran=heads.score_row, kind=StKind.LISTS
+        )
 
 
 class Ranking(Survivors):
@@ -112,8 +139,7 @@ class Ranking(Survivors):
         """One token: its bits are the highest of the two words."""
         b = self.b
         hit = b.set(b.reg("_g"), r["above"])
-        with b.unless(Op.BGEU, hit, r["top"]), b.unless(Op.BEQ, allowed, 0), b.unless(
-                Op.BLTU, r["at_least"], r["top"]):
+        with b.unless(Op.BGEU, hit, r["top"]), b.unless(Op.BEQ, allowed, 0), b.unless(Op.BLTU, r["at_least"], r["top"]):
             b.set(allowed, allowed + -PROB_MAX)
             b.set(hit, r["top"])
         with b.unless(Op.BLTU, hit, r["top"]):
@@ -129,8 +155,18 @@ class Ranking(Survivors):
         between = self.record["rope"] - self.record["rows"]
         b.load(r["table"], ctx["TABLE"], 1, rows=2, stride=between, row_stride=gpw, kind=LdKind.TABLES, source=RANKING)
         b.vu_pass((2, 1, 1), 1, p=At(ctx["TABLE"], 1), d=At(ctx["SB_WORDS"], 1), src=Src.P)
-        b.store(StMode.SC, ctx["SB_WORDS"], LISTS, addr=rows, src_head=gpw, n_head=2, pos=r["moved"], stride_head=rope,
-                kind=StKind.LISTS)
-        b.store(StMode.LIN, ctx["SB_WORDS"], RANKING, addr=r["moved"] + self.address("rope"), src=gpw,
-                kind=StKind.LISTS)
+        b.store(
+            StMode.SC,
+            ctx["SB_WORDS"],
+            LISTS,
+            addr=rows,
+            src_head=gpw,
+            n_head=2,
+            pos=r["moved"],
+            stride_head=rope,
+            kind=StKind.LISTS,
+        )
+        b.store(
+            StMode.LIN, ctx["SB_WORDS"], RANKING, addr=r["moved"] + self.address("rope"), src=gpw, kind=StKind.LISTS
+        )
         b.fence()

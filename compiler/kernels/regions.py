@@ -44,8 +44,9 @@ class Region:
         return replace(self, base=self.base + first, size=size, reach=0)
 
     def overlaps(self, other: "Region") -> bool:
-        return (self.buffer == other.buffer and self.base < other.base + other.size
-                and other.base < self.base + self.size)
+        return (
+            self.buffer == other.buffer and self.base < other.base + other.size and other.base < self.base + self.size
+        )
 
 
 def memory_region(name: str) -> Region:
@@ -57,8 +58,14 @@ class Allocator:
     """Places regions in one buffer. `mark`/`release` reuse space between phases; `ring` wraps around."""
 
     def __init__(self, config: Config, buffer: str) -> None:
-        fields = {"AB": "ab_granules", "PB": "pb_granules", "VB": "vb_granules", "SB": "sb_granules",
-                  "OB": "ob_blocks", "RS": "rs_entries"}
+        fields = {
+            "AB": "ab_granules",
+            "PB": "pb_granules",
+            "VB": "vb_granules",
+            "SB": "sb_granules",
+            "OB": "ob_blocks",
+            "RS": "rs_entries",
+        }
         self.buffer, self.limit = buffer, getattr(config, fields[buffer])
         self.per_word = 1 if buffer in ("OB", "RS") else config.granules_per_word
         self.align = 1 if buffer == "RS" else max(config.granules_per_word, config.units if buffer == "OB" else 1)
@@ -71,9 +78,11 @@ class Allocator:
         self.at += size
         self.peak = max(self.peak, self.at)
         if self.at > self.limit:
-            raise UserError(f"buffer {self.buffer} of configuration {self.config.name} holds {self.limit} "
-                            f"{region.unit}, {name} needs up to {self.at}: choose a larger "
-                            "configuration or a shorter context")
+            raise UserError(
+                f"buffer {self.buffer} of configuration {self.config.name} holds {self.limit} "
+                f"{region.unit}, {name} needs up to {self.at}: choose a larger "
+                "configuration or a shorter context"
+            )
         return region
 
     def ring(self, name: str, size: int) -> Region:

@@ -66,8 +66,15 @@ class Saliency:
     def clear(self) -> None:
         """Sum of no heads."""
         ctx, b = self.ctx, self.ctx.b
-        b.vu_pass((1, 1, self.words), self.tokens, r0=Rows(ctx["E"]), d=At(ctx["SB_SALIENCY"]), imm0=0, src=Src.R0,
-                  mul1=Mul1.IMM)
+        b.vu_pass(
+            (1, 1, self.words),
+            self.tokens,
+            r0=Rows(ctx["E"]),
+            d=At(ctx["SB_SALIENCY"]),
+            imm0=0,
+            src=Src.R0,
+            mul1=Mul1.IMM,
+        )
         self._store()
 
     def add(self, heads: Heads, entry: Reg) -> None:
@@ -76,15 +83,35 @@ class Saliency:
         shape, share, before = (1, 1, self.words), ctx["V_ROW"], ctx["P:v_scale"]
         b.operator = "selection"
         b.load(self.address, before, self.granules, source=SELECTION)
-        b.vu_pass(shape, self.tokens, r1=Rows(ctx["MAX"]), row1=Row.RAW, add=Add.SUB_R1, func=Func.EXP2, d=At(share),
-                  **heads.score_of(entry))
-        b.vu_pass(shape, self.tokens, v=At(share), p=At(before), r0=Rows(ctx["SUM"]), src=Src.V, mul2=Mul2.R0,
-                  row0=Row.FIN, adj2=-SHARE_FRAC, add=Add.P, d=At(ctx["SB_SALIENCY"]))
+        b.vu_pass(
+            shape,
+            self.tokens,
+            r1=Rows(ctx["MAX"]),
+            row1=Row.RAW,
+            add=Add.SUB_R1,
+            func=Func.EXP2,
+            d=At(share),
+            **heads.score_of(entry),
+        )
+        b.vu_pass(
+            shape,
+            self.tokens,
+            v=At(share),
+            p=At(before),
+            r0=Rows(ctx["SUM"]),
+            src=Src.V,
+            mul2=Mul2.R0,
+            row0=Row.FIN,
+            adj2=-SHARE_FRAC,
+            add=Add.P,
+            d=At(ctx["SB_SALIENCY"]),
+        )
         self._store()
 
     def _store(self) -> None:
-        self.ctx.b.store(StMode.LIN, self.ctx["SB_SALIENCY"], SELECTION, addr=self.address, n_gran=self.granules,
-                         kind=StKind.LISTS)
+        self.ctx.b.store(
+            StMode.LIN, self.ctx["SB_SALIENCY"], SELECTION, addr=self.address, n_gran=self.granules, kind=StKind.LISTS
+        )
 
 
 class Survivors:
@@ -94,7 +121,10 @@ class Survivors:
         self.ctx, self.b, self.geo, self.tokens, self.side = ctx, ctx.b, ctx.geo, tokens, side
         self.record, self.base = layout.selection, layout.aux["selection"].base
         self.words, self.granules, self.row_words = (
-            ctx.geo.words(tokens), ctx.geo.granules(tokens), ctx.geo.words(ctx.width))
+            ctx.geo.words(tokens),
+            ctx.geo.granules(tokens),
+            ctx.geo.words(ctx.width),
+        )
 
     def select(self, keep: Reg, by_rows: Reg, moved: Reg) -> None:
         """`keep` strongest tokens, or rows of the patch grid, into residual rows 1..; `moved` = tokens kept."""
@@ -125,17 +155,35 @@ class Survivors:
         """Entries: PROB_MAX, 2**15 and 1."""
         ctx, b = self.ctx, self.b
         b.operator = "selection"
-        b.vu_pass((1, 1, 1), 1, r0=Rows(ctx["ONE"]), w=Rows(ctx["UNIT"]), imm0=0, src=Src.R0, mul1=Mul1.IMM,
-                  func=Func.EXP2, reduce=Reduce.MAX)
+        b.vu_pass(
+            (1, 1, 1),
+            1,
+            r0=Rows(ctx["ONE"]),
+            w=Rows(ctx["UNIT"]),
+            imm0=0,
+            src=Src.R0,
+            mul1=Mul1.IMM,
+            func=Func.EXP2,
+            reduce=Reduce.MAX,
+        )
         for name, value in (("BIG", 1 << LOW_BITS), ("ONE", 1)):
-            b.vu_pass((1, 1, 1), 1, r0=Rows(ctx["UNIT"]), w=Rows(ctx[name]), imm0=fraction_of_prob_max(value),
-                      src=Src.R0, mul1=Mul1.IMM, reduce=Reduce.MAX)
+            b.vu_pass(
+                (1, 1, 1),
+                1,
+                r0=Rows(ctx["UNIT"]),
+                w=Rows(ctx[name]),
+                imm0=fraction_of_prob_max(value),
+                src=Src.R0,
+                mul1=Mul1.IMM,
+                reduce=Reduce.MAX,
+            )
 
     def _tables(self) -> None:
         """Numbers of the tokens, a word each, where ST finds them; weights of a word's bits; the saliency."""
         ctx, b, gpw = self.ctx, self.b, self.geo.gpw
-        b.load(self.address("numbers"), ctx["NUMBERS"], 1, rows=self.tokens, stride=1, row_stride=gpw,
-               kind=LdKind.TABLES)
+        b.load(
+            self.address("numbers"), ctx["NUMBERS"], 1, rows=self.tokens, stride=1, row_stride=gpw, kind=LdKind.TABLES
+        )
         b.vu_pass((self.tokens, 1, 1), 1, p=At(ctx["NUMBERS"], 1), d=At(ctx["SB_NUMBERS"], 1), src=Src.P)
         b.load(self.address("bits"), ctx["BITS"], gpw * gpw, kind=LdKind.TABLES)
         b.load(self.address("saliency"), ctx["SALIENCY"], self.granules, source=SELECTION)
@@ -143,20 +191,38 @@ class Survivors:
     def _token_values(self) -> None:
         """Saliency with a class token that is below everything."""
         ctx, b, shape = self.ctx, self.b, (1, 1, self.words)
-        b.vu_pass(shape, 1, r0=Rows(ctx["UNIT"]), d=At(ctx["VALUES"]), imm0=0xFFFF | NEGATIVE, src=Src.R0,
-                  mul1=Mul1.IMM)
-        b.vu_pass(shape, self.tokens, p=At(ctx["SALIENCY"]), v=At(ctx["VALUES"]), d=At(ctx["VALUES"]), src=Src.P,
-                  add=Add.V)
+        b.vu_pass(
+            shape, 1, r0=Rows(ctx["UNIT"]), d=At(ctx["VALUES"]), imm0=0xFFFF | NEGATIVE, src=Src.R0, mul1=Mul1.IMM
+        )
+        b.vu_pass(
+            shape, self.tokens, p=At(ctx["SALIENCY"]), v=At(ctx["VALUES"]), d=At(ctx["VALUES"]), src=Src.P, add=Add.V
+        )
 
     def _row_values(self) -> None:
         """Saliency summed by row of the grid: differences of sums up to a row's end."""
         ctx, b, side, gpw = self.ctx, self.b, self.side, self.geo.gpw
-        b.vu_pass((side + 1, 1, self.words), 1, step=side, p=At(ctx["SALIENCY"]), w=Rows(ctx["ROW_SUMS"], 1), src=Src.P,
-                  reduce=Reduce.SUM)
-        b.vu_pass((side, 1, 1), 1, r0=Rows(ctx["ROW_SUMS"], 1, 0, 1), r1=Rows(ctx["ROW_SUMS"], 1), src=Src.R0,
-                  add=Add.SUB_R1, row1=Row.RAW, d=At(ctx["SB_WORDS"], 1))
-        b.store(StMode.SC, ctx["SB_WORDS"], SELECTION, addr=self.address("rows"), src_tok=gpw, n_tok=side,
-                kind=StKind.LISTS)
+        b.vu_pass(
+            (side + 1, 1, self.words),
+            1,
+            step=side,
+            p=At(ctx["SALIENCY"]),
+            w=Rows(ctx["ROW_SUMS"], 1),
+            src=Src.P,
+            reduce=Reduce.SUM,
+        )
+        b.vu_pass(
+            (side, 1, 1),
+            1,
+            r0=Rows(ctx["ROW_SUMS"], 1, 0, 1),
+            r1=Rows(ctx["ROW_SUMS"], 1),
+            src=Src.R0,
+            add=Add.SUB_R1,
+            row1=Row.RAW,
+            d=At(ctx["SB_WORDS"], 1),
+        )
+        b.store(
+            StMode.SC, ctx["SB_WORDS"], SELECTION, addr=self.address("rows"), src_tok=gpw, n_tok=side, kind=StKind.LISTS
+        )
         b.load(self.address("rows"), ctx["SALIENCY"], self.geo.granules(side), source=SELECTION)
         b.vu_pass((1, 1, self.words), side, p=At(ctx["SALIENCY"]), d=At(ctx["VALUES"]), src=Src.P)
 
@@ -195,19 +261,40 @@ class Survivors:
     def _difference(self, values: str, unit: str, times: Value, lanes: Reg, target: str, **tail) -> None:
         """target = values - times * unit."""
         ctx = self.ctx
-        self.b.vu_pass((1, 1, self.words), lanes, v=At(ctx[values]), r0=Rows(ctx[unit]), d=At(ctx[target]),
-                       imm0=times + NEGATIVE, src=Src.R0, mul1=Mul1.IMM, add=Add.V, **tail)
+        self.b.vu_pass(
+            (1, 1, self.words),
+            lanes,
+            v=At(ctx[values]),
+            r0=Rows(ctx[unit]),
+            d=At(ctx[target]),
+            imm0=times + NEGATIVE,
+            src=Src.R0,
+            mul1=Mul1.IMM,
+            add=Add.V,
+            **tail,
+        )
 
     def _compare(self, values: str, unit: str, times: Value, lanes: Reg) -> None:
         """Differences, saturating, times 2**15: at least 0 or at most -2**15."""
-        self._difference(values, unit, times, lanes, "DIFFERENCE", r1=Rows(self.ctx["BIG"]), mul3=Mul3.R1,
-                         row1=Row.SCALE)
+        self._difference(
+            values, unit, times, lanes, "DIFFERENCE", r1=Rows(self.ctx["BIG"]), mul3=Mul3.R1, row1=Row.SCALE
+        )
 
     def _reached(self, lanes: Reg) -> None:
         """PROB_MAX where the difference is not negative; the sum goes to entry COUNT."""
         place = At(self.ctx["DIFFERENCE"])
-        self.b.vu_pass((1, 1, self.words), lanes, v=place, d=place, w=Rows(self.ctx["COUNT"]), imm0=UP, src=Src.V,
-                       mul1=Mul1.IMM, func=Func.EXP2, reduce=Reduce.SUM)
+        self.b.vu_pass(
+            (1, 1, self.words),
+            lanes,
+            v=place,
+            d=place,
+            w=Rows(self.ctx["COUNT"]),
+            imm0=UP,
+            src=Src.V,
+            mul1=Mul1.IMM,
+            func=Func.EXP2,
+            reduce=Reduce.SUM,
+        )
 
     def _count(self) -> Reg:
         """Entry COUNT in a register: there is no way but through memory."""
@@ -222,16 +309,30 @@ class Survivors:
         ctx, gpw = self.ctx, self.geo.gpw
         self._compare("REST", "ONE", which, lanes)
         self._reached(lanes)
-        self.b.vu_pass((self.words, gpw, 1), self.geo.config.lanes, v=At(ctx["DIFFERENCE"], 1),
-                       p=At(ctx["BITS"], 0, 1), w=Rows(ctx["MASKS"], 2 * gpw, 2, which), src=Src.V, mul1=Mul1.P,
-                       reduce=Reduce.SUM)
+        self.b.vu_pass(
+            (self.words, gpw, 1),
+            self.geo.config.lanes,
+            v=At(ctx["DIFFERENCE"], 1),
+            p=At(ctx["BITS"], 0, 1),
+            w=Rows(ctx["MASKS"], 2 * gpw, 2, which),
+            src=Src.V,
+            mul1=Mul1.P,
+            reduce=Reduce.SUM,
+        )
 
     def _store_bits(self) -> None:
         """Pairs of words: at least T, above T."""
         ctx, n = self.ctx, 2 * self.granules
         self.b.vu_pass((n, 1, 1), 1, r0=Rows(ctx["MASKS"], 1), d=At(ctx["SB_WORDS"], 1), src=Src.R0)
-        self.b.store(StMode.SC, ctx["SB_WORDS"], SELECTION, addr=self.address("masks"), src_tok=self.geo.gpw, n_tok=n,
-                     kind=StKind.LISTS)
+        self.b.store(
+            StMode.SC,
+            ctx["SB_WORDS"],
+            SELECTION,
+            addr=self.address("masks"),
+            src_tok=self.geo.gpw,
+            n_tok=n,
+            kind=StKind.LISTS,
+        )
         self.b.fence()
 
     # --- the walk --------------------------------------------------------------------------------------
@@ -265,8 +366,7 @@ class Survivors:
         """One value: its bits are the highest of the two words."""
         b = self.b
         hit = b.set(b.reg("_g"), r["above"])
-        with b.unless(Op.BGEU, hit, r["top"]), b.unless(Op.BEQ, allowed, 0), b.unless(
-                Op.BLTU, r["at_least"], r["top"]):
+        with b.unless(Op.BGEU, hit, r["top"]), b.unless(Op.BEQ, allowed, 0), b.unless(Op.BLTU, r["at_least"], r["top"]):
             b.set(allowed, allowed + -PROB_MAX)
             b.set(hit, r["top"])
         with b.unless(Op.BLTU, hit, r["top"]):
@@ -282,11 +382,35 @@ class Survivors:
     def _prepare(self, span: Reg) -> None:
         """Descriptor fields that every survivor shares."""
         b, words, gpw = self.b, self.row_words, self.geo.gpw
-        b.prepare(Unit.VU, {"ctl0": pack_bits(CTL0, {"src": Src.V, "dst": Dst.VB}), "ctl1": 0, "n_outer": span,
-                            "n_mid": 1, "n_words": words, "len0": self.ctx.width, "len_step": 0, "v_out": words,
-                            "v_mid": 0, "d_out": words, "d_mid": 0})
-        b.prepare(Unit.ST, {"mode": StMode.SC, "addr": self.address("kept"), "src_tok": gpw, "src_head": 0,
-                            "n_tok": span, "n_head": 1, "n_gran": 1, "kind": StKind.LISTS})
+        b.prepare(
+            Unit.VU,
+            {
+                "ctl0": pack_bits(CTL0, {"src": Src.V, "dst": Dst.VB}),
+                "ctl1": 0,
+                "n_outer": span,
+                "n_mid": 1,
+                "n_words": words,
+                "len0": self.ctx.width,
+                "len_step": 0,
+                "v_out": words,
+                "v_mid": 0,
+                "d_out": words,
+                "d_mid": 0,
+            },
+        )
+        b.prepare(
+            Unit.ST,
+            {
+                "mode": StMode.SC,
+                "addr": self.address("kept"),
+                "src_tok": gpw,
+                "src_head": 0,
+                "n_tok": span,
+                "n_head": 1,
+                "n_gran": 1,
+                "kind": StKind.LISTS,
+            },
+        )
 
     def _survivor(self, r: dict[str, Reg], moved: Reg) -> None:
         ctx, b = self.ctx, self.b

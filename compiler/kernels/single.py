@@ -115,14 +115,24 @@ class SingleToken:
         """Keys, values, the layer's further weights, and the next layer's first ones."""
         ctx, b, op, blocks = self.ctx, self.b, self.op, weights.BLOCK_BEATS
         b.operator = "scores"
-        b.read(ctx.pointers["cache"] + ctx.records["cache"]["k"], b.scaled("_g", self.slots, self.hb * blocks),
-               rows=op.kv_heads, stride=weights.cache_beats(op.head_dim, self.layout.context, self.geo.config.units),
-               fmt=StreamFormat.RAW, source=CACHE["k"])
+        b.read(
+            ctx.pointers["cache"] + ctx.records["cache"]["k"],
+            b.scaled("_g", self.slots, self.hb * blocks),
+            rows=op.kv_heads,
+            stride=weights.cache_beats(op.head_dim, self.layout.context, self.geo.config.units),
+            fmt=StreamFormat.RAW,
+            source=CACHE["k"],
+        )
         b.operator = "values"
-        b.read(ctx.pointers["cache"] + ctx.records["cache"]["v"], b.scaled("_g", self.slots, blocks),
-               rows=op.kv_heads * self.hb, stride=weights.v_strides(self.layout.context, self.geo.config.units)["gran"],
-               fmt=StreamFormat.RAW, source=CACHE["v"])
-        self._read_weights(self.names[len(self.ahead):])
+        b.read(
+            ctx.pointers["cache"] + ctx.records["cache"]["v"],
+            b.scaled("_g", self.slots, blocks),
+            rows=op.kv_heads * self.hb,
+            stride=weights.v_strides(self.layout.context, self.geo.config.units)["gran"],
+            fmt=StreamFormat.RAW,
+            source=CACHE["v"],
+        )
+        self._read_weights(self.names[len(self.ahead) :])
         with b.running_ahead(), b.skipping(Op.BEQ, left, 0):
             self._read_weights(self.ahead)
 
@@ -146,7 +156,7 @@ class SingleToken:
         self._query_matrix()
         # The sequencer waits for memory while all that runs.
         ctx.load_shifts()
-        self._lengths(self.names[len(self.ahead):])
+        self._lengths(self.names[len(self.ahead) :])
         self._lengths(self.ahead, record=1)
         ctx.load_parameters(op)
         self._load_scales()
@@ -174,8 +184,15 @@ class SingleToken:
                 n = op.q.n_out - part.first * width
             out = ctx["ACC_Q"].part(granules, self.geo.steps(n) * per_step)
             ctx.b.operator = op.q.name
-            ctx.b.matmul(ctx["XQ"], out, rows=1, kb=self.geo.kb(op.q.n_in), ob=self.geo.steps(n),
-                         act_stride=self.geo.granules(op.q.n_in), out_stride=self.geo.acc_granules(op.q.n_out))
+            ctx.b.matmul(
+                ctx["XQ"],
+                out,
+                rows=1,
+                kb=self.geo.kb(op.q.n_in),
+                ob=self.geo.steps(n),
+                act_stride=self.geo.granules(op.q.n_in),
+                out_stride=self.geo.acc_granules(op.q.n_out),
+            )
 
     def _load_scales(self) -> None:
         """Scales of all keys but the newest, part by part in the order of their use."""
@@ -190,8 +207,17 @@ class SingleToken:
         if isinstance(granule, Reg):
             address = self.b.alu(Op.ADD, self.b.reg("_left"), address, granule)
         self.b.operator = "softmax"
-        self.b.load(address, self._slice(f"P:{which}_scale", part, self.row), beats, rows=part.count, stride=self.row,
-                    offset=granule, row_stride=self.row, source=source, kind=LdKind.KV_SCALES)
+        self.b.load(
+            address,
+            self._slice(f"P:{which}_scale", part, self.row),
+            beats,
+            rows=part.count,
+            stride=self.row,
+            offset=granule,
+            row_stride=self.row,
+            source=source,
+            kind=LdKind.KV_SCALES,
+        )
 
     def _keys_and_values(self) -> None:
         """Into the caches; then the newest scales."""
@@ -220,24 +246,47 @@ class SingleToken:
         first = part.first * self.group
         rows = At(self._slice("WQ", part, self.group * blocks))
         linear.project_heads(ctx, narrow, self._slice("ACC_Q", part, self.group * blocks), rows, heads, op.rope, first)
-        self.b.vu_pass((1, heads, self.step), op.head_dim, v=At(rows.region, 0, self.step),
-                       d=At(self._slice("QQ", part, self.group * blocks), 0, blocks),
-                       r0=Rows(ctx["EH"], 0, 1, first), src=Src.V, mul2=Mul2.R0, row0=Row.FIN)
+        self.b.vu_pass(
+            (1, heads, self.step),
+            op.head_dim,
+            v=At(rows.region, 0, self.step),
+            d=At(self._slice("QQ", part, self.group * blocks), 0, blocks),
+            r0=Rows(ctx["EH"], 0, 1, first),
+            src=Src.V,
+            mul2=Mul2.R0,
+            row0=Row.FIN,
+        )
 
     def _scores(self, part: Part) -> None:
         group, blocks = self.group, self.geo.granules(self.op.head_dim)
         self.b.operator = "scores"
-        self.b.matmul(self._slice("QQ", part, group * blocks), self._slice("SCORES", part, group * self.row),
-                      rows=group, kb=self.hb, ob=self.slots, act_stride=blocks, out_stride=self.row, times=part.count,
-                      act_out=group * blocks, out_out=group * self.row)
+        self.b.matmul(
+            self._slice("QQ", part, group * blocks),
+            self._slice("SCORES", part, group * self.row),
+            rows=group,
+            kb=self.hb,
+            ob=self.slots,
+            act_stride=blocks,
+            out_stride=self.row,
+            times=part.count,
+            act_out=group * blocks,
+            out_out=group * self.row,
+        )
 
     def _value_scales(self, part: Part) -> None:
         """The scales of v, ready to multiply probabilities."""
         row = self.row // self.geo.gpw
         self.b.operator = "softmax"
-        self.b.vu_pass((part.count, 1, self.words), self.position + 1, src=Src.P, mul1=Mul1.IMM, imm0=VALUE_REFERENCE,
-                       adj1=-15, p=At(self._slice("P:v_scale", part, self.row), row),
-                       d=At(self._slice("V_ROW", part, self.row), row))
+        self.b.vu_pass(
+            (part.count, 1, self.words),
+            self.position + 1,
+            src=Src.P,
+            mul1=Mul1.IMM,
+            imm0=VALUE_REFERENCE,
+            adj1=-15,
+            p=At(self._slice("P:v_scale", part, self.row), row),
+            d=At(self._slice("V_ROW", part, self.row), row),
+        )
 
     def _softmax(self, part: Part) -> None:
         b, group, length = self.b, self.group, self.position + 1
@@ -245,9 +294,17 @@ class SingleToken:
         shape = (part.count, group, self.words)
         v_row = At(self._slice("V_ROW", part, self.row), row)
         top, total = self._entries("MAX", part), self._entries("SUM", part)
-        score: dict[str, Any] = {"a": At(self._slice("SCORES", part, group * self.row), group * row, row),
-                 "p": At(self._slice("P:k_scale", part, self.row), row), "r0": self._entries("EH", part), "src": Src.A,
-                 "mul1": Mul1.P, "adj1": KEY_ADJUST, "mul2": Mul2.R0, "row0": Row.SCALE, "adj2": QUERY_ADJUST}
+        score: dict[str, Any] = {
+            "a": At(self._slice("SCORES", part, group * self.row), group * row, row),
+            "p": At(self._slice("P:k_scale", part, self.row), row),
+            "r0": self._entries("EH", part),
+            "src": Src.A,
+            "mul1": Mul1.P,
+            "adj1": KEY_ADJUST,
+            "mul2": Mul2.R0,
+            "row0": Row.SCALE,
+            "adj2": QUERY_ADJUST,
+        }
         b.operator = "softmax"
         b.vu_pass(shape, length, w=top, reduce=Reduce.MAX, **score)
         planes = self._slice("PLANES", part, 2 * group * self.row)
@@ -255,32 +312,75 @@ class SingleToken:
             sums: dict[str, Any] = {}
             if plane == 0:
                 sums = {"w": total, "tap": Tap.FUNC, "reduce": Reduce.SUM, "fin": Fin.RECIP}
-            b.vu_pass(shape, length, v=v_row, r1=top, row1=Row.RAW, add=Add.SUB_R1, func=Func.EXP2, mul3=Mul3.V,
-                      sh3=15, dst=dst, d=At(planes, 2 * group * self.row, 2 * self.row, plane * self.row), **sums,
-                      **score)
+            b.vu_pass(
+                shape,
+                length,
+                v=v_row,
+                r1=top,
+                row1=Row.RAW,
+                add=Add.SUB_R1,
+                func=Func.EXP2,
+                mul3=Mul3.V,
+                sh3=15,
+                dst=dst,
+                d=At(planes, 2 * group * self.row, 2 * self.row, plane * self.row),
+                **sums,
+                **score,
+            )
 
     def _values(self, part: Part) -> None:
         rows, blocks = 2 * self.group, self.geo.granules(self.op.head_dim)
         self.b.operator = "values"
-        self.b.matmul(self._slice("PLANES", part, rows * self.row), self._slice("PV", part, rows * blocks), rows=rows,
-                      kb=self.slots, ob=self.hb, act_stride=self.row, out_stride=blocks, mode=MxMode.SPLIT_K,
-                      times=part.count, act_out=rows * self.row, out_out=rows * blocks)
+        self.b.matmul(
+            self._slice("PLANES", part, rows * self.row),
+            self._slice("PV", part, rows * blocks),
+            rows=rows,
+            kb=self.slots,
+            ob=self.hb,
+            act_stride=self.row,
+            out_stride=blocks,
+            mode=MxMode.SPLIT_K,
+            times=part.count,
+            act_out=rows * self.row,
+            out_out=rows * blocks,
+        )
 
     def _low(self, part: Part) -> None:
         """Sums of the low planes / 16."""
         heads, blocks = part.count * self.group, self.geo.granules(self.op.head_dim)
         self.b.operator = "values"
-        self.b.vu_pass((1, heads, self.step), self.op.head_dim, src=Src.A, mul1=Mul1.IMM, imm0=encode_scale(1 / 16),
-                       a=At(self._slice("PV", part, 2 * self.group * blocks), 0, 2 * self.step, self.step),
-                       d=At(self._slice("T", part, self.group * blocks), 0, self.step))
+        self.b.vu_pass(
+            (1, heads, self.step),
+            self.op.head_dim,
+            src=Src.A,
+            mul1=Mul1.IMM,
+            imm0=encode_scale(1 / 16),
+            a=At(self._slice("PV", part, 2 * self.group * blocks), 0, 2 * self.step, self.step),
+            d=At(self._slice("T", part, self.group * blocks), 0, self.step),
+        )
 
     def _combine(self) -> None:
         """(low / 16 + high * 16) / sum of all heads, quantised."""
         ctx, op, step = self.ctx, self.op, self.step
         out, entry = ctx.rows("O", op.q.n_out), Rows(ctx["E"])
-        self.b.vu_pass((1, op.heads, step), op.head_dim, a=At(ctx["PV"], 0, 2 * step), v=At(ctx["T"], 0, step),
-                       r1=Rows(ctx["SUM"], 0, 1), imm0=encode_scale(16.0), src=Src.A, mul1=Mul1.IMM, add=Add.V,
-                       mul3=Mul3.R1, row1=Row.FIN, adj2=-22, d=At(out.region, 0, step), w=entry, level=1, **ABSMAX)
+        self.b.vu_pass(
+            (1, op.heads, step),
+            op.head_dim,
+            a=At(ctx["PV"], 0, 2 * step),
+            v=At(ctx["T"], 0, step),
+            r1=Rows(ctx["SUM"], 0, 1),
+            imm0=encode_scale(16.0),
+            src=Src.A,
+            mul1=Mul1.IMM,
+            add=Add.V,
+            mul3=Mul3.R1,
+            row1=Row.FIN,
+            adj2=-22,
+            d=At(out.region, 0, step),
+            w=entry,
+            level=1,
+            **ABSMAX,
+        )
         linear.quantise(ctx, out, op.q.n_out, "XQ", entry)
         ctx.operand = "XQ"
 

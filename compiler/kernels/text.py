@@ -49,8 +49,9 @@ def emit(b: Builder, layout: Layout) -> dict:
     b.declare(b.alu(Op.ADD, slots, args["position"], ctx.m), layout.context)
     key_slots(b, layout, slots, score_row)
     with b.unless(Op.BEQ, args["mask"], 0):
-        attention_mask.shorten_tile(b, layout.geo, args["mask"], args["position"], ctx.m, slots, score_row,
-                                    layout.context)
+        attention_mask.shorten_tile(
+            b, layout.geo, args["mask"], args["position"], ctx.m, slots, score_row, layout.context
+        )
     with b.unless(Op.BEQ, args["rope_list"], 0):
         _load_rows(ctx, layout, args)
     layer_pointers(ctx, layout, "text", args["first_layer"])
@@ -87,8 +88,16 @@ def _layers(ctx: Context, layout: Layout, args: dict[str, Reg], slots: Reg, scor
             b.alu(Op.SUB, alone, alone, b.alu(Op.MIN, ranked, ranked, 1))
     with b.alternatives() as leave:
         with b.unless(Op.BEQ, alone, 0):
-            one = Context(b, ctx.geo, single_regions(layout, ctx.regions), ctx.width, records=ctx.records,
-                          pointers=ctx.pointers, linears=ctx.linears, streams=ctx.streams)
+            one = Context(
+                b,
+                ctx.geo,
+                single_regions(layout, ctx.regions),
+                ctx.width,
+                records=ctx.records,
+                pointers=ctx.pointers,
+                linears=ctx.linears,
+                streams=ctx.streams,
+            )
             SingleToken(one, layout, args["position"], slots, score_row).layers(args["n_layers"])
             leave()
         with b.loop(args["n_layers"]):
@@ -141,8 +150,15 @@ def _load_rows(ctx: Context, layout: Layout, args: dict[str, Reg]) -> None:
         b.load_word(address, args["row_list"])
         b.shift(kind, b.set(kind, address + -(embed.base + embed.beats)), -31)  # 1: the address is below the end
         b.load(address, ctx["ROW"], beats, kind=kind)
-        b.vu_pass((1, 1, geo.words(width)), width, p=At(ctx["ROW"]), d=At(ctx["X"], 0, 0, word),
-                  w=Rows(ctx["A"], 0, 0, entry), src=Src.P, **linear.ABSMAX)
+        b.vu_pass(
+            (1, 1, geo.words(width)),
+            width,
+            p=At(ctx["ROW"]),
+            d=At(ctx["X"], 0, 0, word),
+            w=Rows(ctx["A"], 0, 0, entry),
+            src=Src.P,
+            **linear.ABSMAX,
+        )
         b.fence()
         b.set(word, word + geo.words(width))
         b.set(entry, entry + 1)
@@ -180,8 +196,11 @@ def _rank(ctx: Context, layout: Layout, more: Reg) -> None:
 
 def _scores_of_last(ctx: Context, layout: Layout, args: dict[str, Reg], heads: Heads) -> None:
     """Attention that the segment's last token gives, if the tokens are ranked."""
-    with ctx.b.unless(Op.BEQ, args["more"], 0), ctx.b.unless(Op.BNE, args["n_tokens"], 1), _if_ranked(
-            ctx.b, args["more"]):
+    with (
+        ctx.b.unless(Op.BEQ, args["more"], 0),
+        ctx.b.unless(Op.BNE, args["n_tokens"], 1),
+        _if_ranked(ctx.b, args["more"]),
+    ):
         ranking.AttentionScores(ctx, layout).add_up(heads)
 
 
@@ -207,8 +226,17 @@ def _layer(ctx: Context, layout: Layout, args: dict[str, Reg], slots: Reg, score
             case ir.Attention():
                 attention.keys_and_values(ctx, op, position, layout.context)
                 keys = b.alu(Op.ADD, b.reg("keys"), position, ctx.m)
-                attention.queries(ctx, op, keys, slots, score_row, position + 1, layout.context,
-                                  args["mask"], single=lambda heads: _scores_of_last(ctx, layout, args, heads))
+                attention.queries(
+                    ctx,
+                    op,
+                    keys,
+                    slots,
+                    score_row,
+                    position + 1,
+                    layout.context,
+                    args["mask"],
+                    single=lambda heads: _scores_of_last(ctx, layout, args, heads),
+                )
                 b.free("keys")
             case ir.Residual():
                 linear.residual(ctx, op)
@@ -277,8 +305,12 @@ def _head(ctx: Context, layout: Layout) -> None:
     ctx.load_shifts()  # the sequencer waits for memory while the norm runs
     ctx.seek(text.head.name)
     b.load_word(beats, b.set(at, ctx.table_address(slices.table.length(0))))
-    for register, value in ((words, layout.aux["head.words"].base), (places, layout.aux["head.places"].base),
-                            (number, 0), (left, text.head.n_out)):
+    for register, value in (
+        (words, layout.aux["head.words"].base),
+        (places, layout.aux["head.places"].base),
+        (number, 0),
+        (left, text.head.n_out),
+    ):
         b.set(register, value)
     width = slices.granules * 16
     narrow = ir.Linear(text.head.name, text.head.n_in, width)
@@ -287,8 +319,15 @@ def _head(ctx: Context, layout: Layout) -> None:
         b.operator = text.head.name
         b.read(stream, beats)
         b.load(words, ctx["P:head.words"], slices.granules, kind=LdKind.PARAMETERS)
-        b.matmul(ctx["XQ"], ctx["ACC_HEAD"], rows=1, kb=geo.kb(text.head.n_in), ob=slices.steps,
-                 act_stride=geo.granules(text.hidden), out_stride=slices.granules)
+        b.matmul(
+            ctx["XQ"],
+            ctx["ACC_HEAD"],
+            rows=1,
+            kb=geo.kb(text.head.n_in),
+            ob=slices.steps,
+            act_stride=geo.granules(text.hidden),
+            out_stride=slices.granules,
+        )
         b.alu(Op.MIN, length, left, width)
         linear.project(ctx, narrow, ctx["ACC_HEAD"], At(ctx["LOGITS"]), length=length, **choice.best(number))
         choice.distance(narrow, number)

@@ -28,7 +28,8 @@ class Access:
     def conflicts(self, other: "Access") -> bool:
         """RAW, WAR or WAW between the two."""
         return any(w.overlaps(r) for w in self.writes for r in other.reads + other.writes) or any(
-            w.overlaps(r) for w in other.writes for r in self.reads)
+            w.overlaps(r) for w in other.writes for r in self.reads
+        )
 
 
 def place(block: list[Access]) -> None:
@@ -99,9 +100,13 @@ def verify(block: list[Access]) -> None:
         for earlier in range(index):
             other = block[earlier]
             if other.unit != access.unit and access.conflicts(other) and clock.get(other.unit, -1) < earlier:
-                raise InternalError(f"token verifier: pc {access.pc} ({access.unit.name}) is not ordered after pc "
-                                    f"{other.pc} ({other.unit.name})")
+                raise InternalError(
+                    f"token verifier: pc {access.pc} ({access.unit.name}) is not ordered after pc "
+                    f"{other.pc} ({other.unit.name})"
+                )
     for pair, queue in signals.items():
         if taken[pair] != len(queue) or len(queue) > SEMAPHORE_MAX:
-            raise InternalError(f"token verifier: semaphore {pair[0].name}->{pair[1].name} ends at "
-                                f"{len(queue) - taken[pair]}, it must end at 0")
+            raise InternalError(
+                f"token verifier: semaphore {pair[0].name}->{pair[1].name} ends at "
+                f"{len(queue) - taken[pair]}, it must end at 0"
+            )

@@ -43,8 +43,7 @@ def emit(b: Builder, layout: Layout, pipelined: bool = True) -> dict:
     parts["projector"] = len(b.program)
     tower.project(args["result"])
     b.halt()
-    return {"entry": entry, "args": list(ARGUMENTS), "tile": tile, "parts": parts,
-            "pipelined": planned is not None}
+    return {"entry": entry, "args": list(ARGUMENTS), "tile": tile, "parts": parts, "pipelined": planned is not None}
 
 
 class _Tower:
@@ -53,8 +52,9 @@ class _Tower:
         self.vision = layout.tower
         self.saliency = Saliency(ctx, layout, tokens)
 
-    def _tiles(self, first: int, body: Callable[[], None], *advance: tuple[Reg, int],
-               count: Value | None = None) -> None:
+    def _tiles(
+        self, first: int, body: Callable[[], None], *advance: tuple[Reg, int], count: Value | None = None
+    ) -> None:
         """Run `body` for tiles of `count` tokens (None: all) from the first on; each register of `advance` grows by its
         factor a token."""
         ctx, b = self.ctx, self.ctx.b
@@ -94,8 +94,12 @@ class _Tower:
         b.load(layout.aux["position"].base, ctx["POSITION"], geo.granules(width), kind=LdKind.TABLES)
         b.vu_pass((1, 1, geo.words(width)), width, p=At(ctx["POSITION"]), d=At(ctx["X"]), src=Src.P)
         position = b.set(b.reg("position"), layout.aux["position"].base + geo.granules(width))
-        self._tiles(1, lambda: self._patches(patch, patches, position), (patches, geo.granules(patch.n_in)),
-                    (position, geo.granules(width)))
+        self._tiles(
+            1,
+            lambda: self._patches(patch, patches, position),
+            (patches, geo.granules(patch.n_in)),
+            (position, geo.granules(width)),
+        )
         for pre_norm in pre:
             self._tiles(0, partial(self._pre_norm, pre_norm))
         b.free("position")
@@ -113,8 +117,15 @@ class _Tower:
         linear.matmul(ctx, patch, "PATCH_Q", ctx["ACC"])
         linear.project(ctx, patch, ctx["ACC"], ctx.residual())
         words = geo.words(ctx.width)
-        b.vu_pass((ctx.m, 1, words), ctx.width, v=ctx.residual(), p=At(ctx["POSITION"], words), d=ctx.residual(),
-                  src=Src.V, add=Add.P)
+        b.vu_pass(
+            (ctx.m, 1, words),
+            ctx.width,
+            v=ctx.residual(),
+            p=At(ctx["POSITION"], words),
+            d=ctx.residual(),
+            src=Src.V,
+            add=Add.P,
+        )
 
     def _pre_norm(self, pre: ir.Norm) -> None:
         ctx = self.ctx
@@ -185,8 +196,9 @@ class _Tower:
                     norm.norm(self.ctx, op)
                 case ir.Attention():
                     self.ctx.seek(op.q.name)
-                    attention.queries(self.ctx, op, self.tokens, slots, score_row, self.tokens, self.tokens,
-                                      each_head=self._each_head)
+                    attention.queries(
+                        self.ctx, op, self.tokens, slots, score_row, self.tokens, self.tokens, each_head=self._each_head
+                    )
                     self.ctx.b.set(self.ctx.b.reg("watched"), 0)
                 case ir.Residual():
                     linear.residual(self.ctx, op)
@@ -227,16 +239,31 @@ class _Tower:
         linear.absmax(ctx, ctx.residual(), ctx.width, entries)
         linear.quantise(ctx, ctx.residual(), ctx.width, "XQ", entries)
         linear.matmul(ctx, first, "XQ", ctx["PROJECTED"])
-        linear.project(ctx, first, ctx["PROJECTED"], hidden, func=mlp.FUNCS[self.vision.projector_func],
-                       w=Rows(ctx["F"], 1), **ABSMAX)
+        linear.project(
+            ctx,
+            first,
+            ctx["PROJECTED"],
+            hidden,
+            func=mlp.FUNCS[self.vision.projector_func],
+            w=Rows(ctx["F"], 1),
+            **ABSMAX,
+        )
         linear.quantise(ctx, hidden, first.n_out, "FEATURE_Q", Rows(ctx["F"], 1))
         linear.matmul(ctx, second, "FEATURE_Q", ctx["PROJECTED"])
         saved = ctx.regions
         ctx.regions = {**saved, "E": saved["F"]}
         linear.project(ctx, second, ctx["PROJECTED"], At(ctx["SB_FEATURE"], geo.words(second.n_out)), scratch=hidden)
         ctx.regions = saved
-        b.store(StMode.LIN, ctx["SB_FEATURE"], FEATURES, addr=result, src_tok=geo.granules(second.n_out), n_tok=ctx.m,
-                n_gran=geo.granules(second.n_out), stride_tok=geo.granules(second.n_out))
+        b.store(
+            StMode.LIN,
+            ctx["SB_FEATURE"],
+            FEATURES,
+            addr=result,
+            src_tok=geo.granules(second.n_out),
+            n_tok=ctx.m,
+            n_gran=geo.granules(second.n_out),
+            stride_tok=geo.granules(second.n_out),
+        )
 
 
 __all__ = ["ARGUMENTS", "emit"]

@@ -12,8 +12,31 @@ from .rope import fuse_rope
 from .schedule import schedule
 from .tokens import fuse_tokens
 
-PASSES = (normalise, fuse_norms, fuse_linears, fuse_heads, fuse_rope, fuse_caches, fuse_attention, fuse_mlp,
-          fuse_tokens, fuse_residual, schedule)
+PASSES = (
+    normalise,
+    fuse_norms,
+    fuse_linears,
+    fuse_heads,
+    fuse_rope,
+    fuse_caches,
+    fuse_attention,
+    fuse_mlp,
+    fuse_tokens,
+    fuse_residual,
+    schedule,
+)
 
-__all__ = ["PASSES", "fuse_attention", "fuse_caches", "fuse_heads", "fuse_linears", "fuse_mlp", "fuse_norms",
-           "fuse_residual", "fuse_rope", "fuse_tokens", "normalise", "schedule"]
+__all__ = [
+    "PASSES",
+    "fuse_attention",
+    "fuse_caches",
+    "fuse_heads",
+    "fuse_linears",
+    "fuse_mlp",
+    "fuse_norms",
+    "fuse_residual",
+    "fuse_rope",
+    "fuse_tokens",
+    "normalise",
+    "schedule",
+]

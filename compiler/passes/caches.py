@@ -18,8 +18,11 @@ def fuse_caches(graph: ir.Graph) -> None:
     for node in list(graph.nodes.values()):
         if node.name not in graph.nodes:
             continue
-        if (found := find(graph, node, CACHED)) and found["past"].op == "input" and same_axes(
-                node, (found["axis"],), {1}):
+        if (
+            (found := find(graph, node, CACHED))
+            and found["past"].op == "input"
+            and same_axes(node, (found["axis"],), {1})
+        ):
             tables = {name: found[name] for name in ("cos", "sin") if name in found}
             split = found["split"].fused
             cached = ir.Cached(found["linear"].fused, split.heads, split.head_dim, bool(tables))

@@ -23,11 +23,21 @@ def fuse_heads(graph: ir.Graph) -> None:
 
 def _splits(node: ir.Node, found: dict) -> bool:
     rows, heads = found["x"].shape, found["heads"].shape
-    return (len(rows) == 2 and len(heads) == 3 and heads[0] == rows[0] and isinstance(heads[1], int)
-            and isinstance(heads[2], int) and same_axes(node, (found["a"], found["b"]), {0, 1}))
+    return (
+        len(rows) == 2
+        and len(heads) == 3
+        and heads[0] == rows[0]
+        and isinstance(heads[1], int)
+        and isinstance(heads[2], int)
+        and same_axes(node, (found["a"], found["b"]), {0, 1})
+    )
 
 
 def _merges(node: ir.Node, found: dict) -> bool:
     rows = found["rows"]
-    return (len(node.shape) == 2 and len(rows.shape) == 3 and node.shape[0] == rows.shape[0]
-            and same_axes(rows, (found["a"], found["b"]), {0, 1}))
+    return (
+        len(node.shape) == 2
+        and len(rows.shape) == 3
+        and node.shape[0] == rows.shape[0]
+        and same_axes(rows, (found["a"], found["b"]), {0, 1})
+    )

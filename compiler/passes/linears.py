@@ -7,8 +7,12 @@ from ..ir import unsupported
 from .pattern import Optional, either, find, op, parameter, value
 from .tools import fuse, path_of
 
-LINEAR = op("linear", input=value("x"), bias=Optional(parameter("bias")), weight=either(
-    parameter("weight"), op("flatten", self=parameter("weight"), start_dim=1)))
+LINEAR = op(
+    "linear",
+    input=value("x"),
+    bias=Optional(parameter("bias")),
+    weight=either(parameter("weight"), op("flatten", self=parameter("weight"), start_dim=1)),
+)
 
 
 def fuse_linears(graph: ir.Graph) -> None:

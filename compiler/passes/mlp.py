@@ -11,8 +11,11 @@ PATTERNS = {
     "gelu": op("gelu", self=FC),
     "quick_gelu": op("mul", self=FC, other=op("sigmoid", self=op("mul", self=FC, other=QUICK_GELU))),
 }
-GATED = op("mul", self=op("silu", self=op("linear_op", x=value("x")).named("gate")),
-           other=op("linear_op", x=value("x")).named("up"))
+GATED = op(
+    "mul",
+    self=op("silu", self=op("linear_op", x=value("x")).named("gate")),
+    other=op("linear_op", x=value("x")).named("up"),
+)
 
 
 def fuse_mlp(graph: ir.Graph) -> None:

@@ -7,8 +7,9 @@ from .tools import fuse, path_of
 
 SHAPE = {"input": value("x"), "normalized_shape": [constant("width")], "weight": parameter("weight")}
 RMS = op("rms_norm", **SHAPE, eps=constant("epsilon"))
-LAYER = op("layer_norm", **SHAPE, bias=parameter("bias"), eps=constant("epsilon", 1e-5),
-           cudnn_enable=constant("how", True))  # which library computes it
+LAYER = op(
+    "layer_norm", **SHAPE, bias=parameter("bias"), eps=constant("epsilon", 1e-5), cudnn_enable=constant("how", True)
+)  # which library computes it
 
 
 def fuse_norms(graph: ir.Graph) -> None:

@@ -140,8 +140,11 @@ class _Search:
         for arguments in _orders(node):
             if self._complete(node, arguments, pattern):
                 pairs = [(arguments[name], each) for name, each in pattern.arguments.items() if name in arguments]
-                defaults = {each.name: each.default for name, each in pattern.arguments.items()
-                            if isinstance(each, Constant) and name not in arguments}
+                defaults = {
+                    each.name: each.default
+                    for name, each in pattern.arguments.items()
+                    if isinstance(each, Constant) and name not in arguments
+                }
                 named = {pattern.name: node} if pattern.name else {}
                 yield from self._all(pairs, bound | defaults | named)
 
@@ -152,10 +155,15 @@ class _Search:
             if wanted is ABSENT or (isinstance(wanted, int | float | str) and found != wanted):
                 shown = "a tensor" if isinstance(found, Ref) else repr(found)
                 self.reason = f"{name} of {node.name} is {shown}" + (
-                    "" if wanted is ABSENT else f", {wanted!r} is what there is a kernel for")
+                    "" if wanted is ABSENT else f", {wanted!r} is what there is a kernel for"
+                )
                 return False
-        missing = [name for name, each in pattern.arguments.items() if name not in arguments and not (
-            isinstance(each, Optional) or (isinstance(each, Constant) and each.default is not ABSENT))]
+        missing = [
+            name
+            for name, each in pattern.arguments.items()
+            if name not in arguments
+            and not (isinstance(each, Optional) or (isinstance(each, Constant) and each.default is not ABSENT))
+        ]
         if missing:
             self.reason = f"{node.name} has no {missing[0]}"
         return not missing

@@ -33,8 +33,11 @@ def _require_chain(graph: ir.Graph, order: list[str]) -> str:
         if node.op not in FUSED:
             continue
         if node.op == "residual" and node.arguments["stream"].name != stream:
-            raise unsupported(node, f"it adds to {node.arguments['stream'].name}, kernels to the rows as they were "
-                                    "after the residual before")
+            raise unsupported(
+                node,
+                f"it adds to {node.arguments['stream'].name}, kernels to the rows as they were "
+                "after the residual before",
+            )
         if node.arguments["x"].name != last:
             raise unsupported(node, f"it works on {node.arguments['x'].name}, kernels on what came before it, {last}")
         last = name
@@ -53,8 +56,10 @@ def _require_results(graph: ir.Graph, last: str) -> None:
     caches = [graph.nodes[name] for name in graph.outputs[1:]]
     found = [(node.fused.linear, node.arguments["past"]) if node.op == "cached" else None for node in caches]
     if found and found != wanted:
-        raise UserError(f"module {graph.name}: its results are {', '.join(graph.outputs)}: return the rows alone, or "
-                        "the rows, all keys and all values of its one attention")
+        raise UserError(
+            f"module {graph.name}: its results are {', '.join(graph.outputs)}: return the rows alone, or "
+            "the rows, all keys and all values of its one attention"
+        )
 
 
 def _require_names(graph: ir.Graph) -> None:

@@ -4,8 +4,13 @@ from .. import ir
 from .pattern import constant, find, op, parameter, value
 from .tools import fuse
 
-TOKENS = op("add", self=op("cat", tensors=[op("unsqueeze", self=parameter("first"), dim=0), value("x")],
-                           dim=constant("axis", 0)).named("rows"), other=parameter("positions"))
+TOKENS = op(
+    "add",
+    self=op(
+        "cat", tensors=[op("unsqueeze", self=parameter("first"), dim=0), value("x")], dim=constant("axis", 0)
+    ).named("rows"),
+    other=parameter("positions"),
+)
 
 
 def fuse_tokens(graph: ir.Graph) -> None:

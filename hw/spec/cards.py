@@ -90,29 +90,59 @@ class Card:
         where = f"configuration {config.name!r} on {self.name}"
         masters = config.units + (not self.ddr_banks)
         if masters > HBM_PORTS:
-            raise ConfigError(f"{where}: {masters} masters need an HBM port each, the card has {HBM_PORTS} and no DDR; "
-                              f"choose a configuration of {HBM_PORTS // 2} units, such as {self.name}")
+            raise ConfigError(
+                f"{where}: {masters} masters need an HBM port each, the card has {HBM_PORTS} and no DDR; "
+                f"choose a configuration of {HBM_PORTS // 2} units, such as {self.name}"
+            )
         if config.channel_bytes > self.channel_bytes:
-            raise ConfigError(f"{where}: channel_bytes = {config.channel_bytes}, a pseudo-channel has "
-                              f"{self.channel_bytes} bytes; choose a smaller one")
+            raise ConfigError(
+                f"{where}: channel_bytes = {config.channel_bytes}, a pseudo-channel has "
+                f"{self.channel_bytes} bytes; choose a smaller one"
+            )
         free = (HBM_CHANNELS - config.units) * self.channel_bytes
         if not self.ddr_banks and config.aux_bytes > free:
-            raise ConfigError(f"{where}: aux_bytes = {config.aux_bytes}, the pseudo-channels that are left have {free} "
-                              "bytes; choose a smaller one")
+            raise ConfigError(
+                f"{where}: aux_bytes = {config.aux_bytes}, the pseudo-channels that are left have {free} "
+                "bytes; choose a smaller one"
+            )
         refuse_excess(where, self.budget(config))
 
 
 CORE_UNITS = 9
 """What all but the matrix units takes, in matrix units: 225,000 LUTs over 25,900 on `u280` (Yosys)."""
 _MIB = 1 << 20
-CARDS = {card.name: card for card in (
-    Card("u280", "xcu280-fsvh2892-2L-e", "xilinx_u280_gen3x16_xdma_1_202211_1", (_BASE_DIE, _UPPER_DIE, _UPPER_DIE),
-         256 * _MIB, 2, 460e9),
-    Card("u50", "xcu50-fsvh2104-2-e", "xilinx_u50_gen3x16_xdma_5_202210_1", (_BASE_DIE, _UPPER_DIE), 256 * _MIB, 0,
-         316e9),
-    Card("u55c", "xcu55c-fsvh2892-2L-e", "xilinx_u55c_gen3x16_xdma_3_202210_1", (_BASE_DIE, _UPPER_DIE, _UPPER_DIE),
-         512 * _MIB, 0, 460e9),
-)}
+CARDS = {
+    card.name: card
+    for card in (
+        Card(
+            "u280",
+            "xcu280-fsvh2892-2L-e",
+            "xilinx_u280_gen3x16_xdma_1_202211_1",
+            (_BASE_DIE, _UPPER_DIE, _UPPER_DIE),
+            256 * _MIB,
+            2,
+            460e9,
+        ),
+        Card(
+            "u50",
+            "xcu50-fsvh2104-2-e",
+            "xilinx_u50_gen3x16_xdma_5_202210_1",
+            (_BASE_DIE, _UPPER_DIE),
+            256 * _MIB,
+            0,
+            316e9,
+        ),
+        Card(
+            "u55c",
+            "xcu55c-fsvh2892-2L-e",
+            "xilinx_u55c_gen3x16_xdma_3_202210_1",
+            (_BASE_DIE, _UPPER_DIE, _UPPER_DIE),
+            512 * _MIB,
+            0,
+            460e9,
+        ),
+    )
+}
 
 
 def get(name: str) -> Card:

@@ -79,30 +79,41 @@ class Config:
 
         self._check_memory(need)
 
-        need(self.units >= 1 and self.units & (self.units - 1) == 0,
-             f"units = {self.units} is not a power of two")
+        need(self.units >= 1 and self.units & (self.units - 1) == 0, f"units = {self.units} is not a power of two")
         need(self.chains in (1, 2, 4, 8), f"chains = {self.chains}, supported are 1, 2, 4, 8")
         need(self.lanes % GRANULE_LANES == 0, f"lanes = {self.lanes} is not a multiple of {GRANULE_LANES}")
-        need((self.units * GRANULE_LANES) % self.lanes == 0,
-             f"lanes = {self.lanes} does not divide units x 16 = {self.units * GRANULE_LANES}")
-        need(self.ob_blocks & (self.ob_blocks - 1) == 0 and self.ob_blocks >= self.ob_banks,
-             f"ob_blocks = {self.ob_blocks} is not a power of two of at least {self.ob_banks} blocks")
+        need(
+            (self.units * GRANULE_LANES) % self.lanes == 0,
+            f"lanes = {self.lanes} does not divide units x 16 = {self.units * GRANULE_LANES}",
+        )
+        need(
+            self.ob_blocks & (self.ob_blocks - 1) == 0 and self.ob_blocks >= self.ob_banks,
+            f"ob_blocks = {self.ob_blocks} is not a power of two of at least {self.ob_banks} blocks",
+        )
         need(self.fifo_beats >= 32, f"fifo_beats = {self.fifo_beats} is below two bursts (32 beats)")
         for field in ("ab_granules", "pb_granules", "vb_granules", "sb_granules"):
-            need(getattr(self, field) % self.granules_per_word == 0,
-                 f"{field} = {getattr(self, field)} is not a multiple of the vector word "
-                 f"({self.granules_per_word} granules)")
+            need(
+                getattr(self, field) % self.granules_per_word == 0,
+                f"{field} = {getattr(self, field)} is not a multiple of the vector word "
+                f"({self.granules_per_word} granules)",
+            )
 
     def _check_memory(self, need):
         memory = self.memory
         need(memory.kind in MEMORY_KINDS, f"memory.kind = {memory.kind!r}, supported are {', '.join(MEMORY_KINDS)}")
-        need(min(memory.read_latency, memory.write_latency) >= 1,
-             f"memory latencies of {memory.read_latency} and {memory.write_latency} cycles: the least is 1")
-        need(self.clock_hz % 1000 == 0 and self.clock_hz >= LEAST_CLOCK_HZ,
-             f"clock_hz = {self.clock_hz:,} is not a whole number of kHz of at least {LEAST_CLOCK_HZ // 10**6} MHz")
-        need(self.clock_hz <= memory.clock_hz,
-             f"clock_hz = {self.clock_hz:,} is above memory.clock_hz = {memory.clock_hz:,}: a port would take more "
-             "beats a second than its memory delivers; choose a slower kernel or a faster memory")
+        need(
+            min(memory.read_latency, memory.write_latency) >= 1,
+            f"memory latencies of {memory.read_latency} and {memory.write_latency} cycles: the least is 1",
+        )
+        need(
+            self.clock_hz % 1000 == 0 and self.clock_hz >= LEAST_CLOCK_HZ,
+            f"clock_hz = {self.clock_hz:,} is not a whole number of kHz of at least {LEAST_CLOCK_HZ // 10**6} MHz",
+        )
+        need(
+            self.clock_hz <= memory.clock_hz,
+            f"clock_hz = {self.clock_hz:,} is above memory.clock_hz = {memory.clock_hz:,}: a port would take more "
+            "beats a second than its memory delivers; choose a slower kernel or a faster memory",
+        )
 
     def memory_cycles(self, clocks):
         """Kernel cycles that so many cycles of the memory's clock take, rounded up."""
@@ -165,28 +176,106 @@ _MIB = 1 << 20
 _HBM_AND_DDR = Memory("hbm", 300_000_000, 64, 32)
 """Channels of HBM2, an auxiliary port to DDR4-2400: 19.2 GB/s are 300 million beats a second; 213 ns to the first."""
 
-CONFIGS = {c.name: c for c in (
-    Config(name="tiny", units=2, chains=2, lanes=16, ob_blocks=4096, ab_granules=4096, pb_granules=2048,
-           vb_granules=2048, sb_granules=1024, rs_entries=1024, acc_rows=64, fifo_beats=64,
-           imem_instructions=8192, clock_hz=225_000_000, channel_bytes=8 * _MIB, aux_bytes=16 * _MIB,
-           memory=Memory("fixed", 450_000_000, 40, 20)),
-    Config(name="small", units=4, chains=8, lanes=16, ob_blocks=16384, ab_granules=32768, pb_granules=8192,
-           vb_granules=16384, sb_granules=4096, rs_entries=4096, acc_rows=128, fifo_beats=128,
-           imem_instructions=8192, clock_hz=225_000_000, channel_bytes=64 * _MIB, aux_bytes=256 * _MIB,
-           memory=Memory("fixed", 450_000_000, 64, 32)),
-    Config(name="u280", units=32, chains=8, lanes=64, ob_blocks=131072, ab_granules=180224, pb_granules=28672,
-           vb_granules=163840, sb_granules=32768, rs_entries=16384, acc_rows=256, fifo_beats=1024,
-           imem_instructions=8192, clock_hz=225_000_000, channel_bytes=256 * _MIB, aux_bytes=16384 * _MIB,
-           memory=_HBM_AND_DDR),
-    Config(name="u55c", units=16, chains=8, lanes=64, ob_blocks=131072, ab_granules=180224, pb_granules=28672,
-           vb_granules=163840, sb_granules=32768, rs_entries=16384, acc_rows=256, fifo_beats=1024,
-           imem_instructions=8192, clock_hz=225_000_000, channel_bytes=512 * _MIB, aux_bytes=8192 * _MIB,
-           memory=_HBM_AND_DDR),
-    Config(name="u50", units=16, chains=8, lanes=64, ob_blocks=65536, ab_granules=131072, pb_granules=16384,
-           vb_granules=98304, sb_granules=16384, rs_entries=16384, acc_rows=256, fifo_beats=1024,
-           imem_instructions=8192, clock_hz=225_000_000, channel_bytes=256 * _MIB, aux_bytes=4096 * _MIB,
-           memory=_HBM_AND_DDR),
-)}
+CONFIGS = {
+    c.name: c
+    for c in (
+        Config(
+            name="tiny",
+            units=2,
+            chains=2,
+            lanes=16,
+            ob_blocks=4096,
+            ab_granules=4096,
+            pb_granules=2048,
+            vb_granules=2048,
+            sb_granules=1024,
+            rs_entries=1024,
+            acc_rows=64,
+            fifo_beats=64,
+            imem_instructions=8192,
+            clock_hz=225_000_000,
+            channel_bytes=8 * _MIB,
+            aux_bytes=16 * _MIB,
+            memory=Memory("fixed", 450_000_000, 40, 20),
+        ),
+        Config(
+            name="small",
+            units=4,
+            chains=8,
+            lanes=16,
+            ob_blocks=16384,
+            ab_granules=32768,
+            pb_granules=8192,
+            vb_granules=16384,
+            sb_granules=4096,
+            rs_entries=4096,
+            acc_rows=128,
+            fifo_beats=128,
+            imem_instructions=8192,
+            clock_hz=225_000_000,
+            channel_bytes=64 * _MIB,
+            aux_bytes=256 * _MIB,
+            memory=Memory("fixed", 450_000_000, 64, 32),
+        ),
+        Config(
+            name="u280",
+            units=32,
+            chains=8,
+            lanes=64,
+            ob_blocks=131072,
+            ab_granules=180224,
+            pb_granules=28672,
+            vb_granules=163840,
+            sb_granules=32768,
+            rs_entries=16384,
+            acc_rows=256,
+            fifo_beats=1024,
+            imem_instructions=8192,
+            clock_hz=225_000_000,
+            channel_bytes=256 * _MIB,
+            aux_bytes=16384 * _MIB,
+            memory=_HBM_AND_DDR,
+        ),
+        Config(
+            name="u55c",
+            units=16,
+            chains=8,
+            lanes=64,
+            ob_blocks=131072,
+            ab_granules=180224,
+            pb_granules=28672,
+            vb_granules=163840,
+            sb_granules=32768,
+            rs_entries=16384,
+            acc_rows=256,
+            fifo_beats=1024,
+            imem_instructions=8192,
+            clock_hz=225_000_000,
+            channel_bytes=512 * _MIB,
+            aux_bytes=8192 * _MIB,
+            memory=_HBM_AND_DDR,
+        ),
+        Config(
+            name="u50",
+            units=16,
+            chains=8,
+            lanes=64,
+            ob_blocks=65536,
+            ab_granules=131072,
+            pb_granules=16384,
+            vb_granules=98304,
+            sb_granules=16384,
+            rs_entries=16384,
+            acc_rows=256,
+            fifo_beats=1024,
+            imem_instructions=8192,
+            clock_hz=225_000_000,
+            channel_bytes=256 * _MIB,
+            aux_bytes=4096 * _MIB,
+            memory=_HBM_AND_DDR,
+        ),
+    )
+}
 
 
 def get(name: str) -> Config:

@@ -9,15 +9,15 @@ CTRL_START, CTRL_DONE, CTRL_IDLE, CTRL_READY = 1, 2, 4, 8
 
 REGISTERS = {
     # arguments (read/write)
-    "program_addr": 0x10,    # aux beat address of the program
+    "program_addr": 0x10,  # aux beat address of the program
     "program_length": 0x18,  # instructions
-    "entry": 0x20,           # first instruction executed
-    "flags": 0x28,           # bit 0: keep the program already in instruction memory (skip the fetch)
-    "watchdog": 0x30,        # cycles without a retired instruction before WATCHDOG (0: never)
+    "entry": 0x20,  # first instruction executed
+    "flags": 0x28,  # bit 0: keep the program already in instruction memory (skip the fetch)
+    "watchdog": 0x30,  # cycles without a retired instruction before WATCHDOG (0: never)
     "instruction_limit": 0x38,  # instructions before INSTRUCTION_LIMIT (0: none)
     **{f"arg{i}": 0x40 + 8 * (i - 1) for i in range(1, 16)},  # initial r1..r15
     # status (read only)
-    "status": 0x100,         # hw.spec.isa.Error
+    "status": 0x100,  # hw.spec.isa.Error
     "status_detail": 0x104,  # HALT code, or unit number of the failing unit (5: sequencer)
     "status_pc": 0x108,
     "isa_version": 0x10C,
@@ -31,18 +31,41 @@ KV_BYTES = "write_bytes_kv"
 """Counters by what is moved. ST's kind counts in modes that write aux (LIN, SC); K and V are KV_BYTES."""
 
 TRAFFIC = (
-    "read_beats_aux", "read_beats_channels", "write_bytes_aux", "write_bytes_channels",
-    "read_beats_fetch", "read_beats_scalars", *LD_BEATS.values(), *RD_BEATS.values(), *ST_BYTES.values(), KV_BYTES,
+    "read_beats_aux",
+    "read_beats_channels",
+    "write_bytes_aux",
+    "write_bytes_channels",
+    "read_beats_fetch",
+    "read_beats_scalars",
+    *LD_BEATS.values(),
+    *RD_BEATS.values(),
+    *ST_BYTES.values(),
+    KV_BYTES,
 )
 """The first four count at the memory ports, the others by purpose: aux reads are fetch + scalars (LDS) + LD_BEATS,
 channel reads RD_BEATS, aux writes ST_BYTES, channel writes KV_BYTES."""
 
 COUNTERS = (
-    "cycles", "instructions", "stall_queue", "stall_fence", "stall_lds",
-    "busy_ld", "busy_st", "busy_rd", "busy_mx", "busy_vu",
-    "wait_ld", "wait_st", "wait_rd", "wait_mx", "wait_vu",
-    "mx_weight_stall", "mx_drain_stall",
-    *TRAFFIC[:4], "unpack_stall", *TRAFFIC[4:],
+    "cycles",
+    "instructions",
+    "stall_queue",
+    "stall_fence",
+    "stall_lds",
+    "busy_ld",
+    "busy_st",
+    "busy_rd",
+    "busy_mx",
+    "busy_vu",
+    "wait_ld",
+    "wait_st",
+    "wait_rd",
+    "wait_mx",
+    "wait_vu",
+    "mx_weight_stall",
+    "mx_drain_stall",
+    *TRAFFIC[:4],
+    "unpack_stall",
+    *TRAFFIC[4:],
 )
 """64-bit counters from COUNTER_BASE on, low word first. busy: cycles between start and end; wait: cycles a
 queue's head waits for semaphores while its unit is idle. read_beats_channels and write_bytes_channels are

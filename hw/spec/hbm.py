@@ -227,11 +227,15 @@ def _goes_on(h, address, ready):
     newest, low = h[NEWEST], bank_of(address, 0)
     last = newest + WORDS
     return (
-        h[_USED + low] == newest - 1 and h[_USED + low + 1] == newest and ready < last
-        and h[_OPEN + low] == row_of(address) and h[_OPEN + low + 1] == row_of(address)
-        and last < h[_CLOSED + low] and last < h[_CLOSED + low + 1]
+        h[_USED + low] == newest - 1
+        and h[_USED + low + 1] == newest
+        and ready < last
+        and h[_OPEN + low] == row_of(address)
+        and h[_OPEN + low + 1] == row_of(address)
+        and last < h[_CLOSED + low]
+        and last < h[_CLOSED + low + 1]
         and last < WRITE_EPOCH * h[EPOCH]
-    )  # fmt: skip
+    )
 
 
 def serve(h, asked, addresses, accepted, extra, arrivals, writes, known):
@@ -289,8 +293,11 @@ def _banks_differ(a, b, start):
         open_b = b[_OPEN + bank] >= 0 and b[_CLOSED + bank] + REFRESH_BLOCK > start
         if open_a != open_b:
             return True
-        if open_a and (a[_OPEN + bank] != b[_OPEN + bank] or a[_CLOSED + bank] != b[_CLOSED + bank]
-                       or _differ(a, b, _CLOSABLE + bank, start)):  # fmt: skip
+        if open_a and (
+            a[_OPEN + bank] != b[_OPEN + bank]
+            or a[_CLOSED + bank] != b[_CLOSED + bank]
+            or _differ(a, b, _CLOSABLE + bank, start)
+        ):
             return True
     return False
 
@@ -302,11 +309,15 @@ def alike(a, b, start):
     """
     if a[HEAD] < a[TAIL] or b[HEAD] < b[TAIL] or a[SERVED] != b[SERVED] or a[WORD] != b[WORD]:
         return False
-    if (_differ(a, b, NEWEST, start - WORDS) or _differ(a, b, DONE, start + READ_DONE)
-            or _differ(a, b, ARRIVED, start * a[CYCLES] // a[SLOTS])
-            or _differ(a, b, LAST_READ, start - READ_TO_WRITE) or _differ(a, b, LAST_WRITE, start - SAME_GROUP)
-            or (a[LAST_WRITE] > start - SAME_GROUP and a[LAST_GROUP] != b[LAST_GROUP])
-            or _banks_differ(a, b, start)):  # fmt: skip
+    if (
+        _differ(a, b, NEWEST, start - WORDS)
+        or _differ(a, b, DONE, start + READ_DONE)
+        or _differ(a, b, ARRIVED, start * a[CYCLES] // a[SLOTS])
+        or _differ(a, b, LAST_READ, start - READ_TO_WRITE)
+        or _differ(a, b, LAST_WRITE, start - SAME_GROUP)
+        or (a[LAST_WRITE] > start - SAME_GROUP and a[LAST_GROUP] != b[LAST_GROUP])
+        or _banks_differ(a, b, start)
+    ):
         return False
     for i in range(_LEFT, _LEFT + QUEUE_BEATS):
         if _differ(a, b, i, start):

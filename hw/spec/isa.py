@@ -28,37 +28,79 @@ class Unit(IntEnum):
 class Op(IntEnum):
     """Operands: a, b, c are register numbers unless said otherwise; imm is 32 bits, signed where it matters."""
 
-    HALT = 0x00    # stop; imm is the exit code reported to the host (0 = success)
-    ADDI = 0x01    # a = b + imm
-    ADD = 0x02     # a = b + c
-    SUB = 0x03     # a = b - c
-    MUL = 0x04     # a = low 32 bits of b * c
-    SHLI = 0x05    # a = b << imm[4:0]
-    SHRI = 0x06    # a = b >> imm[4:0], logical
-    MIN = 0x07     # a = min(b, c), unsigned
-    MAX = 0x08     # a = max(b, c), unsigned
-    BEQ = 0x10     # if b == c: pc = imm
-    BNE = 0x11     # if b != c: pc = imm
-    BLTU = 0x12    # if b < c unsigned: pc = imm
-    BGEU = 0x13    # if b >= c unsigned: pc = imm
-    LOOP = 0x18    # b = count register, imm = address of the matching ENDL; count 0 skips past it
-    ENDL = 0x19    # next iteration of the innermost loop, or fall through
-    LDS = 0x20     # a = aux memory word at 4-byte address (b + imm); waits until LD is idle
-    SET = 0x28     # descriptor field a (see FIELDS, unit << 5 | index) = b + imm
-    ISSUE = 0x29   # push unit a's descriptor; b = wait mask over producers, c = signal mask over consumers
-    FENCE = 0x2A   # wait until every unit in mask imm is idle with an empty queue
+    HALT = 0x00  # stop; imm is the exit code reported to the host (0 = success)
+    ADDI = 0x01  # a = b + imm
+    ADD = 0x02  # a = b + c
+    SUB = 0x03  # a = b - c
+    MUL = 0x04  # a = low 32 bits of b * c
+    SHLI = 0x05  # a = b << imm[4:0]
+    SHRI = 0x06  # a = b >> imm[4:0], logical
+    MIN = 0x07  # a = min(b, c), unsigned
+    MAX = 0x08  # a = max(b, c), unsigned
+    BEQ = 0x10  # if b == c: pc = imm
+    BNE = 0x11  # if b != c: pc = imm
+    BLTU = 0x12  # if b < c unsigned: pc = imm
+    BGEU = 0x13  # if b >= c unsigned: pc = imm
+    LOOP = 0x18  # b = count register, imm = address of the matching ENDL; count 0 skips past it
+    ENDL = 0x19  # next iteration of the innermost loop, or fall through
+    LDS = 0x20  # a = aux memory word at 4-byte address (b + imm); waits until LD is idle
+    SET = 0x28  # descriptor field a (see FIELDS, unit << 5 | index) = b + imm
+    ISSUE = 0x29  # push unit a's descriptor; b = wait mask over producers, c = signal mask over consumers
+    FENCE = 0x2A  # wait until every unit in mask imm is idle with an empty queue
 
 
 FIELDS = {
     Unit.LD: ("addr", "n_outer", "n_inner", "stride", "dst", "dst_stride", "kind"),
-    Unit.ST: ("mode", "addr", "src", "src_tok", "src_head", "pos", "n_tok", "n_head", "n_gran",
-              "stride_tok", "stride_head", "stride_slot", "stride_gran", "kind"),
+    Unit.ST: (
+        "mode",
+        "addr",
+        "src",
+        "src_tok",
+        "src_head",
+        "pos",
+        "n_tok",
+        "n_head",
+        "n_gran",
+        "stride_tok",
+        "stride_head",
+        "stride_slot",
+        "stride_gran",
+        "kind",
+    ),
     Unit.RD: ("addr", "n_outer", "n_inner", "stride", "fmt"),
     Unit.MX: ("act", "act_stride", "n_rows", "kb", "ob", "dst", "dst_stride", "mode", "n_outer", "act_out", "dst_out"),
-    Unit.VU: ("ctl0", "ctl1", "imm0", "imm1", "n_outer", "n_mid", "n_words", "len0", "len_step",
-              "a", "a_out", "a_mid", "p", "p_out", "p_mid", "v", "v_out", "v_mid",
-              "d", "d_out", "d_mid", "r0", "r0_out", "r0_mid", "r1", "r1_out", "r1_mid",
-              "w", "w_out", "w_mid"),
+    Unit.VU: (
+        "ctl0",
+        "ctl1",
+        "imm0",
+        "imm1",
+        "n_outer",
+        "n_mid",
+        "n_words",
+        "len0",
+        "len_step",
+        "a",
+        "a_out",
+        "a_mid",
+        "p",
+        "p_out",
+        "p_mid",
+        "v",
+        "v_out",
+        "v_mid",
+        "d",
+        "d_out",
+        "d_mid",
+        "r0",
+        "r0_out",
+        "r0_mid",
+        "r1",
+        "r1_out",
+        "r1_mid",
+        "w",
+        "w_out",
+        "w_mid",
+    ),
 }
 """Every field is 32 bits; what becomes of values that make no sense is in `hw.spec.legal`.
 
@@ -76,33 +118,33 @@ class StMode(IntEnum):
     """
 
     LIN = 0  # aux beat addr + t*stride_tok + h*stride_head + g <- the whole granule (16 int32)
-    K = 1    # unit's channel, beat addr + h*stride_head + slot*stride_slot + g*stride_gran + (k >> 2):
+    K = 1  # unit's channel, beat addr + h*stride_head + slot*stride_slot + g*stride_gran + (k >> 2):
     #          the granule's 16 low bytes at byte (k & 3)*16
-    V = 2    # as K, beats addr + ... + i for i in 0..3: low byte of lane 4i+j at byte j*16 + k, j in 0..3
-    SC = 3   # aux beat addr + h*stride_head + (key >> 4): lane 0 (int32) at byte (key & 15)*4 (g ignored)
+    V = 2  # as K, beats addr + ... + i for i in 0..3: low byte of lane 4i+j at byte j*16 + k, j in 0..3
+    SC = 3  # aux beat addr + h*stride_head + (key >> 4): lane 0 (int32) at byte (key & 15)*4 (g ignored)
 
 
 class LdKind(IntEnum):
     """What an LD reads, for the traffic counters. What a program does not declare counts as activations."""
 
     ACTIVATIONS = 0  # patches, feature rows, residual rows
-    EMBEDDING = 1    # rows of the embedding
-    PARAMETERS = 2   # scale words, biases, norms
-    KV_SCALES = 3    # scales of cached keys and values
-    TABLES = 4       # RoPE and position tables
+    EMBEDDING = 1  # rows of the embedding
+    PARAMETERS = 2  # scale words, biases, norms
+    KV_SCALES = 3  # scales of cached keys and values
+    TABLES = 4  # RoPE and position tables
 
 
 class StKind(IntEnum):
     """What an ST writes to aux, for the traffic counters."""
 
     ACTIVATIONS = 0  # feature rows, residual rows
-    RESULTS = 1      # logits
-    KV_SCALES = 2    # scales of cached keys and values
-    LISTS = 3        # indices and lists that the program reads back
+    RESULTS = 1  # logits
+    KV_SCALES = 2  # scales of cached keys and values
+    LISTS = 3  # indices and lists that the program reads back
 
 
 class StreamFormat(IntEnum):
-    RAW = 0     # dense INT8 16x16 blocks, nothing else (K and V)
+    RAW = 0  # dense INT8 16x16 blocks, nothing else (K and V)
     STREAM = 1  # self-describing, see hw.spec.weights
 
 
@@ -119,23 +161,24 @@ class MxMode(IntEnum):
 
 # --- vector unit control words -------------------------------------------------------------------------
 
+
 class Src(IntEnum):
-    A = 0   # accumulator buffer
-    V = 1   # vector buffer
-    P = 2   # parameter buffer
+    A = 0  # accumulator buffer
+    V = 1  # vector buffer
+    P = 2  # parameter buffer
     R0 = 3  # row operand r0 in every lane
 
 
 class Mul1(IntEnum):
     NONE = 0
-    P = 1     # mul_scale by the parameter word, adjust adj1
-    IMM = 2   # mul_scale by imm0, adjust adj1
+    P = 1  # mul_scale by the parameter word, adjust adj1
+    IMM = 2  # mul_scale by imm0, adjust adj1
     ROPE = 3  # rotate lane pairs by the parameter word
 
 
 class Mul2(IntEnum):
     NONE = 0
-    R0 = 1    # mul_scale by row operand r0, adjust adj2
+    R0 = 1  # mul_scale by row operand r0, adjust adj2
 
 
 class Add(IntEnum):
@@ -155,8 +198,8 @@ class Func(IntEnum):
 
 class Mul3(IntEnum):
     NONE = 0
-    V = 1     # multiply_shift by the vector word, shift sh3
-    R1 = 2    # mul_scale by row operand r1, adjust adj2
+    V = 1  # multiply_shift by the vector word, shift sh3
+    R1 = 2  # mul_scale by row operand r1, adjust adj2
 
 
 class Row(IntEnum):
@@ -168,7 +211,7 @@ class Row(IntEnum):
 
 
 class Tap(IntEnum):
-    OUT = 0   # reduce what is written (after mul3, before clipping)
+    OUT = 0  # reduce what is written (after mul3, before clipping)
     FUNC = 1  # reduce what func gave
 
 
@@ -184,24 +227,37 @@ class Fin(IntEnum):
     """What goes into the entry's fin; raw is sat32 of the reduction except for MEAN."""
 
     NONE = 0
-    RECIP = 1   # recip_scale(raw)
+    RECIP = 1  # recip_scale(raw)
     QRECIP = 2  # qrecip_scale(raw)
-    RSQRT = 3   # rsqrt_scale(sum, shift, epsilon = imm1)
-    MEAN = 4    # raw = mul_scale-like: sat32(rshift_round(sum * mantissa(imm1), exponent(imm1))), fin 0
+    RSQRT = 3  # rsqrt_scale(sum, shift, epsilon = imm1)
+    MEAN = 4  # raw = mul_scale-like: sat32(rshift_round(sum * mantissa(imm1), exponent(imm1))), fin 0
 
 
 class Dst(IntEnum):
     NONE = 0
     VB = 1
     SB = 2
-    OB = 3   # int8, clipped to -127..127
+    OB = 3  # int8, clipped to -127..127
     OBH = 4  # high plane of a probability
     OBL = 5  # low plane
 
 
-CTL0 = (("src", 2, Src), ("mul1", 2, Mul1), ("mul2", 1, Mul2), ("add", 2, Add), ("func", 3, Func),
-        ("mul3", 2, Mul3), ("row0", 2, Row), ("row1", 2, Row), ("tap", 1, Tap), ("reduce", 3, Reduce),
-        ("fin", 3, Fin), ("dst", 3, Dst), ("clip8", 1, int), ("level", 1, int))
+CTL0 = (
+    ("src", 2, Src),
+    ("mul1", 2, Mul1),
+    ("mul2", 1, Mul2),
+    ("add", 2, Add),
+    ("func", 3, Func),
+    ("mul3", 2, Mul3),
+    ("row0", 2, Row),
+    ("row1", 2, Row),
+    ("tap", 1, Tap),
+    ("reduce", 3, Reduce),
+    ("fin", 3, Fin),
+    ("dst", 3, Dst),
+    ("clip8", 1, int),
+    ("level", 1, int),
+)
 """Bit fields of ctl0 from bit 0 on: (name, bits, type). level: 0 reduces a (outer, mid) row, 1 a whole outer row."""
 CTL1 = (("adj1", 8, int), ("adj2", 8, int), ("sh3", 8, int))
 """adj1, adj2 signed, sh3 unsigned."""
@@ -245,18 +301,18 @@ class Error(IntEnum):
 
     NONE = 0
     ILLEGAL_INSTRUCTION = 1  # opcode, register, field, unit or mask outside its range
-    PC_RANGE = 2             # fetch at or beyond the program's end
-    LOOP_STACK = 3           # LOOP deeper than LOOP_DEPTH, or ENDL without LOOP
-    BUFFER_RANGE = 4         # an on-chip address beyond its buffer
+    PC_RANGE = 2  # fetch at or beyond the program's end
+    LOOP_STACK = 3  # LOOP deeper than LOOP_DEPTH, or ENDL without LOOP
+    BUFFER_RANGE = 4  # an on-chip address beyond its buffer
     BUS_READ = 5
     BUS_WRITE = 6
-    STREAM_HEADER = 7        # unknown header, or a header where none belongs
-    WATCHDOG = 8             # no instruction retired for the watchdog's cycles
+    STREAM_HEADER = 7  # unknown header, or a header where none belongs
+    WATCHDOG = 8  # no instruction retired for the watchdog's cycles
     INSTRUCTION_LIMIT = 9
-    SEMAPHORE = 10           # a counting semaphore overflowed
+    SEMAPHORE = 10  # a counting semaphore overflowed
     ILLEGAL_DESCRIPTOR = 11  # an enumerated field outside its range, a zero count, too many rows
-    HALT_CODE = 12           # HALT with a code other than 0
-    POISONED = 13            # refused: the bus has not answered an earlier program, only a reset helps
+    HALT_CODE = 12  # HALT with a code other than 0
+    POISONED = 13  # refused: the bus has not answered an earlier program, only a reset helps
 
 
 SEMAPHORE_MAX = 255
@@ -304,8 +360,9 @@ class Instruction:
                 return f"unit mask 0x{value:x} is outside 0..0x{ALL_UNITS:x}"
             if kind == "u" and value not in Unit._value2member_map_:
                 return f"unit {value} does not exist"
-            if kind == "f" and (value >> 5 not in Unit._value2member_map_
-                                or value & 31 >= len(FIELDS[Unit(value >> 5)])):
+            if kind == "f" and (
+                value >> 5 not in Unit._value2member_map_ or value & 31 >= len(FIELDS[Unit(value >> 5)])
+            ):
                 return f"descriptor field {value} does not exist"
             if kind == "-" and value:
                 return f"unused operand {name} = {value} must be 0"
@@ -315,9 +372,24 @@ class Instruction:
 
 
 OPERANDS = {
-    Op.HALT: "---", Op.ADDI: "rr-", Op.ADD: "rrr", Op.SUB: "rrr", Op.MUL: "rrr", Op.SHLI: "rr-",
-    Op.SHRI: "rr-", Op.MIN: "rrr", Op.MAX: "rrr", Op.BEQ: "-rr", Op.BNE: "-rr", Op.BLTU: "-rr",
-    Op.BGEU: "-rr", Op.LOOP: "-r-", Op.ENDL: "---", Op.LDS: "rr-", Op.SET: "fr-", Op.ISSUE: "umm",
+    Op.HALT: "---",
+    Op.ADDI: "rr-",
+    Op.ADD: "rrr",
+    Op.SUB: "rrr",
+    Op.MUL: "rrr",
+    Op.SHLI: "rr-",
+    Op.SHRI: "rr-",
+    Op.MIN: "rrr",
+    Op.MAX: "rrr",
+    Op.BEQ: "-rr",
+    Op.BNE: "-rr",
+    Op.BLTU: "-rr",
+    Op.BGEU: "-rr",
+    Op.LOOP: "-r-",
+    Op.ENDL: "---",
+    Op.LDS: "rr-",
+    Op.SET: "fr-",
+    Op.ISSUE: "umm",
     Op.FENCE: "---",
 }
 """Kinds of operands a, b, c: r register, u unit, m unit mask, f descriptor field, - must be 0."""

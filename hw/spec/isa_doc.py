@@ -25,21 +25,30 @@ def page() -> str:
         "## Legal instruction streams",
         (legal.__doc__ or "").strip(),
         "## Instructions",
-        _table(("code", "name", "a", "b", "c", "meaning"), [
-            (f"0x{op:02x}", op.name, *(_KINDS[k] for k in isa.OPERANDS[op]), comments["Op", op.name])
-            for op in isa.Op]),
+        _table(
+            ("code", "name", "a", "b", "c", "meaning"),
+            [
+                (f"0x{op:02x}", op.name, *(_KINDS[k] for k in isa.OPERANDS[op]), comments["Op", op.name])
+                for op in isa.Op
+            ],
+        ),
         "## Descriptors",
         "SET's operand a is unit * 32 + index. Every field is 32 bits; strides are signed.",
-        *(f"**{unit.name}**: " + ", ".join(f"{i} `{name}`" for i, name in enumerate(isa.FIELDS[unit]))
-          for unit in isa.Unit),
+        *(
+            f"**{unit.name}**: " + ", ".join(f"{i} `{name}`" for i, name in enumerate(isa.FIELDS[unit]))
+            for unit in isa.Unit
+        ),
         "### Vector control words",
         *(f"`{name}`: " + ", ".join(_bits(layout)) for name, layout in (("ctl0", isa.CTL0), ("ctl1", isa.CTL1))),
         "## Enumerations",
         *(_enumeration(kind, comments) for kind in _ENUMS),
         "## Control registers",
-        _table(("offset", "name"), [(f"0x{at:03x}", name) for name, at in csr.REGISTERS.items()]
-               + [(f"0x{csr.counter_offset(name):03x}", f"{name} (64 bits)") for name in csr.COUNTERS]),
-    ]  # fmt: skip
+        _table(
+            ("offset", "name"),
+            [(f"0x{at:03x}", name) for name, at in csr.REGISTERS.items()]
+            + [(f"0x{csr.counter_offset(name):03x}", f"{name} (64 bits)") for name in csr.COUNTERS],
+        ),
+    ]
     return "\n\n".join(parts) + "\n"
 
 

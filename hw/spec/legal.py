@@ -78,9 +78,12 @@ COUNTS: dict[Unit, tuple[str, ...]] = {
 }
 """Fields that must not be 0."""
 ENUMERATIONS: dict[Unit, dict[str, type[IntEnum]]] = {
-    Unit.LD: {"kind": LdKind}, Unit.ST: {"mode": StMode, "kind": StKind}, Unit.RD: {"fmt": StreamFormat},
-    Unit.MX: {"mode": MxMode}, Unit.VU: {},
-}  # fmt: skip
+    Unit.LD: {"kind": LdKind},
+    Unit.ST: {"mode": StMode, "kind": StKind},
+    Unit.RD: {"fmt": StreamFormat},
+    Unit.MX: {"mode": MxMode},
+    Unit.VU: {},
+}
 _CONTROL: tuple[tuple[str, int, type[int]], ...] = CTL0
 CONTROL_ENUMERATIONS = tuple((name, kind) for name, _, kind in _CONTROL if issubclass(kind, IntEnum))
 """Fields of ctl0 that may hold an undefined code."""

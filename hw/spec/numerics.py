@@ -48,6 +48,7 @@ def rshift_round(x, shift):
 
 # --- scales -------------------------------------------------------------------------------------------
 
+
 def pack_scale(mantissa, exponent, sign=0):
     """The 32-bit scale word for sign, mantissa 0..65535 and exponent -128..127."""
     return mantissa | ((exponent & 0xFF) << 16) | (sign << 24)
@@ -96,6 +97,7 @@ def bit_length(x):
     if isinstance(x, int):
         return x.bit_length()
     import sys
+
     numpy = sys.modules["numpy"]
     return numpy.frexp(x.astype(numpy.float64))[1].astype(numpy.int64)
 
@@ -135,6 +137,7 @@ def isqrt(x):
     if isinstance(x, int):
         return math.isqrt(x)
     import sys
+
     numpy = sys.modules["numpy"]
     return numpy.sqrt(x.astype(numpy.float64)).astype(numpy.int64)
 
@@ -162,6 +165,7 @@ def rsqrt_scale(sum_squares, shift, epsilon=0):
 
 # --- table functions ----------------------------------------------------------------------------------
 
+
 def _gate_table(gate):
     return tuple(round(gate((i - 128) / 8) * (1 << FRAC)) for i in range(257))
 
@@ -175,7 +179,7 @@ GELU_TABLE = _gate_table(lambda x: 0.5 * (1 + math.erf(x / math.sqrt(2))))
 QGELU_TABLE = _gate_table(lambda x: _sigmoid(1.702 * x))
 EXP2_FRAC = 4
 """Fraction bits the exponential keeps until its final rounding."""
-EXP2_TABLE = tuple(round(PROB_MAX * 2 ** EXP2_FRAC * 2 ** (i / 256)) for i in range(257))
+EXP2_TABLE = tuple(round(PROB_MAX * 2**EXP2_FRAC * 2 ** (i / 256)) for i in range(257))
 
 
 def take(table, index):
@@ -183,6 +187,7 @@ def take(table, index):
     if isinstance(index, int):
         return table[index]
     import sys
+
     numpy = sys.modules["numpy"]
     return numpy.asarray(table, dtype=numpy.int64)[index]
 

@@ -100,14 +100,20 @@ def memories(config: Config) -> list[Memory]:
         Memory("row scalars", ROW_SCALAR_BITS, config.rs_entries, Store.BLOCK, count=ROW_SCALAR_READS),
         Memory("program", beat, config.imem_instructions * INSTRUCTION_BITS // beat, Store.BLOCK),
         Memory("tables", TABLE_BITS, TABLE_WORDS, Store.BLOCK, count=config.lanes),
-        fifo(config), accumulators(config),
-    ]  # fmt: skip
+        fifo(config),
+        accumulators(config),
+    ]
 
 
 def fifo(config: Config) -> Memory:
     """The weight FIFOs of the matrix units."""
-    return Memory("weight FIFOs", 8 * BEAT_BYTES + BEAT_TAG_BITS, config.fifo_beats,
-                  Store.ULTRA if 2 * config.fifo_beats >= ULTRA_WORDS else Store.BLOCK, count=config.units)
+    return Memory(
+        "weight FIFOs",
+        8 * BEAT_BYTES + BEAT_TAG_BITS,
+        config.fifo_beats,
+        Store.ULTRA if 2 * config.fifo_beats >= ULTRA_WORDS else Store.BLOCK,
+        count=config.units,
+    )
 
 
 def accumulators(config: Config) -> Memory:
@@ -122,8 +128,14 @@ def accumulator_dsps(config: Config) -> int:
 
 def dsp_total(config: Config) -> int:
     """Chains and accumulators (instantiated), and the multipliers that synthesis infers around them."""
-    return (config.chain_dsps + accumulator_dsps(config) + LANE_DSPS * config.lanes + FINALISER_DSPS + SEQUENCER_DSPS
-            + STORE_DSPS)
+    return (
+        config.chain_dsps
+        + accumulator_dsps(config)
+        + LANE_DSPS * config.lanes
+        + FINALISER_DSPS
+        + SEQUENCER_DSPS
+        + STORE_DSPS
+    )
 
 
 # --- wires between dies ----------------------------------------------------------------------------------
@@ -176,25 +188,32 @@ class Row:
     parts: dict[str, float]
 
 
-def budget(config: Config, limits: dict[str, int], floorplan: dict[int, list[int]], core: int,
-           crossing_limit: int) -> list[Row]:
+def budget(
+    config: Config, limits: dict[str, int], floorplan: dict[int, list[int]], core: int, crossing_limit: int
+) -> list[Row]:
     """limits: a card's totals; floorplan: die -> matrix units; core: the die of all else; crossing_limit: wires over a
     boundary of two dies."""
     parts = {store: {m.name: m.primitives for m in memories(config) if m.store is store} for store in Store}
-    rest: dict[str, float] = {"accumulators": accumulator_dsps(config), "vector lanes": LANE_DSPS * config.lanes,
-                              "finaliser": FINALISER_DSPS, "sequencer": SEQUENCER_DSPS, "store": STORE_DSPS}
+    rest: dict[str, float] = {
+        "accumulators": accumulator_dsps(config),
+        "vector lanes": LANE_DSPS * config.lanes,
+        "finaliser": FINALISER_DSPS,
+        "sequencer": SEQUENCER_DSPS,
+        "store": STORE_DSPS,
+    }
     chains: dict[str, float] = {"chains": config.chain_dsps}
     dsps = limits["DSP48E2"]
     rows = [
         *(Row(KIND[store], sum(of.values()), limits[KIND[store]], UNIT[store], of) for store, of in parts.items()),
         Row("DSP48E2", dsp_total(config), min(MAX_DSPS, dsps), "DSPs", chains | rest),
         Row("chain DSP48E2", config.chain_dsps, min(MAX_CHAIN_DSPS, dsps), "DSPs in chains", chains),
-    ]  # fmt: skip
+    ]
     if len(floorplan) > 1:
         wires = crossing_wires(floorplan, core)
         names = {f"SLR{i} to SLR{i + 1}": float(n) for i, n in enumerate(wires)}
-        rows.append(Row("SLR crossing", max(wires), crossing_limit, f"wires between two dies (core on SLR{core})",
-                        names))
+        rows.append(
+            Row("SLR crossing", max(wires), crossing_limit, f"wires between two dies (core on SLR{core})", names)
+        )
     return rows
 
 
@@ -202,5 +221,6 @@ def refuse_excess(where: str, rows: list[Row]) -> None:
     """ConfigError, in one line, for the first row above its limit."""
     for row in rows:
         if row.used > row.limit:
-            raise ConfigError(f"{where}: needs {row.used:g} {row.unit}, the limit is {row.limit}: "
-                              "choose a smaller configuration")
+            raise ConfigError(
+                f"{where}: needs {row.used:g} {row.unit}, the limit is {row.limit}: choose a smaller configuration"
+            )

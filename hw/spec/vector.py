@@ -15,8 +15,9 @@ from .isa import Add, Dst, Fin, Func, Mul1, Mul2, Mul3, Reduce, Row, Src, Tap
 
 def row_value(kind, raw, fin):
     """The row operand read from an entry."""
-    return {Row.RAW: lambda: raw, Row.SCALE: lambda: nm.to_scale(nm.clip(raw, 0, nm.INT32_MAX)),
-            Row.FIN: lambda: fin}[kind]()
+    return {Row.RAW: lambda: raw, Row.SCALE: lambda: nm.to_scale(nm.clip(raw, 0, nm.INT32_MAX)), Row.FIN: lambda: fin}[
+        kind
+    ]()
 
 
 def lane(ctl: dict, a, p, v, swap, r0, r1, imm0):

@@ -133,8 +133,15 @@ class Run:
     scales: tuple[int, ...] = (0,) * BLOCK
 
     def encode(self) -> bytes:
-        fields = {"magic": RUN_MAGIC, "bits": BITS.index(self.bits), "nonzeros": NONZEROS.index(self.nonzeros),
-                  "last": int(self.last), "window": self.window, "blocks": self.blocks, "zero": 0}
+        fields = {
+            "magic": RUN_MAGIC,
+            "bits": BITS.index(self.bits),
+            "nonzeros": NONZEROS.index(self.nonzeros),
+            "last": int(self.last),
+            "window": self.window,
+            "blocks": self.blocks,
+            "zero": 0,
+        }
         word, at = 0, 0
         for name, width in RUN_FIELDS:
             if not 0 <= fields[name] < 1 << width:
@@ -159,13 +166,23 @@ class Run:
         for name, width in RUN_FIELDS:
             fields[name] = word >> at & (1 << width) - 1
             at += width
-        if (fields["magic"] != RUN_MAGIC or fields["zero"] or not fields["blocks"]
-                or fields["nonzeros"] >= len(NONZEROS)):
+        if (
+            fields["magic"] != RUN_MAGIC
+            or fields["zero"]
+            or not fields["blocks"]
+            or fields["nonzeros"] >= len(NONZEROS)
+        ):
             raise ValueError(f"0x{word & 0xFFFFFFFF:08x} is no run's descriptor")
         half = 1 << SCALE_BITS - 1
         scales = tuple(((word >> SCALE_BASE + SCALE_BITS * row & 2 * half - 1) ^ half) - half for row in range(BLOCK))
-        return cls(BITS[fields["bits"]], NONZEROS[fields["nonzeros"]], fields["window"], fields["blocks"],
-                   bool(fields["last"]), scales)
+        return cls(
+            BITS[fields["bits"]],
+            NONZEROS[fields["nonzeros"]],
+            fields["window"],
+            fields["blocks"],
+            bool(fields["last"]),
+            scales,
+        )
 
     @property
     def sparse(self) -> bool:
@@ -175,7 +192,7 @@ class Run:
         """The window's blocks of each round."""
         present = [i for i in range(WINDOW) if self.blocks >> i & 1]
         n = round_blocks(self.nonzeros)
-        return [present[i:i + n] for i in range(0, len(present), n)]
+        return [present[i : i + n] for i in range(0, len(present), n)]
 
     def beats(self) -> int:
         """Payload beats of the run, header not counted."""

@@ -25,8 +25,16 @@ from .vits_smollm2 import NAME as VITS_SMOLLM2
 from .vits_smollm2 import VitsSmollm2Checkpoint
 
 __all__ = [
-    "PACKAGED", "Checkpoint", "load", "open_checkpoint", "open_synthetic", "packaged_path", "state_shapes",
-    "synthetic_layer", "synthetic_state", "synthetic_tensor",
+    "PACKAGED",
+    "Checkpoint",
+    "load",
+    "open_checkpoint",
+    "open_synthetic",
+    "packaged_path",
+    "state_shapes",
+    "synthetic_layer",
+    "synthetic_state",
+    "synthetic_tensor",
 ]
 
 
@@ -68,8 +76,9 @@ def open_checkpoint(source: str | Path, mmproj: str | Path | None = None) -> Che
     """
     if mmproj is not None:
         if Path(source).suffix != ".gguf":
-            raise UserError(f"--mmproj {mmproj} belongs to a language model in a .gguf file, not to "
-                            f"{source}: leave it out")
+            raise UserError(
+                f"--mmproj {mmproj} belongs to a language model in a .gguf file, not to {source}: leave it out"
+            )
         return GgufPairCheckpoint(Path(source), Path(mmproj))
     if str(source) == VITS_SMOLLM2:
         return VitsSmollm2Checkpoint(*(packaged_path(VITS_SMOLLM2, part) for part in range(2)))
@@ -85,8 +94,10 @@ def open_checkpoint(source: str | Path, mmproj: str | Path | None = None) -> Che
         return GgufCheckpoint(path)
     if path.exists():
         raise UserError(f"{path} is no checkpoint: give a Hugging Face folder, a .gguf file or {', '.join(PACKAGED)}")
-    raise UserError(f"no checkpoint at {path}: give a Hugging Face folder, a .gguf file or one of "
-                    f"{', '.join(MODELS)}{suggestion(str(source))}")
+    raise UserError(
+        f"no checkpoint at {path}: give a Hugging Face folder, a .gguf file or one of "
+        f"{', '.join(MODELS)}{suggestion(str(source))}"
+    )
 
 
 def open_synthetic(name: str, seed: int = 0) -> SyntheticCheckpoint:
@@ -94,8 +105,9 @@ def open_synthetic(name: str, seed: int = 0) -> SyntheticCheckpoint:
     return SyntheticCheckpoint(named_config(name), seed)
 
 
-def load(source: str | Path, dtype: torch.dtype | None = torch.float32,
-         mmproj: str | Path | None = None) -> tuple[LlavaConfig, dict[str, Tensor]]:
+def load(
+    source: str | Path, dtype: torch.dtype | None = torch.float32, mmproj: str | Path | None = None
+) -> tuple[LlavaConfig, dict[str, Tensor]]:
     """(configuration, every tensor by canonical name) of `open_checkpoint(source)`, in `dtype` (None: as stored)."""
     checkpoint = open_checkpoint(source, mmproj)
     return checkpoint.config, checkpoint.state(dtype)

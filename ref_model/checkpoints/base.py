@@ -44,11 +44,15 @@ class Checkpoint(ABC):
         if tensor is None:
             raise UserError(f"{self.origin} has no tensor {stored_name}: give a complete {self.config.name} checkpoint")
         if tuple(tensor.shape) != self.shapes[name]:
-            raise UserError(f"{self.origin}: {stored_name} has shape {list(tensor.shape)}, the configuration says "
-                            f"{list(self.shapes[name])}: use the configuration that came with these weights")
+            raise UserError(
+                f"{self.origin}: {stored_name} has shape {list(tensor.shape)}, the configuration says "
+                f"{list(self.shapes[name])}: use the configuration that came with these weights"
+            )
         if tensor.dtype not in DTYPES:
-            raise UserError(f"{self.origin}: {stored_name} holds {tensor.dtype} values, floating point of 16 bits or "
-                            "more is needed: give the checkpoint from before quantisation")
+            raise UserError(
+                f"{self.origin}: {stored_name} holds {tensor.dtype} values, floating point of 16 bits or "
+                "more is needed: give the checkpoint from before quantisation"
+            )
         if not tensor.isfinite().all():
             raise UserError(f"{self.origin}: {stored_name} holds infinities or NaN: download the checkpoint again")
         return tensor if dtype is None else tensor.to(dtype)
@@ -59,8 +63,10 @@ class Checkpoint(ABC):
             return
         head, embedding = self._fetch(HEAD), self._fetch(EMBEDDING)
         if head is not None and embedding is not None and not torch.equal(head, embedding):
-            raise UserError(f"{self.origin}: the configuration ties {HEAD} to {EMBEDDING}, but both are stored and "
-                            "differ: set tie_word_embeddings to false if the head is meant")
+            raise UserError(
+                f"{self.origin}: the configuration ties {HEAD} to {EMBEDDING}, but both are stored and "
+                "differ: set tie_word_embeddings to false if the head is meant"
+            )
         self._tie_checked = True
 
     def read_layer(self, prefix: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:

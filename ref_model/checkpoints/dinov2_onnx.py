@@ -21,9 +21,12 @@ from ref_model.config import VisionConfig
 
 Tensors = dict[str, Tensor]
 _LINEARS = {
-    "self_attn.q_proj": "attention.attention.query", "self_attn.k_proj": "attention.attention.key",
-    "self_attn.v_proj": "attention.attention.value", "self_attn.out_proj": "attention.output.dense",
-    "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2",
+    "self_attn.q_proj": "attention.attention.query",
+    "self_attn.k_proj": "attention.attention.key",
+    "self_attn.v_proj": "attention.attention.value",
+    "self_attn.out_proj": "attention.output.dense",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
 }
 _SCALED = {"self_attn.out_proj": "layer_scale1.lambda1", "mlp.fc2": "layer_scale2.lambda1"}
 _NORMS = {"layer_norm1": "norm1", "layer_norm2": "norm2"}
@@ -43,8 +46,11 @@ def stored_tensors(path: Path, root: str = "backbone") -> Tensors:
     except (OSError, DecodeError) as error:
         raise UserError(f"{path} is not a complete ONNX file ({error}): install its package again") from error
     # Copies: what numpy_helper returns may be a read-only view.
-    values = {t.name: torch.from_numpy(np.array(numpy_helper.to_array(t))) for t in graph.initializer
-              if t.data_type == onnx.TensorProto.FLOAT}
+    values = {
+        t.name: torch.from_numpy(np.array(numpy_helper.to_array(t)))
+        for t in graph.initializer
+        if t.data_type == onnx.TensorProto.FLOAT
+    }
     named = {name.removeprefix(f"{root}."): value for name, value in values.items() if name.startswith(f"{root}.")}
     for node in graph.node:
         module = node.name.strip("/").removeprefix(f"{root}/").removesuffix("/MatMul").replace("/", ".")

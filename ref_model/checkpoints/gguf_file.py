@@ -29,10 +29,19 @@ READ = (
 )  # fmt: skip
 """Keys of the architecture that `_config` reads, or that only say something where one of them does."""
 FIXED = {
-    "expert_used_count": (0,), "attention.causal": (True,), "attention.max_alibi_bias": (0,), "pooling_type": (0,),
-    "attention.clamp_kqv": (0,), "logit_scale": (1,), "residual_scale": (1,), "embedding_scale": (1,),
-    "use_parallel_residual": (False,), "tensor_data_layout": ("Meta AI original pth",),
-    "rope.scaling.attn_factor": (1,), "attn_logit_softcapping": (0,), "final_logit_softcapping": (0,),
+    "expert_used_count": (0,),
+    "attention.causal": (True,),
+    "attention.max_alibi_bias": (0,),
+    "pooling_type": (0,),
+    "attention.clamp_kqv": (0,),
+    "logit_scale": (1,),
+    "residual_scale": (1,),
+    "embedding_scale": (1,),
+    "use_parallel_residual": (False,),
+    "tensor_data_layout": ("Meta AI original pth",),
+    "rope.scaling.attn_factor": (1,),
+    "attn_logit_softcapping": (0,),
+    "final_logit_softcapping": (0,),
 }
 _PART_SUFFIX = re.compile(r"-\d{5}-of-\d{5}$")
 ROPE_FACTORS = "rope_freqs.weight"
@@ -41,10 +50,15 @@ PUBLISHED_ROPE = {"low": 1.0, "high": 4.0, "original_context": 8192}
 FLOATS = {"F64", "F32", "F16", "BF16"}
 _TOP = {"token_embd.weight": EMBEDDING, "output_norm.weight": "language_model.norm.weight", "output.weight": HEAD}
 _LEAVES = {
-    "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
-    "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
     "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
 }
 
 
@@ -72,8 +86,10 @@ def _rope_scaling(factors: np.ndarray, text: TextConfig, path: Path) -> tuple[Ro
     bit; any others count as they are.
     """
     if factors.shape != (text.head_dim // 2,) or not np.isfinite(factors).all() or not (factors > 0).all():
-        raise UserError(f"{path}: {ROPE_FACTORS} of shape {list(factors.shape)} holds {factors.min():g}.."
-                        f"{factors.max():g}, {text.head_dim // 2} positive numbers are needed: download it again")
+        raise UserError(
+            f"{path}: {ROPE_FACTORS} of shape {list(factors.shape)} holds {factors.min():g}.."
+            f"{factors.max():g}, {text.head_dim // 2} positive numbers are needed: download it again"
+        )
     if (factors == 1).all():
         return None, ()
     scaling = RopeScaling(factor=float(factors.max()), **PUBLISHED_ROPE)  # type: ignore[arg-type]
@@ -89,8 +105,10 @@ def _check_rope(reader: gguf.GGUFReader, path: Path, prefix: str) -> None:
     factor = number(reader, path, f"{prefix}.rope.scaling.factor", 0, whole=False)
     kind = metadata(reader, f"{prefix}.rope.scaling.type", "linear" if factor not in (0, 1) else "none")
     if kind != "none" and not (kind == "linear" and factor in (0, 1)):
-        raise UserError(f"{path}: RoPE scaling is {kind!r} by {factor:g}, GGUF files are supported without, or with "
-                        f"{ROPE_FACTORS}: choose another model")
+        raise UserError(
+            f"{path}: RoPE scaling is {kind!r} by {factor:g}, GGUF files are supported without, or with "
+            f"{ROPE_FACTORS}: choose another model"
+        )
 
 
 def _tokens(reader: gguf.GGUFReader, path: Path, prefix: str) -> int:
@@ -102,11 +120,14 @@ def _tokens(reader: gguf.GGUFReader, path: Path, prefix: str) -> int:
 def _config(reader: gguf.GGUFReader, path: Path, stored: dict[str, gguf.ReaderTensor]) -> LlavaConfig:
     prefix = metadata(reader, "general.architecture")
     if prefix == "clip":
-        raise UserError(f"{path} is the vision half of a pair (architecture 'clip'): give it as --mmproj, and the "
-                        "language model's file as --model")
+        raise UserError(
+            f"{path} is the vision half of a pair (architecture 'clip'): give it as --mmproj, and the "
+            "language model's file as --model"
+        )
     if prefix not in ARCHITECTURES:
-        raise UserError(f"{path}: architecture is {prefix!r}, supported are {', '.join(ARCHITECTURES)}: "
-                        "choose another model")
+        raise UserError(
+            f"{path}: architecture is {prefix!r}, supported are {', '.join(ARCHITECTURES)}: choose another model"
+        )
     kind = metadata(reader, "general.type", "model")
     if kind != "model":
         raise UserError(f"{path} holds {kind!r}, not a model: give the model's own file")
@@ -125,8 +146,10 @@ def _config(reader: gguf.GGUFReader, path: Path, stored: dict[str, gguf.ReaderTe
     head_dim = value("attention.key_length", hidden // max(heads, 1))
     for key in ("attention.value_length", "rope.dimension_count"):
         if value(key, head_dim) != head_dim:
-            raise UserError(f"{path}: metadata {prefix}.{key} is {value(key)}, only the whole head's {head_dim} is "
-                            "supported: choose another model")
+            raise UserError(
+                f"{path}: metadata {prefix}.{key} is {value(key)}, only the whole head's {head_dim} is "
+                "supported: choose another model"
+            )
     context, window = value("context_length"), value("attention.sliding_window", 0)
     text = TextConfig(
         hidden=hidden,
@@ -143,7 +166,8 @@ def _config(reader: gguf.GGUFReader, path: Path, stored: dict[str, gguf.ReaderTe
         tied_embeddings="output.weight" not in stored,
         qkv_bias="blk.0.attn_q.bias" in stored,
         shortened=f"its sliding window of {window:,} tokens is shorter than its context of {context:,}"
-        if 0 < window < context else "",
+        if 0 < window < context
+        else "",
     )
     if ROPE_FACTORS in stored:
         scaling, factors = _rope_scaling(dequantised(stored[ROPE_FACTORS], str(path)), text, path)
@@ -166,8 +190,9 @@ class GgufCheckpoint(Checkpoint):
                 continue
             name = canonical_name(tensor.name)
             if name not in self.shapes:
-                raise UserError(f"{path}: tensor {tensor.name} has no place in a Llama model: "
-                                "this architecture is not supported")
+                raise UserError(
+                    f"{path}: tensor {tensor.name} has no place in a Llama model: this architecture is not supported"
+                )
             self._stored[name] = tensor
         types = {tensor.tensor_type.name for tensor in tensors.values() if len(tensor.shape) > 1}
         self.quantised = "+".join(sorted(types - FLOATS))

@@ -49,8 +49,9 @@ def number(reader: gguf.GGUFReader, path: Path, key: str, default: float | None 
     found = metadata(reader, key, default)
     if isinstance(found, bool) or not isinstance(found, int if whole else int | float):
         shown = repr(found) if len(repr(found)) <= 60 else f"{repr(found)[:57]}..."
-        raise UserError(f"{path}: metadata {key} is {shown}, a {'whole ' if whole else ''}number is needed: "
-                        "convert the model again")
+        raise UserError(
+            f"{path}: metadata {key} is {shown}, a {'whole ' if whole else ''}number is needed: convert the model again"
+        )
     return found
 
 
@@ -62,8 +63,10 @@ def parts(path: Path) -> list[gguf.GGUFReader]:
         return [first]
     name = _PART.fullmatch(path.name)
     if name is None:
-        raise UserError(f"{path} is part {place + 1} of {count}, whose files are called "
-                        f"NAME-00001-of-{count:05}.gguf ...: give back its name")
+        raise UserError(
+            f"{path} is part {place + 1} of {count}, whose files are called "
+            f"NAME-00001-of-{count:05}.gguf ...: give back its name"
+        )
     names = [f"{name[1]}-{part:05}-of-{count:05}.gguf" for part in range(1, min(count, 100_000) + 1)]
     if place != 0:
         raise UserError(f"{path} is part {place + 1} of {count}: give the first, {path.parent / names[0]}")
@@ -85,12 +88,15 @@ def _complete(path: Path, readers: list[gguf.GGUFReader]) -> None:
     names = [tensor.name for reader in readers for tensor in reader.tensors]
     expected = metadata(readers[0], "split.tensors.count", len(names))
     if len(names) != expected or len(set(names)) != len(names):
-        raise UserError(f"{path} and its {len(readers) - 1} other parts hold {len(names)} tensors, {expected} "
-                        "different ones are expected: download all parts again")
+        raise UserError(
+            f"{path} and its {len(readers) - 1} other parts hold {len(names)} tensors, {expected} "
+            "different ones are expected: download all parts again"
+        )
 
 
-def refuse_unknown(reader: gguf.GGUFReader, path: Path, prefix: str, read: Iterable[str],
-                   fixed: Mapping[str, tuple[Any, ...]]) -> None:
+def refuse_unknown(
+    reader: gguf.GGUFReader, path: Path, prefix: str, read: Iterable[str], fixed: Mapping[str, tuple[Any, ...]]
+) -> None:
     """UserError for a key `prefix`.* that is not in `read`, nor in `fixed` with one of its values."""
     known = {f"{prefix}.{key}" for key in read}
     for key in reader.fields:
@@ -99,11 +105,15 @@ def refuse_unknown(reader: gguf.GGUFReader, path: Path, prefix: str, read: Itera
         value, allowed = metadata(reader, key), fixed.get(key.removeprefix(f"{prefix}."))
         shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:57]}..."
         if allowed is None:
-            raise UserError(f"{path}: metadata {key} is {shown}, and what it does to the arithmetic is not known here: "
-                            "choose another model")
+            raise UserError(
+                f"{path}: metadata {key} is {shown}, and what it does to the arithmetic is not known here: "
+                "choose another model"
+            )
         if value not in allowed:
-            raise UserError(f"{path}: metadata {key} is {shown}, supported is {' or '.join(map(repr, allowed))}: "
-                            "choose another model")
+            raise UserError(
+                f"{path}: metadata {key} is {shown}, supported is {' or '.join(map(repr, allowed))}: "
+                "choose another model"
+            )
 
 
 def dequantised(tensor: gguf.ReaderTensor, origin: str) -> np.ndarray:
@@ -111,11 +121,15 @@ def dequantised(tensor: gguf.ReaderTensor, origin: str) -> np.ndarray:
     try:
         return gguf.quants.dequantize(tensor.data, tensor.tensor_type)
     except NotImplementedError:
-        raise UserError(f"{origin}: {tensor.name} is in format {tensor.tensor_type.name}, which the gguf library does "
-                        "not dequantise: choose another quantisation of the model") from None
+        raise UserError(
+            f"{origin}: {tensor.name} is in format {tensor.tensor_type.name}, which the gguf library does "
+            "not dequantise: choose another quantisation of the model"
+        ) from None
     except ValueError as error:
-        raise UserError(f"{origin}: {tensor.name} of shape {list(tensor.shape)} does not fit its format "
-                        f"({_one_line(error)}): download it again") from error
+        raise UserError(
+            f"{origin}: {tensor.name} of shape {list(tensor.shape)} does not fit its format "
+            f"({_one_line(error)}): download it again"
+        ) from error
 
 
 def as_torch(values: np.ndarray) -> Tensor:

@@ -18,8 +18,10 @@ from .json_file import read_json
 from .known_keys import LLAVA, PREPROCESSOR, TEXT, VISION, refuse_unknown
 
 TEXT_TYPES = ("llama", "mistral", "qwen2")
-WORKS = ("supported are llava and llava_next with a clip_vision_model tower and a llama, mistral or qwen2 language "
-         "model, and these language models alone; choose another model")  # fmt: skip
+WORKS = (
+    "supported are llava and llava_next with a clip_vision_model tower and a llama, mistral or qwen2 language "
+    "model, and these language models alone; choose another model"
+)
 TEXT_KEYS = (
     "hidden_act", "mlp_bias", "attention_bias", "hidden_size", "num_attention_heads", "num_hidden_layers",
     "num_key_value_heads", "head_dim", "intermediate_size", "vocab_size", "rms_norm_eps", "tie_word_embeddings",
@@ -27,14 +29,29 @@ TEXT_KEYS = (
     "layer_types", "quantization_config",
 )  # fmt: skip
 VISION_KEYS = (
-    "num_channels", "image_size", "patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
-    "intermediate_size", "hidden_act", "layer_norm_eps",
-)  # fmt: skip
+    "num_channels",
+    "image_size",
+    "patch_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "hidden_act",
+    "layer_norm_eps",
+)
 LLAVA_KEYS = (
-    "text_config", "vision_config", "projector_hidden_act", "image_token_index", "image_token_id",
-    "tie_word_embeddings", "multimodal_projector_bias", "vision_feature_layer", "vision_feature_select_strategy",
-    "image_grid_pinpoints", "quantization_config",
-)  # fmt: skip
+    "text_config",
+    "vision_config",
+    "projector_hidden_act",
+    "image_token_index",
+    "image_token_id",
+    "tie_word_embeddings",
+    "multimodal_projector_bias",
+    "vision_feature_layer",
+    "vision_feature_select_strategy",
+    "image_grid_pinpoints",
+    "quantization_config",
+)
 """Keys that this file reads, of the three objects."""
 FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": {
@@ -133,8 +150,15 @@ def _rope(values: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
     raise UserError(f"config.json: rope_type is {kind!r}, supported are 'default' and 'llama3': choose another model")
 
 
-ROPE_KEYS = ("rope_theta", "rope_type", "type", "factor", "low_freq_factor", "high_freq_factor",
-             "original_max_position_embeddings")  # fmt: skip
+ROPE_KEYS = (
+    "rope_theta",
+    "rope_type",
+    "type",
+    "factor",
+    "low_freq_factor",
+    "high_freq_factor",
+    "original_max_position_embeddings",
+)
 
 
 def _context(family: str, values: Mapping[str, Any]) -> int:
@@ -143,8 +167,10 @@ def _context(family: str, values: Mapping[str, Any]) -> int:
     kinds = values.get("layer_types") or []
     windowed = {"qwen2": _flag(values, "use_sliding_window", False), "mistral": True}.get(family, False)
     if not windowed and any(kind != "full_attention" for kind in kinds):
-        raise UserError(f"config.json: layer_types has {next(k for k in kinds if k != 'full_attention')!r}, supported "
-                        "is 'full_attention': choose another model")
+        raise UserError(
+            f"config.json: layer_types has {next(k for k in kinds if k != 'full_attention')!r}, supported "
+            "is 'full_attention': choose another model"
+        )
     if not windowed or values.get("sliding_window") is None:
         return context
     return min(context, _number(values, "sliding_window"))
@@ -198,8 +224,10 @@ def _vision_config(top: Mapping[str, Any]) -> VisionConfig:
     if isinstance(layer, list) and len(layer) == 1:
         (layer,) = layer
     if isinstance(layer, list):
-        raise UserError(f"config.json: vision_feature_layer is {layer}, the features of {len(layer)} layers side by "
-                        "side; one layer is supported: choose another model")
+        raise UserError(
+            f"config.json: vision_feature_layer is {layer}, the features of {len(layer)} layers side by "
+            "side; one layer is supported: choose another model"
+        )
     return VisionConfig(
         image_size=_number(values, "image_size"),
         patch_size=_number(values, "patch_size"),
@@ -220,8 +248,9 @@ def _pinpoints(top: Mapping[str, Any]) -> tuple[tuple[int, int], ...]:
     try:
         return NEXT_PINPOINTS if given is None else tuple((int(height), int(width)) for height, width in given)
     except (TypeError, ValueError):
-        raise UserError(f"config.json: image_grid_pinpoints is {given!r}, pairs of numbers are needed: "
-                        "correct the file") from None
+        raise UserError(
+            f"config.json: image_grid_pinpoints is {given!r}, pairs of numbers are needed: correct the file"
+        ) from None
 
 
 def _rgb(values: Mapping[str, Any], key: str, default: Rgb, file: str) -> Rgb:
@@ -245,10 +274,21 @@ def _preprocessor(folder: Path) -> tuple[str, dict[str, Any]]:
 
 
 PREPROCESSOR_KEYS = (
-    "do_resize", "do_center_crop", "do_rescale", "do_normalize", "resample", "size", "crop_size",
-    "image_grid_pinpoints", "do_pad", "image_mean", "image_std", "rescale_factor", "do_convert_rgb",
+    "do_resize",
+    "do_center_crop",
+    "do_rescale",
+    "do_normalize",
+    "resample",
+    "size",
+    "crop_size",
+    "image_grid_pinpoints",
+    "do_pad",
+    "image_mean",
+    "image_std",
+    "rescale_factor",
+    "do_convert_rgb",
     "image_processor_type",
-)  # fmt: skip
+)
 
 
 def _with_preprocessing(config: LlavaConfig, folder: Path) -> LlavaConfig:
@@ -273,8 +313,14 @@ def _with_preprocessing(config: LlavaConfig, folder: Path) -> LlavaConfig:
         _require(values, "image_grid_pinpoints", [list(pair) for pair in config.pinpoints], file=file)
     elif values.get("image_processor_type") == "LlavaImageProcessor":
         _require(values, "do_pad", False, None, file=file)
-    return replace(config, vision=replace(vision, pixel_mean=_rgb(values, "image_mean", vision.pixel_mean, file),
-                                          pixel_std=_rgb(values, "image_std", vision.pixel_std, file)))
+    return replace(
+        config,
+        vision=replace(
+            vision,
+            pixel_mean=_rgb(values, "image_mean", vision.pixel_mean, file),
+            pixel_std=_rgb(values, "image_std", vision.pixel_std, file),
+        ),
+    )
 
 
 def _llava_config(name: str, top: Mapping[str, Any]) -> LlavaConfig:
@@ -302,8 +348,10 @@ def read_config(path: Path) -> LlavaConfig:
     packing = top.get("quantization_config")
     if packing and not (isinstance(packing, dict) and packing.get("quant_method") in ("gptq", "awq")):
         method = packing.get("quant_method") if isinstance(packing, dict) else None
-        raise UserError(f"{path.parent} is already quantised, by {method or 'a method without a name'} and not by GPTQ "
-                        "or AWQ: give the floating-point checkpoint")
+        raise UserError(
+            f"{path.parent} is already quantised, by {method or 'a method without a name'} and not by GPTQ "
+            "or AWQ: give the floating-point checkpoint"
+        )
     name, kind = path.resolve().parent.name, top.get("model_type")
     if kind in ("llava", "llava_next") or "mm_vision_tower" in top:
         return _with_preprocessing(_llava_config(name, top), path.parent)

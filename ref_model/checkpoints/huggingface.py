@@ -58,8 +58,10 @@ class HuggingFaceCheckpoint(Checkpoint):
             for stored in held if wanted is None else sorted(wanted):
                 name = canonical_name(stored, has_vision)
                 if name in self._stored:
-                    raise UserError(f"{file}: tensor {stored} stands in {self._stored[name][0].name} too, as "
-                                    f"{self._stored[name][1]}: leave one model's files in the folder")
+                    raise UserError(
+                        f"{file}: tensor {stored} stands in {self._stored[name][0].name} too, as "
+                        f"{self._stored[name][1]}: leave one model's files in the folder"
+                    )
                 self._stored[name], types[name] = (file, stored), held[stored]
         self._check(types)
 
@@ -67,11 +69,15 @@ class HuggingFaceCheckpoint(Checkpoint):
         """Every stored tensor has a place in the model, and values that can be read."""
         for name, (file, stored) in self._stored.items():
             if not self._known(name):
-                raise UserError(f"{self.origin}: tensor {stored} has no place in a {self.config.name} model: "
-                                "this architecture is not supported")
+                raise UserError(
+                    f"{self.origin}: tensor {stored} has no place in a {self.config.name} model: "
+                    "this architecture is not supported"
+                )
             if name in self.shapes and types[name] not in FLOATS:
-                raise UserError(f"{file}: {stored} holds {types[name]} values, supported are {', '.join(FLOATS)}: give "
-                                "the checkpoint from before quantisation, or a GPTQ, AWQ or GGUF one")
+                raise UserError(
+                    f"{file}: {stored} holds {types[name]} values, supported are {', '.join(FLOATS)}: give "
+                    "the checkpoint from before quantisation, or a GPTQ, AWQ or GGUF one"
+                )
 
     def _known(self, name: str) -> bool:
         """Whether a stored tensor belongs to the model, or may be left out."""

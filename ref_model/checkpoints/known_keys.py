@@ -48,12 +48,28 @@ LLAVA = ANYWHERE | {
     "vocab_size",  # the text configuration's counts
     "use_image_newline_parameter",  # LLaVA-NeXT has the newline; `hf_config` goes by the pinpoints
 }
-PREPROCESSOR = frozenset({
-    "feature_extractor_type", "processor_class", "_processor_class", "auto_map", "_valid_processor_keys",
-    "patch_size", "num_additional_image_tokens", "vision_feature_select_strategy", "image_token", "image_seq_length",
-    "input_data_format", "data_format", "return_tensors", "device", "disable_grouping", "default_to_square",
-    "aspect_ratio_setting", "size_divisor",
-})
+PREPROCESSOR = frozenset(
+    {
+        "feature_extractor_type",
+        "processor_class",
+        "_processor_class",
+        "auto_map",
+        "_valid_processor_keys",
+        "patch_size",
+        "num_additional_image_tokens",
+        "vision_feature_select_strategy",
+        "image_token",
+        "image_seq_length",
+        "input_data_format",
+        "data_format",
+        "return_tensors",
+        "device",
+        "disable_grouping",
+        "default_to_square",
+        "aspect_ratio_setting",
+        "size_divisor",
+    }
+)
 """Of the image processor's file: what the processor tells the tokenizer, and how arrays are handed over."""
 
 
@@ -63,8 +79,10 @@ def refuse_unknown(values: Mapping[str, Any], read: Iterable[str], harmless: fro
     for key, value in values.items():
         if key not in known and value:
             shown = repr(value) if len(repr(value)) <= SHOWN else f"{repr(value)[:SHOWN]}..."
-            raise UserError(f"{file}: {key} is {shown}, and what it does to the arithmetic is not known here: choose "
-                            "another model, or remove the key if it does nothing")  # fmt: skip
+            raise UserError(
+                f"{file}: {key} is {shown}, and what it does to the arithmetic is not known here: choose "
+                "another model, or remove the key if it does nothing"
+            )
 
 
 __all__ = ["ANYWHERE", "LLAVA", "PREPROCESSOR", "TEXT", "VISION", "refuse_unknown"]

@@ -26,19 +26,59 @@ PARTS = ("qweight", "qzeros", "scales", "g_idx")
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 """Output, of eight, in each nibble of a word."""
 METHODS = ("gptq", "awq")
-KEYS = ("quant_method", "bits", "w_bit", "group_size", "q_group_size", "version", "checkpoint_format", "format",
-        "pack_dtype", "sym")  # fmt: skip
-HARMLESS = frozenset({
-    # How it was quantised; the result is in the tensors.
-    "damp_percent", "damp_auto_increment", "desc_act", "act_group_aware", "static_groups", "true_sequential", "dataset",
-    "model_seqlen", "block_name_to_quantize", "module_name_preceding_first_block", "modules_in_block_to_quantize",
-    "batch_size", "tokenizer", "mse", "meta", "quantizer", "nsamples", "duo_scaling",
-    # Which layers, which the tensors themselves say.
-    "lm_head", "modules_to_not_convert", "model_name_or_path", "model_file_base_name", "is_marlin_format",
-    # How a library runs it; zero_point: AWQ's stored zeros are read in any case.
-    "use_exllama", "use_cuda_fp16", "exllama_config", "max_input_length", "cache_block_outputs", "backend", "do_fuse",
-    "fuse_max_seq_len", "modules_to_fuse", "disable_exllama", "zero_point",
-})
+KEYS = (
+    "quant_method",
+    "bits",
+    "w_bit",
+    "group_size",
+    "q_group_size",
+    "version",
+    "checkpoint_format",
+    "format",
+    "pack_dtype",
+    "sym",
+)
+HARMLESS = frozenset(
+    {
+        # How it was quantised; the result is in the tensors.
+        "damp_percent",
+        "damp_auto_increment",
+        "desc_act",
+        "act_group_aware",
+        "static_groups",
+        "true_sequential",
+        "dataset",
+        "model_seqlen",
+        "block_name_to_quantize",
+        "module_name_preceding_first_block",
+        "modules_in_block_to_quantize",
+        "batch_size",
+        "tokenizer",
+        "mse",
+        "meta",
+        "quantizer",
+        "nsamples",
+        "duo_scaling",
+        # Which layers, which the tensors themselves say.
+        "lm_head",
+        "modules_to_not_convert",
+        "model_name_or_path",
+        "model_file_base_name",
+        "is_marlin_format",
+        # How a library runs it; zero_point: AWQ's stored zeros are read in any case.
+        "use_exllama",
+        "use_cuda_fp16",
+        "exllama_config",
+        "max_input_length",
+        "cache_block_outputs",
+        "backend",
+        "do_fuse",
+        "fuse_max_seq_len",
+        "modules_to_fuse",
+        "disable_exllama",
+        "zero_point",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -58,15 +98,18 @@ class Packing:
         method, bits = str(config.get("quant_method", "")).lower(), config.get("bits", config.get("w_bit"))
         group = config.get("group_size", config.get("q_group_size", 128))
         if method not in METHODS or bits not in ((4,) if method == "awq" else (2, 3, 4, 8)):
-            raise UserError(f"{origin}: quantisation {method or 'without a method'} at {bits} bits is not supported: "
-                            "give a floating-point, GPTQ (2, 3, 4, 8 bits) or AWQ (4 bits) checkpoint")
+            raise UserError(
+                f"{origin}: quantisation {method or 'without a method'} at {bits} bits is not supported: "
+                "give a floating-point, GPTQ (2, 3, 4, 8 bits) or AWQ (4 bits) checkpoint"
+            )
         if method == "awq" and str(config.get("version", "gemm")).lower() != "gemm":
             raise UserError(f"{origin}: AWQ version {config['version']!r} is not supported: convert it to gemm")
         refuse_unknown(config, KEYS, HARMLESS, f"{origin}: quantization_config")
         layout = config.get("checkpoint_format", config.get("format", "gptq")) or "gptq"
         if method == "gptq" and layout not in ("gptq", "gptq_v2"):
-            raise UserError(f"{origin}: GPTQ checkpoint_format {layout!r} is not supported: convert it to gptq "
-                            "or gptq_v2")
+            raise UserError(
+                f"{origin}: GPTQ checkpoint_format {layout!r} is not supported: convert it to gptq or gptq_v2"
+            )
         if config.get("pack_dtype", "int32") not in ("int32", None):
             raise UserError(f"{origin}: pack_dtype is {config['pack_dtype']!r}, supported is 'int32': convert it")
         if not isinstance(group, int | None) or isinstance(group, bool):
@@ -83,8 +126,10 @@ class Packing:
             if bool((stored == middle - offset).all()):
                 return offset
         found = ", ".join(map(str, np.unique(stored)[:4]))
-        raise UserError(f"{layer}: the checkpoint says that it is symmetric, but its stored zeros ({found}) are "
-                        f"neither all {middle} (gptq_v2) nor all {middle - 1} (gptq): download it again")
+        raise UserError(
+            f"{layer}: the checkpoint says that it is symmetric, but its stored zeros ({found}) are "
+            f"neither all {middle} (gptq_v2) nor all {middle - 1} (gptq): download it again"
+        )
 
 
 def unpack(words: np.ndarray, bits: int) -> np.ndarray:
@@ -137,8 +182,11 @@ class PackedCheckpoint(HuggingFaceCheckpoint):
     def _known(self, name: str) -> bool:
         path, _, part = name.rpartition(".")
         # Some writers store a zero bias for every packed layer: it is refused by value when it is read.
-        return super()._known(name) or (part in PARTS and f"{path}.weight" in self.shapes) or (
-            part == "bias" and f"{path}.qweight" in self._stored)
+        return (
+            super()._known(name)
+            or (part in PARTS and f"{path}.weight" in self.shapes)
+            or (part == "bias" and f"{path}.qweight" in self._stored)
+        )
 
     def _fetch(self, name: str) -> Tensor | None:
         path = name.removesuffix(".weight")
@@ -156,8 +204,9 @@ class PackedCheckpoint(HuggingFaceCheckpoint):
             p = self.packing
             weight = awq_weight(parts) if p.method == "awq" else gptq_weight(parts, p, f"{self.origin}: {path}")
         except (ValueError, IndexError, ZeroDivisionError) as error:
-            raise UserError(f"{self.origin}: packed tensors of {path} do not fit together ({error}): "
-                            "download the checkpoint again") from error
+            raise UserError(
+                f"{self.origin}: packed tensors of {path} do not fit together ({error}): download the checkpoint again"
+            ) from error
         return torch.from_numpy(np.ascontiguousarray(weight))
 
     def _refuse_bias(self, path: str) -> None:

@@ -44,8 +44,9 @@ def _instead(folder: Path) -> str:
 
 def _indexed(folder: Path) -> dict[Path, set[str] | None]:
     places = read_json(folder / INDEX).get("weight_map")
-    well = isinstance(places, dict) and all(isinstance(file, str) and Path(file).name == file
-                                            for file in places.values())  # fmt: skip
+    well = isinstance(places, dict) and all(
+        isinstance(file, str) and Path(file).name == file for file in places.values()
+    )
     if not isinstance(places, dict) or not well or not places:
         raise UserError(f"{folder / INDEX} has no weight_map of tensor names to file names: download it again")
     wanted: dict[Path, set[str] | None] = {}

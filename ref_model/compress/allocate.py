@@ -34,8 +34,10 @@ class Sensitivity:
 
 def block_counts(n_out: int, n_in: int) -> np.ndarray:
     """int64[row groups, windows]: blocks of every unit of choice."""
+
     def parts(blocks: int, step: int) -> np.ndarray:
         return np.minimum(step, blocks - np.arange(0, blocks, step))
+
     return parts(ceil_div(n_out, BLOCK), ROWS // BLOCK)[:, None] * parts(ceil_div(n_in, BLOCK), WINDOW)
 
 
@@ -77,13 +79,13 @@ def allocate(table: Mapping[str, Sensitivity], average: float) -> dict[str, np.n
     """
     if not OPTIONS[0] <= average <= OPTIONS[-1]:
         raise ValueError(f"an average of {average:g} bits is outside {OPTIONS[0]}..{OPTIONS[-1]}")
-    options = np.array(OPTIONS)[max(0, np.searchsorted(OPTIONS, average) - 1):]
-    losses = np.concatenate([s.losses.reshape(-1, len(OPTIONS))[:, -len(options):] for s in table.values()])
+    options = np.array(OPTIONS)[max(0, np.searchsorted(OPTIONS, average) - 1) :]
+    losses = np.concatenate([s.losses.reshape(-1, len(OPTIONS))[:, -len(options) :] for s in table.values()])
     blocks = np.concatenate([s.blocks.reshape(-1) for s in table.values()])
     pick = _choose(losses, blocks, options, average * blocks.sum())
     chosen, at = {}, 0
     for name, s in table.items():
-        chosen[name] = options.astype(np.uint8)[pick[at:at + s.blocks.size]].reshape(s.blocks.shape)
+        chosen[name] = options.astype(np.uint8)[pick[at : at + s.blocks.size]].reshape(s.blocks.shape)
         at += s.blocks.size
     return chosen
 
@@ -124,4 +126,4 @@ def _spend(losses: np.ndarray, cost: np.ndarray, pick: np.ndarray, left: float) 
 def spread(chosen: np.ndarray, n_out: int, n_in: int) -> np.ndarray:
     """Precisions of units of choice to those of blocks, uint8[ceil(out / 16), ceil(in / 16)]."""
     whole = np.repeat(np.repeat(chosen, ROWS // BLOCK, axis=0), WINDOW, axis=1)
-    return whole[:ceil_div(n_out, BLOCK), :ceil_div(n_in, BLOCK)]
+    return whole[: ceil_div(n_out, BLOCK), : ceil_div(n_in, BLOCK)]

@@ -19,7 +19,6 @@ def group_blocks(bits: int, nonzeros: int) -> int:
     return WINDOW // 2 if bits == 4 and nonzeros == BLOCK else WINDOW
 
 
-
 @dataclass(frozen=True)
 class BlockFormat:
     """Blocks of int8[out, in], both rounded up to whole blocks.

@@ -44,8 +44,9 @@ def column_order(groups: list[Group], energy: Tensor) -> tuple[list[int], np.nda
     return sequence, np.concatenate([missing, used]).astype(np.int64)
 
 
-def gptq(weight: np.ndarray, hessian: Tensor, bits: np.ndarray, nonzeros: np.ndarray,
-         mask: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, BlockFormat]:
+def gptq(
+    weight: np.ndarray, hessian: Tensor, bits: np.ndarray, nonzeros: np.ndarray, mask: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, BlockFormat]:
     """Quantise float[out, in] with hessian float[in, in] of its inputs: (int8[out, in], c float64[out], format).
 
     bits, nonzeros: uint8[out_blocks, in_blocks]; mask: bool[out, in], weights that stay, None: all.
@@ -59,8 +60,9 @@ def gptq(weight: np.ndarray, hessian: Tensor, bits: np.ndarray, nonzeros: np.nda
     return result.packed()
 
 
-def _quantise_class(original: Tensor, hessian: Tensor, groups: list[Group],
-                    mask: Tensor | None) -> tuple[Tensor, Tensor, list[Tensor]]:
+def _quantise_class(
+    original: Tensor, hessian: Tensor, groups: list[Group], mask: Tensor | None
+) -> tuple[Tensor, Tensor, list[Tensor]]:
     """(integers[in, rows], c[rows], scales of each group) of original[in, rows]."""
     energy = hessian.diagonal().float()
     sequence, order = column_order(groups, energy)
@@ -69,8 +71,9 @@ def _quantise_class(original: Tensor, hessian: Tensor, groups: list[Group],
     w = original[order].clone()
     pruned = w if kept is None else w * kept
     place = np.argsort(order)
-    c = row_factors(pruned, [Group(g.bits, g.nonzeros, np.sort(place[g.columns])) for g in groups], energy[order, None],
-                    kept)
+    c = row_factors(
+        pruned, [Group(g.bits, g.nonzeros, np.sort(place[g.columns])) for g in groups], energy[order, None], kept
+    )
     integers, scales = torch.zeros_like(w), [torch.zeros_like(c)] * len(groups)
     start = len(order) - sum(len(g.columns) for g in groups)
     _drop(w, factor, start)
@@ -92,8 +95,9 @@ def _inverse(step: Tensor) -> Tensor:
     return torch.where(step == 0, torch.zeros_like(step), 1 / torch.where(step == 0, torch.ones_like(step), step))
 
 
-def _round_group(w: Tensor, integers: Tensor, factor: Tensor, span: tuple[int, int], c: Tensor, bits: int,
-                 kept: Tensor | None) -> Tensor:
+def _round_group(
+    w: Tensor, integers: Tensor, factor: Tensor, span: tuple[int, int], c: Tensor, bits: int, kept: Tensor | None
+) -> Tensor:
     """Round columns `span` of w[in, rows] in place, error fed into later ones; returns the group's scales[rows]."""
     start, stop = span
     part = slice(start, stop)
@@ -111,7 +115,7 @@ def _round_group(w: Tensor, integers: Tensor, factor: Tensor, span: tuple[int, i
         integers[j] = level * scale
         errors[j - start] = (w[j] - level * step) / factor[j, j]
         if j + 1 < stop:
-            w[j + 1:stop].addr_(factor[j, j + 1:stop], errors[j - start], alpha=-1)
+            w[j + 1 : stop].addr_(factor[j, j + 1 : stop], errors[j - start], alpha=-1)
     w[stop:].addmm_(factor[part, stop:].T, errors, alpha=-1)
     return scale
 
@@ -120,11 +124,18 @@ def _drop(w: Tensor, factor: Tensor, count: int) -> None:
     """Feed the loss of the first `count` columns, which have no weights left, into all later ones."""
     for j in range(count):
         loss = w[j] / factor[j, j]
-        w[j + 1:].addr_(factor[j, j + 1:], loss, alpha=-1)
+        w[j + 1 :].addr_(factor[j, j + 1 :], loss, alpha=-1)
 
 
-def _descend(original: Tensor, integers: Tensor, hessian: Tensor, groups: list[Group], scales: list[Tensor], c: Tensor,
-             mask: Tensor | None) -> None:
+def _descend(
+    original: Tensor,
+    integers: Tensor,
+    hessian: Tensor,
+    groups: list[Group],
+    scales: list[Tensor],
+    c: Tensor,
+    mask: Tensor | None,
+) -> None:
     """One pass of coordinate descent over integers[in, rows], in place: output error with fixed scales and factors."""
     slope = hessian @ (original - integers * c)
     for group, scale in zip(groups, scales, strict=True):

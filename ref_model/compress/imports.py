@@ -29,8 +29,9 @@ class RequantisationError:
         return float(np.mean(list(self.tensors.values())))
 
 
-def requantisation_error(checkpoint: Checkpoint, compressor: Compressor | None = None,
-                         maxima: Maxima | None = None) -> RequantisationError:
+def requantisation_error(
+    checkpoint: Checkpoint, compressor: Compressor | None = None, maxima: Maxima | None = None
+) -> RequantisationError:
     """Error of every linear of the language model against the checkpoint's dequantised weights.
 
     Both sides are taken after smoothing, which changes no product. compressor None: dense INT8 by row maxima, smoothed
@@ -48,15 +49,17 @@ def requantisation_error(checkpoint: Checkpoint, compressor: Compressor | None =
     return RequantisationError(errors)
 
 
-def _linears(checkpoint: Checkpoint, compressor: Compressor | None,
-             maxima: Maxima | None) -> Iterator[tuple[str, np.ndarray]]:
+def _linears(
+    checkpoint: Checkpoint, compressor: Compressor | None, maxima: Maxima | None
+) -> Iterator[tuple[str, np.ndarray]]:
     """(name, float[out, in] as the quantiser sees it) of every linear of the language model."""
     text = checkpoint.config.text
-    rows = {"self_attn.q_proj": paired_rows(text.heads, text.head_dim),
-            "self_attn.k_proj": paired_rows(text.kv_heads, text.head_dim)}
+    rows = {
+        "self_attn.q_proj": paired_rows(text.heads, text.head_dim),
+        "self_attn.k_proj": paired_rows(text.kv_heads, text.head_dim),
+    }
     for index in range(text.layers):
-        state = (smoothed_layer(checkpoint, index, maxima) if compressor is None else
-                 compressor.layer(checkpoint, index))
+        state = smoothed_layer(checkpoint, index, maxima) if compressor is None else compressor.layer(checkpoint, index)
         for leaf, value in state.items():
             path = leaf.removesuffix(".weight")
             if value.ndim == 2:

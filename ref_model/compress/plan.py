@@ -33,8 +33,11 @@ def compressible(name: str, n_in: int, vision: bool = False) -> bool:
 
 def linear_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
     """Canonical module name -> (outputs, inputs) of every compressible linear of the language model."""
-    shapes = {name.removesuffix(".weight"): shape for name, shape in checkpoint.shapes.items()
-              if name.endswith(".weight") and len(shape) == 2}
+    shapes = {
+        name.removesuffix(".weight"): shape
+        for name, shape in checkpoint.shapes.items()
+        if name.endswith(".weight") and len(shape) == 2
+    }
     return {name: (shape[0], shape[1]) for name, shape in shapes.items() if compressible(name, shape[1])}
 
 
@@ -83,7 +86,7 @@ class MixedPlan:
         for start in range(0, columns, WINDOW):
             width = min(WINDOW, columns - start)
             drawn = generator.choice(np.array(self.nonzeros, np.uint8), width)
-            nonzeros[:, start:start + width] = generator.permuted(np.tile(drawn, (rows, 1)), axis=1)
+            nonzeros[:, start : start + width] = generator.permuted(np.tile(drawn, (rows, 1)), axis=1)
         return bits, nonzeros
 
 

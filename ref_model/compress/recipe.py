@@ -77,8 +77,7 @@ class CalibratedCompressor:
     The whole language model is compressed at the first call. states: of every decoder layer, as `scaled_layer` gives.
     """
 
-    def __init__(self, plan: Plan, checkpoint: Checkpoint, ids: Sequence[int], states: States,
-                 tuned: bool) -> None:
+    def __init__(self, plan: Plan, checkpoint: Checkpoint, ids: Sequence[int], states: States, tuned: bool) -> None:
         self.plan, self.tuned = plan, tuned
         self._checkpoint, self._ids, self._states = checkpoint, ids, states
         self._packed: dict[str, Packed | None] | None = None
@@ -87,8 +86,10 @@ class CalibratedCompressor:
     def layer(self, checkpoint: Checkpoint, index: int) -> dict[str, np.ndarray]:
         self._run()
         prefix = f"language_model.layers.{index}."
-        return {leaf: self._gains.get(prefix + leaf.removesuffix(".weight"), value)
-                for leaf, value in self._states[index].items()}
+        return {
+            leaf: self._gains.get(prefix + leaf.removesuffix(".weight"), value)
+            for leaf, value in self._states[index].items()
+        }
 
     def compress(self, name: str, weight: np.ndarray) -> Packed | None:
         if not compressible(name, weight.shape[1]):
@@ -98,8 +99,9 @@ class CalibratedCompressor:
     def _run(self) -> dict[str, Packed | None]:
         """Results of every linear of the language model; made once."""
         if self._packed is None:
-            sequential = Sequential(self._checkpoint, self._ids[:HESSIAN_TOKENS], self._states.__getitem__,
-                                    self._quantise)
+            sequential = Sequential(
+                self._checkpoint, self._ids[:HESSIAN_TOKENS], self._states.__getitem__, self._quantise
+            )
             sequential.take("lm_head")
             self._packed = sequential.packed
             if self.tuned:
@@ -140,8 +142,11 @@ class CalibratedCompressor:
 
 def named(states: States) -> dict[str, Tensor]:
     """Tensors of layers by canonical name."""
-    return {f"language_model.layers.{index}.{leaf}": torch.from_numpy(np.array(value, np.float32))
-            for index, state in enumerate(states) for leaf, value in state.items()}
+    return {
+        f"language_model.layers.{index}.{leaf}": torch.from_numpy(np.array(value, np.float32))
+        for index, state in enumerate(states)
+        for leaf, value in state.items()
+    }
 
 
 def _value(packed: Packed | None, weight: np.ndarray) -> np.ndarray:
@@ -182,8 +187,11 @@ class Compression:
     def calibrates(self, checkpoint: Checkpoint) -> bool:
         """Whether weights of this checkpoint are calibrated: not the plain recipe, trained, and small enough."""
         parameters = sum(math.prod(shape) for shape in checkpoint.shapes.values())
-        return (self.recipe != "plain" and not isinstance(checkpoint, SyntheticCheckpoint)
-                and parameters <= CALIBRATED_PARAMETERS)
+        return (
+            self.recipe != "plain"
+            and not isinstance(checkpoint, SyntheticCheckpoint)
+            and parameters <= CALIBRATED_PARAMETERS
+        )
 
     def allocates(self, checkpoint: Checkpoint) -> bool:
         """Whether precisions are chosen by sensitivity: an average, or 4 bits where weights are calibrated."""
@@ -200,8 +208,11 @@ class Compression:
         """
         if self.bits is None or self.nonzeros is None:
             defaults = MixedPlan()
-            return MixedPlan(self.seed, defaults.bits if self.bits is None else (int(self.bits),),
-                             defaults.nonzeros if self.nonzeros is None else (self.nonzeros,))
+            return MixedPlan(
+                self.seed,
+                defaults.bits if self.bits is None else (int(self.bits),),
+                defaults.nonzeros if self.nonzeros is None else (self.nonzeros,),
+            )
         if self.bits in BITS and not (ids and self.allocates(checkpoint)):
             return UniformPlan(int(self.bits), self.nonzeros, not checkpoint.config.text.tied_embeddings)
         shapes = linear_shapes(checkpoint)
@@ -210,15 +221,21 @@ class Compression:
         chosen = allocate(self._sensitivities(checkpoint, shapes, ids, states), self.bits)
         return AllocatedPlan({name: spread(chosen[name], *shapes[name]) for name in shapes}, self.nonzeros)
 
-    def _sensitivities(self, checkpoint: Checkpoint, shapes: dict[str, tuple[int, int]], ids: Sequence[int] | None,
-                       states: States | None) -> dict[str, Sensitivity]:
+    def _sensitivities(
+        self,
+        checkpoint: Checkpoint,
+        shapes: dict[str, tuple[int, int]],
+        ids: Sequence[int] | None,
+        states: States | None,
+    ) -> dict[str, Sensitivity]:
         assert self.nonzeros is not None
         if isinstance(checkpoint, SyntheticCheckpoint):
             return {name: even_sensitivity(*shape) for name, shape in shapes.items()}
         state = checkpoint.state(torch.float32) | named(states or [])
         measured = importance(checkpoint, ids[:IMPORTANCE_TOKENS], state) if ids and self.calibrates(checkpoint) else {}
-        return {name: sensitivity(state[f"{name}.weight"].numpy(), measured.get(name), self.nonzeros)
-                for name in shapes}
+        return {
+            name: sensitivity(state[f"{name}.weight"].numpy(), measured.get(name), self.nonzeros) for name in shapes
+        }
 
     def compressor(self, checkpoint: Checkpoint, ids: Sequence[int] | None = None) -> Compressor:
         """The compressor for `ref_model.quantise.quantise`.

@@ -62,7 +62,7 @@ def row_classes(bits: np.ndarray, nonzeros: np.ndarray, n_out: int, n_in: int) -
     for index, pattern in enumerate(patterns):
         blocks = np.flatnonzero(which.reshape(-1) == index)
         rows = (blocks[:, None] * BLOCK + np.arange(BLOCK)).reshape(-1)
-        yield RowClass(rows[rows < n_out], column_groups(pattern[:bits.shape[1]], pattern[bits.shape[1]:], n_in))
+        yield RowClass(rows[rows < n_out], column_groups(pattern[: bits.shape[1]], pattern[bits.shape[1] :], n_in))
 
 
 def nearest_level(x: Tensor, bits: int) -> Tensor:
@@ -91,8 +91,14 @@ def _candidates(w: Tensor, c: Tensor, bits: int, clips: tuple[float, ...]) -> It
             yield (peak * clip).round().clamp_(0, top) * sign
 
 
-def best_scales(w: Tensor, c: Tensor, bits: int, weights: Tensor | None = None, mask: Tensor | None = None,
-                clips: tuple[float, ...] = CLIPS) -> tuple[Tensor, Tensor]:
+def best_scales(
+    w: Tensor,
+    c: Tensor,
+    bits: int,
+    weights: Tensor | None = None,
+    mask: Tensor | None = None,
+    clips: tuple[float, ...] = CLIPS,
+) -> tuple[Tensor, Tensor]:
     """(integer scales float[rows], their errors[rows]) of a group w[n, rows] with row factors c[rows].
 
     weights: [n, 1] or [n, rows] of the squared error; mask: bool[n, rows], weights that stay (others are 0 in w).
@@ -127,8 +133,14 @@ def row_factors(w: Tensor, groups: list[Group], weights: Tensor | None = None, m
         total = torch.zeros_like(c)
         for group in groups:
             part = group.columns
-            total += best_scales(w[part], c, group.bits, None if weights is None else weights[part],
-                                 None if mask is None else mask[part], CLIPS[::2])[1]
+            total += best_scales(
+                w[part],
+                c,
+                group.bits,
+                None if weights is None else weights[part],
+                None if mask is None else mask[part],
+                CLIPS[::2],
+            )[1]
         better = total < least
         best, least = torch.where(better, c, best), torch.where(better, total, least)
     return best
@@ -155,8 +167,13 @@ class Result:
         return self.weight, self.c, self.format
 
 
-def round_matrix(weight: np.ndarray, bits: np.ndarray, nonzeros: np.ndarray, mask: np.ndarray | None = None,
-                 energy: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, BlockFormat]:
+def round_matrix(
+    weight: np.ndarray,
+    bits: np.ndarray,
+    nonzeros: np.ndarray,
+    mask: np.ndarray | None = None,
+    energy: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray, BlockFormat]:
     """Round float[out, in] to nearest: (int8[out, in], c float64[out], format), W ~ int8 * c.
 
     mask: bool[out, in], the weights kept (exactly `nonzeros` in every row of a block), None: all; energy: float[in],
@@ -172,8 +189,9 @@ def round_matrix(weight: np.ndarray, bits: np.ndarray, nonzeros: np.ndarray, mas
     return result.packed()
 
 
-def _round_class(w: Tensor, groups: list[Group], weights: Tensor | None, mask: Tensor | None,
-                 quick: bool) -> tuple[Tensor, Tensor, list[Tensor]]:
+def _round_class(
+    w: Tensor, groups: list[Group], weights: Tensor | None, mask: Tensor | None, quick: bool
+) -> tuple[Tensor, Tensor, list[Tensor]]:
     """(integers[in, rows], c[rows], scales of each group) of w[in, rows]."""
     c = _row_factors(w, groups, QUICK_CLIP) if quick else row_factors(w, groups, weights, mask)
     integers, scales = torch.zeros_like(w), []

@@ -36,6 +36,7 @@ def input_rms(checkpoint: Checkpoint, ids: Sequence[int]) -> dict[str, np.ndarra
             peaks = args[0].abs().amax(1)
             rms = args[0][peaks <= MASSIVE * peaks.median()].square().mean(0).sqrt()
             found[name] = rms.clamp(min=FAINT * float(rms.mean()) + 1e-30).numpy()
+
         return hook
 
     with torch.no_grad():
@@ -49,8 +50,10 @@ def input_rms(checkpoint: Checkpoint, ids: Sequence[int]) -> dict[str, np.ndarra
 def scaled_layer(checkpoint: Checkpoint, index: int, rms: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Float tensors of decoder layer `index` by leaf name, float32, input channels scaled; its function stays."""
     prefix, config = f"language_model.layers.{index}.", checkpoint.config.text
-    state = {name.removeprefix(prefix): tensor.numpy()
-             for name, tensor in checkpoint.read_layer(prefix, torch.float32).items()}
+    state = {
+        name.removeprefix(prefix): tensor.numpy()
+        for name, tensor in checkpoint.read_layer(prefix, torch.float32).items()
+    }
     attention, gated = [f"self_attn.{p}_proj" for p in "qkv"], ["mlp.gate_proj", "mlp.up_proj"]
     outputs, values = _shared(_divisor(rms[prefix + "self_attn.o_proj"]), config)
     down = _divisor(rms[prefix + "mlp.down_proj"])
@@ -59,9 +62,13 @@ def scaled_layer(checkpoint: Checkpoint, index: int, rms: Mapping[str, np.ndarra
     columns |= dict.fromkeys(attention, normed) | dict.fromkeys(gated, mixed)
     for leaf, s in columns.items():
         state[f"{leaf}.weight"] = state[f"{leaf}.weight"] * s
-    rows = {"input_layernorm.weight": normed, "post_attention_layernorm.weight": mixed,
-            "mlp.up_proj.weight": down[:, None], "self_attn.v_proj.weight": values[:, None],
-            "self_attn.v_proj.bias": values}
+    rows = {
+        "input_layernorm.weight": normed,
+        "post_attention_layernorm.weight": mixed,
+        "mlp.up_proj.weight": down[:, None],
+        "self_attn.v_proj.weight": values[:, None],
+        "self_attn.v_proj.bias": values,
+    }
     return {leaf: value / rows[leaf] if leaf in rows else value for leaf, value in state.items()}
 
 

@@ -38,8 +38,13 @@ def machine_rows(config: TextConfig, name: str, n_out: int) -> np.ndarray:
 class Sequential:
     """Quantises decoder layers in order and keeps the results in `packed`, by canonical name."""
 
-    def __init__(self, checkpoint: Checkpoint, ids: Sequence[int], layer_state: Callable[[int], dict[str, np.ndarray]],
-                 quantiser: Quantiser) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        ids: Sequence[int],
+        layer_state: Callable[[int], dict[str, np.ndarray]],
+        quantiser: Quantiser,
+    ) -> None:
         self.checkpoint, self.layer_state, self.quantiser = checkpoint, layer_state, quantiser
         self.packed: dict[str, Packed | None] = {}
         self.next_layer = 0
@@ -79,19 +84,23 @@ class Sequential:
             for leaf in leaves:
                 self._settle(f"{prefix}{path}.{leaf}", getattr(getattr(layer, path), leaf), h, correction)
 
-        normed, wanted = ([x.input_layernorm(r) for r in hidden]
-                          for x, hidden in ((layer, self.hidden), (exact, self.exact)))
+        normed, wanted = (
+            [x.input_layernorm(r) for r in hidden] for x, hidden in ((layer, self.hidden), (exact, self.exact))
+        )
         settle("self_attn", ("q_proj", "k_proj", "v_proj"), normed, wanted)
         heads, wanted = self._attend(layer, normed), self._attend(exact, wanted)
         size = [_size(r) for r in self.hidden]
         settle("self_attn", ("o_proj",), _divided(heads, size), _divided(wanted, size))
         self.hidden = _added(self.hidden, heads, layer.self_attn.o_proj)
         self.exact = _added(self.exact, wanted, exact.self_attn.o_proj)
-        normed, wanted = ([x.post_attention_layernorm(r) for r in hidden]
-                          for x, hidden in ((layer, self.hidden), (exact, self.exact)))
+        normed, wanted = (
+            [x.post_attention_layernorm(r) for r in hidden] for x, hidden in ((layer, self.hidden), (exact, self.exact))
+        )
         settle("mlp", ("gate_proj", "up_proj"), normed, wanted)
-        gated, wanted = ([functional.silu(x.mlp.gate_proj(r)) * x.mlp.up_proj(r) for r in rows]
-                         for x, rows in ((layer, normed), (exact, wanted)))
+        gated, wanted = (
+            [functional.silu(x.mlp.gate_proj(r)) * x.mlp.up_proj(r) for r in rows]
+            for x, rows in ((layer, normed), (exact, wanted))
+        )
         self.exact = _added(self.exact, wanted, exact.mlp.down_proj)
         size = [_size(r) for r in self.exact]
         settle("mlp", ("down_proj",), _divided(gated, size), _divided(wanted, size))

@@ -22,8 +22,9 @@ class Importance:
     gradient: np.ndarray
 
 
-def importance(checkpoint: Checkpoint, ids: Sequence[int],
-               state: Mapping[str, Tensor] | None = None) -> dict[str, Importance]:
+def importance(
+    checkpoint: Checkpoint, ids: Sequence[int], state: Mapping[str, Tensor] | None = None
+) -> dict[str, Importance]:
     """Importance of every linear layer of the language model on a text of token ids, by canonical module name.
 
     state: tensors of the float model instead of the checkpoint's.
@@ -37,13 +38,15 @@ def importance(checkpoint: Checkpoint, ids: Sequence[int],
                 token = g.square().mean(1)
                 energy = token @ args[0].detach().square() / token.sum()
                 found[name] = Importance(energy.numpy(), g.square().mean(0).numpy())
+
             output.register_hook(gradient)
+
         return hook
 
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and not name.startswith(("vision", "multi")):
             module.register_forward_hook(watch(name))
-    tokens = torch.as_tensor(list(ids)[:checkpoint.config.text.context])
+    tokens = torch.as_tensor(list(ids)[: checkpoint.config.text.context])
     with torch.enable_grad():
         x = model.embed(tokens[:-1]).requires_grad_()
         hidden, _ = model.language_model(x, torch.arange(len(x)), model.language_model.empty_cache())

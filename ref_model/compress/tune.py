@@ -59,8 +59,9 @@ class Levels:
     order: the checkpoint's row at each of the quantised matrix's; weight: float32[out, in], rows as in the checkpoint.
     """
 
-    def __init__(self, integers: np.ndarray, c: np.ndarray, form: BlockFormat, weight: np.ndarray,
-                 order: np.ndarray) -> None:
+    def __init__(
+        self, integers: np.ndarray, c: np.ndarray, form: BlockFormat, weight: np.ndarray, order: np.ndarray
+    ) -> None:
         self.order, weight = torch.from_numpy(order), weight[order]
         n_out, n_in = integers.shape
         shape = (n_out, n_in // BLOCK, BLOCK)
@@ -106,12 +107,18 @@ class Levels:
         g = gradient[self.order].reshape(self.values.shape) * (self.scale * self.c)
         self.mean.lerp_(g, 1 - MOMENTA[0])
         self.square.mul_(MOMENTA[1]).addcmul_(g, g, value=1 - MOMENTA[1])
-        size = (self.square / (1 - MOMENTA[1]**number)).sqrt_().add_(1e-20)
-        self.values.sub_(size.reciprocal_().mul_(self.mean).mul_(self.unit * (rate / (1 - MOMENTA[0]**number))))
+        size = (self.square / (1 - MOMENTA[1] ** number)).sqrt_().add_(1e-20)
+        self.values.sub_(size.reciprocal_().mul_(self.mean).mul_(self.unit * (rate / (1 - MOMENTA[0] ** number))))
 
 
-def tune(checkpoint: Checkpoint, state: Mapping[str, Tensor], levels: Mapping[str, Levels], ids: Sequence[int],
-         report: Callable[[int, float], None] | None = None, level_rate: float = LEVEL_RATE) -> Tuned:
+def tune(
+    checkpoint: Checkpoint,
+    state: Mapping[str, Tensor],
+    levels: Mapping[str, Levels],
+    ids: Sequence[int],
+    report: Callable[[int, float], None] | None = None,
+    level_rate: float = LEVEL_RATE,
+) -> Tuned:
     """Train on the token ids.
 
     state: float tensors of the layers, scaled, and of the head as the quantised one reads; levels: of the quantised
@@ -119,8 +126,11 @@ def tune(checkpoint: Checkpoint, state: Mapping[str, Tensor], levels: Mapping[st
     """
     text = replace(checkpoint.config.text, tied_embeddings=False)
     config = replace(checkpoint.config, text=text, vision=None, image_token_index=None)
-    teacher_state = {name: tensor for name, tensor in checkpoint.state(torch.float32).items()
-                     if name.startswith(("language_model", "lm_head"))}
+    teacher_state = {
+        name: tensor
+        for name, tensor in checkpoint.state(torch.float32).items()
+        if name.startswith(("language_model", "lm_head"))
+    }
     teacher = LlavaModel.from_state(config, teacher_state)
     student = LlavaModel.from_state(config, teacher_state | dict(state)).requires_grad_(False)
     modules = {name: module for name, module in student.named_modules() if name in levels}
@@ -141,9 +151,11 @@ def tune(checkpoint: Checkpoint, state: Mapping[str, Tensor], levels: Mapping[st
                 _move(modules, levels, level_rate * share, number // LEVEL_STEPS + 1)
             if report is not None:
                 report(number, float(loss.detach()))
-    return Tuned({name: value.integers().numpy().astype(np.int8) for name, value in levels.items()},
-                 {name: value.detach().numpy() for name, value in factors.items()},
-                 {name: value.detach().numpy() for name, value in gains.items()})
+    return Tuned(
+        {name: value.integers().numpy().astype(np.int8) for name, value in levels.items()},
+        {name: value.detach().numpy() for name, value in factors.items()},
+        {name: value.detach().numpy() for name, value in gains.items()},
+    )
 
 
 def _move(modules: Mapping[str, nn.Module], levels: Mapping[str, Levels], rate: float, number: int) -> None:
@@ -166,6 +178,7 @@ def _free(model: LlavaModel, levels: Mapping[str, Levels]) -> tuple[dict[str, nn
             if module.bias is None:
                 return output * factor
             return (output - module.bias) * factor + module.bias
+
         return hook
 
     for name, module in model.named_modules():
@@ -193,5 +206,6 @@ def _distance(student: LlavaModel, teacher: LlavaModel, window: Tensor) -> Tenso
         target = functional.log_softmax(teacher.prefill(window)[0].float(), -1)
     x = student.embed(window).requires_grad_()
     hidden, _ = student.language_model(x, torch.arange(len(window)), student.language_model.empty_cache())
-    return functional.kl_div(functional.log_softmax(student.lm_head(hidden).float(), -1), target, log_target=True,
-                             reduction="batchmean")
+    return functional.kl_div(
+        functional.log_softmax(student.lm_head(hidden).float(), -1), target, log_target=True, reduction="batchmean"
+    )

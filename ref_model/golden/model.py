@@ -37,11 +37,16 @@ class LayerCache:
 
     @classmethod
     def empty(cls, kv_heads: int, head_dim: int) -> "LayerCache":
-        return cls(np.zeros((kv_heads, 0, head_dim), np.int8), np.zeros((kv_heads, 0), np.int64),
-                   np.zeros((kv_heads, 0, head_dim), np.int8), np.zeros((kv_heads, 0), np.int64))
+        return cls(
+            np.zeros((kv_heads, 0, head_dim), np.int8),
+            np.zeros((kv_heads, 0), np.int64),
+            np.zeros((kv_heads, 0, head_dim), np.int8),
+            np.zeros((kv_heads, 0), np.int64),
+        )
 
     def append(self, k: tuple[Array, Array], v: tuple[Array, Array]) -> None:
         """k, v: (int8[n, kv_heads, hd], raw int64[n, kv_heads, 1])."""
+
         def grow(old, new):
             return np.concatenate([old, new.swapaxes(0, 1)], axis=1)
 
@@ -74,8 +79,13 @@ class GoldenText:
             rows[places] = features
         return rows
 
-    def forward(self, rows: Array, positions: Sequence[int] | None = None, mask: BlockMask | None = None,
-                reduction: Reduction | None = None) -> Array:
+    def forward(
+        self,
+        rows: Array,
+        positions: Sequence[int] | None = None,
+        mask: BlockMask | None = None,
+        reduction: Reduction | None = None,
+    ) -> Array:
         """Run wide rows int64[n, d] behind what is cached; returns the residual int64[m, d] after the layers.
 
         mask: keys that it leaves out do not exist for a query: neither maximum, sum nor values know them. reduction:
@@ -98,8 +108,9 @@ class GoldenText:
         """int64[n, vocab] Q16 of residual rows."""
         return linear(*quantise_rows(normalise(rows, self.model.text.norm)), self.model.text.head)
 
-    def generate(self, ids: Sequence[int], n_new: int, features: Array | None = None,
-                 eos_id: int | None = None) -> list[int]:
+    def generate(
+        self, ids: Sequence[int], n_new: int, features: Array | None = None, eos_id: int | None = None
+    ) -> list[int]:
         """Greedy continuation; ties go to the lowest id."""
         tokens: list[int] = []
         rows = self.embed(ids, features)
@@ -110,8 +121,9 @@ class GoldenText:
             rows = self.embed(tokens[-1:])
         return tokens
 
-    def _layer(self, w: QuantTextLayer, x: Array, table: Array, cache: LayerCache, mask: BlockMask | None,
-               scored: bool) -> Array:
+    def _layer(
+        self, w: QuantTextLayer, x: Array, table: Array, cache: LayerCache, mask: BlockMask | None, scored: bool
+    ) -> Array:
         c = self.model.text.config
         q8, raw = quantise_rows(normalise(x, w.input_norm))
 
@@ -126,8 +138,17 @@ class GoldenText:
         group = c.heads // c.kv_heads
         if scored:
             self.scores = self._importance(query, cache, limit, present)[start:]
-        outs = [attend(query[0][:, h], query[1][:, h], (cache.k8[h // group], cache.k_words[h // group]),
-                       (cache.v8[h // group], cache.v_raw[h // group]), limit, present) for h in range(c.heads)]
+        outs = [
+            attend(
+                query[0][:, h],
+                query[1][:, h],
+                (cache.k8[h // group], cache.k_words[h // group]),
+                (cache.v8[h // group], cache.v_raw[h // group]),
+                limit,
+                present,
+            )
+            for h in range(c.heads)
+        ]
         x = add_linear(x, *quantise_rows(np.concatenate(outs, axis=1)), w.o)
         q8, raw = quantise_rows(normalise(x, w.post_norm))
         hidden = gated(linear(q8, raw, w.gate), linear(q8, raw, w.up))
@@ -139,8 +160,13 @@ class GoldenText:
         total = np.zeros(cache.k8.shape[1], np.int64)
         for h in range(c.heads):
             at = h // (c.heads // c.kv_heads)
-            p = probabilities(query[0][last, h], query[1][last, h], (cache.k8[at], cache.k_words[at]), limit[last],
-                              None if present is None else present[last])
+            p = probabilities(
+                query[0][last, h],
+                query[1][last, h],
+                (cache.k8[at], cache.k_words[at]),
+                limit[last],
+                None if present is None else present[last],
+            )
             total = nm.sat32(total + importance(p)[0])
         return total
 
@@ -205,8 +231,10 @@ class GoldenVision:
         (q, q_raw), (k, k_raw), (v, v_raw) = heads(w.q), heads(w.k), heads(w.v)
         limit = np.full((len(x), 1), len(x))
         self.saliency = class_attention(q, q_raw, k, k_raw)
-        outs = [attend(q[:, h], q_raw[:, h], (k[:, h], nm.to_scale(k_raw[:, h, 0])), (v[:, h], v_raw[:, h, 0]), limit)
-                for h in range(c.heads)]
+        outs = [
+            attend(q[:, h], q_raw[:, h], (k[:, h], nm.to_scale(k_raw[:, h, 0])), (v[:, h], v_raw[:, h, 0]), limit)
+            for h in range(c.heads)
+        ]
         x = add_linear(x, *quantise_rows(np.concatenate(outs, axis=1)), w.out)
         q8, raw = quantise_rows(normalise(x, w.norm2))
         hidden = nm.gate(linear(q8, raw, w.fc1), GATES[w.func])

@@ -67,8 +67,14 @@ def rotate(x: Array, table: Array) -> Array:
     return nm.rope(x, partner, table[:, None, :])
 
 
-def attend(q: Array, q_raw: Array, keys: tuple[Array, Array], values: tuple[Array, Array], limit: Array,
-           present: Array | None = None) -> Array:
+def attend(
+    q: Array,
+    q_raw: Array,
+    keys: tuple[Array, Array],
+    values: tuple[Array, Array],
+    limit: Array,
+    present: Array | None = None,
+) -> Array:
     """Attention of one head.
 
     q: int8[n, hd], q_raw: int64[n, 1]; keys: int8[kv, hd] and scale words int64[kv]; values: int8[kv, hd]

@@ -110,10 +110,18 @@ def _build_into(design: Design, folder: Path) -> None:
 
 def _run(command: list[str], work: Path) -> int:
     """The exit code of a build, whose output goes into `LOG`. Its processes end with ours, also at Ctrl-C."""
-    with (work / LOG).open("w") as output, subprocess.Popen(
-        command, cwd=work, env=tool_environment(work / "bin"), stdout=output, stderr=subprocess.STDOUT,
-        stdin=subprocess.DEVNULL, start_new_session=True,
-    ) as process:  # fmt: skip
+    with (
+        (work / LOG).open("w") as output,
+        subprocess.Popen(
+            command,
+            cwd=work,
+            env=tool_environment(work / "bin"),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        ) as process,
+    ):
         try:
             return process.wait()
         except BaseException:

@@ -25,8 +25,12 @@ def lint(verilog: str, top: str, file_name: str = "design.v") -> list[str]:
         (folder / "waivers.vlt").write_text(waivers)
         run = subprocess.run(
             ["verilator", "--lint-only", "-Wall", "-Wno-fatal", "--top-module", top, "waivers.vlt", file_name],
-            cwd=folder, env=tool_environment(folder / "bin"), capture_output=True, text=True, check=False,
-        )  # fmt: skip
+            cwd=folder,
+            env=tool_environment(folder / "bin"),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     lines = run.stderr.splitlines()
     # Verilator ends a failed run by counting its messages and by naming its own command.
     messages = [line for line in lines if _MESSAGE.match(line) and "Exiting due to" not in line]

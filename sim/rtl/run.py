@@ -217,9 +217,14 @@ def _simulate(
     arguments += [f"+alula_stall={stall_percent}", f"+alula_stall_seed={seed & 0x7FFFFFFF}"] if stall_percent else []
     with log.open("w") as output:
         code = subprocess.run(
-            [str(binary), *arguments], cwd=folder, env=_cocotb_environment(folder), stdout=output,
-            stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, check=False,
-        ).returncode  # fmt: skip
+            [str(binary), *arguments],
+            cwd=folder,
+            env=_cocotb_environment(folder),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            check=False,
+        ).returncode
     summary = folder / "summary.txt"
     for line in summary.read_text().splitlines() if summary.exists() else ():
         if line.startswith("error "):

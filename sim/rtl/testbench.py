@@ -29,12 +29,24 @@ HANDSHAKES = tuple(name for name in AXI_SIGNALS if name.endswith(("valid", "read
 """Of a memory port; on the top's side of the guard (native/axi_guard.sv) their names begin with `dut_`."""
 
 CSR_SIGNALS = {
-    "awaddr": (CSR_ADDRESS_BITS, "in"), "awvalid": (1, "in"), "awready": (1, "out"),
-    "wdata": (32, "in"), "wstrb": (4, "in"), "wvalid": (1, "in"), "wready": (1, "out"),
-    "bresp": (2, "out"), "bvalid": (1, "out"), "bready": (1, "in"),
-    "araddr": (CSR_ADDRESS_BITS, "in"), "arvalid": (1, "in"), "arready": (1, "out"),
-    "rdata": (32, "out"), "rresp": (2, "out"), "rvalid": (1, "out"), "rready": (1, "in"),
-}  # fmt: skip
+    "awaddr": (CSR_ADDRESS_BITS, "in"),
+    "awvalid": (1, "in"),
+    "awready": (1, "out"),
+    "wdata": (32, "in"),
+    "wstrb": (4, "in"),
+    "wvalid": (1, "in"),
+    "wready": (1, "out"),
+    "bresp": (2, "out"),
+    "bvalid": (1, "out"),
+    "bready": (1, "in"),
+    "araddr": (CSR_ADDRESS_BITS, "in"),
+    "arvalid": (1, "in"),
+    "arready": (1, "out"),
+    "rdata": (32, "out"),
+    "rresp": (2, "out"),
+    "rvalid": (1, "out"),
+    "rready": (1, "in"),
+}
 """The signals of the control port `s_axi_control_`."""
 
 TRACE_SIGNALS = {
@@ -86,7 +98,7 @@ def testbench(top: str, n_ports: int, kernel: bool = False) -> str:
             + [f".{name}({name}[g])" for name in payload]
         ),
         "@TOP@": f"{top} dut (\n        " + ",\n        ".join(connections) + f"\n    ){untraced}",
-    }  # fmt: skip
+    }
     for mark, text in replacements.items():
         template = template.replace(mark, text)
     return template

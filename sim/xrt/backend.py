@@ -116,6 +116,7 @@ def _pyxrt() -> Any:
     try:
         import pyxrt
     except ImportError:
-        raise UserError("pyxrt is not installed: install XRT (its setup.sh puts pyxrt on PYTHONPATH), or take "
-                        "--device sim") from None  # fmt: skip
+        raise UserError(
+            "pyxrt is not installed: install XRT (its setup.sh puts pyxrt on PYTHONPATH), or take --device sim"
+        ) from None
     return pyxrt

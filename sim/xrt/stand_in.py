@@ -121,8 +121,11 @@ class StandIn:
         return value
 
     def _start(self) -> None:
-        kept = {offset: value for offset, value in self.registers.items()
-                if offset in _WRITABLE or offset >= csr.BASE_REGISTERS}  # fmt: skip
+        kept = {
+            offset: value
+            for offset, value in self.registers.items()
+            if offset in _WRITABLE or offset >= csr.BASE_REGISTERS
+        }
         # CTRL comes first: reading it is what clears done.
         self._play([*kept.items(), (csr.CTRL, csr.CTRL_START)], [csr.CTRL, *result_offsets()])
 
@@ -139,9 +142,13 @@ class StandIn:
             kernel_design(self.config.name),
             sizes_bytes=[memory.size_bytes for memory in self.memories],
             memory=MemoryModel.of(self.config),
-            image=image, csr_writes=enable + writes, csr_reads=reads, max_cycles=self.max_cycles,
-            dump_ranges=[rtl.DumpRange(*place) for place in self.allocated], stall_percent=self.stall_percent,
-        )  # fmt: skip
+            image=image,
+            csr_writes=enable + writes,
+            csr_reads=reads,
+            max_cycles=self.max_cycles,
+            dump_ranges=[rtl.DumpRange(*place) for place in self.allocated],
+            stall_percent=self.stall_percent,
+        )
         self.registers |= dict(zip(reads, self.last.csr, strict=True))
         for (port, address, _), data in zip(self.allocated, self.last.dumps, strict=True):
             self._keep(self.memories[port], address, np.frombuffer(data, np.uint8))

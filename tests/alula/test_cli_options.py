@@ -27,12 +27,23 @@ SITUATIONS = {
     "verify": ["verify", "--backend", "cycle", "--lengths", "66", "--steps", "0"],
     "verify functional": ["verify", "--backend", "functional", "--lengths", "66", "--steps", "0"],
     "generate text": ["generate", "--model", "llava-tiny", "--config", "tiny", "--tokens", "2", "--prompt", PROMPT],
-    "generate image": ["generate", "--model", "llava-tiny", "--config", "tiny", "--tokens", "2", "--prompt", PROMPT,
-                       "--image", "{tmp}/noise.png"],
+    "generate image": [
+        "generate",
+        "--model",
+        "llava-tiny",
+        "--config",
+        "tiny",
+        "--tokens",
+        "2",
+        "--prompt",
+        PROMPT,
+        "--image",
+        "{tmp}/noise.png",
+    ],
     "compile": ["compile", "-o", "{tmp}/tiny.alula"],
     "compile timing": ["compile", "--timing-only"],
     "info": ["info"],
-}  # fmt: skip
+}
 """A command in a phase, or in another situation in which other options act."""
 MASKED = {"attention_mask"}
 REDUCING = {"keep_schedule", "exit_layer", "fastv"}
@@ -73,21 +84,30 @@ SAMPLES = {
 }  # fmt: skip
 """A value that differs from the default; None: a flag."""
 OTHERWISE = {
-    ("compile timing", "lengths"): "bucketed", ("compile", "lengths"): "bucketed", ("simulate ttft", "tokens"): "20",
-    ("verify functional", "backend"): "cycle", ("generate text", "backend"): "cycle",
+    ("compile timing", "lengths"): "bucketed",
+    ("compile", "lengths"): "bucketed",
+    ("simulate ttft", "tokens"): "20",
+    ("verify functional", "backend"): "cycle",
+    ("generate text", "backend"): "cycle",
     ("generate image", "backend"): "cycle",
-}  # fmt: skip
+}
 COMPANIONS = {
-    ("simulate prefill", "seed"): ["--check"], ("simulate decode", "seed"): ["--check"],
-    ("simulate vision", "seed"): ["--check"], ("report prefill", "seed"): ["--fastv", "1:4"],
+    ("simulate prefill", "seed"): ["--check"],
+    ("simulate decode", "seed"): ["--check"],
+    ("simulate vision", "seed"): ["--check"],
+    ("report prefill", "seed"): ["--fastv", "1:4"],
     ("report vision", "seed"): ["--keep-visual", "5"],
     **{("generate text", option): ["--check"] for option in ("attention_mask",)},
-    **{("generate image", option): ["--check"]
-       for option in ("attention_mask", "keep_schedule", "exit_layer", "fastv")},
-    "memory_seed": ["--jitter", "20"], "recipe": ["--bits", "4"], "image_start": ["--keep-schedule", "1:4"],
-    "image_tokens": ["--keep-schedule", "1:8"], "draw_seed": ["--temperature", "9.0"],
+    **{
+        ("generate image", option): ["--check"] for option in ("attention_mask", "keep_schedule", "exit_layer", "fastv")
+    },
+    "memory_seed": ["--jitter", "20"],
+    "recipe": ["--bits", "4"],
+    "image_start": ["--keep-schedule", "1:4"],
+    "image_tokens": ["--keep-schedule", "1:8"],
+    "draw_seed": ["--temperature", "9.0"],
     "strategy": ["--keep-visual", "9"],
-}  # fmt: skip
+}
 """What an option has its effect together with, everywhere or in one situation."""
 VOLATILE = {"wall_seconds", "simulator_seconds", "compile_seconds", "peak_memory_bytes", "file", "seconds"}
 TWICE = {"chat", "model", "config", "out", "json", "synth", "timing_only", "phase", "device", "xclbin"}
@@ -234,11 +254,14 @@ def test_numbers_have_limits(option, place, capsys):
         assert f"{wrong:,}" in line and f"{LIMITS[option][0]:,}..{LIMITS[option][1]:,}" in line
 
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    (["simulate", "--phase", "decod"], ["'decode' meant", "prefill, decode, vision, ttft"]),
-    (["verify", "--backend", "rlt"], ["functional, cycle, rtl"]),
-    (["simulate", "--memory", "ddr"], ["fixed, hbm"]),
-])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["simulate", "--phase", "decod"], ["'decode' meant", "prefill, decode, vision, ttft"]),
+        (["verify", "--backend", "rlt"], ["functional, cycle, rtl"]),
+        (["simulate", "--memory", "ddr"], ["fixed, hbm"]),
+    ],
+)
 def test_a_wrong_choice_names_the_right_ones(arguments, words, place, capsys):
     assert run(arguments, place) == 1
     (line,) = capsys.readouterr().err.splitlines()

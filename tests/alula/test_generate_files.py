@@ -17,8 +17,10 @@ from tests.ref_model.transformers_models import photo
 
 TINY = MODELS["llava-tiny"]
 SEED = 19
-TEMPLATE = ("{% for m in messages %}{{ m.role }}: {% for c in m.content %}{% if c.type == 'image' %}<image>"
-            "{% else %}{{ c.text }}{% endif %}{% endfor %}{% endfor %} assistant:")
+TEMPLATE = (
+    "{% for m in messages %}{{ m.role }}: {% for c in m.content %}{% if c.type == 'image' %}<image>"
+    "{% else %}{{ c.text }}{% endif %}{% endfor %}{% endfor %} assistant:"
+)
 
 
 @pytest.fixture(scope="module")
@@ -29,10 +31,15 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder, state = tmp_path_factory.mktemp("pair"), synthetic_state(TINY, seed=SEED)
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = {
-        "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "gpt-2", "tokenizer.ggml.add_bos_token": True,
-        "tokenizer.ggml.tokens": [*letters, "ab", "<s>", "</s>"], "tokenizer.ggml.merges": ["a b"],
-        "tokenizer.ggml.token_type": [1] * 257 + [3, 3], "tokenizer.ggml.bos_token_id": 257,
-        "tokenizer.ggml.eos_token_id": 258, "tokenizer.chat_template": TEMPLATE,
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "gpt-2",
+        "tokenizer.ggml.add_bos_token": True,
+        "tokenizer.ggml.tokens": [*letters, "ab", "<s>", "</s>"],
+        "tokenizer.ggml.merges": ["a b"],
+        "tokenizer.ggml.token_type": [1] * 257 + [3, 3],
+        "tokenizer.ggml.bos_token_id": 257,
+        "tokenizer.ggml.eos_token_id": 258,
+        "tokenizer.chat_template": TEMPLATE,
     }
     text = {name: t for name, t in state.items() if name.startswith(("language_model.", "lm_head"))}
     write_text(folder / "m.gguf", TINY.text, text, tokenizer)
@@ -55,8 +62,28 @@ def one_line(capsys: pytest.CaptureFixture, *words: str) -> None:
 @pytest.mark.parametrize("chat", [[], ["--chat"]])
 def test_a_pair_makes_text_bit_for_bit(pair: tuple[Path, Path], chat: list[str], tmp_path: Path) -> None:
     result, image = tmp_path / "out.json", pair[0].parent / "photo.png"
-    assert run("generate", "--model", pair[0], "--mmproj", pair[1], "--image", image, "--prompt", "<image> What?",
-               "--config", "tiny", "--tokens", 4, "--check", "--json", result, *chat) == 0
+    assert (
+        run(
+            "generate",
+            "--model",
+            pair[0],
+            "--mmproj",
+            pair[1],
+            "--image",
+            image,
+            "--prompt",
+            "<image> What?",
+            "--config",
+            "tiny",
+            "--tokens",
+            4,
+            "--check",
+            "--json",
+            result,
+            *chat,
+        )
+        == 0
+    )
     made = json.loads(result.read_text())
     assert made["bit_exact"] and made["tokens_equal_golden"] and made["steps"][0]["name"] == "vision"
 

@@ -48,8 +48,12 @@ def test_functional_equals_golden(written: Written, tmp_path: Path, capsys: pyte
     assert len(made["token_ids"]) == N_NEW or made["token_ids"][-1] == 257
 
 
-REDUCTIONS = [["--keep-schedule", "1:4"], ["--exit-layer", "1"], ["--fastv", "1:4"],
-              ["--keep-visual", "9", "--fastv", "1:4"]]
+REDUCTIONS = [
+    ["--keep-schedule", "1:4"],
+    ["--exit-layer", "1"],
+    ["--fastv", "1:4"],
+    ["--keep-visual", "9", "--fastv", "1:4"],
+]
 
 
 @pytest.mark.parametrize("options", REDUCTIONS)
@@ -70,8 +74,10 @@ def test_golden_against_float(written: Written) -> None:
     golden = flow.golden()
     logits = golden.logits(golden.forward(golden.embed(ids, features))) / ONE
     expected = model.prefill(ids, pixels)[0].numpy()
-    found = {"visual tokens": _error(features / ONE, model.encode_images(pixels).numpy()),
-             "logits": _error(logits, expected)}
+    found = {
+        "visual tokens": _error(features / ONE, model.encode_images(pixels).numpy()),
+        "logits": _error(logits, expected),
+    }
     equal = float((logits.argmax(1) == expected.argmax(1)).mean())
     print(f"golden against float: {found}, same greedy token at {equal:.0%} of {len(ids)} places")
     assert max(found.values()) < 0.1 and equal > 0.8
@@ -96,10 +102,12 @@ def test_bad_inputs_are_one_line(written: Written, tmp_path: Path, capsys: pytes
     _one_line(capsys, "cannot read", "config.json")
     assert generate(folder, good, prompt="word " * 100) == 1
     _one_line(capsys, "beyond the context of 256")
-    for options, words in ((["--keep-visual", "0"], "--keep-visual 0 is outside 1.."),
-                           (["--keep-visual", "99"], "99 visual tokens to keep is outside"),
-                           (["--keep-schedule", "1:99"], "99 visual tokens are to go on, there are"),
-                           (["--keep-visual", "4", "--fastv", "1:5"], "5 visual tokens are to go on, there are 4")):
+    for options, words in (
+        (["--keep-visual", "0"], "--keep-visual 0 is outside 1.."),
+        (["--keep-visual", "99"], "99 visual tokens to keep is outside"),
+        (["--keep-schedule", "1:99"], "99 visual tokens are to go on, there are"),
+        (["--keep-visual", "4", "--fastv", "1:5"], "5 visual tokens are to go on, there are 4"),
+    ):
         assert generate(folder, good, *options) == 1
         _one_line(capsys, words)
     for file in folder.iterdir():
@@ -140,8 +148,10 @@ def test_tiles_on_the_machine(
     ids = expand_image_tokens(load_tokenizer(tiled.folder).encode(PROMPT), config, [len(order)])
     golden = flow.golden()
     logits = golden.logits(golden.forward(golden.embed(ids, features))) / ONE
-    found = {"visual tokens": _error(features / ONE, model.encode_images(tiles, order).numpy()),
-             "logits": _error(logits, model.prefill(ids, tiles, order)[0].numpy())}
+    found = {
+        "visual tokens": _error(features / ONE, model.encode_images(tiles, order).numpy()),
+        "logits": _error(logits, model.prefill(ids, tiles, order)[0].numpy()),
+    }
     print(f"golden against float, LLaVA-NeXT {size}: {found}")
     assert max(found.values()) < 0.1
 

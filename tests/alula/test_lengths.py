@@ -130,6 +130,7 @@ class _Nothing:
     def run(self, config, memory, call):
         from hw.spec.isa import Error
         from hw.spec.run import Result
+
         return Result(Error.NONE, 0, 0, None)
 
 

@@ -32,8 +32,10 @@ def test_headers_give_the_plans_of_the_encoded_stream(plan, units, steps):
     if plan is None:
         whole = stream.encode(np.ones(shape, np.int8), None, units, steps).reshape(units, -1, BEAT_BYTES)
         n_beats = stream.dense_beats(shape, units, steps)
-        np.testing.assert_array_equal(whole[:, stream.headers(shape, None, None, units, steps)[0][0]],
-                                      [beats for _, beats in stream.headers(shape, None, None, units, steps)])
+        np.testing.assert_array_equal(
+            whole[:, stream.headers(shape, None, None, units, steps)[0][0]],
+            [beats for _, beats in stream.headers(shape, None, None, units, steps)],
+        )
     else:
         n_beats = stream.beats(shape, bits, nonzeros, units, steps)
     for unit, (where, beats) in enumerate(stream.headers(shape, bits, nonzeros, units, steps)):
@@ -56,9 +58,15 @@ def test_streams_that_are_alike_share_their_headers():
 
 def _linears(flow):
     from compiler import ir
+
     model = flow.layout.model
-    return [*ir.linears(model.text.layer), *ir.linears(model.vision.layer), *ir.linears(model.vision.stem),
-            *ir.linears(model.vision.projector), model.text.head]
+    return [
+        *ir.linears(model.text.layer),
+        *ir.linears(model.vision.layer),
+        *ir.linears(model.vision.stem),
+        *ir.linears(model.vision.projector),
+        model.text.head,
+    ]
 
 
 def test_values_are_refused():

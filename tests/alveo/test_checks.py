@@ -52,14 +52,18 @@ def test_a_missing_wlast_is_found(project):
 def test_a_port_outside_of_an_interface_is_found(project):
     def change(text):
         return text.replace("module alula_kernel(", "module alula_kernel(trace_cycle, ").replace(
-            "  input ap_clk;\n", "  input ap_clk;\n  output [63:0] trace_cycle;\n")
+            "  input ap_clk;\n", "  input ap_clk;\n  output [63:0] trace_cycle;\n"
+        )
 
     assert faults(project, recipes.VERILOG, change) == [f"{KERNEL}: port trace_cycle belongs to no interface"]
 
 
 def test_a_short_address_is_found(project):
-    said = faults(project, recipes.VERILOG, lambda text: text.replace("output [63:0] m00_axi_araddr",
-                                                                      "output [31:0] m00_axi_araddr"))
+    said = faults(
+        project,
+        recipes.VERILOG,
+        lambda text: text.replace("output [63:0] m00_axi_araddr", "output [31:0] m00_axi_araddr"),
+    )
     assert said == [f"{KERNEL}: port m00_axi_araddr is output of 32 bits, not output of 64"]
 
 
@@ -93,8 +97,11 @@ def test_a_place_that_the_card_has_not_is_found(project):
     last = card.slrs - 1
     said = faults(project, recipes.FLOORPLAN, lambda text: text.replace(f"-add SLR{last}", "-add SLR7"))
     assert said == [f"Pblock alula_slr{last} is in SLR7, {card.name} has no such SLR"]
-    said = faults(project, recipes.FLOORPLAN, lambda text: "".join(
-        line for line in text.splitlines(keepends=True) if "unit_3}" not in line))
+    said = faults(
+        project,
+        recipes.FLOORPLAN,
+        lambda text: "".join(line for line in text.splitlines(keepends=True) if "unit_3}" not in line),
+    )
     assert said == ["matrix unit 3 is in no Pblock"]
 
 

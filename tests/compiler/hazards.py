@@ -213,16 +213,20 @@ class _Oracle:
                     self._report(pc, buffer, "read", other, number)
 
     def _report(self, pc: int, buffer: str, how: str, other: int, number: int) -> None:
-        self.found.append(f"pc {pc} touches {buffer} that pc {self.pcs[other][number]} ({Unit(other).name}) has {how}, "
-                          "and is not ordered behind it")
+        self.found.append(
+            f"pc {pc} touches {buffer} that pc {self.pcs[other][number]} ({Unit(other).name}) has {how}, "
+            "and is not ordered behind it"
+        )
 
 
 # --- what an instruction touches -------------------------------------------------------------------------
 
+
 def touched(state: State, entry: Issued) -> tuple[Touched, Touched]:
     """(reads, writes) of one resolved instruction."""
     return {Unit.LD: _load, Unit.ST: _store, Unit.RD: _read, Unit.MX: _multiply, Unit.VU: _pass}[Unit(entry.unit)](
-        state, entry)
+        state, entry
+    )
 
 
 def _flat(base: int, *dimensions: tuple[int, int]) -> Array:
@@ -268,10 +272,12 @@ def _read(state: State, entry: Issued) -> tuple[Touched, Touched]:
 def _multiply(state: State, entry: Issued) -> tuple[Touched, Touched]:
     f, units = entry.fields, state.config.units
     split_k = f["mode"] == MxMode.SPLIT_K
-    acts = _flat(f["act"], (f["n_outer"], f["act_out"]), (f["n_rows"], f["act_stride"]),
-                 (f["kb"] * (units if split_k else 1), 1))
-    sums = _flat(f["dst"], (f["n_outer"], f["dst_out"]), (f["n_rows"], f["dst_stride"]),
-                 (f["ob"] * (1 if split_k else units), 1))
+    acts = _flat(
+        f["act"], (f["n_outer"], f["act_out"]), (f["n_rows"], f["act_stride"]), (f["kb"] * (units if split_k else 1), 1)
+    )
+    sums = _flat(
+        f["dst"], (f["n_outer"], f["dst_out"]), (f["n_rows"], f["dst_stride"]), (f["ob"] * (1 if split_k else units), 1)
+    )
     return [("OB", acts)], [("AB", sums)]
 
 
@@ -282,8 +288,9 @@ def _pass(state: State, entry: Issued) -> tuple[Touched, Touched]:
         words = made.rows[name][..., None] + np.arange(f["n_words"])
         return np.unique(words[..., None] * gpw + np.arange(gpw))
 
-    reads: Touched = [(buffer, granules(name)) for name, buffer in (("a", "AB"), ("p", "PB"), ("v", "VB"))
-                      if name in made.used]
+    reads: Touched = [
+        (buffer, granules(name)) for name, buffer in (("a", "AB"), ("p", "PB"), ("v", "VB")) if name in made.used
+    ]
     reads += [("RS", np.unique(made.rows[name])) for name in ("r0", "r1") if name in made.used]
     writes: Touched = []
     if made.ctl["dst"] in (Dst.VB, Dst.SB):

@@ -222,8 +222,13 @@ class LowRank(nn.Module):
 
 
 class GatedMlp(nn.Module):
-    def __init__(self, activation: Rows = functional.silu, gate_bias: bool = False, up_bias: bool = False,
-                 down: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        activation: Rows = functional.silu,
+        gate_bias: bool = False,
+        up_bias: bool = False,
+        down: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.activation = activation
         self.gate_proj, self.up_proj = nn.Linear(HIDDEN, FFN, gate_bias), nn.Linear(HIDDEN, FFN, up_bias)
@@ -272,8 +277,12 @@ class Experts(nn.Module):
 class Decoder(nn.Module):
     """norm, attention, norm, feed-forward layer, each branch added to the rows."""
 
-    def __init__(self, attention: nn.Module | None = None, mlp: nn.Module | None = None,
-                 norm: Callable[[], nn.Module] = lambda: RMSNorm(HIDDEN, 1e-5)) -> None:
+    def __init__(
+        self,
+        attention: nn.Module | None = None,
+        mlp: nn.Module | None = None,
+        norm: Callable[[], nn.Module] = lambda: RMSNorm(HIDDEN, 1e-5),
+    ) -> None:
         super().__init__()
         self.input_layernorm, self.post_attention_layernorm = norm(), norm()
         self.self_attn = Attention() if attention is None else attention
@@ -457,22 +466,29 @@ DECODERS = {
     "mask of the first keys": Case("layer", attention(FirstKeys), "its mask is the result of tril"),
     "no mask over a cache": Case("layer", attention(Bidirectional), "has to be causal"),
     "soft cap": Case("layer", attention(SoftCap), "operator repeat_interleave"),
-    "scale of attention": Case("layer", attention(lambda: Options(scale=1.0)),
-                               r"layer\.self_attn: operator scaled_dot_product_attention .*scale is 1\.0"),
+    "scale of attention": Case(
+        "layer",
+        attention(lambda: Options(scale=1.0)),
+        r"layer\.self_attn: operator scaled_dot_product_attention .*scale is 1\.0",
+    ),
     "dropout in attention": Case("layer", attention(lambda: Options(dropout_p=0.5)), "leave out what is random"),
     "gate of heads": Case("layer", attention(HeadGate), "side by side"),
     "one projection": Case("layer", attention(OneProjection), "operator split_with_sizes"),
     "partial rotation": Case("layer", attention(PartialRotation), "operator slice"),
     "interleaved rotation": Case("layer", attention(Interleaved), "operator slice"),
     "rotation the other way": Case("layer", attention(Turned), r"query is the result of add"),
-    "tables times 1.2": Case("layer", attention(lambda: ChangedTables(lambda cos, sin: (cos * 1.2, sin * 1.2))),
-                             r"cos is mul\w* \(mul\)"),
-    "cos and sin exchanged": Case("layer", attention(lambda: ChangedTables(lambda cos, sin: (sin, cos))),
-                                  r"cos is sin \(input\)"),
-    "one table for both": Case("layer", attention(lambda: ChangedTables(lambda cos, sin: (cos, cos))),
-                               "input sin has no effect"),
-    "tables that are not used": Case("layer", attention(lambda: ChangedTables(lambda cos, sin: (cos, cos))),
-                                     "has no effect"),
+    "tables times 1.2": Case(
+        "layer", attention(lambda: ChangedTables(lambda cos, sin: (cos * 1.2, sin * 1.2))), r"cos is mul\w* \(mul\)"
+    ),
+    "cos and sin exchanged": Case(
+        "layer", attention(lambda: ChangedTables(lambda cos, sin: (sin, cos))), r"cos is sin \(input\)"
+    ),
+    "one table for both": Case(
+        "layer", attention(lambda: ChangedTables(lambda cos, sin: (cos, cos))), "input sin has no effect"
+    ),
+    "tables that are not used": Case(
+        "layer", attention(lambda: ChangedTables(lambda cos, sin: (cos, cos))), "has no effect"
+    ),
     "keys without rotation": Case("layer", attention(UnrotatedKeys), "queries and keys have to be rotated, or neither"),
     "caches exchanged": Case("layer", attention(ExchangedCaches), r"past_k is past_v \(input\)"),
     "new keys first": Case("layer", attention(NewFirst), "key is the result of cat"),
@@ -482,40 +498,62 @@ DECODERS = {
     "low rank beside q": Case("layer", decoder(low_rank_query), "query is the result of"),
     "low rank beside down": Case("layer", mlp(lambda: GatedMlp(down=LowRank(FFN, HIDDEN))), r"mlp\S*: operator"),
     "geglu": Case("layer", mlp(lambda: GatedMlp(functional.gelu)), r"layer\.mlp: operator mul"),
-    "geglu, tanh": Case("layer", mlp(lambda: GatedMlp(lambda x: functional.gelu(x, approximate="tanh"))),
-                        r"operator gelu .*approximate of gelu is 'tanh'"),
+    "geglu, tanh": Case(
+        "layer",
+        mlp(lambda: GatedMlp(lambda x: functional.gelu(x, approximate="tanh"))),
+        r"operator gelu .*approximate of gelu is 'tanh'",
+    ),
     "reglu": Case("layer", mlp(lambda: GatedMlp(functional.relu)), "operator relu"),
-    "plain mlp, tanh gelu": Case("layer", mlp(lambda: PlainMlp(lambda x: functional.gelu(x, approximate="tanh"))),
-                                 "approximate of gelu is 'tanh'"),
+    "plain mlp, tanh gelu": Case(
+        "layer",
+        mlp(lambda: PlainMlp(lambda x: functional.gelu(x, approximate="tanh"))),
+        "approximate of gelu is 'tanh'",
+    ),
     "plain mlp, relu": Case("layer", mlp(lambda: PlainMlp(functional.relu)), "operator relu"),
     "plain mlp, relu squared": Case("layer", mlp(lambda: PlainMlp(lambda x: functional.relu(x) ** 2)), "operator relu"),
-    "plain mlp, gelu of 1.7": Case("layer", mlp(lambda: PlainMlp(lambda x: x * torch.sigmoid(1.7 * x))),
-                                   r"operator (mul|sigmoid).*1\.7"),
+    "plain mlp, gelu of 1.7": Case(
+        "layer", mlp(lambda: PlainMlp(lambda x: x * torch.sigmoid(1.7 * x))), r"operator (mul|sigmoid).*1\.7"
+    ),
     "one layer for gate and up": Case("layer", mlp(OneGateUp), "operator chunk"),
     "experts": Case("layer", mlp(Experts), "operator softmax"),
     "parallel branches": Case("layer", decoder(Parallel), r"module layer\S*: operator"),
     "norms behind": Case("layer", decoder(PostNorm), r"module layer\S*: operator"),
     "norms on both sides": Case("layer", decoder(Sandwich), r"module layer\S*: operator"),
     "residual of another value": Case("layer", decoder(FirstResidual), "adds to x"),
-    "alpha": Case("layer", decoder(lambda: Added(lambda x, branch: torch.add(x, branch, alpha=0.22))),
-                  r"module layer: operator add .*alpha of add\w* is 0\.22"),
+    "alpha": Case(
+        "layer",
+        decoder(lambda: Added(lambda x, branch: torch.add(x, branch, alpha=0.22))),
+        r"module layer: operator add .*alpha of add\w* is 0\.22",
+    ),
     "branch times 0.22": Case("layer", decoder(lambda: Added(lambda x, branch: x + branch * 0.22)), "operator mul"),
     "difference": Case("layer", decoder(lambda: Added(lambda x, branch: x - branch)), "operator sub"),
     "two layers": Case("layer", decoder(TwoLayers), "keys and all values of its one attention"),
-    "two layers, rows only": Case("layer", decoder(lambda: TwoLayers(rows_only=True)),
-                                  "its operators are .*kernels take"),
+    "two layers, rows only": Case(
+        "layer", decoder(lambda: TwoLayers(rows_only=True)), "its operators are .*kernels take"
+    ),
     "a norm used twice": Case("layer", decoder(SharedNorm), "used twice"),
-    "norm of 1 + weight": Case("layer", decoder(lambda: Decoder(norm=GemmaNorm)),
-                               r"layernorm: operator rms_norm .*no weight"),
-    "norm written out": Case("layer", decoder(lambda: Decoder(norm=WrittenRms)),
-                             r"input_layernorm: operator _assert_tensor_metadata"),
-    "layer norm without bias": Case("layer", norms(
-        lambda x, weight: functional.layer_norm(x, (HIDDEN,), weight)), "layer_norm has no bias"),
-    "norm of a computed weight": Case("layer", norms(
-        lambda x, weight: functional.rms_norm(x, (HIDDEN,), 2 * weight, 1e-6)), "its weight is no parameter"),
-    "rms norm without eps": Case("layer", norms(
-        lambda x, weight: functional.rms_norm(x, (HIDDEN,), weight)), r"operator rms_norm .*has no eps"),
-    "norm of groups": Case("layer", norms(
-        lambda x, weight: functional.rms_norm(x.view(x.shape[0], -1, 16), (16,), weight, 1e-6).reshape(x.shape), 16),
-        r"operator rms_norm .*whole rows"),
+    "norm of 1 + weight": Case(
+        "layer", decoder(lambda: Decoder(norm=GemmaNorm)), r"layernorm: operator rms_norm .*no weight"
+    ),
+    "norm written out": Case(
+        "layer", decoder(lambda: Decoder(norm=WrittenRms)), r"input_layernorm: operator _assert_tensor_metadata"
+    ),
+    "layer norm without bias": Case(
+        "layer", norms(lambda x, weight: functional.layer_norm(x, (HIDDEN,), weight)), "layer_norm has no bias"
+    ),
+    "norm of a computed weight": Case(
+        "layer",
+        norms(lambda x, weight: functional.rms_norm(x, (HIDDEN,), 2 * weight, 1e-6)),
+        "its weight is no parameter",
+    ),
+    "rms norm without eps": Case(
+        "layer", norms(lambda x, weight: functional.rms_norm(x, (HIDDEN,), weight)), r"operator rms_norm .*has no eps"
+    ),
+    "norm of groups": Case(
+        "layer",
+        norms(
+            lambda x, weight: functional.rms_norm(x.view(x.shape[0], -1, 16), (16,), weight, 1e-6).reshape(x.shape), 16
+        ),
+        r"operator rms_norm .*whole rows",
+    ),
 }

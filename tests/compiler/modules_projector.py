@@ -85,8 +85,9 @@ class Scan(nn.Module):
         return torch.stack(rows)
 
 
-def projector(run: Callable[[nn.ModuleList, Tensor], Tensor], *layers: Callable[[], nn.Module],
-              shape: tuple = (SEQ, VISION)) -> Callable[[], Part]:
+def projector(
+    run: Callable[[nn.ModuleList, Tensor], Tensor], *layers: Callable[[], nn.Module], shape: tuple = (SEQ, VISION)
+) -> Callable[[], Part]:
     return lambda: Part(Pieces(run, *(layer() for layer in layers)), {"x": shape})
 
 
@@ -108,76 +109,158 @@ TWO = (linear(VISION, HIDDEN), linear(HIDDEN, HIDDEN))
 PROJECTORS = {
     "two layers, gelu": Case("projector", projector(lambda m, x: m[1](functional.gelu(m[0](x))), *TWO)),
     "two layers, quick gelu": Case("projector", projector(lambda m, x: m[1](quick_gelu(m[0](x))), *TWO)),
-    "two layers without biases": Case("projector", projector(
-        lambda m, x: m[1](functional.gelu(m[0](x))), linear(VISION, HIDDEN, False), linear(HIDDEN, HIDDEN, False))),
-    "inner width 4 times": Case("projector", projector(
-        lambda m, x: m[1](functional.gelu(m[0](x))), linear(VISION, 4 * HIDDEN), linear(4 * HIDDEN, HIDDEN))),
+    "two layers without biases": Case(
+        "projector",
+        projector(
+            lambda m, x: m[1](functional.gelu(m[0](x))), linear(VISION, HIDDEN, False), linear(HIDDEN, HIDDEN, False)
+        ),
+    ),
+    "inner width 4 times": Case(
+        "projector",
+        projector(lambda m, x: m[1](functional.gelu(m[0](x))), linear(VISION, 4 * HIDDEN), linear(4 * HIDDEN, HIDDEN)),
+    ),
     "one layer": Case("projector", projector(lambda m, x: m[0](x), linear(VISION, HIDDEN)), "its operators are linear"),
-    "three layers": Case("projector", projector(
-        lambda m, x: m[2](functional.gelu(m[1](functional.gelu(m[0](x))))), *TWO, linear(HIDDEN, HIDDEN)),
-        "module projector: its operators are mlp with gelu, mlp with gelu, linear"),
-    "a norm first": Case("projector", projector(
-        lambda m, x: m[2](functional.gelu(m[1](m[0](x)))), lambda: nn.LayerNorm(VISION), *TWO),
-        "its operators are layer norm, mlp"),
-    "another width": Case("projector", projector(
-        lambda m, x: m[1](functional.gelu(m[0](x))), linear(VISION, HIDDEN), linear(HIDDEN, 2 * HIDDEN)),
-        "module layer: its rows are 64 wide, those of projector 128"),
-    "a layer used twice": Case("projector", projector(
-        lambda m, x: m[1](functional.gelu(m[1](functional.gelu(m[0](x))))), *TWO), "used twice"),
-    "pixel shuffle": Case("projector", projector(
-        lambda m, x: m[1](functional.gelu(m[0](x.view(2, 2, 2, 2, VISION).permute(0, 2, 1, 3, 4).reshape(4, -1)))),
-        linear(4 * VISION, HIDDEN), linear(HIDDEN, HIDDEN), shape=GRID), "operator permute"),
-    "average pooling": Case("projector", projector(
-        lambda m, x: m[0](functional.avg_pool2d(image(x), 2).reshape(VISION, 4).t()), linear(VISION, HIDDEN),
-        shape=GRID), "operator t "),
-    "average pooling by mean": Case("projector", projector(
-        lambda m, x: m[0](x.view(2, 2, 2, 2, VISION).mean((1, 3)).reshape(4, VISION)), linear(VISION, HIDDEN),
-        shape=GRID), "operator mean"),
-    "adaptive pooling": Case("projector", projector(
-        lambda m, x: m[0](functional.adaptive_avg_pool3d(
-            x.view(2, 2, 2, VISION).permute(3, 0, 1, 2)[None], (1, 2, 2)).reshape(VISION, 4).t()),
-        linear(VISION, HIDDEN), shape=(8, VISION)), "operator permute"),
-    "bilinear sampling": Case("projector", projector(
-        lambda m, x: m[0](functional.interpolate(image(x), size=(2, 2), mode="bilinear").reshape(VISION, 4).t()),
-        linear(VISION, HIDDEN), shape=GRID), "operator t "),
-    "depthwise convolution": Case("projector", projector(
-        lambda m, x: m[0](image(x)).reshape(VISION, PATCHES).t(),
-        lambda: nn.Conv2d(VISION, VISION, 3, 1, 1, groups=VISION), shape=GRID), "operator t "),
-    "convolution": Case("projector", projector(
-        lambda m, x: m[0](x), lambda: nn.Conv2d(3, 16, 3, 2, 1), shape=(1, 3, 16, 16)), "operator conv2d"),
-    "batch norm": Case("projector", projector(lambda m, x: m[0](x), lambda: nn.BatchNorm1d(VISION)),
-                       "operator batch_norm"),
+    "three layers": Case(
+        "projector",
+        projector(lambda m, x: m[2](functional.gelu(m[1](functional.gelu(m[0](x))))), *TWO, linear(HIDDEN, HIDDEN)),
+        "module projector: its operators are mlp with gelu, mlp with gelu, linear",
+    ),
+    "a norm first": Case(
+        "projector",
+        projector(lambda m, x: m[2](functional.gelu(m[1](m[0](x)))), lambda: nn.LayerNorm(VISION), *TWO),
+        "its operators are layer norm, mlp",
+    ),
+    "another width": Case(
+        "projector",
+        projector(lambda m, x: m[1](functional.gelu(m[0](x))), linear(VISION, HIDDEN), linear(HIDDEN, 2 * HIDDEN)),
+        "module layer: its rows are 64 wide, those of projector 128",
+    ),
+    "a layer used twice": Case(
+        "projector", projector(lambda m, x: m[1](functional.gelu(m[1](functional.gelu(m[0](x))))), *TWO), "used twice"
+    ),
+    "pixel shuffle": Case(
+        "projector",
+        projector(
+            lambda m, x: m[1](functional.gelu(m[0](x.view(2, 2, 2, 2, VISION).permute(0, 2, 1, 3, 4).reshape(4, -1)))),
+            linear(4 * VISION, HIDDEN),
+            linear(HIDDEN, HIDDEN),
+            shape=GRID,
+        ),
+        "operator permute",
+    ),
+    "average pooling": Case(
+        "projector",
+        projector(
+            lambda m, x: m[0](functional.avg_pool2d(image(x), 2).reshape(VISION, 4).t()),
+            linear(VISION, HIDDEN),
+            shape=GRID,
+        ),
+        "operator t ",
+    ),
+    "average pooling by mean": Case(
+        "projector",
+        projector(
+            lambda m, x: m[0](x.view(2, 2, 2, 2, VISION).mean((1, 3)).reshape(4, VISION)),
+            linear(VISION, HIDDEN),
+            shape=GRID,
+        ),
+        "operator mean",
+    ),
+    "adaptive pooling": Case(
+        "projector",
+        projector(
+            lambda m, x: m[0](
+                functional.adaptive_avg_pool3d(x.view(2, 2, 2, VISION).permute(3, 0, 1, 2)[None], (1, 2, 2))
+                .reshape(VISION, 4)
+                .t()
+            ),
+            linear(VISION, HIDDEN),
+            shape=(8, VISION),
+        ),
+        "operator permute",
+    ),
+    "bilinear sampling": Case(
+        "projector",
+        projector(
+            lambda m, x: m[0](functional.interpolate(image(x), size=(2, 2), mode="bilinear").reshape(VISION, 4).t()),
+            linear(VISION, HIDDEN),
+            shape=GRID,
+        ),
+        "operator t ",
+    ),
+    "depthwise convolution": Case(
+        "projector",
+        projector(
+            lambda m, x: m[0](image(x)).reshape(VISION, PATCHES).t(),
+            lambda: nn.Conv2d(VISION, VISION, 3, 1, 1, groups=VISION),
+            shape=GRID,
+        ),
+        "operator t ",
+    ),
+    "convolution": Case(
+        "projector",
+        projector(lambda m, x: m[0](x), lambda: nn.Conv2d(3, 16, 3, 2, 1), shape=(1, 3, 16, 16)),
+        "operator conv2d",
+    ),
+    "batch norm": Case(
+        "projector", projector(lambda m, x: m[0](x), lambda: nn.BatchNorm1d(VISION)), "operator batch_norm"
+    ),
     "cross-attention": Case("projector", features(CrossAttention), "different rows"),
     "self- then cross-attention": Case("projector", features(lambda: CrossAttention(True)), "different rows"),
     "attention of regions": Case("projector", features(RegionAttention, PATCHES), "operator permute"),
-    "table of embeddings": Case("projector", projector(
-        lambda m, x: torch.softmax(m[0](x), -1) @ m[1].weight, linear(VISION, 96), lambda: nn.Embedding(96, HIDDEN)),
-        "operator softmax"),
-    "gate of a sigmoid": Case("projector", projector(
-        lambda m, x: x + torch.sigmoid(m[0](x)) * m[1](x), linear(VISION, VISION), linear(VISION, VISION)),
-        "operator (sigmoid|mul)"),
-    "best rows": Case("projector", projector(
-        lambda m, x: x[torch.topk(m[0](x)[:, 0], 3).indices.sort().values], linear(VISION, 1)), "torch.export refuses"),
+    "table of embeddings": Case(
+        "projector",
+        projector(
+            lambda m, x: torch.softmax(m[0](x), -1) @ m[1].weight, linear(VISION, 96), lambda: nn.Embedding(96, HIDDEN)
+        ),
+        "operator softmax",
+    ),
+    "gate of a sigmoid": Case(
+        "projector",
+        projector(lambda m, x: x + torch.sigmoid(m[0](x)) * m[1](x), linear(VISION, VISION), linear(VISION, VISION)),
+        "operator (sigmoid|mul)",
+    ),
+    "best rows": Case(
+        "projector",
+        projector(lambda m, x: x[torch.topk(m[0](x)[:, 0], 3).indices.sort().values], linear(VISION, 1)),
+        "torch.export refuses",
+    ),
     "scan": Case("projector", features(Scan, 4), "operator split_with_sizes"),
-    "mean of rows": Case("projector", projector(
-        lambda m, x: m[1](functional.relu(m[0](x.mean(0, keepdim=True)))), linear(VISION, 16), linear(16, 2)),
-        "operator mean"),
-    "log softmax": Case("projector", projector(
-        lambda m, x: torch.log_softmax(m[0](x), -1), linear(VISION, HIDDEN)), "operator log_softmax"),
+    "mean of rows": Case(
+        "projector",
+        projector(lambda m, x: m[1](functional.relu(m[0](x.mean(0, keepdim=True)))), linear(VISION, 16), linear(16, 2)),
+        "operator mean",
+    ),
+    "log softmax": Case(
+        "projector",
+        projector(lambda m, x: torch.log_softmax(m[0](x), -1), linear(VISION, HIDDEN)),
+        "operator log_softmax",
+    ),
     "rows times 8": Case("projector", projector(lambda m, x: m[0](x * 8.0), linear(VISION, HIDDEN)), "operator mul"),
-    "dropout": Case("projector", projector(
-        lambda m, x: m[1](functional.gelu(m[2](m[0](x)))), *TWO, lambda: nn.Dropout(0.1)), "operator dropout"),
-    "a branch on a length": Case("projector", projector(
-        lambda m, x: m[1](functional.gelu(m[0](x))) if x.shape[0] > 4 else m[1](m[0](x)), *TWO),
-        "torch.export refuses"),
-    "a branch on a value": Case("projector", projector(
-        lambda m, x: m[0](x) if x.sum() > 0 else m[1](m[0](x)), *TWO), "torch.export refuses"),
+    "dropout": Case(
+        "projector",
+        projector(lambda m, x: m[1](functional.gelu(m[2](m[0](x)))), *TWO, lambda: nn.Dropout(0.1)),
+        "operator dropout",
+    ),
+    "a branch on a length": Case(
+        "projector",
+        projector(lambda m, x: m[1](functional.gelu(m[0](x))) if x.shape[0] > 4 else m[1](m[0](x)), *TWO),
+        "torch.export refuses",
+    ),
+    "a branch on a value": Case(
+        "projector", projector(lambda m, x: m[0](x) if x.sum() > 0 else m[1](m[0](x)), *TWO), "torch.export refuses"
+    ),
     "rows that are returned": Case("projector", projector(lambda m, x: x), "its first result"),
-    "a norm of the head": Case("head", projector(
-        lambda m, x: m[1](m[0](x)), lambda: nn.LayerNorm(HIDDEN), linear(HIDDEN, 259, False), shape=(SEQ, HIDDEN)),
-        "its operators are layer norm, linear; kernels take rms norm"),
-    "a bias of the head": Case("head", projector(
-        lambda m, x: m[1](m[0](x)), lambda: RMSNorm(HIDDEN, 1e-5), linear(HIDDEN, 259), shape=(SEQ, HIDDEN)),
-        "linear with bias"),
+    "a norm of the head": Case(
+        "head",
+        projector(
+            lambda m, x: m[1](m[0](x)), lambda: nn.LayerNorm(HIDDEN), linear(HIDDEN, 259, False), shape=(SEQ, HIDDEN)
+        ),
+        "its operators are layer norm, linear; kernels take rms norm",
+    ),
+    "a bias of the head": Case(
+        "head",
+        projector(lambda m, x: m[1](m[0](x)), lambda: RMSNorm(HIDDEN, 1e-5), linear(HIDDEN, 259), shape=(SEQ, HIDDEN)),
+        "linear with bias",
+    ),
 }
-

@@ -64,8 +64,13 @@ class ExchangedQueries(TowerAttention):
 
 
 class Tower(nn.Module):
-    def __init__(self, attention: nn.Module | None = None, activation: Rows = quick_gelu,
-                 norm: Callable[[], nn.Module] = lambda: nn.LayerNorm(VISION, 1e-5), scaled: bool = False) -> None:
+    def __init__(
+        self,
+        attention: nn.Module | None = None,
+        activation: Rows = quick_gelu,
+        norm: Callable[[], nn.Module] = lambda: nn.LayerNorm(VISION, 1e-5),
+        scaled: bool = False,
+    ) -> None:
         super().__init__()
         self.layer_norm1, self.layer_norm2, self.activation = norm(), norm(), activation
         self.self_attn = TowerAttention() if attention is None else attention
@@ -131,19 +136,27 @@ VISION_PARTS = {
     "gated tower": Case("vision_layer", tower(lambda: GatedTower(bias=False))),
     "gated tower with biases": Case("vision_layer", tower(GatedTower), "fc1 has a bias"),
     "queries and keys exchanged": Case("vision_layer", tower(lambda: Tower(ExchangedQueries()))),
-    "tanh gelu": Case("vision_layer", tower(lambda: Tower(activation=lambda x: functional.gelu(x, approximate="tanh"))),
-                      "approximate of gelu is 'tanh'"),
+    "tanh gelu": Case(
+        "vision_layer",
+        tower(lambda: Tower(activation=lambda x: functional.gelu(x, approximate="tanh"))),
+        "approximate of gelu is 'tanh'",
+    ),
     "layer scale": Case("vision_layer", tower(lambda: Tower(scaled=True)), "operator mul"),
-    "one projection of a tower": Case("vision_layer", tower(lambda: Tower(OneTowerProjection())),
-                                      "query is the result of"),
+    "one projection of a tower": Case(
+        "vision_layer", tower(lambda: Tower(OneTowerProjection())), "query is the result of"
+    ),
     "norms of q and k": Case("vision_layer", tower(lambda: Tower(TowerNorms())), "query is the result of"),
-    "causal tower": Case("vision_layer", tower(lambda: Tower(TowerAttention(is_causal=True))),
-                         r"self_attn: .*is_causal of \w+ is True"),
+    "causal tower": Case(
+        "vision_layer", tower(lambda: Tower(TowerAttention(is_causal=True))), r"self_attn: .*is_causal of \w+ is True"
+    ),
     "scale of a tower": Case("vision_layer", tower(lambda: Tower(TowerAttention(scale=0.1))), r"scale is 0\.1"),
     "norms behind, in a tower": Case("vision_layer", tower(PostNormTower), r"module vision_layer\S*: operator"),
     "stem": Case("stem", stem(Stem)),
     "stem with registers": Case("stem", stem(lambda: Stem(4)), "module stem: operator cat .*3 tensors"),
     "stem with its class token last": Case("stem", stem(lambda: Stem(class_last=True)), "module stem: operator"),
-    "stem of a convolution": Case("stem", stem(lambda: nn.Sequential(nn.Conv2d(3, VISION, 14, 14)), 1, 3, 56, 56),
-                                  r"module stem\.0: operator conv2d"),
+    "stem of a convolution": Case(
+        "stem",
+        stem(lambda: nn.Sequential(nn.Conv2d(3, VISION, 14, 14)), 1, 3, 56, 56),
+        r"module stem\.0: operator conv2d",
+    ),
 }

@@ -56,6 +56,7 @@ def test_ties_go_to_the_first(tiny, sliced, name):
             weight[:, 0], weight[:, 1] = 1, 0
         else:
             weight[:-1] = 0
+
     for compiled in (tiny[0], sliced):
         quant = with_head(tiny[1], change)
         machine = session(compiled, quant)

@@ -108,7 +108,6 @@ def test_exactly_the_present_beats_are_read(tiny, name):
     assert counters["read_beats_channels"] == units * (2 * text.layers * values + streams + head)
 
 
-
 def test_absent_tiles_save_time_and_the_program_is_one(tiny):
     cycles = {}
     for name in ("causal", "own tile"):
@@ -147,12 +146,15 @@ def test_a_window_keeps_every_tile_with_a_key_of_it(tokens):
     np.testing.assert_array_equal(np.tril(mask.present), np.tril(seen))
 
 
-@pytest.mark.parametrize("mask, words", [
-    (np.ones((8, 7), bool), "no square array of bool"),
-    (np.ones((8, 8), np.int8), "no square array of bool"),
-    (np.ones(8, bool), "no square array of bool"),
-    (np.tri(8, k=-1, dtype=bool), "leaves out tile 0"),
-])
+@pytest.mark.parametrize(
+    "mask, words",
+    [
+        (np.ones((8, 7), bool), "no square array of bool"),
+        (np.ones((8, 8), np.int8), "no square array of bool"),
+        (np.ones(8, bool), "no square array of bool"),
+        (np.tri(8, k=-1, dtype=bool), "leaves out tile 0"),
+    ],
+)
 def test_bad_masks_are_refused(mask, words):
     with pytest.raises(UserError, match=words):
         BlockMask(TILE, mask)
@@ -165,8 +167,9 @@ def test_masks_of_other_machines_are_refused(tiny, mask):
         machine.prefill([0] * 65, mask=mask)
 
 
-@pytest.mark.parametrize("name, machine", [("smollm2-135m", "small"), ("smollm2-135m", "u280"),
-                                           ("llava-1.5-7b", "u280")])
+@pytest.mark.parametrize(
+    "name, machine", [("smollm2-135m", "small"), ("smollm2-135m", "u280"), ("llava-1.5-7b", "u280")]
+)
 def test_registers_suffice(name, machine):
     """Grouped queries and wide vector words need most."""
     compile_model(named_config(name), config.get(machine), 512, n_layers=1)

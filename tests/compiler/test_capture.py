@@ -79,8 +79,13 @@ AB = Region("AB", "acc", 0, 8)
 
 
 def _block():
-    return [Access(0, Unit.VU, (VB,), (OB,)), Access(1, Unit.MX, (OB,), (AB,)), Access(2, Unit.VU, (AB,), (VB,)),
-            Access(3, Unit.VU, (VB,), (OB,)), Access(4, Unit.MX, (OB,), (AB,))]
+    return [
+        Access(0, Unit.VU, (VB,), (OB,)),
+        Access(1, Unit.MX, (OB,), (AB,)),
+        Access(2, Unit.VU, (AB,), (VB,)),
+        Access(3, Unit.VU, (VB,), (OB,)),
+        Access(4, Unit.MX, (OB,), (AB,)),
+    ]
 
 
 def test_every_hazard_gets_one_token():
@@ -88,7 +93,12 @@ def test_every_hazard_gets_one_token():
     place(block)
     verify(block)
     assert [(a.wait, a.signal) for a in block] == [
-        (0, 1 << Unit.MX), (1 << Unit.VU, 1 << Unit.VU), (1 << Unit.MX, 0), (0, 1 << Unit.MX), (1 << Unit.VU, 0)]
+        (0, 1 << Unit.MX),
+        (1 << Unit.VU, 1 << Unit.VU),
+        (1 << Unit.MX, 0),
+        (0, 1 << Unit.MX),
+        (1 << Unit.VU, 0),
+    ]
 
 
 def test_the_verifier_finds_a_missing_and_a_stray_token():

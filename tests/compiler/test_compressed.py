@@ -37,9 +37,15 @@ def test_the_program_does_not_depend_on_compression(tiny, mixed):
     assert compile_model(model, machine, n_layers=2, plan=MixedPlan()).program == dense.program
 
 
-@pytest.mark.parametrize("machine", [
-    config.get("tiny"), replace(config.get("tiny"), name="wide", units=4, chains=4),
-    replace(config.get("tiny"), name="single", units=1, ob_blocks=8192)], ids=lambda machine: machine.name)
+@pytest.mark.parametrize(
+    "machine",
+    [
+        config.get("tiny"),
+        replace(config.get("tiny"), name="wide", units=4, chains=4),
+        replace(config.get("tiny"), name="single", units=1, ob_blocks=8192),
+    ],
+    ids=lambda machine: machine.name,
+)
 def test_mixed_equals_golden(mixed, machine):
     quant = mixed[1]
     compiled = compile_model(quant.config, machine, plan=MixedPlan())
@@ -104,6 +110,7 @@ def test_slices_have_the_beats_of_their_rows():
     bits, nonzeros = plan.blocks("lm_head", 500, 256)
     rows = [slice(10 * i, 10 * i + 10) for i in range(4)]
     sizes = [160, 160, 160, 20]
-    assert beats == [stream.beats((n, 256), bits[r], nonzeros[r], units, steps)
-                     for r, n in zip(rows, sizes, strict=True)]
+    assert beats == [
+        stream.beats((n, 256), bits[r], nonzeros[r], units, steps) for r, n in zip(rows, sizes, strict=True)
+    ]
     assert Sizes(units).slices([("lm_head", op)], steps, 4) == [stream.dense_beats((160, 256), units)] * 4

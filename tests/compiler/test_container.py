@@ -20,15 +20,18 @@ def test_round_trip_keeps_program_and_memory(tmp_path, tiny):
         np.testing.assert_array_equal(data, data2)
 
 
-@pytest.mark.parametrize("damage, message", [
-    (lambda b: b"x" + b[1:], "not an alula container"),
-    (lambda b: b[:7] + b"\x09" + b[8:], "version 9"),
-    (lambda b: b[:60] + b"~" + b[61:], "corrupt"),
-    (lambda b: b[:-100], "truncated"),
-    (lambda b: b[:-10] + bytes([b[-10] ^ 1]) + b[-9:], "corrupt"),
-    (lambda b: b"", "not an alula container"),
-    (lambda b: b[:20], "corrupt"),
-])
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda b: b"x" + b[1:], "not an alula container"),
+        (lambda b: b[:7] + b"\x09" + b[8:], "version 9"),
+        (lambda b: b[:60] + b"~" + b[61:], "corrupt"),
+        (lambda b: b[:-100], "truncated"),
+        (lambda b: b[:-10] + bytes([b[-10] ^ 1]) + b[-9:], "corrupt"),
+        (lambda b: b"", "not an alula container"),
+        (lambda b: b[:20], "corrupt"),
+    ],
+)
 def test_damage_is_one_line(tmp_path, tiny, damage, message):
     path = tmp_path / "m.alula"
     container.save(path, *tiny)

@@ -48,7 +48,8 @@ def machine_of(model, name: str) -> tuple[Session, int]:
 
 @pytest.mark.parametrize("keep", [None, 5])
 @pytest.mark.parametrize(
-    "name, tiles", [("one tile", 1), ("two tiles", 2), ("five tiles", 5), ("keys behind the last", 3)])
+    "name, tiles", [("one tile", 1), ("two tiles", 2), ("five tiles", 5), ("keys behind the last", 3)]
+)
 def test_golden_bits_in_any_number_of_tiles(model, name, tiles, keep):
     machine, count = machine_of(model, name)
     assert count == tiles
@@ -66,7 +67,8 @@ def test_fewer_layers_are_the_same_layers(model):
 
 
 @pytest.mark.parametrize(
-    "changes, fits", [({"acc_rows": 8, "imem_instructions": 5500}, True), ({"ob_blocks": 64}, False)])
+    "changes, fits", [({"acc_rows": 8, "imem_instructions": 5500}, True), ({"ob_blocks": 64}, False)]
+)
 def test_layers_that_do_not_fit_go_tile_by_tile(model, changes, fits):
     """An instruction memory too small for many tiles, a buffer too small for all tokens at once."""
     compiled = compile_model(model.config, replace(config.get("tiny"), name="tiles", **changes), 64)

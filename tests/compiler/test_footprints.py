@@ -31,8 +31,11 @@ def tile(b: Builder, most: int):
 def test_rows_of_a_tile_that_do_not_fit_are_refused_with_all_numbers(builder):
     """17 rows of 4 words each; the region holds 4 rows."""
     rows = At(region("VB", 4 * 4 * WORD), 4)
-    with pytest.raises(UserError, match=rf"operator linear_1: an instruction reaches {17 * 4 * WORD} granules of "
-                                        rf"region FEATURE in VB, which has room for {16 * WORD}"):
+    with pytest.raises(
+        UserError,
+        match=rf"operator linear_1: an instruction reaches {17 * 4 * WORD} granules of "
+        rf"region FEATURE in VB, which has room for {16 * WORD}",
+    ):
         builder.vu_pass((tile(builder, 17), 1, 4), 64, v=rows, d=rows, src=Src.V)
 
 
@@ -44,24 +47,45 @@ def test_as_many_as_fit_are_taken(builder):
 @pytest.mark.parametrize("room, fits", [(4 * 8 * TINY.units, True), (4 * 8 * TINY.units - 1, False)])
 def test_outputs_of_a_matrix_instruction(builder, room, fits):
     def issue():
-        builder.matmul(region("OB", 4 * 8), region("AB", room), rows=tile(builder, 4), kb=8, ob=8, act_stride=8,
-                       out_stride=8 * TINY.units)
+        builder.matmul(
+            region("OB", 4 * 8),
+            region("AB", room),
+            rows=tile(builder, 4),
+            kb=8,
+            ob=8,
+            act_stride=8,
+            out_stride=8 * TINY.units,
+        )
+
     check(issue, fits)
 
 
 @pytest.mark.parametrize("room, fits", [(4 * 8 * TINY.units, True), (4 * 8 * TINY.units - 1, False)])
 def test_inputs_of_a_matrix_instruction_that_splits_them(builder, room, fits):
     def issue():
-        builder.matmul(region("OB", room), region("AB", 4), rows=4, kb=8, ob=1, act_stride=8 * TINY.units, out_stride=1,
-                       mode=MxMode.SPLIT_K)
+        builder.matmul(
+            region("OB", room),
+            region("AB", 4),
+            rows=4,
+            kb=8,
+            ob=1,
+            act_stride=8 * TINY.units,
+            out_stride=1,
+            mode=MxMode.SPLIT_K,
+        )
+
     check(issue, fits)
 
 
 @pytest.mark.parametrize("room, fits", [(30, True), (29, False)])
 def test_loads_and_stores(builder, room, fits):
     check(lambda: builder.load(0, region("PB", room), 10, rows=3, row_stride=10), fits)
-    check(lambda: builder.store(StMode.LIN, region("SB", room), Region("MEMORY", "m", 0, 1), n_tok=3, src_tok=10,
-                                n_gran=10), fits)
+    check(
+        lambda: builder.store(
+            StMode.LIN, region("SB", room), Region("MEMORY", "m", 0, 1), n_tok=3, src_tok=10, n_gran=10
+        ),
+        fits,
+    )
 
 
 @pytest.mark.parametrize("room, fits", [(12, True), (11, False)])

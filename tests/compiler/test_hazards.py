@@ -31,6 +31,7 @@ def prefill(n: int, **options) -> Callable[[Session], None]:
         machine.prefill(machine.prompt_rows(ids(n)), **options)
         for token in (7, 255):
             machine.decode(token)
+
     return run
 
 
@@ -38,6 +39,7 @@ def encode(**options) -> Callable[[Session], None]:
     def run(machine: Session) -> None:
         for _ in range(2):
             machine.encode_image(fixed(PATCHES), **options)
+
     return run
 
 
@@ -98,6 +100,7 @@ def test_words_of_several_granules_have_no_hazard():
 
 # --- the oracle itself -----------------------------------------------------------------------------------
 
+
 def _overlap(one, other) -> bool:
     return any(a.overlaps(b) for a in one for b in other)
 
@@ -125,6 +128,7 @@ def test_an_instruction_beyond_the_region_that_it_names_is_found(tiny, monkeypat
     def elsewhere(ctx, source, width, target, entries):
         honest(ctx, source, width, target, entries)
         ctx.b.block[-1].writes = ()
+
     monkeypatch.setattr(attention, "quantise", elsewhere)
     machine = session(tiny, {"imem_instructions": 8192})
     RUNS["many tiles"](machine)

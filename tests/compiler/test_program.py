@@ -74,8 +74,11 @@ def test_bits_do_not_depend_on_chunk_or_units(tiny):
     machine = config.get("tiny")
     ids = list(range(40))
     want = session(tiny).prefill(session(tiny).prompt_rows(ids))
-    for other in (replace(machine, name="narrow", acc_rows=8), replace(machine, name="wide", units=4, chains=4),
-                  replace(machine, name="single", units=1, ob_blocks=8192)):
+    for other in (
+        replace(machine, name="narrow", acc_rows=8),
+        replace(machine, name="wide", units=4, chains=4),
+        replace(machine, name="single", units=1, ob_blocks=8192),
+    ):
         compiled = compile_model(quant.config, other)
         run = Session(compiled, model_image(compiled, quant), backend("functional"))
         np.testing.assert_array_equal(run.prefill(run.prompt_rows(ids)), want)

@@ -77,7 +77,9 @@ def test_prefill_and_decode_equal_golden(tiny, drops, n):
     np.testing.assert_array_equal(machine.prefill(machine.prompt_rows(ids_of(n)), reduction=reduction), want)
     assert_equal_caches(machine, golden)
     for token in (7, 255):
-        np.testing.assert_array_equal(machine.decode(token), golden_logits(golden, [token], positions=[machine.kept-1]))
+        np.testing.assert_array_equal(
+            machine.decode(token), golden_logits(golden, [token], positions=[machine.kept - 1])
+        )
     assert_equal_caches(machine, golden)
 
 
@@ -192,8 +194,14 @@ def flow_of(fixture) -> Flow:
 def test_rtl_ranks_tokens(deep):
     """The compiled program, unchanged."""
     flow = flow_of(deep)
-    outcome = check_text(flow, flow.machine(CrossBackend(executors("rtl"))), flow.golden(), "score", ids_of(18),
-                         reduction=Reduction(1, 12, (Drop(1, 5, by_score=True), Drop(3, 0))))[0]
+    outcome = check_text(
+        flow,
+        flow.machine(CrossBackend(executors("rtl"))),
+        flow.golden(),
+        "score",
+        ids_of(18),
+        reduction=Reduction(1, 12, (Drop(1, 5, by_score=True), Drop(3, 0))),
+    )[0]
     require_exact(outcome)
     assert outcome.program_sha256 == sha256(np.array(deep[0].program.words, np.uint64)).hexdigest()
 
@@ -242,15 +250,18 @@ def test_macs_follow_the_layers(tiny):
     assert text_macs(layout, 33, reduction=Reduction(6, 16, ())) == text_macs(layout, 33)
 
 
-@pytest.mark.parametrize("options, words", [
-    ({"keep_schedule": "8"}, "no list of layer:count"),
-    ({"keep_schedule": "8:x"}, "no list of layer:count"),
-    ({"keep_schedule": "1:0"}, "keeps 0 visual tokens"),
-    ({"fastv": "1:0"}, "keeps 0 visual tokens"),
-    ({"fastv": "1:-3"}, "no list of layer:count"),
-    ({"keep_schedule": "missing.json"}, "no readable JSON"),
-    ({"keep_schedule": "1:5", "exit_layer": 1}, "drops tokens already"),
-])
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"keep_schedule": "8"}, "no list of layer:count"),
+        ({"keep_schedule": "8:x"}, "no list of layer:count"),
+        ({"keep_schedule": "1:0"}, "keeps 0 visual tokens"),
+        ({"fastv": "1:0"}, "keeps 0 visual tokens"),
+        ({"fastv": "1:-3"}, "no list of layer:count"),
+        ({"keep_schedule": "missing.json"}, "no readable JSON"),
+        ({"keep_schedule": "1:5", "exit_layer": 1}, "drops tokens already"),
+    ],
+)
 def test_bad_options_are_refused(options, words):
     with pytest.raises(UserError, match=words):
         parse_drops(**options)
@@ -265,16 +276,24 @@ def test_lists_come_from_a_file(tmp_path):
         parse_drops(str(path))
 
 
-@pytest.mark.parametrize("start, count, drops, words", [
-    (6, 16, (Drop(1, 17),), "17 visual tokens are to go on, there are 16"),
-    (6, 16, (Drop(1, 3), Drop(2, 4)), "4 visual tokens are to go on, there are 3"),
-    (6, 16, (Drop(0, 3),), "layer 0 is outside 1..4"),
-    (6, 16, (Drop(5, 3),), "layer 5 is outside 1..4"),
-    (6, 16, (Drop(1, 2, numbers=(5, 16)),), r"visual token 16 is not among .* \(16 of 0\.\.15\)"),
-    (6, 16, (Drop(1, 2, numbers=(5, 7)), Drop(2, 1, numbers=(6,))), "visual token 6 is not among those that layer 1"),
-    (20, 20, (), "do not fit a prompt of 40 tokens"),
-    (6, 16, (Drop(1, 5, by_score=True), Drop(2, 3)), "nobody knows which visual tokens are left"),
-])
+@pytest.mark.parametrize(
+    "start, count, drops, words",
+    [
+        (6, 16, (Drop(1, 17),), "17 visual tokens are to go on, there are 16"),
+        (6, 16, (Drop(1, 3), Drop(2, 4)), "4 visual tokens are to go on, there are 3"),
+        (6, 16, (Drop(0, 3),), "layer 0 is outside 1..4"),
+        (6, 16, (Drop(5, 3),), "layer 5 is outside 1..4"),
+        (6, 16, (Drop(1, 2, numbers=(5, 16)),), r"visual token 16 is not among .* \(16 of 0\.\.15\)"),
+        (
+            6,
+            16,
+            (Drop(1, 2, numbers=(5, 7)), Drop(2, 1, numbers=(6,))),
+            "visual token 6 is not among those that layer 1",
+        ),
+        (20, 20, (), "do not fit a prompt of 40 tokens"),
+        (6, 16, (Drop(1, 5, by_score=True), Drop(2, 3)), "nobody knows which visual tokens are left"),
+    ],
+)
 def test_bad_reductions_are_refused(start, count, drops, words):
     with pytest.raises(UserError, match=words):
         Reduction(start, count, drops).check(40, 5)

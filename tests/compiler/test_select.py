@@ -61,13 +61,15 @@ def test_the_last_layer_that_runs_decides(tiny, layers):
 
 # --- the kernel alone ------------------------------------------------------------------------------------
 
+
 def kernel(layout: Layout, saliency: np.ndarray, keep: int, by_rows: bool, name: str = "functional"):
     """(survivors, result) of the selection by given values, the class token's own first."""
     tokens, b, units = layout.tower.n_patches + 1, Builder(layout.config), layout.config.units
     _, regions = largest_tile(layout, layout.tower.layer, vision_regions, tokens)
     ctx = Context(b, layout.geo, regions, layout.tower.layer_width)
     Survivors(ctx, layout, tokens, grid_side(tokens - 1)).select(
-        b.argument("keep", 1), b.argument("by_rows", 2), b.reg("moved"))
+        b.argument("keep", 1), b.argument("by_rows", 2), b.reg("moved")
+    )
     b.halt()
     memory, at, record = MemoryImage(layout.config), layout.aux["selection"].base, layout.selection
     memory.attach(units, 0, np.array(b.words(), np.uint64).view(np.uint8))
@@ -121,9 +123,17 @@ def test_576_patches_take_less_than_60k_cycles_on_u280(keep, strategy):
 
 # --- refusals --------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("keep, strategy, words", [
-    (0, "rank", "0 visual tokens to keep is outside 1..16"), (17, "rank", "17 visual tokens to keep is outside 1..16"),
-    (-1, "row", "outside 1..16"), (3, "row", "less than a row of 4 patches"), (8, "column", "choose rank or row")])
+
+@pytest.mark.parametrize(
+    "keep, strategy, words",
+    [
+        (0, "rank", "0 visual tokens to keep is outside 1..16"),
+        (17, "rank", "17 visual tokens to keep is outside 1..16"),
+        (-1, "row", "outside 1..16"),
+        (3, "row", "less than a row of 4 patches"),
+        (8, "column", "choose rank or row"),
+    ],
+)
 def test_impossible_choices_are_refused(tiny, keep, strategy, words):
     with pytest.raises(UserError, match=words):
         session(tiny).encode_image(fixed(noise(1)), keep=keep, strategy=strategy)

@@ -26,6 +26,7 @@ def graphs(*names: str) -> dict[str, ir.Graph]:
 
 # --- inputs ----------------------------------------------------------------------------------------------
 
+
 def test_every_input_of_the_shipped_layer_is_itself():
     """Equal example tensors are one input to torch.export: the layer then multiplies by sin twice."""
     nodes = graphs("layer")["layer"].nodes.values()
@@ -79,8 +80,10 @@ class _Counter(nn.Module):
         return x + self.count
 
 
-@pytest.mark.parametrize("module, width, why", [
-    (_Constant(), 2, "neither parameter nor buffer"), (_Counter(), 8, "changes a buffer|operator add_")])
+@pytest.mark.parametrize(
+    "module, width, why",
+    [(_Constant(), 2, "neither parameter nor buffer"), (_Counter(), 8, "changes a buffer|operator add_")],
+)
 def test_hidden_state_is_refused(module, width, why):
     with pytest.raises(UserError, match=why):
         capture_module("block", module, {"x": (SEQ, width)})
@@ -110,23 +113,29 @@ def test_a_module_that_does_not_run_at_every_length_is_refused():
 
 # --- faults that are planted -----------------------------------------------------------------------------
 
+
 def exchanged(first: str, second: str):
     """Two operands of a node in each other's place."""
+
     def change(node: ir.Node) -> None:
         node.arguments |= {first: node.arguments[second], second: node.arguments[first]}
+
     return change
 
 
 def fused(**changes):
     """Other attributes of a fused operator; values are functions of the old operator."""
+
     def change(node: ir.Node) -> None:
         node.fused = replace(node.fused, **{name: of(node.fused) for name, of in changes.items()})
+
     return change
 
 
 def operand(name: str, other: str):
     def change(node: ir.Node) -> None:
         node.arguments[name] = Ref(other)
+
     return change
 
 
@@ -136,16 +145,24 @@ FAULTS = {
     "a norm's kind": ("vision_layer", "fuse_norms", "norm", fused(kind=lambda op: "rms")),
     "a norm's parameters": ("layer", "fuse_norms", "norm", fused(name=lambda op: "post_attention_layernorm")),
     "a bias that is lost": ("vision_layer", "fuse_linears", "linear_op", fused(bias=lambda op: False)),
-    "a linear layer for another": ("vision_layer", "fuse_linears", "linear_op",
-                                   fused(name=lambda op: "self_attn.k_proj")),
+    "a linear layer for another": (
+        "vision_layer",
+        "fuse_linears",
+        "linear_op",
+        fused(name=lambda op: "self_attn.k_proj"),
+    ),
     "cos for sin": ("layer", "fuse_rope", "rope", exchanged("cos", "sin")),
     "a rotation that is lost": ("layer", "fuse_caches", "cached", fused(rope=lambda op: False)),
     "a cache for another": ("layer", "fuse_caches", "cached", operand("past", "past_v")),
     "queries for keys": ("vision_layer", "fuse_attention", "attention", fused(q=lambda op: op.k, k=lambda op: op.q)),
     "keys for values": ("layer", "fuse_attention", "attention", fused(k=lambda op: op.v, v=lambda op: op.k)),
     "a mask that is lost": ("layer", "fuse_attention", "attention", fused(causal=lambda op: False)),
-    "heads of another width": ("vision_layer", "fuse_attention", "attention",
-                               fused(heads=lambda op: 1, kv_heads=lambda op: 1, head_dim=lambda op: 48)),
+    "heads of another width": (
+        "vision_layer",
+        "fuse_attention",
+        "attention",
+        fused(heads=lambda op: 1, kv_heads=lambda op: 1, head_dim=lambda op: 48),
+    ),
     "gate for up": ("layer", "fuse_mlp", "mlp", fused(gate=lambda op: op.up, up=lambda op: op.gate)),
     "another gelu": ("vision_layer", "fuse_mlp", "mlp", fused(func=lambda op: "gelu")),
     "the class token's position": ("stem", "fuse_tokens", "tokens", operand("x", "patches")),
@@ -177,6 +194,7 @@ def test_results_in_another_order_are_found(monkeypatch):
 
 def test_a_list_in_another_order_is_found(monkeypatch):
     """Widths agree: two norms and two linear layers in each other's place."""
+
     def spoil(graph: ir.Graph) -> None:
         first, attention, out, second, *rest = graph.fused
         graph.fused = [second, attention, out, first, *rest]
@@ -186,14 +204,17 @@ def test_a_list_in_another_order_is_found(monkeypatch):
         optimise(graphs("layer"))
 
 
-@pytest.mark.parametrize("kind, change", [
-    ("scaled_dot_product_attention", lambda a: a | {"query": a["key"], "key": a["query"]}),
-    ("cat", lambda a: a | {"tensors": a["tensors"][::-1]}),
-    ("tril", lambda a: {"self": a["self"]}),
-    ("rms_norm", lambda a: a | {"eps": 1e-6}),
-    ("chunk", lambda a: a | {"dim": 0}),
-    ("getitem", lambda a: a | {"index": 1 - a["index"]}),
-])
+@pytest.mark.parametrize(
+    "kind, change",
+    [
+        ("scaled_dot_product_attention", lambda a: a | {"query": a["key"], "key": a["query"]}),
+        ("cat", lambda a: a | {"tensors": a["tensors"][::-1]}),
+        ("tril", lambda a: {"self": a["self"]}),
+        ("rms_norm", lambda a: a | {"eps": 1e-6}),
+        ("chunk", lambda a: a | {"dim": 0}),
+        ("getitem", lambda a: a | {"index": 1 - a["index"]}),
+    ],
+)
 def test_a_fault_of_capture_is_found(kind, change, monkeypatch):
     """An operand, an axis or a constant that capture gets wrong: the graph is not the module."""
     honest = capture._Reader.operator
@@ -210,6 +231,7 @@ def test_a_fault_of_capture_is_found(kind, change, monkeypatch):
 
 
 # --- patterns --------------------------------------------------------------------------------------------
+
 
 class _Halves(nn.Module):
     def forward(self, x):

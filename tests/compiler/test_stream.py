@@ -37,8 +37,8 @@ def random_matrix(shape, bits, nonzeros, seed=0, *, zero_rows=True) -> tuple[np.
                 levels = np.clip(levels, -127, 127)
             columns = rng.permutation(BLOCK)[:n]
             weight[i * BLOCK + row, k * BLOCK + columns] = levels * scale[row]
-    weight[shape[0]:] = 0
-    weight[:, shape[1]:] = 0
+    weight[shape[0] :] = 0
+    weight[:, shape[1] :] = 0
     return weight[: shape[0], : shape[1]].astype(np.int8), BlockFormat(bits, nonzeros, scales)
 
 
@@ -75,7 +75,7 @@ def check(weight, fmt, units, steps=None) -> np.ndarray:
     streams = encode(weight, fmt, units, steps)
     out = decode(streams, weight.shape[1])
     np.testing.assert_array_equal(out[: len(weight)], weight)
-    assert not out[len(weight):].any()
+    assert not out[len(weight) :].any()
     assert streams.shape[1] == BEAT_BYTES * beats(weight.shape, fmt.bits, fmt.nonzeros, units, steps)
     return streams
 

@@ -96,8 +96,11 @@ def against_the_rtl(runs: Runs, compare_memory: bool = True) -> list[str]:
     if (*status(cycle), cycle.cycles) != (*status(rtl), rtl.cycles):
         found.append(f"cycle {status(cycle)} in {cycle.cycles}, RTL {status(rtl)} in {rtl.cycles}")
     found += differences(cycle.trace, rtl.trace, SHOWN)
-    found += [f"{name}: cycle {cycle.counters[name]}, RTL {value}" for name, value in rtl.counters.items()
-              if cycle.counters[name] != value]  # fmt: skip
+    found += [
+        f"{name}: cycle {cycle.counters[name]}, RTL {value}"
+        for name, value in rtl.counters.items()
+        if cycle.counters[name] != value
+    ]
     return found + (memory_differences(runs.memories["cycle"], runs.memories["rtl"]) if compare_memory else [])
 
 
@@ -110,8 +113,11 @@ def against_the_functional(runs: Runs, compare_memory: bool = True) -> list[str]
     functional, cycle = runs.functional, runs.cycle
     if functional.status == cycle.status == Error.NONE:
         found = [] if status(functional) == status(cycle) else [f"{status(functional)}, cycle {status(cycle)}"]
-        found += [f"{name}: functional {value}, cycle {cycle.counters[name]}"
-                  for name, value in functional.counters.items() if cycle.counters[name] != value]  # fmt: skip
+        found += [
+            f"{name}: functional {value}, cycle {cycle.counters[name]}"
+            for name, value in functional.counters.items()
+            if cycle.counters[name] != value
+        ]
         if compare_memory:
             found += memory_differences(runs.memories["functional"], runs.memories["cycle"])
         return found

@@ -37,8 +37,17 @@ def cleaner() -> Program:
     """Zeroes PB, VB, OB, SB, the row scalars and AB."""
     program = Program([0] * CLEANER_PC)
     nothing = dict.fromkeys(FIELDS[Unit.VU], 0) | {"n_outer": 1, "n_mid": 1}
-    program.issue(Unit.LD, signal=[Unit.VU], addr=ZERO_BEAT, n_outer=TINY.pb_granules, n_inner=1, stride=0, dst=0,
-                  dst_stride=1, kind=0)  # fmt: skip
+    program.issue(
+        Unit.LD,
+        signal=[Unit.VU],
+        addr=ZERO_BEAT,
+        n_outer=TINY.pb_granules,
+        n_inner=1,
+        stride=0,
+        dst=0,
+        dst_stride=1,
+        kind=0,
+    )
     both = {"d_mid": 1, "w_mid": 1}
     for wait, fields in (
         ([Unit.LD], {"ctl0": _copy(Dst.VB), "n_words": TINY.vb_granules}),
@@ -48,8 +57,20 @@ def cleaner() -> Program:
         program.issue(Unit.VU, wait=wait, **nothing | {"len0": 1 << 20} | fields)
     steps = TINY.ab_granules // (TINY.acc_rows * TINY.units)
     program.issue(Unit.RD, addr=ZERO_CHANNEL_BEAT, n_outer=1, n_inner=4 * steps, stride=0, fmt=0)
-    program.issue(Unit.MX, act=0, act_stride=0, n_rows=TINY.acc_rows, kb=1, ob=steps, dst=0,
-                  dst_stride=steps * TINY.units, mode=0, n_outer=1, act_out=0, dst_out=0)  # fmt: skip
+    program.issue(
+        Unit.MX,
+        act=0,
+        act_stride=0,
+        n_rows=TINY.acc_rows,
+        kb=1,
+        ob=steps,
+        dst=0,
+        dst_stride=steps * TINY.units,
+        mode=0,
+        n_outer=1,
+        act_out=0,
+        dst_out=0,
+    )
     program.halt()
     return program
 
@@ -102,9 +123,12 @@ def start(call: Invocation) -> list[list]:
     """Register accesses of one start: arguments, START, the interrupt, the result, the interrupt's acknowledgement."""
     writes = [*argument_writes(call), (csr.GIER, 1), (csr.IER, 1), (csr.CTRL, csr.CTRL_START)]
     return [
-        *(["write", *write] for write in writes), ["wait"], *(["read", offset] for offset in result_offsets()),
-        ["read", csr.CTRL], ["write", csr.ISR, 1],
-    ]  # fmt: skip
+        *(["write", *write] for write in writes),
+        ["wait"],
+        *(["read", offset] for offset in result_offsets()),
+        ["read", csr.CTRL],
+        ["write", csr.ISR, 1],
+    ]
 
 
 def results_of(reads: list[int]) -> list[Result]:

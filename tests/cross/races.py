@@ -3,7 +3,6 @@
 Executors need not agree on what such instructions leave (`hw.spec.legal`).
 """
 
-
 from hw.spec.isa import MxMode, StMode, Unit
 from hw.spec.legal import control, followed, illegal, operands
 from hw.spec.memory import MemoryModel
@@ -112,8 +111,10 @@ def places(entry: Issued) -> tuple[set[Place] | None, set[Place] | None]:
         return channel_beats(f), set()
     if unit == Unit.LD:
         rows = f["n_outer"], "stride"
-        return (set(walk("aux", f, "addr", rows, (f["n_inner"], 1))),
-                set(walk("pb", f, "dst", (f["n_outer"], "dst_stride"), (f["n_inner"], 1))))  # fmt: skip
+        return (
+            set(walk("aux", f, "addr", rows, (f["n_inner"], 1))),
+            set(walk("pb", f, "dst", (f["n_outer"], "dst_stride"), (f["n_inner"], 1))),
+        )
     return _stored(f) if unit == Unit.ST else _multiplied(f)
 
 

@@ -107,13 +107,15 @@ class RandomProgram:
         granules, entries = WINDOWS["pb"], WINDOWS["rs"]
         absmax = copy(Src.P, Dst.NONE, base["pb"], 0, 1, reduce=Reduce.ABSMAX, fin=Fin.QRECIP)
         absmax.fields |= {"n_mid": entries, "p_mid": 1, "w": base["rs"], "w_mid": 1}
-        self.one_after_the_other([
-            step(Unit.LD, {"addr": ROM, "n_outer": 1, "n_inner": granules, "dst": base["pb"]}),
-            copy(Src.P, Dst.VB, base["pb"], base["vb"], granules),
-            copy(Src.P, Dst.OB, base["pb"], base["ob"], granules),
-            copy(Src.P, Dst.OBL, base["pb"], base["ob"] + granules, WINDOWS["ob"] - granules),
-            absmax,
-        ])  # fmt: skip
+        self.one_after_the_other(
+            [
+                step(Unit.LD, {"addr": ROM, "n_outer": 1, "n_inner": granules, "dst": base["pb"]}),
+                copy(Src.P, Dst.VB, base["pb"], base["vb"], granules),
+                copy(Src.P, Dst.OB, base["pb"], base["ob"], granules),
+                copy(Src.P, Dst.OBL, base["pb"], base["ob"] + granules, WINDOWS["ob"] - granules),
+                absmax,
+            ]
+        )
 
     def _dump(self) -> None:
         """Stores the windows of all buffers, OB's through MX and blocks of ones on the diagonal."""
@@ -133,11 +135,22 @@ class RandomProgram:
             steps.append(copy(Src.R0, Dst.SB, base["rs"], sb, WINDOWS["rs"], row0=kind))
             stored(WINDOWS["rs"])
         for part in range(0, WINDOWS["ob"], TINY.acc_rows):
-            f = {"act": base["ob"] + part, "act_stride": 1, "n_rows": TINY.acc_rows, "kb": 1, "ob": 1, "n_outer": 1,
-                 "dst": base["ab"], "dst_stride": TINY.units}  # fmt: skip
+            f = {
+                "act": base["ob"] + part,
+                "act_stride": 1,
+                "n_rows": TINY.acc_rows,
+                "kb": 1,
+                "ob": 1,
+                "n_outer": 1,
+                "dst": base["ab"],
+                "dst_stride": TINY.units,
+            }
             granules = TINY.acc_rows * TINY.units
-            steps += [step(Unit.RD, {"addr": IDENTITY, "n_outer": 1, "n_inner": 4}), step(Unit.MX, f),
-                      copy(Src.A, Dst.SB, base["ab"], sb, granules)]  # fmt: skip
+            steps += [
+                step(Unit.RD, {"addr": IDENTITY, "n_outer": 1, "n_inner": 4}),
+                step(Unit.MX, f),
+                copy(Src.A, Dst.SB, base["ab"], sb, granules),
+            ]
             stored(granules)
         self.one_after_the_other(steps)
 

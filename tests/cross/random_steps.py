@@ -49,8 +49,14 @@ STREAMS = 16384
 
 WINDOWS = {"ab": 192, "pb": 192, "vb": 192, "sb": 192, "ob": 256, "rs": 64}
 """Granules, blocks and entries of each buffer that a program uses."""
-SIZES = {"ab": TINY.ab_granules, "pb": TINY.pb_granules, "vb": TINY.vb_granules, "sb": TINY.sb_granules,
-         "ob": TINY.ob_blocks, "rs": TINY.rs_entries}  # fmt: skip
+SIZES = {
+    "ab": TINY.ab_granules,
+    "pb": TINY.pb_granules,
+    "vb": TINY.vb_granules,
+    "sb": TINY.sb_granules,
+    "ob": TINY.ob_blocks,
+    "rs": TINY.rs_entries,
+}
 DESTINATIONS = {Dst.VB: "vb", Dst.SB: "sb", Dst.OB: "ob", Dst.OBH: "ob", Dst.OBL: "ob"}
 BUFFERS = {"a": "ab", "p": "pb", "v": "vb", "r0": "rs", "r1": "rs", "w": "rs"}
 
@@ -129,8 +135,14 @@ class Steps:
         tokens, heads, granules = rng.choice([1, 1, 2, 3, 5]), rng.choice([1, 1, 2, 3]), rng.choice([1, 1, 2, 4])
         tokens = 17 if heads == granules == 1 and rng.random() < 0.3 else tokens
         f = {name: rng.getrandbits(32) for name in FIELDS[Unit.ST]}
-        f |= {"mode": mode, "n_tok": tokens, "n_head": heads, "n_gran": granules, "kind": rng.choice(list(StKind)),
-              "pos": rng.choice([0, rng.randrange(64), rng.randrange(300)])}  # fmt: skip
+        f |= {
+            "mode": mode,
+            "n_tok": tokens,
+            "n_head": heads,
+            "n_gran": granules,
+            "kind": rng.choice(list(StKind)),
+            "pos": rng.choice([0, rng.randrange(64), rng.randrange(300)]),
+        }
         f["src"], (f["src_tok"], f["src_head"]) = self.in_window("sb", (tokens, heads), granules)
         writes = self._stored(f, (tokens, heads, granules))
         reads = walk("sb", f, "src", (tokens, "src_tok"), (heads, "src_head"), (granules, 1))
@@ -146,8 +158,12 @@ class Steps:
             f["addr"], f["stride_head"] = SHARED + rng.randrange(100), rng.randrange(60)
             blocks = {f["pos"] + t >> 4 for t in range(tokens)}
             return {("aux", f["addr"] + h * f["stride_head"] + block) for h in range(heads) for block in blocks}
-        f |= {"addr": CACHE + rng.randrange(64), "stride_head": rng.choice([0, 64, 100]),
-              "stride_slot": rng.choice([4, 8, 5]), "stride_gran": rng.choice([4, 16, 1, 0])}  # fmt: skip
+        f |= {
+            "addr": CACHE + rng.randrange(64),
+            "stride_head": rng.choice([0, 64, 100]),
+            "stride_slot": rng.choice([4, 8, 5]),
+            "stride_gran": rng.choice([4, 16, 1, 0]),
+        }
         units, beats, _ = cache_writes(TINY, f)
         return {("channel", int(u), int(b)) for u, b in zip(units, beats, strict=True)}
 
@@ -186,23 +202,28 @@ class Steps:
         scale = nm.pack_scale(rng.randrange(1 << 16), rng.randrange(-2, 40), rng.randrange(2))
         ctl0, ctl1 = self._controls()
         return {
-            "ctl0": pack_bits(CTL0, ctl0), "ctl1": pack_bits(CTL1, ctl1),
-            "n_outer": counts[0], "n_mid": counts[1], "n_words": counts[2],
+            "ctl0": pack_bits(CTL0, ctl0),
+            "ctl1": pack_bits(CTL1, ctl1),
+            "n_outer": counts[0],
+            "n_mid": counts[1],
+            "n_words": counts[2],
             "imm0": rng.choice([rng.getrandbits(32), scale]),
             "imm1": rng.choice([rng.getrandbits(32), rng.getrandbits(16), nm.encode_scale(1 / 48)]),
             "len0": rng.choice([lanes, lanes, rng.randrange(lanes + 1), 0]),
             "len_step": rng.choice([0, 0, 1, 3, 16, -5]),
-        }  # fmt: skip
+        }
 
     def _controls(self) -> tuple[dict, dict]:
         """Every value of every control field, the plain ones more often."""
         rng = self.rng
         ctl0 = {name: rng.choice(list(kind)) if kind is not int else rng.getrandbits(bits) for name, bits, kind in CTL0}
         ctl0 |= {
-            "src": rng.choice([Src.P, *Src]), "mul1": rng.choice([Mul1.NONE, Mul1.NONE, *Mul1]),
-            "func": rng.choice([Func.NONE, Func.NONE, Func.NONE, *Func]), "clip8": rng.random() < 0.2,
+            "src": rng.choice([Src.P, *Src]),
+            "mul1": rng.choice([Mul1.NONE, Mul1.NONE, *Mul1]),
+            "func": rng.choice([Func.NONE, Func.NONE, Func.NONE, *Func]),
+            "clip8": rng.random() < 0.2,
             "dst": rng.choice([Dst.VB, Dst.VB, *Dst]),
-        }  # fmt: skip
+        }
         near = rng.random() < 0.9
         adjust = [rng.randint(-20, 20) if near else rng.randint(-128, 127) for _ in range(2)]
         shift = rng.choice([0, 8, 15, 16, 30, rng.randrange(64), rng.randrange(256)])
@@ -322,8 +343,15 @@ def reads_its_own_results(reads: dict[str, list[Place]], writes: dict[str, list[
 def copy(src: Src, dst: Dst, source: int, target: int, n: int, **ctl) -> Step:
     """n words, or (from row scalars) n entries, each to a word of its own."""
     name = {Src.A: "a", Src.P: "p", Src.V: "v", Src.R0: "r0"}[src]
-    f = {"ctl0": pack_bits(CTL0, {"src": src, "dst": dst} | ctl), "n_outer": 1, "n_mid": 1, "n_words": n,
-         "len0": n * TINY.lanes, "d": target, name: source}  # fmt: skip
+    f = {
+        "ctl0": pack_bits(CTL0, {"src": src, "dst": dst} | ctl),
+        "n_outer": 1,
+        "n_mid": 1,
+        "n_words": n,
+        "len0": n * TINY.lanes,
+        "d": target,
+        name: source,
+    }
     if src == Src.R0:
         f |= {"n_mid": n, "n_words": 1, "len0": TINY.lanes, "r0_mid": 1, "d_mid": 1}
     return step(Unit.VU, f)
@@ -334,6 +362,10 @@ def rom(seed: int) -> np.ndarray:
     from tests.hw.vector_oracle import parameters, values
 
     rng, generator = random.Random(seed), np.random.default_rng(seed)
-    parts = [values(rng, 160, 16), parameters(rng, 160, 16), generator.integers(-127, 128, (160, 16)),
-             generator.integers(-(1 << 31), 1 << 31, (ROM_BEATS - 480, 16))]  # fmt: skip
+    parts = [
+        values(rng, 160, 16),
+        parameters(rng, 160, 16),
+        generator.integers(-127, 128, (160, 16)),
+        generator.integers(-(1 << 31), 1 << 31, (ROM_BEATS - 480, 16)),
+    ]
     return np.concatenate(parts)[generator.permutation(ROM_BEATS)].astype("<i4")

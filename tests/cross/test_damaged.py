@@ -53,8 +53,11 @@ def recorded():
 
 def run_all(flow, memory: MemoryImage, call: Invocation) -> dict[str, Result]:
     """Every executor's result; a run that hangs or a simulator that crashes raises."""
-    options = {"functional": {}, "cycle": {"with_data": True},
-               "rtl": {"design_of": lambda config: accelerator.design(config.name), "max_cycles": CYCLES, "dump": ()}}
+    options = {
+        "functional": {},
+        "cycle": {"with_data": True},
+        "rtl": {"design_of": lambda config: accelerator.design(config.name), "max_cycles": CYCLES, "dump": ()},
+    }
     return {name: backend(name, **given).run(flow.config, memory.fork(), call) for name, given in options.items()}
 
 
@@ -73,7 +76,7 @@ def damaged_programs(memory: MemoryImage, call: Invocation, count: int) -> Itera
         elif kind == "swapped":
             words[where] = words[where[::-1]]
         else:
-            words[where[0]:] = np.roll(words[where[0]:], 1)
+            words[where[0] :] = np.roll(words[where[0] :], 1)
         image = memory.fork()
         image.write(port, at, words)
         yield f"{kind} {where.tolist()}", image

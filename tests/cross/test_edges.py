@@ -138,8 +138,9 @@ def store_strides_are_signed() -> Case:
     text = loaded()
     text.vector(src=Src.P, dst=Dst.SB, n_words=16)
     text.fence()
-    text.store(addr=RESULTS + 20, src=15, n_tok=3, n_head=2, n_gran=2, src_tok=-4, src_head=-2, stride_tok=-6,
-               stride_head=2)  # fmt: skip
+    text.store(
+        addr=RESULTS + 20, src=15, n_tok=3, n_head=2, n_gran=2, src_tok=-4, src_head=-2, stride_tok=-6, stride_head=2
+    )
     text.halt()
     return Case(text)
 
@@ -310,8 +311,12 @@ def filling(watchdog: int) -> Case:
     text.vector(n_words=100)
     text.fence()
     text.halt()
-    return Case(text, Error.WATCHDOG if watchdog < QUIET else Error.NONE, SEQUENCER if watchdog < QUIET else 0,
-                {"watchdog": watchdog})  # fmt: skip
+    return Case(
+        text,
+        Error.WATCHDOG if watchdog < QUIET else Error.NONE,
+        SEQUENCER if watchdog < QUIET else 0,
+        {"watchdog": watchdog},
+    )
 
 
 QUIET = 168
@@ -341,7 +346,8 @@ def the_watchdog_counts_the_fetch() -> Case:
 def long_work(text: Text, unit: Unit) -> None:
     """Something that takes the unit longer than the sequencer takes to come to the next instruction."""
     {LD: text.load, ST: lambda: text.store(n_gran=40), RD: text.read, VU: lambda: text.vector(n_words=40)}.get(
-        unit, lambda: text.multiply(n_rows=5))()  # fmt: skip
+        unit, lambda: text.multiply(n_rows=5)
+    )()
 
 
 def ended_by(unit: Unit, op: Op) -> Case:
@@ -427,9 +433,10 @@ ENDS = {
     "vector_v": lambda n: at_the_end(VU, n, Error.BUFFER_RANGE, src=Src.V, n_words=5, v=VB - 5 + n),
     "vector_d": lambda n: at_the_end(VU, n, Error.BUFFER_RANGE, dst=Dst.SB, n_words=5, d=SB - 5 + n),
     "vector_block": lambda n: at_the_end(VU, n, Error.BUFFER_RANGE, dst=Dst.OB, n_words=5, d=OB - 5 + n),
-    "vector_row": lambda n: at_the_end(VU, n, Error.BUFFER_RANGE, src=Src.R0, n_mid=5, r0_mid=1,
-                                       r0=TINY.rs_entries - 5 + n),
-}  # fmt: skip
+    "vector_row": lambda n: at_the_end(
+        VU, n, Error.BUFFER_RANGE, src=Src.R0, n_mid=5, r0_mid=1, r0=TINY.rs_entries - 5 + n
+    ),
+}
 """Last good, first bad."""
 
 for name, make in ENDS.items():
@@ -664,10 +671,16 @@ def test_executors_agree(outcomes, name: str) -> None:
     assert (runs.rtl.status, runs.rtl.detail) == (case.error, case.detail), status(runs.rtl)
 
 
-@pytest.mark.parametrize("name", [
-    "more_words_than_anyone_waits_for", "more_beats_than_anyone_waits_for", "more_items_than_anyone_waits_for",
-    "wider_than_any_stream", "reads_that_never_end",
-])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "more_words_than_anyone_waits_for",
+        "more_beats_than_anyone_waits_for",
+        "more_items_than_anyone_waits_for",
+        "wider_than_any_stream",
+        "reads_that_never_end",
+    ],
+)
 def test_no_program_takes_memory_without_bound(name: str) -> None:
     case, memory = CASES[name](), prepared()
     memory.write(TINY.aux_port, PROGRAMS * BEAT_BYTES, case.program.image())

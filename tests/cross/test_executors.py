@@ -32,8 +32,19 @@ def test_every_block_of_another_precision_and_sparsity() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("bits", "sparsity"), [("8", "8:16"), ("4", "8:16"), ("3", "4:16"), ("2", "2:16"),
-                                                ("8", "1:16"), ("4", "dense"), ("3", "dense"), ("2", "dense")])
+@pytest.mark.parametrize(
+    ("bits", "sparsity"),
+    [
+        ("8", "8:16"),
+        ("4", "8:16"),
+        ("3", "4:16"),
+        ("2", "2:16"),
+        ("8", "1:16"),
+        ("4", "dense"),
+        ("3", "dense"),
+        ("2", "dense"),
+    ],
+)
 def test_one_precision_and_sparsity(bits: str, sparsity: str) -> None:
     flow = open_flow("llava-tiny", "tiny", vision=False, compression=Compression.parse(bits, sparsity, "plain"))
     require_exact(verify(flow, "rtl", lengths=(5, 16), steps=1))

@@ -36,7 +36,9 @@ def test_a_start_is_refused_until_reset_while_an_answer_may_still_come() -> None
     of_two = (len(reads) - READS) * 2 // 3
     results = results_of(reads[:of_two] + reads[of_two + READS :])
     assert [(r.status, r.detail, r.cycles) for r in results] == [
-        (Error.WATCHDOG, SEQUENCER, WATCHDOG + 1), (Error.POISONED, 0, 0), (Error.POISONED, 0, 0),
-    ]  # fmt: skip
+        (Error.WATCHDOG, SEQUENCER, WATCHDOG + 1),
+        (Error.POISONED, 0, 0),
+        (Error.POISONED, 0, 0),
+    ]
     for port, size in enumerate(memory.sizes_bytes):
         assert (memory.read(port, 0, size) == before.read(port, 0, size)).all()

@@ -121,9 +121,11 @@ class Tally:
     most_bytes: int = 0
 
     def __str__(self) -> str:
-        return (f"{self.statuses.total()} programs, {self.instructions} instructions, {self.cycles} cycles, "
-                f"{self.racing} with races, simulators took at most {self.most_bytes >> 20} MiB, "
-                f"{len(self.found)} mismatches; {dict(self.statuses)}")  # fmt: skip
+        return (
+            f"{self.statuses.total()} programs, {self.instructions} instructions, {self.cycles} cycles, "
+            f"{self.racing} with races, simulators took at most {self.most_bytes >> 20} MiB, "
+            f"{len(self.found)} mismatches; {dict(self.statuses)}"
+        )
 
 
 def compare(batch: Batch, model: MemoryModel, tally: Tally) -> None:
@@ -147,8 +149,9 @@ def compare(batch: Batch, model: MemoryModel, tally: Tally) -> None:
         tally.statuses[result.status.name] += 1
         tally.instructions += result.counters["instructions"]
         tally.cycles += result.cycles or 0
-    tally.found += [f"{batch.what[0]} and those behind: {line}"
-                    for line in memory_differences(left, batch.memory, written)]  # fmt: skip
+    tally.found += [
+        f"{batch.what[0]} and those behind: {line}" for line in memory_differences(left, batch.memory, written)
+    ]
 
 
 def simulate(memory: MemoryImage, one: Invocation, model: MemoryModel) -> tuple[Runs, bool, int]:

@@ -18,9 +18,12 @@ WIDE = replace(CONFIGS["tiny"], name="wide", units=8, lanes=64)
 `u280`, where there are eight."""
 TINY_MODEL = MODELS["llava-tiny"]
 MODEL = replace(
-    TINY_MODEL, name="wide", vision=None, image_token_index=None,
+    TINY_MODEL,
+    name="wide",
+    vision=None,
+    image_token_index=None,
     text=replace(TINY_MODEL.text, hidden=128, heads=2, kv_heads=1, head_dim=WIDE.lanes, layers=1),
-)  # fmt: skip
+)
 """A head is a vector word at least."""
 
 

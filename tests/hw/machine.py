@@ -65,8 +65,22 @@ class Outcome:
         return found
 
 
-def execute(program: Program, *, name="tiny", image=(), dumps=(), counters=csr.COUNTERS, before=(), start=START,
-            jitter=0, max_cycles=200_000, faults=(), log_axi=True, length=None, **arguments) -> Outcome:
+def execute(
+    program: Program,
+    *,
+    name="tiny",
+    image=(),
+    dumps=(),
+    counters=csr.COUNTERS,
+    before=(),
+    start=START,
+    jitter=0,
+    max_cycles=200_000,
+    faults=(),
+    log_axi=True,
+    length=None,
+    **arguments,
+) -> Outcome:
     """Runs the program; arguments are argument registers by name; dumps: (port, byte address, bytes)."""
     config = configurations.get(name)
     words = program.image()
@@ -74,11 +88,15 @@ def execute(program: Program, *, name="tiny", image=(), dumps=(), counters=csr.C
     values = {"program_addr": PROGRAM_BEAT, "program_length": length} | arguments
     names = [*READS, *counters]
     result = run(
-        design(name), sizes_bytes=[config.channel_bytes] * config.units + [config.aux_bytes],
+        design(name),
+        sizes_bytes=[config.channel_bytes] * config.units + [config.aux_bytes],
         memory=MemoryModel(config.read_latency, config.write_latency, jitter=jitter, seed=1),
         image=[MemoryImage(config.aux_port, PROGRAM_BEAT * 64, words), *image],
         csr_writes=[*before, *((csr.REGISTERS[key], value & 0xFFFFFFFF) for key, value in values.items()), *start],
-        csr_reads=offsets(names), dump_ranges=[DumpRange(*d) for d in dumps], max_cycles=max_cycles, faults=faults,
+        csr_reads=offsets(names),
+        dump_ranges=[DumpRange(*d) for d in dumps],
+        max_cycles=max_cycles,
+        faults=faults,
         log_axi=log_axi,
-    )  # fmt: skip
+    )
     return Outcome(result, dict(zip(names, result.csr, strict=True)))

@@ -81,8 +81,9 @@ class FrontModel:
         if freed >= len(self.takes):
             return False
         arrival, completes = self.beats[len(self.pops)]
-        self.pops.append(max(arrival + 1, self.pops[-1] + 1 if self.pops else 0,
-                             self.takes[freed] + 1 if freed >= 0 else 0))
+        self.pops.append(
+            max(arrival + 1, self.pops[-1] + 1 if self.pops else 0, self.takes[freed] + 1 if freed >= 0 else 0)
+        )
         if completes:
             self.round_pops.append(self.pops[-1])
         return True
@@ -117,8 +118,9 @@ def mx_times(config: Config, starts: list[int], program: list[Mx], fronts: list[
     return times
 
 
-def address_times(config: Config, starts: list[int], program: list[Rd], pops: list[int],
-                  ready) -> list[tuple[int, int, int]]:
+def address_times(
+    config: Config, starts: list[int], program: list[Rd], pops: list[int], ready
+) -> list[tuple[int, int, int]]:
     """(handshake cycle, beat address, beats) of each burst of a unit; ``ready(cycle)`` is arready."""
     out, reserved_before = [], 0
     for s, rd in zip(starts, program, strict=False):

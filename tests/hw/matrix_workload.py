@@ -84,7 +84,7 @@ class Content:
 
     def round_beats(self, number) -> list[bytes]:
         body = encode_indices(self.run, self.indices[number]) + encode_codes(self.run, self.codes, number)
-        return [body[at:at + BEAT_BYTES] for at in range(0, len(body), BEAT_BYTES)]
+        return [body[at : at + BEAT_BYTES] for at in range(0, len(body), BEAT_BYTES)]
 
 
 class Stream:
@@ -109,7 +109,7 @@ class Stream:
         while at < len(contents):
             if rng.random() < 0.2:
                 self.append(bytes(BEAT_BYTES))
-            together = contents[at:at + int(rng.integers(1, HEADER_RUNS + 1))]
+            together = contents[at : at + int(rng.integers(1, HEADER_RUNS + 1))]
             self.append(b"".join(each.run.encode() for each in together).ljust(BEAT_BYTES, b"\0"))
             for each in together:
                 for number in range(len(each.codes)):
@@ -156,7 +156,7 @@ class Workload:
                 stream.append(bytes(BEAT_BYTES))
             completes += stream.completes
             for at in range(0, n_beats, inner):
-                parts += [*stream.beats[at:at + inner], self.rng.bytes(BEAT_BYTES * gap)]
+                parts += [*stream.beats[at : at + inner], self.rng.bytes(BEAT_BYTES * gap)]
         self.rd.append(Rd(self.at, product.n_outer, inner, inner + gap, product.fmt))
         self.at += product.n_outer * (inner + gap)
 
@@ -166,8 +166,8 @@ class Workload:
         for unit, stream in enumerate(streams):
             for block in weights[unit].reshape(-1, BLOCK * BLOCK):
                 body = block.tobytes()
-                stream.append_round([body[at:at + BEAT_BYTES] for at in range(0, len(body), BEAT_BYTES)])
-        matrices = weights.astype(np.int64).transpose(0, 1, 3, 2, 4)    # unit, step, channel, block, input
+                stream.append_round([body[at : at + BEAT_BYTES] for at in range(0, len(body), BEAT_BYTES)])
+        matrices = weights.astype(np.int64).transpose(0, 1, 3, 2, 4)  # unit, step, channel, block, input
         self._product(product, matrices, [(False, k == kb - 1) for k in range(kb)] * ob)
 
     def _stream_product(self, product, contents):
@@ -189,9 +189,11 @@ class Workload:
         rng = self.rng
         order = [int(window) for window in rng.permutation(ceil_div(product.kb, WINDOW))]
         kinds = sorted({nonzeros < BLOCK for nonzeros in product.nonzeros})
-        return [(window, bool(rng.choice(kinds)), int(rng.integers(1, product.rounds + 1)))
-                for window in order[:int(rng.integers(1, len(order) + 1))]
-                for _ in range(int(rng.integers(1, product.groups + 1)))]
+        return [
+            (window, bool(rng.choice(kinds)), int(rng.integers(1, product.rounds + 1)))
+            for window in order[: int(rng.integers(1, len(order) + 1))]
+            for _ in range(int(rng.integers(1, product.groups + 1)))
+        ]
 
     def _runs(self, product, window, sparse, count, last):
         """One unit's runs for ``count`` rounds of a kind: any (bits, N) of it."""
@@ -222,12 +224,26 @@ class Workload:
         dst_stride = granules + 1 if mode == SPLIT_K else (ceil_div(granules, per_word) + 1) * per_word
         dst = self.dst if mode == SPLIT_K else ceil_div(self.dst, per_word) * per_word
         act_out, dst_out = int(rng.integers(0, 4)) * align, product.n_rows * dst_stride
-        self.mx.append(Mx(act, stride, product.n_rows, kb, product.ob, dst, dst_stride, mode, product.times, act_out,
-                          dst_out, kinds))
+        self.mx.append(
+            Mx(
+                act,
+                stride,
+                product.n_rows,
+                kb,
+                product.ob,
+                dst,
+                dst_stride,
+                mode,
+                product.times,
+                act_out,
+                dst_out,
+                kinds,
+            )
+        )
         self.dst = dst + product.times * dst_out
         assert self.dst <= config.ab_granules
         for o in range(product.times):
-            steps = matrices[:, o * product.ob:(o + 1) * product.ob]
+            steps = matrices[:, o * product.ob : (o + 1) * product.ob]
             for r in range(product.n_rows):
                 self._row(product, steps, act + o * act_out + r * stride, dst + o * dst_out + r * dst_stride)
 
@@ -236,7 +252,6 @@ class Workload:
         n, kb, split_k = self.config.units, product.kb, product.mode == SPLIT_K
         for unit in range(n):
             places = act + (n * np.arange(kb) + unit if split_k else np.arange(kb))
-            sums = np.einsum("jckx,kx->jc", matrices[unit],
-                             self.operands[places % self.config.ob_blocks].astype(int))
+            sums = np.einsum("jckx,kx->jc", matrices[unit], self.operands[places % self.config.ob_blocks].astype(int))
             for j in range(product.ob):
                 self.expected[dst + (j if split_k else j * n + unit)] += sums[j]

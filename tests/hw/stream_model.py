@@ -78,6 +78,7 @@ def used_slots(run: Run, n_blocks: int, row: int) -> list[int]:
 
 # Random contents
 
+
 def random_round(rng) -> np.ndarray:
     """A RAW block, int8[16 rows, 16 inputs]."""
     return np.array([rng.randint(-128, 127) for _ in range(BLOCK * BLOCK)], np.int8).reshape(BLOCK, BLOCK)
@@ -96,6 +97,7 @@ def random_run(rng, bits, nonzeros, window=0, blocks=0xFF, last=False) -> Conten
 
 # Where the bits of a code are
 
+
 def code_places(run: Run, row: int, slot: int) -> list[tuple[int, int]]:
     """(code beat, bit) of each bit of a code, from bit 0 on; of an even round, if 3 bits have a beat of high bits."""
     quarter, single, byte = row // 4, run.nonzeros == 1, 8 * (16 * (row % 4) + slot)
@@ -111,6 +113,7 @@ def code_places(run: Run, row: int, slot: int) -> list[tuple[int, int]]:
 
 # Encoder
 
+
 def beats_of(values, width: int) -> bytes:
     """Unsigned values of ``width`` bits, little endian, filled up to whole beats."""
     values = np.asarray(values, np.uint32).reshape(-1, 1)
@@ -120,8 +123,10 @@ def beats_of(values, width: int) -> bytes:
 
 def masks_of(indices) -> np.ndarray:
     """uint16[2 blocks, 16 rows] of indices [16 rows, 16 slots]."""
-    return np.array([[sum({1 << int(i) for i in row}) for row in half]
-                     for half in (indices[:, :MASKED], indices[:, MASKED:])], np.uint16)
+    return np.array(
+        [[sum({1 << int(i) for i in row}) for row in half] for half in (indices[:, :MASKED], indices[:, MASKED:])],
+        np.uint16,
+    )
 
 
 def encode_codes(run: Run, codes, number: int) -> bytes:
@@ -182,6 +187,7 @@ def encode_raw(blocks) -> bytes:
 
 # Decoder
 
+
 def field_of(data: bytes, at: int, width: int) -> int:
     return int.from_bytes(data, "little") >> at & (1 << width) - 1
 
@@ -214,16 +220,22 @@ def decode_run(run: Run, payload: bytes, beat: int) -> list[Round]:
     each = BLOCK // round_blocks(run.nonzeros)
     for number, present in enumerate(run.rounds()):
         n_beats = round_beats(run.bits, run.nonzeros, number)
-        mine, payload = payload[:BEAT_BYTES * n_beats], payload[BEAT_BYTES * n_beats:]
-        indices, codes = mine[:BEAT_BYTES * n_indices], mine[BEAT_BYTES * n_indices:]
+        mine, payload = payload[: BEAT_BYTES * n_beats], payload[BEAT_BYTES * n_beats :]
+        indices, codes = mine[: BEAT_BYTES * n_indices], mine[BEAT_BYTES * n_indices :]
         beat += n_beats
         if run.bits == 3 and number % 2 == 0:
             plane = codes[BEAT_BYTES:]
         last = run.last and number == len(run.rounds()) - 1
         kind = {"sparse": int(run.sparse), "raw": 0, "last": int(last), "window": run.window}
         blocks = [present[2 * g // each] if 2 * g // each < len(present) else None for g in range(8)]
-        out = Round(kind, blocks, beat - 1, [used_slots(run, len(present), row) for row in range(BLOCK)],
-                    scales=run.scales if run.bits < 8 else (1,) * BLOCK, single=run.nonzeros == 1)
+        out = Round(
+            kind,
+            blocks,
+            beat - 1,
+            [used_slots(run, len(present), row) for row in range(BLOCK)],
+            scales=run.scales if run.bits < 8 else (1,) * BLOCK,
+            single=run.nonzeros == 1,
+        )
         for row in range(BLOCK):
             out.indices.append([decode_index(run, indices, row, slot) for slot in range(BLOCK)])
             values = [0] * BLOCK
@@ -237,13 +249,13 @@ def decode_run(run: Run, payload: bytes, beat: int) -> list[Round]:
 def decode_stream(stream: bytes) -> list[Round]:
     rounds, beat = [], 0
     while BEAT_BYTES * beat < len(stream):
-        header = stream[BEAT_BYTES * beat:BEAT_BYTES * (beat + 1)]
+        header = stream[BEAT_BYTES * beat : BEAT_BYTES * (beat + 1)]
         beat += 1
         for at in range(0, BEAT_BYTES, RUN_BYTES):
-            run = Run.decode(header[at:at + RUN_BYTES])
+            run = Run.decode(header[at : at + RUN_BYTES])
             if run is None:
                 break
-            payload = stream[BEAT_BYTES * beat:BEAT_BYTES * (beat + run.beats())]
+            payload = stream[BEAT_BYTES * beat : BEAT_BYTES * (beat + run.beats())]
             rounds += decode_run(run, payload, beat)
             beat += run.beats()
     return rounds
@@ -252,8 +264,16 @@ def decode_stream(stream: bytes) -> list[Round]:
 def decode_raw(stream: bytes) -> list[Round]:
     rounds, size = [], BEAT_BYTES * BLOCK_BEATS
     for number in range(len(stream) // size):
-        block = np.frombuffer(stream[number * size:(number + 1) * size], np.int8).reshape(BLOCK, BLOCK).tolist()
+        block = np.frombuffer(stream[number * size : (number + 1) * size], np.int8).reshape(BLOCK, BLOCK).tolist()
         kind = {"sparse": 0, "raw": 1, "last": 0, "window": 0}
-        rounds.append(Round(kind, [0] * 8, number * BLOCK_BEATS + BLOCK_BEATS - 1, [list(range(BLOCK))] * BLOCK, block,
-                            [list(range(BLOCK))] * BLOCK))
+        rounds.append(
+            Round(
+                kind,
+                [0] * 8,
+                number * BLOCK_BEATS + BLOCK_BEATS - 1,
+                [list(range(BLOCK))] * BLOCK,
+                block,
+                [list(range(BLOCK))] * BLOCK,
+            )
+        )
     return rounds

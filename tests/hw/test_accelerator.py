@@ -58,7 +58,10 @@ def test_interval_and_second_start_without_fetch():
     # A first run without interrupt, register writes while it runs (START again is ignored), a second without fetch.
     busy = [(csr.CTRL, csr.CTRL_START)] + [(csr.REGISTERS["arg3"], i) for i in range(60)]
     before = [
-        (csr.REGISTERS["program_addr"], PROGRAM_BEAT), (csr.REGISTERS["program_length"], 41), (csr.CTRL, 1), *busy
+        (csr.REGISTERS["program_addr"], PROGRAM_BEAT),
+        (csr.REGISTERS["program_length"], 41),
+        (csr.CTRL, 1),
+        *busy,
     ]
     second = execute(program, before=before, flags=1)
     assert (second.status, second.instructions) == (0, 41)
@@ -116,13 +119,30 @@ def test_store_modes(mode, pos, n_head, n_gran):
     program = Program()
     program.issue(LD, signal=[VU], addr=0, n_outer=1, n_inner=granules, dst=0)
     program.issue(VU, wait=[LD], signal=[ST], **vu_copy(Src.P, Dst.SB, granules))
-    program.issue(ST, wait=[VU], mode=mode, addr=target, src=0, src_tok=n_head * n_gran, src_head=n_gran, pos=pos,
-                  n_tok=n_tok, n_head=n_head, n_gran=n_gran, **strides)
+    program.issue(
+        ST,
+        wait=[VU],
+        mode=mode,
+        addr=target,
+        src=0,
+        src_tok=n_head * n_gran,
+        src_head=n_gran,
+        pos=pos,
+        n_tok=n_tok,
+        n_head=n_head,
+        n_gran=n_gran,
+        **strides,
+    )
     program.halt()
     noise = np.full(size, 0xA5, np.uint8)
-    got = execute(program, image=[MemoryImage(AUX, 0, data.view(np.uint8)), *(
-        MemoryImage(p, target * 64, noise) for p in range(units + 1))],
-        dumps=[(p, target * 64, size) for p in range(units + 1)])
+    got = execute(
+        program,
+        image=[
+            MemoryImage(AUX, 0, data.view(np.uint8)),
+            *(MemoryImage(p, target * 64, noise) for p in range(units + 1)),
+        ],
+        dumps=[(p, target * 64, size) for p in range(units + 1)],
+    )
     expected = [noise.copy() for _ in range(units + 1)]
     n_bytes = 0
     for t in range(n_tok):
@@ -133,19 +153,19 @@ def test_store_modes(mode, pos, n_head, n_gran):
                 unit, slot = block % units, block // units
                 if mode == StMode.LIN:
                     at = 64 * (t * strides["stride_tok"] + h * strides["stride_head"] + g)
-                    expected[AUX][at:at + 64] = row.view(np.uint8)
+                    expected[AUX][at : at + 64] = row.view(np.uint8)
                 elif mode == StMode.SC:
                     at = 64 * (h * strides["stride_head"] + (key >> 4)) + 4 * k
-                    expected[AUX][at:at + 4] = row[:1].view(np.uint8)
+                    expected[AUX][at : at + 4] = row[:1].view(np.uint8)
                 else:
                     low = (row & 255).astype(np.uint8)
                     base = 64 * (
                         h * strides["stride_head"] + slot * strides["stride_slot"] + g * strides["stride_gran"]
                     )
                     if mode == StMode.K:
-                        expected[unit][base + 16 * k:base + 16 * k + 16] = low
+                        expected[unit][base + 16 * k : base + 16 * k + 16] = low
                     else:
-                        expected[unit][base + k:base + 256:16] = low
+                        expected[unit][base + k : base + 256 : 16] = low
                 n_bytes += {StMode.LIN: 64, StMode.SC: 4}.get(mode, 16)
     assert got.status == 0
     for port in range(units + 1):
@@ -162,7 +182,7 @@ def test_matmul():
     weights = RNG.integers(-127, 128, (16 * units, k)).astype(np.int8)
     image = [MemoryImage(AUX, 0, acts.reshape(-1, 16).astype("<i4").view(np.uint8))]
     for unit in range(units):
-        rows = weights[16 * unit:16 * unit + 16].reshape(16, kb, 16).transpose(1, 0, 2)
+        rows = weights[16 * unit : 16 * unit + 16].reshape(16, kb, 16).transpose(1, 0, 2)
         image.append(MemoryImage(unit, 64 * 10, np.ascontiguousarray(rows).view(np.uint8)))
     program, blocks, granules = Program(), n_rows * kb, n_rows * units
     program.issue(LD, signal=[VU], addr=0, n_outer=1, n_inner=blocks, dst=0)
@@ -252,6 +272,7 @@ def test_loops_registers_and_lds():
 
 def failing():
     """name -> (program, options, expected status, detail, pc or None)."""
+
     def one(*instructions, **options):
         program = Program()
         for instruction in instructions:
@@ -289,12 +310,23 @@ def failing():
     stream = {"addr": 0, "n_outer": 1, "n_inner": 64, "fmt": 0}
     yield "weights", one(lambda p: p.issue(RD, **stream), halt, faults=[Fault(0, "read", 1)]), Error.BUS_READ, RD, None
     header, unknown = stream | {"fmt": 1}, MemoryImage(0, 0, np.full(64, 0xFF, np.uint8))
-    yield "header", one(lambda p: p.issue(RD, **header), lambda p: p.issue(
-        MX, n_rows=1, kb=1, ob=1, n_outer=1), halt, image=[unknown]), Error.STREAM_HEADER, RD, 4
+    yield (
+        "header",
+        one(
+            lambda p: p.issue(RD, **header),
+            lambda p: p.issue(MX, n_rows=1, kb=1, ob=1, n_outer=1),
+            halt,
+            image=[unknown],
+        ),
+        Error.STREAM_HEADER,
+        RD,
+        4,
+    )
 
 
-@pytest.mark.parametrize(("case", "status", "detail", "pc"), [
-    pytest.param(case, *rest, id=name) for name, case, *rest in failing()])
+@pytest.mark.parametrize(
+    ("case", "status", "detail", "pc"), [pytest.param(case, *rest, id=name) for name, case, *rest in failing()]
+)
 def test_errors_end_the_run(case, status, detail, pc):
     program, options = case
     got = execute(program, max_cycles=20_000, **options)
@@ -323,6 +355,6 @@ def test_rerun_after_error_starts_clean():
 def test_lint():
     """The DSP48E2 model is linted by itself (tests/sim/test_lint.py); its lines are the last of the text."""
     text = accelerator.verilog("tiny")
-    n_design = text[:text.rindex("module DSP48E2")].count("\n")
+    n_design = text[: text.rindex("module DSP48E2")].count("\n")
     messages = [m for m in lint(text, TOP) if int(m.split("design.v:")[1].split(":")[0]) <= n_design]
     assert messages == []

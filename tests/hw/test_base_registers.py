@@ -73,14 +73,19 @@ def test_a_program_runs_anywhere(stall_percent):
     for base in (0, 0x3_4000_5000):
         bases = [(csr.base_offset(CONFIG.aux_port) + 4 * i, base >> 32 * i & 0xFFFFFFFF) for i in (0, 1)]
         result = run(
-            kernel_design("tiny"), sizes_bytes=[1 << 20] * CONFIG.units + [base + CONFIG.aux_bytes],
+            kernel_design("tiny"),
+            sizes_bytes=[1 << 20] * CONFIG.units + [base + CONFIG.aux_bytes],
             memory=MemoryModel(CONFIG.read_latency, CONFIG.write_latency, seed=2),
-            image=[MemoryImage(CONFIG.aux_port, base + 64 * PROGRAM_BEAT, program.image()),
-                   MemoryImage(CONFIG.aux_port, base + 64 * source, data)],
-            csr_writes=[*writes, *bases, *START], csr_reads=offsets(["status", "cycles"]),
-            dump_ranges=[DumpRange(CONFIG.aux_port, base + 64 * target, 64 * beats)], max_cycles=100_000,
+            image=[
+                MemoryImage(CONFIG.aux_port, base + 64 * PROGRAM_BEAT, program.image()),
+                MemoryImage(CONFIG.aux_port, base + 64 * source, data),
+            ],
+            csr_writes=[*writes, *bases, *START],
+            csr_reads=offsets(["status", "cycles"]),
+            dump_ranges=[DumpRange(CONFIG.aux_port, base + 64 * target, 64 * beats)],
+            max_cycles=100_000,
             stall_percent=stall_percent,
-        )  # fmt: skip
+        )
         assert result.csr[0] == 0 and result.dumps[0] == data.tobytes()
         cycles.append(result.csr[1])
     assert stall_percent or cycles[0] == cycles[1]

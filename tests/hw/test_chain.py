@@ -41,7 +41,7 @@ def oracle(step):
     for group in range(8):
         if step["breaks"] >> group & 1:
             first = group
-        lo, hi = products[:, 2 * first:2 * group + 2].sum(axis=1)
+        lo, hi = products[:, 2 * first : 2 * group + 2].sum(axis=1)
         taps.append((int(lo), int(hi)))
     return taps
 
@@ -60,8 +60,9 @@ def run(dut, schedule):
 
     async def watch(ctx):
         for cycle in range(len(schedule) + 24):
-            sample = ctx.tick().sample(dut.o.valid, dut.o.payload.as_value(), dut.o_sums.valid,
-                                       dut.o_sums.payload.as_value())
+            sample = ctx.tick().sample(
+                dut.o.valid, dut.o.payload.as_value(), dut.o_sums.valid, dut.o_sums.payload.as_value()
+            )
             _, _, taps_valid, raw_taps, sums_valid, raw_sums = await sample
             if taps_valid:
                 taps[cycle] = [(tap.lo, tap.hi) for tap in (TAPS.from_bits(raw_taps)[g] for g in range(8))]
@@ -123,7 +124,7 @@ def test_breaks_anywhere():
         while group < 8:
             group += rng.randint(1, 4)
             starts |= 1 << group
-        schedule.append(draw(rng, 16) | {"breaks": starts & 0xff})
+        schedule.append(draw(rng, 16) | {"breaks": starts & 0xFF})
     compare(SparseChain(), schedule)
 
 
@@ -140,8 +141,13 @@ def test_latency_constants():
 
 def test_nine_products_are_too_many():
     """What the contract forbids does go wrong: a ninth product of one sign overflows the lower lane."""
-    step = {"acts": [[[-128] * 16] * 2] * 8, "weights": [[-127] * 16] * 2, "indices": [0] * 16, "sparse": 0,
-            "breaks": 1}
+    step = {
+        "acts": [[[-128] * 16] * 2] * 8,
+        "weights": [[-127] * 16] * 2,
+        "indices": [0] * 16,
+        "sparse": 0,
+        "breaks": 1,
+    }
     taps, _ = run(SparseChain(), [step])
     (got,) = taps.values()
     assert got[:4] == oracle(step)[:4] and got[4] != oracle(step)[4]

@@ -61,15 +61,24 @@ class Accumulation(wiring.Component):
 
     def __init__(self):
         super().__init__()
-        self.inputs = [Signal(signed(20), name="lo"), Signal(signed(20), name="hi"),
-                       Signal(signed(16), name="x0"), Signal(signed(16), name="x1")]
+        self.inputs = [
+            Signal(signed(20), name="lo"),
+            Signal(signed(20), name="hi"),
+            Signal(signed(16), name="x0"),
+            Signal(signed(16), name="x1"),
+        ]
 
     def elaborate(self, platform):
         m = Module()
         lo, hi, x0, x1 = self.inputs
         pcin, product, p, expected = (Signal(signed(48), name=name) for name in ("pcin", "product", "p", "expected"))
-        m.d.comb += [pcin.eq((hi << 18) + lo), product.eq((x1 << 18) + x0), p.eq(pcin + product),
-                     expected.eq(((hi + x1) << 18) + (lo + x0)), self.differ.eq(p != expected)]
+        m.d.comb += [
+            pcin.eq((hi << 18) + lo),
+            product.eq((x1 << 18) + x0),
+            p.eq(pcin + product),
+            expected.eq(((hi + x1) << 18) + (lo + x0)),
+            self.differ.eq(p != expected),
+        ]
         return m
 
 
@@ -107,7 +116,7 @@ class Reduction(wiring.Component):
     def _picked(self, then, position, token):
         """By shifting: right only if exactly the indexed byte comes through."""
         acts = then.acts[position // 2][token].as_value()
-        return (acts >> (then.indices[position][:self.index_bits] << 3))[:8].as_signed()
+        return (acts >> (then.indices[position][: self.index_bits] << 3))[:8].as_signed()
 
     def _operand(self, m, then, position):
         packed = Signal(signed(27), name=f"packed_{position}")
@@ -135,7 +144,7 @@ class MaskPlaces(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        mask, = self.inputs
+        (mask,) = self.inputs
         places = Unpacker()._places(m, "row", mask, Const(1))
         mask = delay(m, mask, 1, "mask")
         found = Signal(16)

@@ -154,9 +154,31 @@ def verilate(folder, verilog, main):
     (folder / "design.sv").write_text(verilog)
     (folder / "main.cpp").write_text(main)
     run = subprocess.run(
-        ["verilator", "--cc", "--exe", "--build", "-j", "2", "--top-module", "top", "-Mdir", "obj", "-Wno-lint",
-         "-Wno-style", "-Wno-fatal", "-O3", "-CFLAGS", "-O1", "design.sv", "main.cpp"],
-        cwd=folder, env=tool_environment(folder / "bin"), capture_output=True, text=True, check=False,
+        [
+            "verilator",
+            "--cc",
+            "--exe",
+            "--build",
+            "-j",
+            "2",
+            "--top-module",
+            "top",
+            "-Mdir",
+            "obj",
+            "-Wno-lint",
+            "-Wno-style",
+            "-Wno-fatal",
+            "-O3",
+            "-CFLAGS",
+            "-O1",
+            "design.sv",
+            "main.cpp",
+        ],
+        cwd=folder,
+        env=tool_environment(folder / "bin"),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert run.returncode == 0, run.stderr[-2000:]
     return folder / "obj" / "Vtop"
@@ -168,8 +190,10 @@ def execute(binary, *arguments):
 
 @pytest.mark.parametrize("cascade_groups", [8, pytest.param(4, marks=pytest.mark.slow)])
 def test_primitive_chain_equals_plain_chain_and_dot_product(tmp_path, cascade_groups):
-    twins = [convert(SparseChain(cascade_groups=cascade_groups, primitive=primitive), name)
-             for name, primitive in (("chain_primitive", True), ("chain_plain", False))]
+    twins = [
+        convert(SparseChain(cascade_groups=cascade_groups, primitive=primitive), name)
+        for name, primitive in (("chain_primitive", True), ("chain_plain", False))
+    ]
     binary = verilate(tmp_path, "\n".join([CHAIN_TOP, *twins, MODEL]), CHAIN_MAIN)
     always_break = sum(1 << group for group in range(0, 8, cascade_groups))
     run = execute(binary, 100_000, chain_latency(cascade_groups), always_break)
@@ -177,10 +201,15 @@ def test_primitive_chain_equals_plain_chain_and_dot_product(tmp_path, cascade_gr
 
 
 def slices(model):
-    twins = [convert(DSP48E2(stages=stages, primitive=primitive), f"slice_{name}_{stages}")
-             for name, primitive in (("primitive", True), ("plain", False)) for stages in (1, 2)]
-    twins += [convert(MultiplyAccumulate(primitive=primitive), f"slice_{name}_mac")
-              for name, primitive in (("primitive", True), ("plain", False))]
+    twins = [
+        convert(DSP48E2(stages=stages, primitive=primitive), f"slice_{name}_{stages}")
+        for name, primitive in (("primitive", True), ("plain", False))
+        for stages in (1, 2)
+    ]
+    twins += [
+        convert(MultiplyAccumulate(primitive=primitive), f"slice_{name}_mac")
+        for name, primitive in (("primitive", True), ("plain", False))
+    ]
     return "\n".join([SLICE_TOP, *twins, model])
 
 
@@ -206,9 +235,14 @@ def test_model_refuses_what_it_does_not_cover(tmp_path):
 def test_synthesis_uses_sixteen_slices_and_infers_none(tmp_path):
     (tmp_path / "chain.v").write_text(convert(SparseChain(primitive=True), "chain"))
     # ABC9 stumbles over Amaranth's wires with brackets in their names.
-    run_yosys([f"read_verilog {tmp_path / 'chain.v'}", "rename -hide w:*[*",
-               "synth_xilinx -family xcup -top chain -flatten -noiopad -noclkbuf",
-               f"tee -o {tmp_path / 'stat.txt'} stat"])
+    run_yosys(
+        [
+            f"read_verilog {tmp_path / 'chain.v'}",
+            "rename -hide w:*[*",
+            "synth_xilinx -family xcup -top chain -flatten -noiopad -noclkbuf",
+            f"tee -o {tmp_path / 'stat.txt'} stat",
+        ]
+    )
     report = (tmp_path / "stat.txt").read_text()
     cells = {name: int(count) for count, name in re.findall(r"^\s*(\d+)\s+([A-Z]\w+)$", report, flags=re.M)}
     assert cells["DSP48E2"] == 16

@@ -50,8 +50,10 @@ def test_product_latency_and_wrapping(stages):
     dut = DSP48E2(stages=stages)
     assert dut.latency == stages + 2
     widths = {"a": 27, "d": 27, "b": 18, "pcin": 48}
-    inputs = [{name: signed_draw(rng, bits) for name, bits in widths.items()} | {"cascade": rng.randrange(2)}
-              for _ in range(2000)]
+    inputs = [
+        {name: signed_draw(rng, bits) for name, bits in widths.items()} | {"cascade": rng.randrange(2)}
+        for _ in range(2000)
+    ]
     seen = simulate(dut, inputs)
     for cycle in range(dut.latency, len(inputs)):
         operands = inputs[cycle - dut.latency]
@@ -89,8 +91,15 @@ def test_multiply_accumulate():
     """Products added to zero, to c and to the last p, whatever came before; p wraps."""
     rng = random.Random(3)
     dut = MultiplyAccumulate()
-    inputs = [{"a": signed_draw(rng, 27), "b": signed_draw(rng, 18), "c": signed_draw(rng, 48),
-               "addend": rng.choice((dut.ZERO, dut.LAST, dut.LAST, dut.C))} for _ in range(3000)]
+    inputs = [
+        {
+            "a": signed_draw(rng, 27),
+            "b": signed_draw(rng, 18),
+            "c": signed_draw(rng, 48),
+            "addend": rng.choice((dut.ZERO, dut.LAST, dut.LAST, dut.C)),
+        }
+        for _ in range(3000)
+    ]
     seen = simulate(dut, inputs)
     for cycle in range(dut.latency, len(inputs)):
         product = inputs[cycle - dut.latency]["a"] * inputs[cycle - dut.latency]["b"]

@@ -34,8 +34,10 @@ class SliceArithmetic(wiring.Component):
         m.d.comb += pre_added.eq(delay(m, a, dut.latency, "a_then") + delay(m, d, dut.latency, "d_then"))
         product = Signal(signed(PRODUCT_BITS))
         m.d.comb += product.eq(pre_added * delay(m, b, dut.latency, "b_then"))
-        added = delay(m, pcin, 1, "pcin_then") & delay(m, cascade, dut.latency - dut.cascade_delay,
-                                                     "cascade_then").replicate(48).as_signed()
+        added = (
+            delay(m, pcin, 1, "pcin_then")
+            & delay(m, cascade, dut.latency - dut.cascade_delay, "cascade_then").replicate(48).as_signed()
+        )
         expected = Signal(signed(48))
         m.d.comb += [expected.eq(product + added), self.differ.eq(dut.p != expected)]
         return m
@@ -49,20 +51,37 @@ class Selection(wiring.Component):
     def __init__(self, number, index_bits=4):
         super().__init__()
         self.number, self.index_bits = number, index_bits
-        self.inputs = [Signal(unsigned(bits), name=name) for name, bits in (
-            ("act0", 8 * BLOCK), ("act1", 8 * BLOCK), ("row0", 8), ("row1", 8), ("at", 4), ("sparse", 1), ("row", 1),
-            ("single", 1))]
+        self.inputs = [
+            Signal(unsigned(bits), name=name)
+            for name, bits in (
+                ("act0", 8 * BLOCK),
+                ("act1", 8 * BLOCK),
+                ("row0", 8),
+                ("row1", 8),
+                ("at", 4),
+                ("sparse", 1),
+                ("row", 1),
+                ("single", 1),
+            )
+        ]
 
     def elaborate(self, platform):
         m = Module()
         m.submodules.group = group = DSPGroup(first_position=4)
         acts0, acts1, row0, row1, index, sparse, row, single = self.inputs
-        m.d.comb += [group.acts[0].eq(acts0), group.acts[1].eq(acts1), group.sparse.eq(sparse), group.row.eq(row),
-                     group.weights[0][self.number].eq(row0), group.weights[1][self.number].eq(row1),
-                     group.indices[self.number].eq(index), group.single.eq(single)]
+        m.d.comb += [
+            group.acts[0].eq(acts0),
+            group.acts[1].eq(acts1),
+            group.sparse.eq(sparse),
+            group.row.eq(row),
+            group.weights[0][self.number].eq(row0),
+            group.weights[1][self.number].eq(row1),
+            group.indices[self.number].eq(index),
+            group.single.eq(single),
+        ]
         x1, x0, y = group._select(m, self.number)
         # By shifting, not by choosing: the same value only if exactly the indexed byte comes through.
-        narrow = index[:self.index_bits]
+        narrow = index[: self.index_bits]
         picked = [(acts >> (narrow << 3))[:8] for acts in (acts0, acts1)]
         own = (acts0 >> (8 * (4 + self.number)))[:8]
         weight = Mux(~single & (index == UNREACHED[self.number]), 0, Mux(row, row1, row0))

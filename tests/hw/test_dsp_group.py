@@ -30,10 +30,12 @@ def lanes(step, first_position):
     acts, weights = step["acts"], step["weights"]
     if step["sparse"]:
         chosen = [[token[index] for index in step["indices"]] for token in acts]
-        used = [w * (step["single"] or index != place)
-                for w, index, place in zip(weights[step["row"]], step["indices"], UNREACHED, strict=True)]
+        used = [
+            w * (step["single"] or index != place)
+            for w, index, place in zip(weights[step["row"]], step["indices"], UNREACHED, strict=True)
+        ]
         return tuple(sum(a * w for a, w in zip(chosen[token], used, strict=True)) for token in (1, 0))
-    own = acts[0][first_position:first_position + 2]
+    own = acts[0][first_position : first_position + 2]
     return tuple(sum(a * w for a, w in zip(own, weights[row], strict=True)) for row in (1, 0))
 
 
@@ -90,7 +92,7 @@ def test_a_multiplier_without_singles_finds_its_weight_among_the_activations(sin
                 step["indices"] = list(UNREACHED)
             for number, (single, place) in enumerate(zip(singles, UNREACHED, strict=True)):
                 if step["single"] and not single and step["indices"][number] == place:
-                    step["weights"][step["row"]][number] = 0        # empty slots of N = 1
+                    step["weights"][step["row"]][number] = 0  # empty slots of N = 1
             for dut in (wide, narrow):
                 for name, value in step.items():
                     ctx.set(getattr(dut, name), layouts[name].const(value) if name in layouts else value)

@@ -40,8 +40,14 @@ def bursts(desc):
 def test_load(seed, config):
     rng = random.Random(seed)
     stalls = seed % 2
-    desc = {"addr": rng.randrange(200), "n_outer": rng.randint(1, 5), "n_inner": rng.randint(1, 40),
-            "stride": rng.randrange(90), "dst": rng.randrange(50), "dst_stride": rng.choice([41, 64])}
+    desc = {
+        "addr": rng.randrange(200),
+        "n_outer": rng.randint(1, 5),
+        "n_inner": rng.randint(1, 40),
+        "stride": rng.randrange(90),
+        "dst": rng.randrange(50),
+        "dst_stride": rng.choice([41, 64]),
+    }
     dut = LoadUnit(config)
     asked, queue, times = [], [], {}
 
@@ -108,8 +114,11 @@ def store_beats(desc, granule):
                 cached = head + slot * desc["stride_slot"] + g * desc["stride_gran"]
                 match desc["mode"]:
                     case StMode.LIN:
-                        yield units, head + t * desc["stride_tok"] + g, dict(enumerate(b"".join(
-                            v.to_bytes(4, "little") for v in row)))
+                        yield (
+                            units,
+                            head + t * desc["stride_tok"] + g,
+                            dict(enumerate(b"".join(v.to_bytes(4, "little") for v in row))),
+                        )
                     case StMode.K:
                         yield unit, cached + (k >> 2), {(k & 3) * 16 + i: v & 255 for i, v in enumerate(row)}
                     case StMode.V:
@@ -125,9 +134,21 @@ def store_beats(desc, granule):
 @pytest.mark.parametrize("mode", list(StMode))
 def test_store(mode, stalls, config):
     rng = random.Random(mode * 2 + stalls)
-    desc = {"mode": mode, "addr": 1000, "src": 3, "src_tok": 9, "src_head": 3, "pos": rng.randrange(100),
-            "n_tok": 4, "n_head": 2, "n_gran": 3, "stride_tok": 64, "stride_head": 300, "stride_slot": 12345,
-            "stride_gran": 1 << 20}
+    desc = {
+        "mode": mode,
+        "addr": 1000,
+        "src": 3,
+        "src_tok": 9,
+        "src_head": 3,
+        "pos": rng.randrange(100),
+        "n_tok": 4,
+        "n_head": 2,
+        "n_gran": 3,
+        "stride_tok": 64,
+        "stride_head": 300,
+        "stride_slot": 12345,
+        "stride_gran": 1 << 20,
+    }
     memory = [[rng.getrandbits(32) for _ in range(16)] for _ in range(64)]
     expected = list(store_beats(desc, memory.__getitem__))
     dut = StoreUnit(config)
@@ -186,6 +207,7 @@ def test_store(mode, stalls, config):
     def bench(index, bus):
         async def run(ctx):
             await port(ctx, index, bus)
+
         return run
 
     simulate(dut, (drive, False), *((bench(i, bus), True) for i, bus in enumerate(dut.buses)))
@@ -196,16 +218,19 @@ def test_store(mode, stalls, config):
         assert [c for *_, c in heads] == [times["start"] + 1 + k + ST_PIPE for k in range(len(expected))]
 
 
-@pytest.mark.parametrize(("dut", "fields", "code"), [
-    (LoadUnit, {"n_outer": 1, "n_inner": 0}, Error.ILLEGAL_DESCRIPTOR),
-    (LoadUnit, {"n_outer": 0, "n_inner": 1}, Error.ILLEGAL_DESCRIPTOR),
-    (LoadUnit, {"n_outer": 1, "n_inner": 1, "kind": len(LdKind)}, Error.ILLEGAL_DESCRIPTOR),
-    (LoadUnit, {"n_outer": 1, "n_inner": 1, "kind": 1 << 31}, Error.ILLEGAL_DESCRIPTOR),
-    (StoreUnit, {"n_tok": 1, "n_head": 1, "n_gran": 1, "kind": len(StKind)}, Error.ILLEGAL_DESCRIPTOR),
-    (StoreUnit, {"n_tok": 1, "n_head": 1, "n_gran": 0}, Error.ILLEGAL_DESCRIPTOR),
-    (StoreUnit, {"n_tok": 1, "n_head": 1, "n_gran": 1, "mode": 4}, Error.ILLEGAL_DESCRIPTOR),
-    (StoreUnit, {"n_tok": 1, "n_head": 1, "n_gran": 1, "src": 1 << 31}, Error.BUFFER_RANGE),
-])
+@pytest.mark.parametrize(
+    ("dut", "fields", "code"),
+    [
+        (LoadUnit, {"n_outer": 1, "n_inner": 0}, Error.ILLEGAL_DESCRIPTOR),
+        (LoadUnit, {"n_outer": 0, "n_inner": 1}, Error.ILLEGAL_DESCRIPTOR),
+        (LoadUnit, {"n_outer": 1, "n_inner": 1, "kind": len(LdKind)}, Error.ILLEGAL_DESCRIPTOR),
+        (LoadUnit, {"n_outer": 1, "n_inner": 1, "kind": 1 << 31}, Error.ILLEGAL_DESCRIPTOR),
+        (StoreUnit, {"n_tok": 1, "n_head": 1, "n_gran": 1, "kind": len(StKind)}, Error.ILLEGAL_DESCRIPTOR),
+        (StoreUnit, {"n_tok": 1, "n_head": 1, "n_gran": 0}, Error.ILLEGAL_DESCRIPTOR),
+        (StoreUnit, {"n_tok": 1, "n_head": 1, "n_gran": 1, "mode": 4}, Error.ILLEGAL_DESCRIPTOR),
+        (StoreUnit, {"n_tok": 1, "n_head": 1, "n_gran": 1, "src": 1 << 31}, Error.BUFFER_RANGE),
+    ],
+)
 def test_refused(dut, fields, code):
     """The cycle after the start reports it, and nothing goes out."""
     dut = dut(CONFIG)

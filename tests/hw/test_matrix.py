@@ -83,8 +83,10 @@ class Bench:
                     return
                 await ctx.tick()
             else:
-                raise AssertionError(f"not done after {max_cycles} cycles: starts {self.starts}, dones {self.dones}, "
-                                     f"takes {self.takes}, errors {self.errors}")
+                raise AssertionError(
+                    f"not done after {max_cycles} cycles: starts {self.starts}, dones {self.dones}, "
+                    f"takes {self.takes}, errors {self.errors}"
+                )
             await self._read(ctx, reads)
 
         sim.add_testbench(main)
@@ -98,7 +100,7 @@ class Bench:
             port = self.dut.operands
             ctx.set(port.en, 1)
             ctx.set(port.addr, word)
-            ctx.set(port.data, [int(x) for x in operands[word * per_word:(word + 1) * per_word].ravel()])
+            ctx.set(port.data, [int(x) for x in operands[word * per_word : (word + 1) * per_word].ravel()])
             await ctx.tick()
         ctx.set(self.dut.operands.en, 0)
 
@@ -144,13 +146,14 @@ class Bench:
                 ctx.set(axi.rvalid, show)
                 if show:
                     _, beat, last = pending.pop(0)
-                    ctx.set(axi.rdata, int.from_bytes(contents[beat * 64:beat * 64 + 64].tobytes(), "little"))
+                    ctx.set(axi.rdata, int.from_bytes(contents[beat * 64 : beat * 64 + 64].tobytes(), "little"))
                     ctx.set(axi.rlast, last)
                     ctx.set(axi.rresp, 2 * (self.fault == (unit, n)))
                     self.arrived[unit].append(cycle)
                     n += 1
                 _, _, valid, ready, address, length = await ctx.tick().sample(
-                    axi.arvalid, axi.arready, axi.araddr, axi.arlen)
+                    axi.arvalid, axi.arready, axi.araddr, axi.arlen
+                )
                 if valid and ready:
                     assert address % 64 == 0
                     self.asked[unit].append((cycle, address // 64, length + 1))
@@ -164,8 +167,18 @@ class Bench:
             cycle, dut = 0, self.dut
             while True:
                 _, _, take, drained, stall, *units = await ctx.tick().sample(
-                    steps.take, drain.step_drained, dut.unpack_stall, dut.rd.start, dut.rd.done, dut.rd.error,
-                    dut.rd.error_code, dut.mx.start, dut.mx.done, dut.mx.error, dut.mx.error_code)
+                    steps.take,
+                    drain.step_drained,
+                    dut.unpack_stall,
+                    dut.rd.start,
+                    dut.rd.done,
+                    dut.rd.error,
+                    dut.rd.error_code,
+                    dut.mx.start,
+                    dut.mx.done,
+                    dut.mx.error,
+                    dut.mx.error_code,
+                )
                 self.stalls += stall
                 if take:
                     self.takes.append(cycle)
@@ -212,8 +225,9 @@ def check_run(config, shapes, seed, stall, latency, gaps=0):
     for unit, front in enumerate(fronts):
         while front.pop():
             pass
-        asked = address_times(config, bench.starts["rd"], load.rd, front.pops,
-                              lambda t, unit=unit: bench.ready[unit, t])
+        asked = address_times(
+            config, bench.starts["rd"], load.rd, front.pops, lambda t, unit=unit: bench.ready[unit, t]
+        )
         assert bench.asked[unit] == asked
     assert bench.stalls == fronts[0].stalls()
     n_bursts, ends = 0, []
@@ -224,12 +238,19 @@ def check_run(config, shapes, seed, stall, latency, gaps=0):
     return bench
 
 
-
-@pytest.mark.parametrize(("name", "stall"), [
-    ("tiny", 0.0), ("fast", 0.4), pytest.param("tiny", 0.4, marks=SLOW), pytest.param("fast", 0.0, marks=SLOW),
-    pytest.param("one", 0.0, marks=SLOW), pytest.param("one", 0.4, marks=SLOW),
-    pytest.param("wide", 0.0, marks=SLOW), pytest.param("wide", 0.4, marks=SLOW),
-])
+@pytest.mark.parametrize(
+    ("name", "stall"),
+    [
+        ("tiny", 0.0),
+        ("fast", 0.4),
+        pytest.param("tiny", 0.4, marks=SLOW),
+        pytest.param("fast", 0.0, marks=SLOW),
+        pytest.param("one", 0.0, marks=SLOW),
+        pytest.param("one", 0.4, marks=SLOW),
+        pytest.param("wide", 0.0, marks=SLOW),
+        pytest.param("wide", 0.4, marks=SLOW),
+    ],
+)
 def test_results_and_cycles(name, stall):
     check_run(CONFIGS[name], SHAPES, seed=len(name), stall=stall, latency=20, gaps=9 if stall else 0)
 
@@ -237,8 +258,13 @@ def test_results_and_cycles(name, stall):
 @pytest.mark.parametrize("bits", BITS)
 def test_every_sparsity(bits):
     """Each alone, where nothing hides a wrong round: rows that do not come in pairs, and those that do."""
-    shapes = [[Product(SPLIT_N, STREAM, n_rows=n_rows, kb=12, ob=1, bits=(bits,), nonzeros=(nonzeros,), rounds=3)
-               for n_rows in (1, 2, 3)] for nonzeros in NONZEROS]
+    shapes = [
+        [
+            Product(SPLIT_N, STREAM, n_rows=n_rows, kb=12, ob=1, bits=(bits,), nonzeros=(nonzeros,), rounds=3)
+            for n_rows in (1, 2, 3)
+        ]
+        for nonzeros in NONZEROS
+    ]
     check_run(ONE, shapes, seed=bits, stall=0.0, latency=20)
 
 
@@ -259,13 +285,20 @@ def failing(rd=None, mx=None, fault=None, change=None, product=SHAPES[0][0], con
     return bench.errors
 
 
-@pytest.mark.parametrize("field, value, error", [
-    ("n_rows", 0, Error.ILLEGAL_DESCRIPTOR), ("n_rows", 17, Error.ILLEGAL_DESCRIPTOR),
-    ("kb", 0, Error.ILLEGAL_DESCRIPTOR),
-    ("ob", 0, Error.ILLEGAL_DESCRIPTOR),
-    ("n_outer", 0, Error.ILLEGAL_DESCRIPTOR), ("mode", 2, Error.ILLEGAL_DESCRIPTOR),
-    ("act", 256, Error.BUFFER_RANGE), ("dst", 254, Error.BUFFER_RANGE), ("act", 2**32 - 1, Error.BUFFER_RANGE),
-])
+@pytest.mark.parametrize(
+    "field, value, error",
+    [
+        ("n_rows", 0, Error.ILLEGAL_DESCRIPTOR),
+        ("n_rows", 17, Error.ILLEGAL_DESCRIPTOR),
+        ("kb", 0, Error.ILLEGAL_DESCRIPTOR),
+        ("ob", 0, Error.ILLEGAL_DESCRIPTOR),
+        ("n_outer", 0, Error.ILLEGAL_DESCRIPTOR),
+        ("mode", 2, Error.ILLEGAL_DESCRIPTOR),
+        ("act", 256, Error.BUFFER_RANGE),
+        ("dst", 254, Error.BUFFER_RANGE),
+        ("act", 2**32 - 1, Error.BUFFER_RANGE),
+    ],
+)
 def test_mx_errors(field, value, error):
     assert failing(mx={field: value}) == {"mx": error}
 
@@ -277,11 +310,16 @@ def test_windows_wrap_around_the_buffer_and_the_row_behind_an_odd_one_is_not_rea
     assert failing(product=replace(wrapping, nonzeros=(4,)), mx={"act": 254}) == {"mx": Error.BUFFER_RANGE}
 
 
-@pytest.mark.parametrize(("case", "error"), [
-    ({"rd": {"n_inner": 0}}, Error.ILLEGAL_DESCRIPTOR), ({"rd": {"fmt": 2}}, Error.ILLEGAL_DESCRIPTOR),
-    ({"fault": (0, 12)}, Error.BUS_READ), ({"change": (0, 1)}, Error.STREAM_HEADER),
-    ({"change": (3, 0x80)}, Error.STREAM_HEADER),
-])
+@pytest.mark.parametrize(
+    ("case", "error"),
+    [
+        ({"rd": {"n_inner": 0}}, Error.ILLEGAL_DESCRIPTOR),
+        ({"rd": {"fmt": 2}}, Error.ILLEGAL_DESCRIPTOR),
+        ({"fault": (0, 12)}, Error.BUS_READ),
+        ({"change": (0, 1)}, Error.STREAM_HEADER),
+        ({"change": (3, 0x80)}, Error.STREAM_HEADER),
+    ],
+)
 def test_rd_errors(case, error):
     assert failing(**case) == {"rd": error}
 
@@ -304,7 +342,7 @@ def test_a_raw_block_every_four_cycles():
     """Decode: one row, one pass; the memory's rate is the machine's."""
     bench = check_run(QUICK, [[Product(SPLIT_N, RAW, n_rows=1, kb=16, ob=2)]], seed=1, stall=0.0, latency=20)
     # What RD read ahead while the operands were written lies ready, eight rounds of it.
-    assert np.diff(bench.takes).tolist()[WEIGHT_BUFFER_ROUNDS + 2:] == [4] * (31 - WEIGHT_BUFFER_ROUNDS - 2)
+    assert np.diff(bench.takes).tolist()[WEIGHT_BUFFER_ROUNDS + 2 :] == [4] * (31 - WEIGHT_BUFFER_ROUNDS - 2)
 
 
 def test_a_round_every_cycle():

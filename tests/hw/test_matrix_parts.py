@@ -38,7 +38,7 @@ def test_operand_windows(units, lanes):
         per_word = config.granules_per_word
         ctx.set(dut.write.en, 1)
         for word in range(config.ob_blocks // per_word):
-            value = sum(block << 128 * i for i, block in enumerate(blocks[word * per_word:(word + 1) * per_word]))
+            value = sum(block << 128 * i for i, block in enumerate(blocks[word * per_word : (word + 1) * per_word]))
             ctx.set(dut.write.addr, word)
             ctx.set(dut.write.data.as_value(), value)
             await ctx.tick()
@@ -54,8 +54,10 @@ def test_operand_windows(units, lanes):
 
     simulate(dut, drive)
     for (address, split), (window, own) in zip(reads, got, strict=True):
+
         def block(i, address=address):
             return blocks[(address + i) % len(blocks)]
+
         assert window == sum(block(i) << 128 * i for i in range(8)), (address, split)
         assert own == [block(unit * split) for unit in range(units)], (address, split)
 
@@ -70,9 +72,14 @@ def test_accumulators_at_every_distance(chains):
     schedule, again = [], set()
     last = {}
     for cycle in range(1500):
-        step = {"row": rng.randrange(6) if rng.random() < 0.5 else 0, "pass_": rng.randrange(config.passes) // 4,
-                "first": int(rng.random() < 0.1), "sparse": 0, "token": 0}
-        sums = [rng.choice((rng.randrange(-2**19, 2**19), 2**19 - 1)) for _ in range(2 * chains)]
+        step = {
+            "row": rng.randrange(6) if rng.random() < 0.5 else 0,
+            "pass_": rng.randrange(config.passes) // 4,
+            "first": int(rng.random() < 0.1),
+            "sparse": 0,
+            "token": 0,
+        }
+        sums = [rng.choice((rng.randrange(-(2**19), 2**19), 2**19 - 1)) for _ in range(2 * chains)]
         scales = [rng.choice((rng.randrange(-32, 32), 1, -32)) for _ in range(2 * chains)]
         valid = int(rng.random() < 0.8)
         schedule.append((step, sums, scales, valid))
@@ -80,7 +87,7 @@ def test_accumulators_at_every_distance(chains):
             place = step["row"], step["pass_"]
             again.add(cycle - last.get(place, -99))
             last[place] = cycle
-            part = expected[step["row"], step["pass_"] * 2 * chains:][:2 * chains]
+            part = expected[step["row"], step["pass_"] * 2 * chains :][: 2 * chains]
             part[:] = part * (not step["first"]) + np.array(sums) * scales
     assert {1, 2, 3, 4, 5} <= again
     rows = []

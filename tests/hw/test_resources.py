@@ -31,8 +31,12 @@ class Buffer(wiring.Component):
 
     def __init__(self, memory: Memory):
         self.inner = BufferMemory(memory)
-        super().__init__({name: In(member.shape) if member.flow is In else Out(member.shape)
-                          for name, member in self.inner.signature.members.items()})
+        super().__init__(
+            {
+                name: In(member.shape) if member.flow is In else Out(member.shape)
+                for name, member in self.inner.signature.members.items()
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -41,10 +45,16 @@ class Buffer(wiring.Component):
         return m
 
 
-@pytest.mark.parametrize("memory", [
-    Memory("one writer", 160, 2 * 4096 + 1, Store.ULTRA), Memory("by parts", 256, 5000, Store.ULTRA, parts=2),
-    Memory("blocks", 160, 1536, Store.BLOCK), Memory("blocks by parts", 128, 200, Store.BLOCK, parts=2),
-], ids=lambda memory: memory.name)
+@pytest.mark.parametrize(
+    "memory",
+    [
+        Memory("one writer", 160, 2 * 4096 + 1, Store.ULTRA),
+        Memory("by parts", 256, 5000, Store.ULTRA, parts=2),
+        Memory("blocks", 160, 1536, Store.BLOCK),
+        Memory("blocks by parts", 128, 200, Store.BLOCK, parts=2),
+    ],
+    ids=lambda memory: memory.name,
+)
 def test_a_memory_takes_what_it_says(memory):
     assert tally(synthesise(convert(Buffer(memory), "top"), "top")["top"])[KIND[memory.store]] == memory.primitives
 
@@ -63,11 +73,15 @@ def test_every_card_has_room_for_its_configuration(name):
     assert share["URAM"] <= 0.85 and share["BRAM36"] <= 0.85
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"ab_granules": 393216}, r"needs 1180 UltraRAMs, the limit is 960"),
-    ({"pb_granules": 114688}, r"needs 2682.5 block RAMs of 36 Kb, the limit is 2016"),
-    ({"lanes": 256}, r"needs 8201 DSPs, the limit is 6500"),
-], ids=lambda value: value if isinstance(value, str) else next(iter(value)))
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"ab_granules": 393216}, r"needs 1180 UltraRAMs, the limit is 960"),
+        ({"pb_granules": 114688}, r"needs 2682.5 block RAMs of 36 Kb, the limit is 2016"),
+        ({"lanes": 256}, r"needs 8201 DSPs, the limit is 6500"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else next(iter(value)),
+)
 def test_what_exceeds_a_card_is_refused(change, message):
     with pytest.raises(ConfigError, match=message) as raised:
         convert(Accelerator(replace(get("u280"), **change)), "top")

@@ -43,8 +43,14 @@ VERILOG = convert(Pair(), "alula")
 
 
 def test_units_by_place():
-    names = {"alula": "ports", "alula.control": "control", "alula.core": "core", "alula.core.load$367": "load",
-             "alula.core.vector.lane_3": "vector", "matrix_unit.chain_0.group_1": "matrix_unit"}  # fmt: skip
+    names = {
+        "alula": "ports",
+        "alula.control": "control",
+        "alula.core": "core",
+        "alula.core.load$367": "load",
+        "alula.core.vector.lane_3": "vector",
+        "matrix_unit.chain_0.group_1": "matrix_unit",
+    }
     assert {name: unit_of(name) for name in names} == names
 
 
@@ -83,8 +89,13 @@ class Around(wiring.Component):
         m.submodules.through = through = Through()
         m.submodules.memory = memory = Memory(shape=1, depth=32, init=[])
         write, read = memory.write_port(), memory.read_port(domain="comb")
-        m.d.comb += [through.i.eq(Cat(self.i[:10], self.i.xor())), write.data.eq(through.copy), write.en.eq(1),
-                     write.addr.eq(self.i), read.addr.eq(self.i)]
+        m.d.comb += [
+            through.i.eq(Cat(self.i[:10], self.i.xor())),
+            write.data.eq(through.copy),
+            write.en.eq(1),
+            write.addr.eq(self.i),
+            read.addr.eq(self.i),
+        ]
         m.d.sync += self.o.eq(read.data)
         return m
 

@@ -78,8 +78,17 @@ def test_largest_products_and_sums(program, extreme):
     ab = np.full((64, LANES), extreme, np.int64)
     passes = [descriptor({"src": Src.P, "dst": Dst.VB})]
     passes += [descriptor({"src": Src.A, "mul3": Mul3.V, "sh3": shift, "dst": Dst.SB}) for shift in range(62)]
-    passes.append(descriptor({"src": Src.A, "reduce": Reduce.SUM, "level": 1, "fin": Fin.MEAN}, n_outer=2, n_mid=5000,
-                             n_words=1, w=1, w_out=1, imm1=nm.pack_scale(40000, 20)))
+    passes.append(
+        descriptor(
+            {"src": Src.A, "reduce": Reduce.SUM, "level": 1, "fin": Fin.MEAN},
+            n_outer=2,
+            n_mid=5000,
+            n_words=1,
+            w=1,
+            w_out=1,
+            imm1=nm.pack_scale(40000, 20),
+        )
+    )
     passes += dump()
     assert mismatch(program, ab, ab, passes) is None
 
@@ -88,21 +97,36 @@ def test_rows_without_valid_lanes(program):
     passes = []
     for number, reduce in enumerate(Reduce):
         for level in (0, 1):
-            passes.append(descriptor({"src": Src.A, "reduce": reduce, "fin": Fin.QRECIP, "level": level, "dst": Dst.OB},
-                                     n_outer=3, n_mid=2, n_words=2, len0=0, len_step=17, w=number * 6, w_out=2,
-                                     w_mid=1))
+            passes.append(
+                descriptor(
+                    {"src": Src.A, "reduce": reduce, "fin": Fin.QRECIP, "level": level, "dst": Dst.OB},
+                    n_outer=3,
+                    n_mid=2,
+                    n_words=2,
+                    len0=0,
+                    len_step=17,
+                    w=number * 6,
+                    w_out=2,
+                    w_mid=1,
+                )
+            )
             passes += dump()
     assert mismatch(program, *buffers(5), passes) is None
 
 
 USES = [
-    ("a", {"src": Src.A}, CONFIG.ab_granules), ("p", {"src": Src.P}, CONFIG.pb_granules),
-    ("p", {"mul1": Mul1.ROPE, "src": Src.R0}, CONFIG.pb_granules), ("v", {"src": Src.V}, CONFIG.vb_granules),
-    ("d", {"dst": Dst.VB}, CONFIG.vb_granules), ("d", {"dst": Dst.SB}, CONFIG.sb_granules),
-    ("d", {"dst": Dst.OBH}, CONFIG.ob_blocks), ("r0", {"src": Src.R0}, CONFIG.rs_entries),
-    ("r0", {"fin": Fin.RSQRT}, CONFIG.rs_entries), ("r1", {"mul3": Mul3.R1}, CONFIG.rs_entries),
+    ("a", {"src": Src.A}, CONFIG.ab_granules),
+    ("p", {"src": Src.P}, CONFIG.pb_granules),
+    ("p", {"mul1": Mul1.ROPE, "src": Src.R0}, CONFIG.pb_granules),
+    ("v", {"src": Src.V}, CONFIG.vb_granules),
+    ("d", {"dst": Dst.VB}, CONFIG.vb_granules),
+    ("d", {"dst": Dst.SB}, CONFIG.sb_granules),
+    ("d", {"dst": Dst.OBH}, CONFIG.ob_blocks),
+    ("r0", {"src": Src.R0}, CONFIG.rs_entries),
+    ("r0", {"fin": Fin.RSQRT}, CONFIG.rs_entries),
+    ("r1", {"mul3": Mul3.R1}, CONFIG.rs_entries),
     ("w", {"reduce": Reduce.SUM}, CONFIG.rs_entries),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("operand, control, size", USES)
@@ -123,10 +147,21 @@ def test_range(program, operand, control, size):
         assert [len(r[0]) for r in results] == [2, 1, 2, 1, 0]
 
 
-@pytest.mark.parametrize("fields", [
-    {"n_outer": 0}, {"n_mid": 0}, {"n_words": 0}, {"func": 5}, {"mul3": 3}, {"row0": 3}, {"row1": 3}, {"reduce": 5},
-    {"fin": 5}, {"dst": 6},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"n_outer": 0},
+        {"n_mid": 0},
+        {"n_words": 0},
+        {"func": 5},
+        {"mul3": 3},
+        {"row0": 3},
+        {"row1": 3},
+        {"reduce": 5},
+        {"fin": 5},
+        {"dst": 6},
+    ],
+)
 def test_illegal(program, fields):
     control = {k: v for k, v in fields.items() if not k.startswith("n_")}
     counts = {k: v for k, v in fields.items() if k.startswith("n_")}

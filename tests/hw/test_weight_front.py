@@ -39,7 +39,7 @@ class Beats:
     def _add(self, data, rounds, raw):
         self.rounds += [replace(each, beat=each.beat + len(self.beats)) for each in rounds]
         for at in range(0, len(data), BEAT_BYTES):
-            value = int.from_bytes(data[at:at + BEAT_BYTES], "little")
+            value = int.from_bytes(data[at : at + BEAT_BYTES], "little")
             self.beats.append({"data": value, "first": int(at == 0 and not raw), "raw": raw})
         return self
 
@@ -140,9 +140,13 @@ def fields(value):
     data = np.frombuffer(value.to_bytes(400, "little"), np.uint8)
     nibbles = np.stack([data[256:384] & 15, data[256:384] >> 4], 1)
     tail = value >> 8 * 384
-    return (data[:256].view(np.int8).reshape(16, 16), nibbles.reshape(16, 16),
-            [tail >> 3 * g & 7 for g in range(8)], (tail >> 24 & 1, tail >> 25 & 1),
-            tuple(((tail >> 26 + 6 * row & 63) ^ 32) - 32 for row in range(16)))
+    return (
+        data[:256].view(np.int8).reshape(16, 16),
+        nibbles.reshape(16, 16),
+        [tail >> 3 * g & 7 for g in range(8)],
+        (tail >> 24 & 1, tail >> 25 & 1),
+        tuple(((tail >> 26 + 6 * row & 63) ^ 32) - 32 for row in range(16)),
+    )
 
 
 def check_contents(bench, rounds):
@@ -156,7 +160,8 @@ def check_contents(bench, rounds):
             for row, used in enumerate(expected.used):
                 np.testing.assert_array_equal(indices[row, used], np.array(expected.indices)[row, used])
         assert [got for got, block in zip(blocks, expected.blocks, strict=True) if block is not None] == [
-            block for block in expected.blocks if block is not None]
+            block for block in expected.blocks if block is not None
+        ]
 
 
 def check_timing(bench, rounds):
@@ -188,8 +193,13 @@ def check(beats, seed, **options):
 
 
 def mixed_run(rng, **options):
-    kind = {"bits": rng.choice(BITS), "nonzeros": rng.choice(NONZEROS), "window": rng.randrange(512),
-            "blocks": rng.randrange(1, 256), "last": rng.random() < 0.5}
+    kind = {
+        "bits": rng.choice(BITS),
+        "nonzeros": rng.choice(NONZEROS),
+        "window": rng.randrange(512),
+        "blocks": rng.randrange(1, 256),
+        "last": rng.random() < 0.5,
+    }
     return random_run(rng, **(kind | options))
 
 
@@ -220,8 +230,12 @@ def test_mixed_runs(seed):
         for at in sorted(rng.sample(range(len(runs) + 1), 2), reverse=True):
             runs[at:at] = [None] * rng.randint(1, 2)
         beats.stream(*runs).raw(*(random_round(rng) for _ in range(rng.randint(0, 3))))
-    options = [{"gaps": 0.3}, {"lazy": 0.7}, {"gaps": 0.2, "lazy": 0.5, "delay": (3, 6)},
-               {"lazy": 0.9, "delay": (3, 5)}]
+    options = [
+        {"gaps": 0.3},
+        {"lazy": 0.7},
+        {"gaps": 0.2, "lazy": 0.5, "delay": (3, 6)},
+        {"lazy": 0.9, "delay": (3, 5)},
+    ]
     check(beats, seed, **options[seed])
 
 
@@ -238,15 +252,17 @@ def test_takes_in_every_cycle():
     rng = random.Random(6)
     beats = Beats().stream(*(random_run(rng, 2, 16, window=i) for i in range(6)))
     bench = check(beats, 6, delay=(6, 6), lazy=lambda cycle: cycle % 24 < 14)
-    assert 8 * [1] in [np.diff(bench.takes)[i:i + 8].tolist() for i in range(40)]
+    assert 8 * [1] in [np.diff(bench.takes)[i : i + 8].tolist() for i in range(40)]
 
 
 def test_masks_with_other_counts():
     """Fewer bits than slots: `mask_inputs`; more: the first eight."""
     rng = random.Random(7)
     run = random_run(rng, 2, 8)
-    masks = [rng.choice((rng.getrandbits(16), rng.getrandbits(16) & rng.getrandbits(16), 0, 0xFFFF, 1 << 15))
-             for _ in range(4 * 2 * 16)]
+    masks = [
+        rng.choice((rng.getrandbits(16), rng.getrandbits(16) & rng.getrandbits(16), 0, 0xFFFF, 1 << 15))
+        for _ in range(4 * 2 * 16)
+    ]
     run.masks = np.array(masks, np.uint16).reshape(4, 2, 16)
     check(Beats().stream(run, random_run(rng, 2, 8)), 7)
 
@@ -297,10 +313,10 @@ def test_bad_slots(name, byte, value, slot):
     at = 16 * slot + byte
     data[at] = value if name == "magic" else data[at] | {"nonzeros": 0x01, "zero": value}[name]
     if name == "nonzeros":
-        data[16 * slot] |= 0x40     # code 5
+        data[16 * slot] |= 0x40  # code 5
     with pytest.raises(ValueError):
-        Run.decode(bytes(data[16 * slot:16 * slot + 16]))
-    beats = [{"data": int.from_bytes(data[i:i + 64], "little"), "first": i == 0, "raw": 0} for i in range(0, 576, 64)]
+        Run.decode(bytes(data[16 * slot : 16 * slot + 16]))
+    beats = [{"data": int.from_bytes(data[i : i + 64], "little"), "first": i == 0, "raw": 0} for i in range(0, 576, 64)]
     assert errors(beats) == 0
 
 
@@ -317,21 +333,25 @@ def test_beats_out_of_place():
     raw = Beats().raw(random_round(rng)).beats
     stray = {"data": 0, "first": 0, "raw": 0}
     assert errors(stream + raw + stream) is None
-    assert errors(stream[:3] + stream) == 3     # an instruction starts inside a run
-    assert errors(stream[:3] + raw) == 3        # RAW inside a run
+    assert errors(stream[:3] + stream) == 3  # an instruction starts inside a run
+    assert errors(stream[:3] + raw) == 3  # RAW inside a run
     assert errors(stream[:1] + raw) == 1
-    assert errors(raw[:3] + stream) == 3        # an instruction starts inside a RAW block
-    assert errors([*raw[:1], stray]) == 1       # not RAW, inside a RAW block
-    assert errors([*raw, stray]) is None        # padding
+    assert errors(raw[:3] + stream) == 3  # an instruction starts inside a RAW block
+    assert errors([*raw[:1], stray]) == 1  # not RAW, inside a RAW block
+    assert errors([*raw, stray]) is None  # padding
 
 
 # Tags
 
+
 def test_reader_tags():
     """Only the first beat of a STREAM instruction is `first`, all beats of a RAW one are `raw`."""
     instructions = [(StreamFormat.STREAM, 2, 40), (StreamFormat.RAW, 3, 5), (StreamFormat.STREAM, 1, 3)]
-    expected = [(int(fmt == StreamFormat.STREAM and i == 0), int(fmt == StreamFormat.RAW))
-                for fmt, n_outer, n_inner in instructions for i in range(n_outer * n_inner)]
+    expected = [
+        (int(fmt == StreamFormat.STREAM and i == 0), int(fmt == StreamFormat.RAW))
+        for fmt, n_outer, n_inner in instructions
+        for i in range(n_outer * n_inner)
+    ]
     dut = WeightReader(get("small"))
     tags = []
 

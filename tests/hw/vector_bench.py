@@ -29,10 +29,29 @@ def binary(text: str) -> Path:
 
     def make(folder: Path) -> None:
         (folder / "vector_unit.v").write_text(text)
-        command = ["verilator", "--cc", "--exe", "--build", "-j", "2", "--top-module", "vector_unit", "-Mdir", "obj",
-                   "-o", "sim", "-Wno-lint", "-Wno-style", "-Wno-fatal", "-CFLAGS", "-O1", "-MAKEFLAGS",
-                   "OPT_FAST=-O1 OPT_SLOW=-O0 OPT_GLOBAL=-O1",
-                   "vector_unit.v", str(HARNESS)]
+        command = [
+            "verilator",
+            "--cc",
+            "--exe",
+            "--build",
+            "-j",
+            "2",
+            "--top-module",
+            "vector_unit",
+            "-Mdir",
+            "obj",
+            "-o",
+            "sim",
+            "-Wno-lint",
+            "-Wno-style",
+            "-Wno-fatal",
+            "-CFLAGS",
+            "-O1",
+            "-MAKEFLAGS",
+            "OPT_FAST=-O1 OPT_SLOW=-O0 OPT_GLOBAL=-O1",
+            "vector_unit.v",
+            str(HARNESS),
+        ]
         subprocess.run(command, cwd=folder, env=tool_environment(folder / "bin"), check=True, capture_output=True)
         (folder / "obj" / "sim").rename(folder / "sim")
         shutil.rmtree(folder / "obj")

@@ -71,11 +71,15 @@ class Machine:
 
     def _row(self, ctl, d, at, length, total):
         r0_raw = self.entry(at["r0"])[0]
-        r0, r1 = (np.full(self.lanes, vector.row_value(ctl[kind], *self.entry(at[name])), np.int64)
-                  for kind, name in (("row0", "r0"), ("row1", "r1")))
+        r0, r1 = (
+            np.full(self.lanes, vector.row_value(ctl[kind], *self.entry(at[name])), np.int64)
+            for kind, name in (("row0", "r0"), ("row1", "r1"))
+        )
         for i in range(d["n_words"]):
-            a, p, v = (memory[at[name] + i] if at[name] + i < len(memory) else np.zeros(self.lanes, np.int64)
-                       for memory, name in ((self.ab, "a"), (self.pb, "p"), (self.vb, "v")))
+            a, p, v = (
+                memory[at[name] + i] if at[name] + i < len(memory) else np.zeros(self.lanes, np.int64)
+                for memory, name in ((self.ab, "a"), (self.pb, "p"), (self.vb, "v"))
+            )
             source = {Src.A: a, Src.P: p, Src.V: v, Src.R0: r0}[ctl["src"]]
             out, tapped = vector.lane(ctl, a, p, v, source[np.arange(self.lanes) ^ 1], r0, r1, d["imm0"])
             valid = np.arange(self.lanes) + i * self.lanes < length
@@ -97,6 +101,7 @@ class Machine:
 
 def values(rng, n_words, lanes):
     """int32 words of many magnitudes, extremes among them."""
+
     def one():
         kind = rng.randrange(8)
         if kind == 0:
@@ -104,11 +109,13 @@ def values(rng, n_words, lanes):
         if kind < 4:
             return rng.randrange(-20 << 16, 20 << 16)
         return rng.randrange(-(1 << 31), 1 << 31) >> rng.randrange(32)
+
     return np.array([[one() for _ in range(lanes)] for _ in range(n_words)], np.int64)
 
 
 def parameters(rng, n_words, lanes):
     """Scale words of every kind, RoPE words, biases."""
+
     def one():
         kind = rng.randrange(4)
         if kind == 0:
@@ -116,6 +123,7 @@ def parameters(rng, n_words, lanes):
         if kind == 1:
             return ((nm.rope_word(rng.uniform(0, 7), bool(rng.randrange(2)))) ^ 1 << 31) - (1 << 31)
         return nm.pack_scale(rng.randrange(1 << 16), rng.randrange(-2, 50), rng.randrange(2))
+
     return np.array([[one() for _ in range(lanes)] for _ in range(n_words)], np.int64)
 
 
@@ -140,19 +148,36 @@ def random_pass(rng: random.Random, number: int, lanes: int):
     """Reads one half of VB and of the entries and writes the other, in turn."""
     pick = lambda kind: rng.choice(list(kind)) if rng.random() < 0.6 else kind(0)  # noqa: E731
     adjust = lambda: rng.choice((rng.randrange(-16, 17), rng.randrange(-128, 128), 0))  # noqa: E731
-    control = {"src": rng.choice(list(Src)), "mul1": pick(Mul1), "mul2": pick(Mul2), "add": pick(Add),
-               "func": pick(Func), "mul3": pick(Mul3), "row0": rng.choice(list(Row)), "row1": rng.choice(list(Row)),
-               "tap": rng.randrange(2), "reduce": rng.choice(list(Reduce)), "fin": rng.choice(list(Fin)),
-               "dst": rng.choice(list(Dst)), "clip8": int(rng.random() < 0.2), "level": rng.randrange(2),
-               "adj1": adjust(), "adj2": adjust(), "sh3": rng.randrange(0, 62)}
+    control = {
+        "src": rng.choice(list(Src)),
+        "mul1": pick(Mul1),
+        "mul2": pick(Mul2),
+        "add": pick(Add),
+        "func": pick(Func),
+        "mul3": pick(Mul3),
+        "row0": rng.choice(list(Row)),
+        "row1": rng.choice(list(Row)),
+        "tap": rng.randrange(2),
+        "reduce": rng.choice(list(Reduce)),
+        "fin": rng.choice(list(Fin)),
+        "dst": rng.choice(list(Dst)),
+        "clip8": int(rng.random() < 0.2),
+        "level": rng.randrange(2),
+        "adj1": adjust(),
+        "adj2": adjust(),
+        "sh3": rng.randrange(0, 62),
+    }
     n = {"n_outer": rng.randrange(1, 5), "n_mid": rng.randrange(1, 5), "n_words": rng.randrange(1, 5)}
     length = n["n_words"] * lanes
     half, other = REGION // 2 * (number % 2), REGION // 2 * (1 - number % 2)
-    d = descriptor(control, **n, len0=rng.choice((0, length, rng.randrange(length + 8))),
-                   len_step=rng.choice((0, 1, rng.randrange(40))),
-                   imm0=rng.choice((rng.getrandbits(32), int(parameters(rng, 1, 1)[0, 0]) & 0xFFFFFFFF)),
-                   imm1=rng.choice((0, rng.getrandbits(32), nm.encode_scale(1 / rng.randrange(1, 5000)),
-                                    rng.randrange(1 << 16))))
+    d = descriptor(
+        control,
+        **n,
+        len0=rng.choice((0, length, rng.randrange(length + 8))),
+        len_step=rng.choice((0, 1, rng.randrange(40))),
+        imm0=rng.choice((rng.getrandbits(32), int(parameters(rng, 1, 1)[0, 0]) & 0xFFFFFFFF)),
+        imm1=rng.choice((0, rng.getrandbits(32), nm.encode_scale(1 / rng.randrange(1, 5000)), rng.randrange(1 << 16))),
+    )
     for name in ("a", "p", "v", "d", "r0", "r1", "w"):
         base = {"v": half, "r0": half, "r1": half, "w": other}.get(name, 0)
         if name == "d":

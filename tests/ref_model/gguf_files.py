@@ -14,12 +14,20 @@ from ref_model.config import TextConfig, VisionConfig
 _TOP = {"language_model.embed_tokens": "token_embd", "language_model.norm": "output_norm", "lm_head": "output"}
 _LEAF = {canonical: stored for stored, canonical in _LEAVES.items()}
 _TOWER = {
-    "embeddings.class_embedding": "v.class_embd", "embeddings.patch_embedding.weight": "v.patch_embd.weight",
-    "embeddings.position_embedding.weight": "v.position_embd.weight", "pre_layrnorm.weight": "v.pre_ln.weight",
+    "embeddings.class_embedding": "v.class_embd",
+    "embeddings.patch_embedding.weight": "v.patch_embd.weight",
+    "embeddings.position_embedding.weight": "v.position_embd.weight",
+    "pre_layrnorm.weight": "v.pre_ln.weight",
     "pre_layrnorm.bias": "v.pre_ln.bias",
 }
-_BLOCK = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
-          "self_attn.out_proj": "attn_out", "layer_norm1": "ln1", "layer_norm2": "ln2"}
+_BLOCK = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.out_proj": "attn_out",
+    "layer_norm1": "ln1",
+    "layer_norm2": "ln2",
+}
 
 
 def interleaved(values: np.ndarray, heads: int) -> np.ndarray:
@@ -54,14 +62,27 @@ def text_name(name: str) -> str:
     return f"{_TOP.get(stem) or f'blk.{stem.split(chr(46))[2]}.{_LEAF[stem.split(chr(46), 3)[3]]}'}.{part}"
 
 
-def write_text(path: Path, text: TextConfig, state: Mapping[str, torch.Tensor], more: Mapping[str, Any] | None = None,
-               tensors: Mapping[str, np.ndarray] | None = None, architecture: str = "llama", split: int = 0) -> None:
+def write_text(
+    path: Path,
+    text: TextConfig,
+    state: Mapping[str, torch.Tensor],
+    more: Mapping[str, Any] | None = None,
+    tensors: Mapping[str, np.ndarray] | None = None,
+    architecture: str = "llama",
+    split: int = 0,
+) -> None:
     """A language model; more: metadata over the usual; split: tensors a part."""
     writer = gguf.GGUFWriter(path, architecture, split_max_tensors=split)
     usual = {
-        "block_count": text.layers, "context_length": text.context, "embedding_length": text.hidden,
-        "feed_forward_length": text.ffn, "attention.head_count": text.heads, "attention.head_count_kv": text.kv_heads,
-        "attention.layer_norm_rms_epsilon": text.rms_eps, "vocab_size": text.vocab, "rope.freq_base": text.rope_theta,
+        "block_count": text.layers,
+        "context_length": text.context,
+        "embedding_length": text.hidden,
+        "feed_forward_length": text.ffn,
+        "attention.head_count": text.heads,
+        "attention.head_count_kv": text.kv_heads,
+        "attention.layer_norm_rms_epsilon": text.rms_eps,
+        "vocab_size": text.vocab,
+        "rope.freq_base": text.rope_theta,
         "rope.dimension_count": text.head_dim,
     }
     add(writer, {f"{architecture}.{key}": value for key, value in usual.items()} | dict(more or {}))
@@ -76,22 +97,40 @@ def write_text(path: Path, text: TextConfig, state: Mapping[str, torch.Tensor], 
     finish(writer)
 
 
-def write_mmproj(path: Path, vision: VisionConfig, state: Mapping[str, torch.Tensor], legacy: bool = True,
-                 more: Mapping[str, Any] | None = None, tensors: Mapping[str, np.ndarray] | None = None) -> None:
+def write_mmproj(
+    path: Path,
+    vision: VisionConfig,
+    state: Mapping[str, torch.Tensor],
+    legacy: bool = True,
+    more: Mapping[str, Any] | None = None,
+    tensors: Mapping[str, np.ndarray] | None = None,
+) -> None:
     """Tower and projector; legacy: the feed-forward's names the wrong way round, as most files have them."""
     writer = gguf.GGUFWriter(path, "clip")
-    add(writer, {
-        "clip.has_text_encoder": False, "clip.has_vision_encoder": True, "clip.has_llava_projector": True,
-        "clip.projector_type": "mlp", "clip.use_gelu": vision.activation == "gelu",
-        "clip.vision.image_size": vision.image_size, "clip.vision.patch_size": vision.patch_size,
-        "clip.vision.embedding_length": vision.hidden, "clip.vision.feed_forward_length": vision.ffn,
-        "clip.vision.projection_dim": 768, "clip.vision.attention.head_count": vision.heads,
-        "clip.vision.attention.layer_norm_epsilon": vision.ln_eps,
-        "clip.vision.block_count": vision.num_executed_vision_layers,
-        "clip.vision.image_mean": list(vision.pixel_mean), "clip.vision.image_std": list(vision.pixel_std),
-    } | dict(more or {}))
-    feed_forward = {"mlp.fc1": "ffn_down", "mlp.fc2": "ffn_up"} if legacy else {"mlp.fc1": "ffn_up",
-                                                                                "mlp.fc2": "ffn_down"}
+    add(
+        writer,
+        {
+            "clip.has_text_encoder": False,
+            "clip.has_vision_encoder": True,
+            "clip.has_llava_projector": True,
+            "clip.projector_type": "mlp",
+            "clip.use_gelu": vision.activation == "gelu",
+            "clip.vision.image_size": vision.image_size,
+            "clip.vision.patch_size": vision.patch_size,
+            "clip.vision.embedding_length": vision.hidden,
+            "clip.vision.feed_forward_length": vision.ffn,
+            "clip.vision.projection_dim": 768,
+            "clip.vision.attention.head_count": vision.heads,
+            "clip.vision.attention.layer_norm_epsilon": vision.ln_eps,
+            "clip.vision.block_count": vision.num_executed_vision_layers,
+            "clip.vision.image_mean": list(vision.pixel_mean),
+            "clip.vision.image_std": list(vision.pixel_std),
+        }
+        | dict(more or {}),
+    )
+    feed_forward = (
+        {"mlp.fc1": "ffn_down", "mlp.fc2": "ffn_up"} if legacy else {"mlp.fc1": "ffn_up", "mlp.fc2": "ffn_down"}
+    )
     for name, tensor in state.items():
         writer.add_tensor(_vision_name(name, feed_forward), np.ascontiguousarray(tensor.numpy()))
     for name, values in (tensors or {}).items():

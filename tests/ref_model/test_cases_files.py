@@ -78,8 +78,16 @@ def test_symmetric_zeros_that_are_none_are_refused(zero: int) -> None:
         gptq_weight(parts, packing(4, sym=True), "layer")
 
 
-@pytest.mark.parametrize("config", [{"checkpoint_format": "marlin"}, {"dynamic": {"a": {"bits": 8}}},
-                                    {"pack_dtype": "int64"}, {"group_size": "many"}, {"rotation": "hadamard"}])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"checkpoint_format": "marlin"},
+        {"dynamic": {"a": {"bits": 8}}},
+        {"pack_dtype": "int64"},
+        {"group_size": "many"},
+        {"rotation": "hadamard"},
+    ],
+)
 def test_gptq_variants_that_are_not_known_are_refused(config: dict) -> None:
     (key,) = config
     with pytest.raises(UserError, match=str(config[key] if key != "dynamic" else key)[:8]):
@@ -111,14 +119,17 @@ def test_a_complete_set_without_an_index_is_a_model(tmp_path: Path) -> None:
     assert load(tmp_path / "m")[1].keys() == STATE.keys()
 
 
-@pytest.mark.parametrize(("names", "words"), [
-    (["model-00001-of-00003.safetensors", "model-00003-of-00003.safetensors"], "model-00002-of-00003.* is missing"),
-    (["model-00001-of-00002.safetensors"], "1 of 2 parts"),
-    (["adapter_model.safetensors"], "is an adapter"),
-    (["a.safetensors", "b.safetensors"], "leave one model's files"),
-    (["model-00001-of-00001.safetensors", "consolidated.safetensors"], "leave one model's files"),
-    ([], "no \\*.safetensors"),
-])
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["model-00001-of-00003.safetensors", "model-00003-of-00003.safetensors"], "model-00002-of-00003.* is missing"),
+        (["model-00001-of-00002.safetensors"], "1 of 2 parts"),
+        (["adapter_model.safetensors"], "is an adapter"),
+        (["a.safetensors", "b.safetensors"], "leave one model's files"),
+        (["model-00001-of-00001.safetensors", "consolidated.safetensors"], "leave one model's files"),
+        ([], "no \\*.safetensors"),
+    ],
+)
 def test_folders_that_hold_no_one_model(tmp_path: Path, names: list[str], words: str) -> None:
     shards(tmp_path / "m", names)
     with pytest.raises(UserError, match=words):
@@ -177,8 +188,21 @@ def test_several_feature_layers_are_named(tmp_path: Path) -> None:
     assert config_of(tmp_path, config_json() | {"vision_feature_layer": [-2]}).vision == TINY.vision
 
 
-@pytest.mark.parametrize("kind", ["paligemma", "idefics3", "smolvlm", "qwen2_vl", "internvl", "blip-2", "mllama",
-                                  "gemma3", "llava_onevision", "vipllava"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "paligemma",
+        "idefics3",
+        "smolvlm",
+        "qwen2_vl",
+        "internvl",
+        "blip-2",
+        "mllama",
+        "gemma3",
+        "llava_onevision",
+        "vipllava",
+    ],
+)
 def test_other_models_are_named(tmp_path: Path, kind: str) -> None:
     words = refusal(tmp_path, {"model_type": kind, "vision_config": {}})
     assert f"model_type is {kind!r}, a model with a vision tower" in words
@@ -217,9 +241,20 @@ def test_an_untied_head_that_is_missing_is_one_line(tmp_path: Path) -> None:
         load(write(tmp_path / "m", config_json(), tensors))
 
 
-@pytest.mark.parametrize("key", ["logit_scale", "qk_norm", "partial_rotary_factor", "attn_logit_softcapping",
-                                 "no_rope_layers", "residual_multiplier", "query_pre_attn_scalar",
-                                 "attention_multiplier", "clip_qkv"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "logit_scale",
+        "qk_norm",
+        "partial_rotary_factor",
+        "attn_logit_softcapping",
+        "no_rope_layers",
+        "residual_multiplier",
+        "query_pre_attn_scalar",
+        "attention_multiplier",
+        "clip_qkv",
+    ],
+)
 def test_keys_that_may_change_arithmetic_are_refused(tmp_path: Path, key: str) -> None:
     for value in (0.5, [1, 0], "on", True):
         assert f"{key} is {value!r}" in refusal(tmp_path, text_json(**{key: value}))
@@ -235,20 +270,43 @@ def test_unknown_keys_are_refused_in_every_object(tmp_path: Path, place: str | N
     assert "surprise is 1.5" in refusal(tmp_path, top)
 
 
-@pytest.mark.parametrize("other", [
-    {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, {"rope_scaling": {"type": "linear", "factor": 2.0}},
-    {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.25}}, {"rope_scaling": "yarn"},
-    {"rope_theta": "1e4"}, {"rope_theta": float("nan")}, {"rms_norm_eps": float("inf")}, {"hidden_size": "64"},
-    {"hidden_size": True}, {"num_attention_heads": 0}, {"vocab_size": [259]}, {"tie_word_embeddings": "yes"},
-    {"layer_types": ["full_attention", "linear_attention"]}, {"num_key_value_heads": 3}, {"hidden_act": "gelu"},
-])
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+        {"rope_scaling": {"type": "linear", "factor": 2.0}},
+        {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.25}},
+        {"rope_scaling": "yarn"},
+        {"rope_theta": "1e4"},
+        {"rope_theta": float("nan")},
+        {"rms_norm_eps": float("inf")},
+        {"hidden_size": "64"},
+        {"hidden_size": True},
+        {"num_attention_heads": 0},
+        {"vocab_size": [259]},
+        {"tie_word_embeddings": "yes"},
+        {"layer_types": ["full_attention", "linear_attention"]},
+        {"num_key_value_heads": 3},
+        {"hidden_act": "gelu"},
+    ],
+)
 def test_values_that_are_none_are_one_line(tmp_path: Path, other: dict) -> None:
     refusal(tmp_path, text_json(**other))
     refusal(tmp_path, config_json() | {"text_config": text_json(**other)})
 
 
-@pytest.mark.parametrize("key", ["text_config", "vision_config", "image_token_index", "vision_feature_layer",
-                                 "vision_feature_select_strategy", "multimodal_projector_bias", "model_type"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "text_config",
+        "vision_config",
+        "image_token_index",
+        "vision_feature_layer",
+        "vision_feature_select_strategy",
+        "multimodal_projector_bias",
+        "model_type",
+    ],
+)
 @pytest.mark.parametrize("value", ["x", 3.5, [1, 2], [[]], {"a": 1}, True])
 def test_values_of_another_type_are_one_line_or_mean_what_they_say(tmp_path: Path, key: str, value: object) -> None:
     try:
@@ -280,8 +338,15 @@ def test_grey_of_floating_point_keeps_its_range(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found, np.repeat(np.round(unit.astype(np.float64) * 255)[..., None], 3, 2))
 
 
-@pytest.mark.parametrize("values", [np.full((8, 8), 3.5, np.float32), np.full((8, 8), np.nan, np.float32),
-                                    np.full((8, 8), -1, np.int32), np.full((8, 8), 70000, np.int32)])
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.full((8, 8), 3.5, np.float32),
+        np.full((8, 8), np.nan, np.float32),
+        np.full((8, 8), -1, np.int32),
+        np.full((8, 8), 70000, np.int32),
+    ],
+)
 def test_values_that_are_no_brightness_are_refused(values: np.ndarray) -> None:
     with pytest.raises(UserError, match=r"grey values of .* are outside"):
         rgb(Image.fromarray(values))

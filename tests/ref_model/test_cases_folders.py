@@ -24,8 +24,11 @@ def refused(source: object, *words: str) -> None:
 
 def text_folder(folder: Path, change: dict | None = None, tensors: dict | None = None) -> Path:
     """A Llama folder of llava-tiny's language model."""
-    stored = {f"model.{name.removeprefix('language_model.')}": tensor for name, tensor in STATE.items()
-              if name.startswith("language_model.")} | {"lm_head.weight": STATE["lm_head.weight"]}
+    stored = {
+        f"model.{name.removeprefix('language_model.')}": tensor
+        for name, tensor in STATE.items()
+        if name.startswith("language_model.")
+    } | {"lm_head.weight": STATE["lm_head.weight"]}
     return write(folder, config_json()["text_config"] | (change or {}), stored if tensors is None else tensors)
 
 
@@ -35,8 +38,9 @@ def text_folder(folder: Path, change: dict | None = None, tensors: dict | None =
 @pytest.mark.parametrize("kind", DTYPES, ids=str)
 def test_floating_types_are_read(tmp_path: Path, kind: torch.dtype) -> None:
     tensors = {name: tensor.to(kind) for name, tensor in renamed(disk_4x).items()}
-    assert torch.equal(load(write(tmp_path / "m", config_json(), tensors), None)[1]["lm_head.weight"],
-                       STATE["lm_head.weight"].to(kind))
+    assert torch.equal(
+        load(write(tmp_path / "m", config_json(), tensors), None)[1]["lm_head.weight"], STATE["lm_head.weight"].to(kind)
+    )
 
 
 @pytest.mark.parametrize("name", ["F4", "F6_E2M3", "F8_E8M0", "BF8", "C64"])

@@ -51,8 +51,12 @@ def llama3_factors(theta: float, head_dim: int, factor: float, low: float, high:
 def their_tables(theta: float, head_dim: int, scaling: dict[str, Any], positions: torch.Tensor) -> torch.Tensor:
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-    config = LlamaConfig(hidden_size=4 * head_dim, num_attention_heads=4, max_position_embeddings=131072,
-                         rope_parameters={"rope_theta": theta, "rope_type": "llama3", **scaling})
+    config = LlamaConfig(
+        hidden_size=4 * head_dim,
+        num_attention_heads=4,
+        max_position_embeddings=131072,
+        rope_parameters={"rope_theta": theta, "rope_type": "llama3", **scaling},
+    )
     cos, _ = LlamaRotaryEmbedding(config)(torch.zeros(1), positions[None])
     return cos[0]
 
@@ -62,21 +66,43 @@ def their_tables(theta: float, head_dim: int, scaling: dict[str, Any], positions
 def test_published_llama3_scaling_equals_the_hf_readers(tmp_path: Path, factor: float, head_dim: int) -> None:
     text = replace(TEXT, hidden=4 * head_dim, head_dim=head_dim, layers=1, rope_theta=5e5, context=131072)
     path = tmp_path / "m.gguf"
-    write_text(path, text, synthetic_state(LlavaConfig("m", text)),
-               tensors={"rope_freqs.weight": llama3_factors(5e5, head_dim, factor, 1, 4, 8192)})
-    scaling = {"factor": factor, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-               "original_max_position_embeddings": 8192}
+    write_text(
+        path,
+        text,
+        synthetic_state(LlavaConfig("m", text)),
+        tensors={"rope_freqs.weight": llama3_factors(5e5, head_dim, factor, 1, 4, 8192)},
+    )
+    scaling = {
+        "factor": factor,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
     config, state = load(path)
-    hf = text_config({
-        "hidden_size": text.hidden, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "head_dim": head_dim, "intermediate_size": text.ffn, "vocab_size": text.vocab, "rms_norm_eps": 1e-5,
-        "max_position_embeddings": 131072, "rope_theta": 5e5, "rope_scaling": {"rope_type": "llama3", **scaling},
-    })
+    hf = text_config(
+        {
+            "hidden_size": text.hidden,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": head_dim,
+            "intermediate_size": text.ffn,
+            "vocab_size": text.vocab,
+            "rms_norm_eps": 1e-5,
+            "max_position_embeddings": 131072,
+            "rope_theta": 5e5,
+            "rope_scaling": {"rope_type": "llama3", **scaling},
+        }
+    )
     assert config.text == hf and config.text.rope_scaling == RopeScaling(factor, 1.0, 4.0, 8192)
     positions = torch.tensor([0, 1, 77, 4095, 8191, 131071])
     assert all(map(torch.equal, rope_tables(config.text, positions), rope_tables(hf, positions)))
-    torch.testing.assert_close(rope_tables(config.text, positions[:4])[0],
-                               their_tables(5e5, head_dim, scaling, positions[:4]), rtol=0, atol=2e-3)
+    torch.testing.assert_close(
+        rope_tables(config.text, positions[:4])[0],
+        their_tables(5e5, head_dim, scaling, positions[:4]),
+        rtol=0,
+        atol=2e-3,
+    )
     assert "rope_freqs" not in "".join(state)
 
 
@@ -121,10 +147,17 @@ def test_keys_that_change_arithmetic_are_refused(tmp_path: Path, more: dict, wor
     refused(tmp_path / "m.gguf", *words)
 
 
-@pytest.mark.parametrize("more", [
-    {"llama.rope.scaling.type": "none"}, {"llama.rope.scaling.factor": 1.0}, {"llama.logit_scale": 1.0},
-    {"llama.expert_count": 0, "llama.expert_used_count": 0}, {"llama.attention.key_length": 16},
-    {"general.name": "x", "general.quantization_version": 2, "quantize.imatrix.file": "y", "other.tool": 3}])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"llama.rope.scaling.type": "none"},
+        {"llama.rope.scaling.factor": 1.0},
+        {"llama.logit_scale": 1.0},
+        {"llama.expert_count": 0, "llama.expert_used_count": 0},
+        {"llama.attention.key_length": 16},
+        {"general.name": "x", "general.quantization_version": 2, "quantize.imatrix.file": "y", "other.tool": 3},
+    ],
+)
 def test_keys_without_effect_are_not(tmp_path: Path, more: dict) -> None:
     write_text(tmp_path / "m.gguf", TEXT, STATE, more)
     config, state = load(tmp_path / "m.gguf")

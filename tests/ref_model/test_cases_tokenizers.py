@@ -21,12 +21,30 @@ from tests.ref_model.gguf_files import add, finish
 from tests.ref_model.transformers_models import PreTrainedTokenizerFast
 
 SCRIPTS = [
-    "Hello world, it's we'll I'M they'Re 12345 67", "Привет, мир! Ёжик", "Καλημέρα κόσμε", "مرحبا بالعالم ١٢٣",
+    "Hello world, it's we'll I'M they'Re 12345 67",
+    "Привет, мир! Ёжик",
+    "Καλημέρα κόσμε",
+    "مرحبا بالعالم ١٢٣",
     "שלום עולם",
-    "नमस्ते दुनिया १२", "สวัสดีชาวโลก", "你好,世界。日本語のテキスト", "안녕하세요 세계", "👩‍👩‍👧‍👦 🏳️‍🌈 🦆",
+    "नमस्ते दुनिया १२",
+    "สวัสดีชาวโลก",
+    "你好,世界。日本語のテキスト",
+    "안녕하세요 세계",
+    "👩‍👩‍👧‍👦 🏳️‍🌈 🦆",
     "e\u0301 é ñ n\u0303 ﬁ ſ 'ſ",
-    "  two   spaces\t tabs\n\nlines\r\n end  ", "a\u00a0b\u3000c\u200bd", "x=1+2; f(y) -> $z^2 ~ |w| <b>", "²³½ Ⅷ", "",
-    " ", "\n", "a", "▁ literal", "0", "1234567890", "ÀÉÎ" * 9, "the " * 50,
+    "  two   spaces\t tabs\n\nlines\r\n end  ",
+    "a\u00a0b\u3000c\u200bd",
+    "x=1+2; f(y) -> $z^2 ~ |w| <b>",
+    "²³½ Ⅷ",
+    "",
+    " ",
+    "\n",
+    "a",
+    "▁ literal",
+    "0",
+    "1234567890",
+    "ÀÉÎ" * 9,
+    "the " * 50,
 ]
 CORPUS = [line for line in SCRIPTS if line.strip()] * 4 + ["the quick brown fox jumps over the lazy dog"] * 20
 
@@ -39,10 +57,22 @@ def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BPE model with byte fallback, with Llama's settings, trained here."""
     made = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(CORPUS), model_writer=made, model_type="bpe", vocab_size=420, byte_fallback=True,
-        normalization_rule_name="identity", remove_extra_whitespaces=False, character_coverage=0.98, num_threads=1,
-        minloglevel=2, split_digits=True, allow_whitespace_only_pieces=True, bos_id=1, eos_id=2, unk_id=0,
-    )  # fmt: skip
+        sentence_iterator=iter(CORPUS),
+        model_writer=made,
+        model_type="bpe",
+        vocab_size=420,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        character_coverage=0.98,
+        num_threads=1,
+        minloglevel=2,
+        split_digits=True,
+        allow_whitespace_only_pieces=True,
+        bos_id=1,
+        eos_id=2,
+        unk_id=0,
+    )
     folder = tmp_path_factory.mktemp("spm")
     (folder / "tokenizer.model").write_bytes(made.getvalue())
     return folder / "tokenizer.model"
@@ -52,14 +82,23 @@ def spm_gguf(path: Path, model_file: Path, **more: object) -> Path:
     """The same vocabulary as llama.cpp's converter stores it."""
     spm = sentencepiece.SentencePieceProcessor(model_file=str(model_file))
     count = spm.vocab_size()
-    kinds = [2 if spm.is_unknown(i) else CONTROL if spm.is_control(i) else BYTE if spm.is_byte(i) else NORMAL
-             for i in range(count)]
+    kinds = [
+        2 if spm.is_unknown(i) else CONTROL if spm.is_control(i) else BYTE if spm.is_byte(i) else NORMAL
+        for i in range(count)
+    ]
     writer = gguf.GGUFWriter(path, "llama")
-    add(writer, {
-        "tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": [spm.id_to_piece(i) for i in range(count)],
-        "tokenizer.ggml.scores": [float(spm.get_score(i)) for i in range(count)], "tokenizer.ggml.token_type": kinds,
-        "tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.eos_token_id": 2,
-    } | {f"tokenizer.{key}": value for key, value in more.items()})
+    add(
+        writer,
+        {
+            "tokenizer.ggml.model": "llama",
+            "tokenizer.ggml.tokens": [spm.id_to_piece(i) for i in range(count)],
+            "tokenizer.ggml.scores": [float(spm.get_score(i)) for i in range(count)],
+            "tokenizer.ggml.token_type": kinds,
+            "tokenizer.ggml.bos_token_id": 1,
+            "tokenizer.ggml.eos_token_id": 2,
+        }
+        | {f"tokenizer.{key}": value for key, value in more.items()},
+    )
     finish(writer)
     return path
 
@@ -124,13 +163,27 @@ def _refused(source: Path, *words: str) -> None:
 
 
 def test_other_sentencepiece_models_are_refused(tmp_path: Path) -> None:
-    for options, words in (({"model_type": "unigram", "normalization_rule_name": "identity"}, "type 1"),
-                           ({"model_type": "bpe", "normalization_rule_name": "nmt_nfkc"}, "normalises text"),
-                           ({"model_type": "bpe", "normalization_rule_name": "identity",
-                             "remove_extra_whitespaces": False, "byte_fallback": False}, "no token for byte 0")):
+    for options, words in (
+        ({"model_type": "unigram", "normalization_rule_name": "identity"}, "type 1"),
+        ({"model_type": "bpe", "normalization_rule_name": "nmt_nfkc"}, "normalises text"),
+        (
+            {
+                "model_type": "bpe",
+                "normalization_rule_name": "identity",
+                "remove_extra_whitespaces": False,
+                "byte_fallback": False,
+            },
+            "no token for byte 0",
+        ),
+    ):
         made = io.BytesIO()
-        sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(CORPUS), model_writer=made, minloglevel=2,
-                                                 vocab_size=420, **({"byte_fallback": True} | options))
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(CORPUS),
+            model_writer=made,
+            minloglevel=2,
+            vocab_size=420,
+            **({"byte_fallback": True} | options),
+        )
         (tmp_path / "tokenizer.model").write_bytes(made.getvalue())
         _refused(tmp_path, words)
 
@@ -151,13 +204,16 @@ def test_damaged_models_end_in_one_line(tmp_path: Path, model_file: Path) -> Non
 # --- Byte pairs in GGUF ----------------------------------------------------------------------------------
 
 # The tokenizer.json files of the models, by the published expressions.
-_LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
-           r"|\s+(?!\S)|\s+")
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
 _BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
 ORIGINALS = {
     "gpt-2": pre_tokenizers.ByteLevel(add_prefix_space=False),
-    "smollm": pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True),
-                                       pre_tokenizers.ByteLevel(add_prefix_space=False)]),
+    "smollm": pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    ),
     "llama-bpe": pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(_LLAMA3), "isolated"), _BYTES]),
     "qwen2": pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(_LLAMA3.replace("{1,3}", "")), "isolated"), _BYTES]),
 }
@@ -170,8 +226,10 @@ def trained(name: str) -> tokenizers.Tokenizer:
     backend.decoder = decoders.ByteLevel()
     if name == "qwen2":
         backend.normalizer = normalizers.NFC()
-    backend.train_from_iterator(CORPUS, trainers.BpeTrainer(
-        vocab_size=600, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    backend.train_from_iterator(
+        CORPUS,
+        trainers.BpeTrainer(vocab_size=600, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()),
+    )
     return backend
 
 
@@ -179,10 +237,17 @@ def bpe_gguf(path: Path, backend: tokenizers.Tokenizer, name: str | None, **more
     model = json.loads(backend.to_str())["model"]
     tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
     specials = ["<|begin|>", "<|eot_id|>", "<|user|>"]
-    values = {
-        "model": "gpt2", "tokens": [*tokens, *specials], "merges": [" ".join(merge) for merge in model["merges"]],
-        "token_type": [NORMAL] * len(tokens) + [CONTROL, CONTROL, USER_DEFINED], "bos_token_id": len(tokens),
-    } | ({} if name is None else {"pre": name}) | more
+    values = (
+        {
+            "model": "gpt2",
+            "tokens": [*tokens, *specials],
+            "merges": [" ".join(merge) for merge in model["merges"]],
+            "token_type": [NORMAL] * len(tokens) + [CONTROL, CONTROL, USER_DEFINED],
+            "bos_token_id": len(tokens),
+        }
+        | ({} if name is None else {"pre": name})
+        | more
+    )
     writer = gguf.GGUFWriter(path, "llama")
     add(writer, {f"tokenizer.ggml.{key}": value for key, value in values.items()})
     finish(writer)
@@ -225,12 +290,20 @@ def test_ends_and_special_tokens(tmp_path: Path) -> None:
     assert ours.decode([count, count + 2, count + 1]) == "<|user|>"
 
 
-@pytest.mark.parametrize(("more", "words"), [
-    ({"pre": "tekken"}, ("words 'tekken'", "llama-bpe")), ({"model": "bert"}, ("tokenizer is 'bert'",)),
-    ({"precompiled_charsmap": [1, 2]}, ("precompiled_charsmap is not known",)), ({"merges": ["q z"]}, ("merges",)),
-    ({"token_type": [1]}, ("token types",)), ({"add_eos_token": True}, ("add_eos_token",)),
-    ({"bos_token_id": 10**6}, ("bos_token_id is 1000000",)), ({"pre": 3}, ("pre is no str",)),
-    ({"tokens": [1, 2]}, ("no usable tokenizer.ggml.tokens",))])
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"pre": "tekken"}, ("words 'tekken'", "llama-bpe")),
+        ({"model": "bert"}, ("tokenizer is 'bert'",)),
+        ({"precompiled_charsmap": [1, 2]}, ("precompiled_charsmap is not known",)),
+        ({"merges": ["q z"]}, ("merges",)),
+        ({"token_type": [1]}, ("token types",)),
+        ({"add_eos_token": True}, ("add_eos_token",)),
+        ({"bos_token_id": 10**6}, ("bos_token_id is 1000000",)),
+        ({"pre": 3}, ("pre is no str",)),
+        ({"tokens": [1, 2]}, ("no usable tokenizer.ggml.tokens",)),
+    ],
+)
 def test_other_tokenizers_are_refused(tmp_path: Path, more: dict, words: tuple[str, ...]) -> None:
     _refused(bpe_gguf(tmp_path / "m.gguf", trained("gpt-2"), "gpt-2", **more), *words)
     assert None in WORDS
@@ -279,13 +352,19 @@ def test_every_end_of_a_folder_counts(tmp_path: Path, file: str | None, ends: li
         _refused(tmp_path, "eos_token_id")
 
 
-CHATML = ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}"
-          "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}")
-LLAMA = ("{{ bos_token }}{%- for m in messages %}\n    {%- if m.role == 'user' %}\n[INST] {{ m.content | trim }} "
-         "[/INST]    {%- endif %}\n{%- endfor %}{% set ns = namespace(x=1) %}{{ messages | tojson }}")
-LLAVA = ("{% for m in messages %}{{ m.role.upper() }}: {% for c in m.content %}{% if c.type == 'image' %}"
-         "<image>\n{% else %}{{ c.text }}{% endif %}{% endfor %}{% endfor %}"
-         "{% if add_generation_prompt %} ASSISTANT:{% endif %}")
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+LLAMA = (
+    "{{ bos_token }}{%- for m in messages %}\n    {%- if m.role == 'user' %}\n[INST] {{ m.content | trim }} "
+    "[/INST]    {%- endif %}\n{%- endfor %}{% set ns = namespace(x=1) %}{{ messages | tojson }}"
+)
+LLAVA = (
+    "{% for m in messages %}{{ m.role.upper() }}: {% for c in m.content %}{% if c.type == 'image' %}"
+    "<image>\n{% else %}{{ c.text }}{% endif %}{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %} ASSISTANT:{% endif %}"
+)
 
 
 @pytest.mark.parametrize("template", [CHATML, LLAMA])
@@ -317,8 +396,10 @@ def test_templates_of_every_place(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no chat template"):
         Chat(tmp_path)
     named = [{"name": "tool", "template": "no"}, {"name": "default", "template": "1{{messages[0].content}}"}]
-    for file, content in (("tokenizer_config.json", {"chat_template": named}),
-                          ("chat_template.json", {"chat_template": "2{{messages[0].content}}"})):
+    for file, content in (
+        ("tokenizer_config.json", {"chat_template": named}),
+        ("chat_template.json", {"chat_template": "2{{messages[0].content}}"}),
+    ):
         (tmp_path / file).write_text(json.dumps(content))
         assert Chat(tmp_path).question("q") == f"{'1' if 'tok' in file else '2'}q"
     (tmp_path / "chat_template.jinja").write_bytes("\ufeff3{{messages[0].content}}".encode())
@@ -327,14 +408,30 @@ def test_templates_of_every_place(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no chat template"):
         Chat(path)
     writer = gguf.GGUFWriter(path, "llama")
-    add(writer, {"tokenizer.ggml.tokens": ["<s>"], "tokenizer.ggml.bos_token_id": 0,
-                 "tokenizer.chat_template": "{{bos_token}}{{messages[0].content}}"})
+    add(
+        writer,
+        {
+            "tokenizer.ggml.tokens": ["<s>"],
+            "tokenizer.ggml.bos_token_id": 0,
+            "tokenizer.chat_template": "{{bos_token}}{{messages[0].content}}",
+        },
+    )
     finish(writer)
     assert Chat(path).question("q") == "<s>q"
 
 
-@pytest.mark.parametrize("template", ["{% for %}", "{{ 1 / 0 }}", "{{ raise_exception('no\nway') }}", "silence",
-                                      "{{ ''.__class__.__mro__ }}", "{{ messages.append(1) }}", "{{ 'x' * 2000000 }}"])
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for %}",
+        "{{ 1 / 0 }}",
+        "{{ raise_exception('no\nway') }}",
+        "silence",
+        "{{ ''.__class__.__mro__ }}",
+        "{{ messages.append(1) }}",
+        "{{ 'x' * 2000000 }}",
+    ],
+)
 def test_templates_that_fail_are_one_line(tmp_path: Path, template: str) -> None:
     fast(tmp_path, None)
     (tmp_path / "chat_template.jinja").write_text(template)

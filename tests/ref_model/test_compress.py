@@ -41,7 +41,7 @@ def check_format(weight: np.ndarray, division: BlockFormat) -> None:
     shared: dict[tuple, np.ndarray] = {}
     for (i, j), bits in np.ndenumerate(division.bits):
         n, rows = int(division.nonzeros[i, j]), slice(16 * i, 16 * i + 16)
-        block, scale = padded[rows, 16 * j:16 * j + 16], division.scales[rows, j].astype(int)
+        block, scale = padded[rows, 16 * j : 16 * j + 16], division.scales[rows, j].astype(int)
         real = np.arange(16 * i, 16 * i + 16) < n_out
         if not n:
             assert not block.any()
@@ -183,10 +183,10 @@ def test_masks_keep_exactly_n(seed: int, n: int, n_out: int, n_in: int) -> None:
     mask = keep_mask(score, nonzeros)
     kept = np.ones((n_out, n_in), bool) if mask is None else mask
     for start in range(0, n_in, 16):
-        part, width = kept[:, start:start + 16], min(16, n_in - start)
+        part, width = kept[:, start : start + 16], min(16, n_in - start)
         assert (part.sum(1) == min(n, width)).all()
         if 0 < n < width:
-            values = score[:, start:start + 16]
+            values = score[:, start : start + 16]
             assert (np.where(part, values, np.inf).min(1) >= np.where(part, -np.inf, values).max(1)).all()
 
 
@@ -206,7 +206,7 @@ def test_nonzeros_are_balanced_over_units(units: int) -> None:
     assert 4.5 < nonzeros.mean() <= 6.0 and set(nonzeros.reshape(-1).tolist()) <= {0, *NONZEROS}
     for step in range(0, 8, units):
         for window in range(0, 19, WINDOW):
-            parts = np.sort(nonzeros[step:step + units, window:window + WINDOW], axis=1)
+            parts = np.sort(nonzeros[step : step + units, window : window + WINDOW], axis=1)
             assert (parts == parts[0]).all()
     even = np.full_like(nonzeros, 4)
     square = np.square(weight)
@@ -245,16 +245,23 @@ def test_mixed_plan_is_a_function_of_seed_and_name_and_balanced() -> None:
     assert any((a != b).any() for a, b in zip(first, MixedPlan(2).blocks("lm_head", 80, 320), strict=True))
     assert any((a != b).any() for a, b in zip(first, MixedPlan(1).blocks("x.y", 80, 320), strict=True))
     for window in range(0, 20, WINDOW):
-        parts = np.sort(first[1][:, window:window + WINDOW], axis=1)
+        parts = np.sort(first[1][:, window : window + WINDOW], axis=1)
         assert (parts == parts[0]).all()
     assert MixedPlan(1).blocks("vision_tower.embeddings.patch_embedding", 48, 588) is None
     assert UniformPlan(4).blocks("vision_tower.encoder.layers.0.mlp.fc1", 80, 48) is None
 
 
-@pytest.mark.parametrize(("bits", "sparsity", "expected"), [
-    ("4", "dense", (4, 16)), ("3.5", "8:16", (3.5, 8)), ("mixed", "mixed", (None, None)), ("8", "1:16", (8, 1)),
-    ("2", "mixed", (2, None)), ("mixed", "dense", (None, 16)),
-])
+@pytest.mark.parametrize(
+    ("bits", "sparsity", "expected"),
+    [
+        ("4", "dense", (4, 16)),
+        ("3.5", "8:16", (3.5, 8)),
+        ("mixed", "mixed", (None, None)),
+        ("8", "1:16", (8, 1)),
+        ("2", "mixed", (2, None)),
+        ("mixed", "dense", (None, 16)),
+    ],
+)
 def test_settings(bits: str, sparsity: str, expected: tuple) -> None:
     compression = Compression.parse(bits, sparsity, "plain", 3)
     assert compression is not None and (compression.bits, compression.nonzeros) == expected
@@ -264,9 +271,20 @@ def test_eight_bits_dense_is_no_compression() -> None:
     assert Compression.parse("8", "dense", "best") is None
 
 
-@pytest.mark.parametrize("wrong", [("5x", "dense", "best"), ("1", "dense", "best"), ("9", "dense", "best"),
-                                   ("4", "3:16", "best"), ("4", "2:4", "best"), ("4", "dense", "good"),
-                                   ("3.5", "mixed", "best"), ("mixed", "4:16", "best"), ("-4", "dense", "best")])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("5x", "dense", "best"),
+        ("1", "dense", "best"),
+        ("9", "dense", "best"),
+        ("4", "3:16", "best"),
+        ("4", "2:4", "best"),
+        ("4", "dense", "good"),
+        ("3.5", "mixed", "best"),
+        ("mixed", "4:16", "best"),
+        ("-4", "dense", "best"),
+    ],
+)
 def test_settings_that_do_not_exist(wrong: tuple[str, str, str]) -> None:
     with pytest.raises(ValueError) as caught:
         Compression.parse(*wrong)
@@ -283,11 +301,18 @@ def test_integer_model_of_a_compressed_checkpoint(bits: str, sparsity: str) -> N
     model = quantise(checkpoint, compression=compressor)
     layer, tower = model.text.layers[1], model.vision
     assert tower is not None
-    named = {"self_attn.q_proj": layer.q, "self_attn.o_proj": layer.o, "mlp.gate_proj": layer.gate,
-             "mlp.down_proj": layer.down}
+    named = {
+        "self_attn.q_proj": layer.q,
+        "self_attn.o_proj": layer.o,
+        "mlp.gate_proj": layer.gate,
+        "mlp.down_proj": layer.down,
+    }
     linears = {f"language_model.layers.1.{name}": value for name, value in named.items()}
-    linears |= {"lm_head": model.text.head, "vision_tower.encoder.layers.0.mlp.fc1": tower.layers[0].fc1,
-                "vision_tower.embeddings.patch_embedding": tower.patch}
+    linears |= {
+        "lm_head": model.text.head,
+        "vision_tower.encoder.layers.0.mlp.fc1": tower.layers[0].fc1,
+        "vision_tower.embeddings.patch_embedding": tower.patch,
+    }
     for name, value in linears.items():
         blocks = compressor.plan.blocks(name, *value.weight.shape)
         assert (blocks is None) == (value.format is None), name
@@ -325,17 +350,26 @@ def calibrated(bits: str, sparsity: str = "dense", recipe: str = "best"):
     return checkpoint, compression.compressor(checkpoint, ids), ids
 
 
-@pytest.mark.parametrize(("bits", "sparsity", "recipe"), [
-    ("4", "dense", "best"), ("3.5", "dense", "best"), ("8", "8:16", "best"), ("4", "dense", "tuned"),
-    ("8", "8:16", "tuned")])
+@pytest.mark.parametrize(
+    ("bits", "sparsity", "recipe"),
+    [
+        ("4", "dense", "best"),
+        ("3.5", "dense", "best"),
+        ("8", "8:16", "best"),
+        ("4", "dense", "tuned"),
+        ("8", "8:16", "tuned"),
+    ],
+)
 def test_calibrating_recipes_beat_plain(bits: str, sparsity: str, recipe: str) -> None:
     """Logits of the integer models against those of the uncompressed one, in any order of the layers."""
     checkpoint, compressor, ids = calibrated(bits, sparsity, recipe)
     plain = Compression.parse(bits, sparsity, "plain")
     assert plain is not None
-    models = [quantise(checkpoint, with_vision=False),
-              quantise(checkpoint, with_vision=False, compression=compressor),
-              quantise(checkpoint, with_vision=False, compression=plain.compressor(checkpoint))]
+    models = [
+        quantise(checkpoint, with_vision=False),
+        quantise(checkpoint, with_vision=False, compression=compressor),
+        quantise(checkpoint, with_vision=False, compression=plain.compressor(checkpoint)),
+    ]
     check_format(models[1].text.layers[1].down.weight, models[1].text.layers[1].down.format)
     check_format(models[1].text.layers[0].q.weight, models[1].text.layers[0].q.format)
     exact, best, simple = (g.logits(g.forward(g.embed(ids[:200]))).astype(float) for g in map(GoldenText, models))
@@ -354,8 +388,11 @@ def test_four_bits_of_trained_weights_are_an_average() -> None:
 def uneven(seed: int = 3) -> Checkpoint:
     """A small language model whose layers read some channels a hundred times as strong as others."""
     source, rng = open_synthetic("llava-tiny"), np.random.default_rng(seed)
-    gains = {name: np.exp(1.5 * rng.standard_normal(shape)).astype(np.float32)
-             for name, shape in source.shapes.items() if "layernorm" in name}
+    gains = {
+        name: np.exp(1.5 * rng.standard_normal(shape)).astype(np.float32)
+        for name, shape in source.shapes.items()
+        if "layernorm" in name
+    }
 
     class Real(Checkpoint):
         def _fetch(self, name: str):

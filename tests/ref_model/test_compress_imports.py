@@ -26,6 +26,7 @@ TEXT = replace(MODELS["llava-tiny"].text, hidden=64, layers=1, ffn=64, heads=4, 
 
 # --- GPTQ and AWQ: little packers, bit by bit -----------------------------------------------------------
 
+
 def pack_bits(values: list[int], bits: int) -> list[int]:
     """Fields from the lowest bit on into signed 32-bit words."""
     stream = sum(v << i * bits for i, v in enumerate(values))
@@ -58,9 +59,17 @@ def awq_row(values) -> list[int]:
 
 def llama_config(quantisation: dict) -> dict:
     return {
-        "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4,
-        "num_key_value_heads": 4, "intermediate_size": 64, "vocab_size": 64, "max_position_embeddings": 64,
-        "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "quantization_config": quantisation,
+        "model_type": "llama",
+        "hidden_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "intermediate_size": 64,
+        "vocab_size": 64,
+        "max_position_embeddings": 64,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "quantization_config": quantisation,
     }
 
 
@@ -70,9 +79,13 @@ LINEARS = [f"self_attn.{p}_proj" for p in "qkvo"] + [f"mlp.{p}_proj" for p in ("
 def write_folder(folder: Path, quantisation: dict, packed: dict[str, dict[str, torch.Tensor]]) -> Path:
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(llama_config(quantisation)))
-    tensors = {"model.embed_tokens.weight": torch.randn(64, 64), "lm_head.weight": torch.randn(64, 64),
-               "model.norm.weight": torch.ones(64), "model.layers.0.input_layernorm.weight": torch.ones(64),
-               "model.layers.0.post_attention_layernorm.weight": torch.ones(64)}
+    tensors = {
+        "model.embed_tokens.weight": torch.randn(64, 64),
+        "lm_head.weight": torch.randn(64, 64),
+        "model.norm.weight": torch.ones(64),
+        "model.layers.0.input_layernorm.weight": torch.ones(64),
+        "model.layers.0.post_attention_layernorm.weight": torch.ones(64),
+    }
     for name, parts in packed.items():
         tensors |= {f"model.layers.0.{name}.{part}": tensor for part, tensor in parts.items()}
     save_file(tensors, folder / "model.safetensors")
@@ -85,8 +98,10 @@ def random_packed(bits: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return q, zeros, (RNG.random((64 // GROUP, 64)) + 0.5).astype(np.float16)
 
 
-@pytest.mark.parametrize(("bits", "v2", "act_order"), [(4, False, False), (4, True, True), (3, False, True),
-                                                       (2, False, False), (8, True, False)])
+@pytest.mark.parametrize(
+    ("bits", "v2", "act_order"),
+    [(4, False, False), (4, True, True), (3, False, True), (2, False, False), (8, True, False)],
+)
 def test_gptq(tmp_path: Path, bits: int, v2: bool, act_order: bool) -> None:
     expected, packed = {}, {}
     g_idx = np.arange(64) // GROUP
@@ -95,10 +110,19 @@ def test_gptq(tmp_path: Path, bits: int, v2: bool, act_order: bool) -> None:
     for name in LINEARS:
         q, zeros, scales = random_packed(bits)
         packed[name] = gptq_parts(q, zeros, scales, g_idx, bits, v2)
-        expected[name] = np.array([[(int(q[i, o]) - int(zeros[g_idx[i], o])) * float(scales[g_idx[i], o])
-                                    for i in range(64)] for o in range(64)], np.float32)
-    config = {"quant_method": "gptq", "bits": bits, "group_size": GROUP,
-              "checkpoint_format": "gptq_v2" if v2 else "gptq"}
+        expected[name] = np.array(
+            [
+                [(int(q[i, o]) - int(zeros[g_idx[i], o])) * float(scales[g_idx[i], o]) for i in range(64)]
+                for o in range(64)
+            ],
+            np.float32,
+        )
+    config = {
+        "quant_method": "gptq",
+        "bits": bits,
+        "group_size": GROUP,
+        "checkpoint_format": "gptq_v2" if v2 else "gptq",
+    }
     checkpoint = open_checkpoint(write_folder(tmp_path / "m", config, packed))
     for name, weight in expected.items():
         np.testing.assert_allclose(checkpoint.read(f"language_model.layers.0.{name}.weight").numpy(), weight, rtol=1e-6)
@@ -108,11 +132,19 @@ def awq_folder(folder: Path, version: str = "gemm") -> tuple[Path, dict[str, np.
     expected, packed = {}, {}
     for name in LINEARS:
         q, zeros, scales = random_packed(4)
-        packed[name] = {"qweight": torch.tensor([awq_row(row) for row in q], dtype=torch.int32),
-                        "qzeros": torch.tensor([awq_row(row) for row in zeros], dtype=torch.int32),
-                        "scales": torch.tensor(scales), "bias": torch.zeros(64)}
-        expected[name] = np.array([[(int(q[i, o]) - int(zeros[i // GROUP, o])) * float(scales[i // GROUP, o])
-                                    for i in range(64)] for o in range(64)], np.float32)
+        packed[name] = {
+            "qweight": torch.tensor([awq_row(row) for row in q], dtype=torch.int32),
+            "qzeros": torch.tensor([awq_row(row) for row in zeros], dtype=torch.int32),
+            "scales": torch.tensor(scales),
+            "bias": torch.zeros(64),
+        }
+        expected[name] = np.array(
+            [
+                [(int(q[i, o]) - int(zeros[i // GROUP, o])) * float(scales[i // GROUP, o]) for i in range(64)]
+                for o in range(64)
+            ],
+            np.float32,
+        )
     config = {"quant_method": "awq", "bits": 4, "group_size": GROUP, "version": version}
     return write_folder(folder, config, packed), expected
 
@@ -129,8 +161,11 @@ def test_awq(tmp_path: Path) -> None:
 def test_unsupported_packings_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="gemm"):
         open_checkpoint(awq_folder(tmp_path / "a", "gemv")[0])
-    for config in ({"quant_method": "gptq", "bits": 5}, {"quant_method": "awq", "bits": 8},
-                   {"quant_method": "bitsandbytes", "bits": 4}):
+    for config in (
+        {"quant_method": "gptq", "bits": 5},
+        {"quant_method": "awq", "bits": 8},
+        {"quant_method": "bitsandbytes", "bits": 4},
+    ):
         folder = tmp_path / f"{config['quant_method']}{config['bits']}"
         with pytest.raises(UserError):
             open_checkpoint(write_folder(folder, config, {}))
@@ -146,6 +181,7 @@ def test_incomplete_packing_is_refused(tmp_path: Path) -> None:
 
 
 # --- GGUF: blocks written field by field ------------------------------------------------------------------
+
 
 def half(x: float) -> bytes:
     return struct.pack("<e", x)
@@ -225,8 +261,10 @@ def test_gguf(tmp_path: Path, kind: str) -> None:
     writer.write_tensors_to_file()
     writer.close()
     checkpoint = open_checkpoint(path)
-    for stored, name in (("token_embd.weight", "language_model.embed_tokens.weight"),
-                         ("blk.0.ffn_up.weight", "language_model.layers.0.mlp.up_proj.weight")):
+    for stored, name in (
+        ("token_embd.weight", "language_model.embed_tokens.weight"),
+        ("blk.0.ffn_up.weight", "language_model.layers.0.mlp.up_proj.weight"),
+    ):
         np.testing.assert_allclose(checkpoint.read(name).numpy(), expected[stored], rtol=1e-6)
 
 
@@ -236,8 +274,10 @@ class Fixed(Checkpoint):
     def __init__(self, config: LlavaConfig) -> None:
         super().__init__(config, "memory")
         generator = torch.Generator().manual_seed(0)
-        self.tensors = {name: torch.randn(shape, generator=generator) * 0.2 + ("norm" in name)
-                        for name, shape in self.shapes.items()}
+        self.tensors = {
+            name: torch.randn(shape, generator=generator) * 0.2 + ("norm" in name)
+            for name, shape in self.shapes.items()
+        }
 
     def _fetch(self, name: str) -> torch.Tensor:
         return self.tensors[name]

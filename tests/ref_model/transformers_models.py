@@ -85,14 +85,28 @@ def randomise(model: torch.nn.Module, seed: int) -> None:
 
 
 def text_config(family: type = LlamaConfig, **other) -> LlamaConfig | MistralConfig:
-    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-             "intermediate_size": 176, "vocab_size": 260, "max_position_embeddings": 256, "rms_norm_eps": 1e-5}
+    sizes = {
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 176,
+        "vocab_size": 260,
+        "max_position_embeddings": 256,
+        "rms_norm_eps": 1e-5,
+    }
     return family(**(sizes | {"bos_token_id": 256, "eos_token_id": 257} | other))
 
 
 def vision_config(image_size: int) -> CLIPVisionConfig:
-    return CLIPVisionConfig(hidden_size=48, num_hidden_layers=3, num_attention_heads=3, intermediate_size=80,
-                            image_size=image_size, patch_size=PATCH)
+    return CLIPVisionConfig(
+        hidden_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=3,
+        intermediate_size=80,
+        image_size=image_size,
+        patch_size=PATCH,
+    )
 
 
 def _write(folder: Path, model: torch.nn.Module, processor, seed: int) -> Written:
@@ -104,13 +118,23 @@ def _write(folder: Path, model: torch.nn.Module, processor, seed: int) -> Writte
 
 def write_llava(folder: Path, image_size: int = 56, seed: int = 0, strategy: str = "default", **text) -> Written:
     """LLaVA-1.5 with 16 visual tokens (17 with strategy "full")."""
-    config = LlavaConfig(vision_config=vision_config(image_size), text_config=text_config(**text),
-                         image_token_index=258, vision_feature_select_strategy=strategy,
-                         image_seq_length=(image_size // PATCH) ** 2)
-    images = CLIPImageProcessorPil(size={"shortest_edge": image_size},
-                                   crop_size={"height": image_size, "width": image_size})
-    processor = LlavaProcessor(images, byte_tokenizer(), patch_size=PATCH, num_additional_image_tokens=1,
-                               vision_feature_select_strategy=strategy)
+    config = LlavaConfig(
+        vision_config=vision_config(image_size),
+        text_config=text_config(**text),
+        image_token_index=258,
+        vision_feature_select_strategy=strategy,
+        image_seq_length=(image_size // PATCH) ** 2,
+    )
+    images = CLIPImageProcessorPil(
+        size={"shortest_edge": image_size}, crop_size={"height": image_size, "width": image_size}
+    )
+    processor = LlavaProcessor(
+        images,
+        byte_tokenizer(),
+        patch_size=PATCH,
+        num_additional_image_tokens=1,
+        vision_feature_select_strategy=strategy,
+    )
     return _write(folder, LlavaForConditionalGeneration(config), processor, seed)
 
 
@@ -118,10 +142,20 @@ def write_llava_next(folder: Path, image_size: int = 28, seed: int = 0, **text) 
     """LLaVA-NeXT with tiles of 4 patches and the published pinpoints scaled down."""
     s = image_size
     pinpoints = [[s, 2 * s], [2 * s, s], [2 * s, 2 * s], [3 * s, s], [s, 3 * s]]
-    config = LlavaNextConfig(vision_config=vision_config(s), text_config=text_config(**text), image_token_index=258,
-                             image_grid_pinpoints=pinpoints)
-    images = LlavaNextImageProcessorPil(size={"shortest_edge": s}, crop_size={"height": s, "width": s},
-                                        image_grid_pinpoints=pinpoints)
-    processor = LlavaNextProcessor(images, byte_tokenizer(), patch_size=PATCH, num_additional_image_tokens=1,
-                                   vision_feature_select_strategy="default")
+    config = LlavaNextConfig(
+        vision_config=vision_config(s),
+        text_config=text_config(**text),
+        image_token_index=258,
+        image_grid_pinpoints=pinpoints,
+    )
+    images = LlavaNextImageProcessorPil(
+        size={"shortest_edge": s}, crop_size={"height": s, "width": s}, image_grid_pinpoints=pinpoints
+    )
+    processor = LlavaNextProcessor(
+        images,
+        byte_tokenizer(),
+        patch_size=PATCH,
+        num_additional_image_tokens=1,
+        vision_feature_select_strategy="default",
+    )
     return _write(folder, LlavaNextForConditionalGeneration(config), processor, seed)

@@ -37,21 +37,32 @@ def verilog() -> str:
         return f"mode == {number[name]}"
 
     tied = [
-        "s_axi_control_awready = 1", "s_axi_control_wready = 1", "s_axi_control_bresp = 0", "s_axi_control_rresp = 0",
-        "s_axi_control_arready = 1", "s_axi_control_rdata = 0", "m00_axi_rready = 1", "m00_axi_bready = 1",
-        f"m00_axi_arsize = {when('size')} ? 5 : 6", "m00_axi_awsize = 6", "m00_axi_awburst = 1",
-        f"m00_axi_arburst = {when('fixed burst')} ? 0 : 1", "m00_axi_arlen = 1",
+        "s_axi_control_awready = 1",
+        "s_axi_control_wready = 1",
+        "s_axi_control_bresp = 0",
+        "s_axi_control_rresp = 0",
+        "s_axi_control_arready = 1",
+        "s_axi_control_rdata = 0",
+        "m00_axi_rready = 1",
+        "m00_axi_bready = 1",
+        f"m00_axi_arsize = {when('size')} ? 5 : 6",
+        "m00_axi_awsize = 6",
+        "m00_axi_awburst = 1",
+        f"m00_axi_arburst = {when('fixed burst')} ? 0 : 1",
+        "m00_axi_arlen = 1",
         f"m00_axi_araddr = {when('boundary')} ? 64'h1fc0 : {when('alignment')} ? 64'h1020 : "
         f"{when('araddr changes')} ? 64'h1000 + 64 * count[3:0] : 64'h1000",
         f"m00_axi_arvalid = reads != 0 && !({when('arvalid is withdrawn')} && count[0])",
         f"m00_axi_awaddr = {when('write boundary')} ? 64'h1fc0 : 64'h2000",
-        f"m00_axi_awlen = {when('awlen changes')} ? 8'(count[3:0]) : 1", "m00_axi_awvalid = addresses != 0",
+        f"m00_axi_awlen = {when('awlen changes')} ? 8'(count[3:0]) : 1",
+        "m00_axi_awvalid = addresses != 0",
         f"m00_axi_wdata = {when('wdata changes')} ? 512'(count) : 512'(beats)",
-        f"m00_axi_wstrb = {when('wstrb changes')} ? 64'(count) : '1", "m00_axi_wvalid = beats != 0",
+        f"m00_axi_wstrb = {when('wstrb changes')} ? 64'(count) : '1",
+        "m00_axi_wvalid = beats != 0",
         f"m00_axi_wlast = {when('wlast missing')} ? 0 : {when('wlast early')} ? 1 : beats[0]",
         f"irq = count == ({when('ends before the answer')} ? 6 : 2000)",
         *(f"{name} = 0" for name in top_signals(1) if name.startswith("trace_")),
-    ]  # fmt: skip
+    ]
     return f"""
 module bad_master(input logic clk, input logic rst, {", ".join(ports)});
     logic [31:0] mode = 0, count = 0, reads = 0, addresses = 0, beats = 0;

@@ -204,8 +204,9 @@ def random_stream(rng: random.Random, shape: list[list[tuple[int, bool, int]]], 
     return stream(runs, rng)
 
 
-def random_streams(rng: random.Random, units: int, shape: list[list[tuple[int, bool, int]]], ends: bool = True,
-                   alike: bool = False) -> list[bytes]:  # fmt: skip
+def random_streams(
+    rng: random.Random, units: int, shape: list[list[tuple[int, bool, int]]], ends: bool = True, alike: bool = False
+) -> list[bytes]:
     """A stream a unit, equally long. alike: in the same runs, so that they take the same time."""
     seed = rng.random()
     out = [random_stream(random.Random(seed if alike else seed + u), shape, ends) for u in range(units)]

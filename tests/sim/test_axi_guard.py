@@ -15,9 +15,13 @@ CHANGES = [name for name, message in MODES.items() if message and "changed" in m
 
 def play(mode: str, stall_percent: int):
     return run(
-        Design(verilog(), "bad_master", 1), sizes_bytes=[1 << 20], memory=MEMORY, max_cycles=5000,
-        csr_writes=[(MODE, list(MODES).index(mode)), (START, 1)], stall_percent=stall_percent,
-    )  # fmt: skip
+        Design(verilog(), "bad_master", 1),
+        sizes_bytes=[1 << 20],
+        memory=MEMORY,
+        max_cycles=5000,
+        csr_writes=[(MODE, list(MODES).index(mode)), (START, 1)],
+        stall_percent=stall_percent,
+    )
 
 
 @pytest.mark.parametrize("stall_percent", [0, 30, 80])

@@ -15,8 +15,9 @@ LOOK = "import numba, sim.weight_stream; print(numba.config.CACHE_DIR)"
 
 def folder_of(checkout: Path, cache: Path) -> str:
     environment = {"ALULA_CACHE": str(cache), "PYTHONPATH": str(checkout)}
-    return subprocess.run([sys.executable, "-c", LOOK], cwd=checkout, env=environment, capture_output=True, text=True,
-                          check=True).stdout.strip()  # fmt: skip
+    return subprocess.run(
+        [sys.executable, "-c", LOOK], cwd=checkout, env=environment, capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 def test_another_latency_is_another_cache(tmp_path: Path) -> None:
@@ -56,15 +57,19 @@ def flipped(data: bytes) -> bytes:
     return data[:-9] + bytes([data[-9] ^ 1]) + data[-8:]
 
 
-@pytest.mark.parametrize("damage", [truncated, flipped, lambda data: b"", lambda data: b"garbage" * 30],
-                         ids=["truncated", "flipped", "empty", "garbage"])
+@pytest.mark.parametrize(
+    "damage",
+    [truncated, flipped, lambda data: b"", lambda data: b"garbage" * 30],
+    ids=["truncated", "flipped", "empty", "garbage"],
+)
 def test_damaged_files_are_compiled_again(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     root = Path(hw.__file__).parents[1]
 
     def answer() -> list[str]:
         environment = {"ALULA_CACHE": str(tmp_path), "PYTHONPATH": str(root)}
-        return subprocess.run([sys.executable, "-c", RUN], cwd=root, env=environment, capture_output=True, text=True,
-                              check=True).stdout.split()  # fmt: skip
+        return subprocess.run(
+            [sys.executable, "-c", RUN], cwd=root, env=environment, capture_output=True, text=True, check=True
+        ).stdout.split()
 
     assert answer() == ["8", "1"] and answer() == ["8", "0"]
     files = [path for path in tmp_path.rglob("*") if path.suffix in (".nbi", ".nbc")]

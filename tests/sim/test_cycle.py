@@ -26,11 +26,23 @@ STREAMS = 16384
 def random_fields(rng: random.Random, unit: Unit) -> dict[str, int]:
     f = dict.fromkeys(FIELDS[unit], 0)
     if unit == Unit.LD:
-        return f | {"addr": 64 + rng.randrange(200), "n_outer": rng.randint(1, 3), "n_inner": rng.randint(1, 40),
-                    "stride": 41, "dst_stride": 40, "kind": rng.randrange(len(LdKind))}  # fmt: skip
+        return f | {
+            "addr": 64 + rng.randrange(200),
+            "n_outer": rng.randint(1, 3),
+            "n_inner": rng.randint(1, 40),
+            "stride": 41,
+            "dst_stride": 40,
+            "kind": rng.randrange(len(LdKind)),
+        }
     if unit == Unit.ST:
-        return f | {"mode": rng.randrange(4), "addr": 4096, "n_tok": rng.randint(1, 3), "n_head": rng.randint(1, 2),
-                    "n_gran": rng.randint(1, 3), "kind": rng.randrange(len(StKind))}  # fmt: skip
+        return f | {
+            "mode": rng.randrange(4),
+            "addr": 4096,
+            "n_tok": rng.randint(1, 3),
+            "n_head": rng.randint(1, 2),
+            "n_gran": rng.randint(1, 3),
+            "kind": rng.randrange(len(StKind)),
+        }
     if unit == Unit.VU:
         return f | {"n_outer": rng.randint(1, 3), "n_mid": rng.randint(1, 3), "n_words": rng.randint(1, 5)}
     return f | {"addr": rng.randrange(100), "n_outer": 1}
@@ -146,8 +158,13 @@ def attach_headers(memory: MemoryImage, streams) -> None:
 @pytest.mark.parametrize("mixed", [False, True])
 def test_equals_the_ticking_model(seed, jitter, mixed):
     rng = random.Random(seed)
-    config = replace(TINY, fifo_beats=rng.choice([32, 64]), queue_depth=rng.choice([2, 8]), units=rng.choice([1, 2, 4]),
-                     chains=rng.choice([2, 8]))  # fmt: skip
+    config = replace(
+        TINY,
+        fifo_beats=rng.choice([32, 64]),
+        queue_depth=rng.choice([2, 8]),
+        units=rng.choice([1, 2, 4]),
+        chains=rng.choice([2, 8]),
+    )
     model = MemoryModel(rng.choice([1, 5, 20]), rng.choice([1, 10]), jitter, seed)
     steps, streams = random_steps(rng, 25, config.units, mixed)
     program, ticks = program_of(steps)

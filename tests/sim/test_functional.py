@@ -23,7 +23,7 @@ from hw.spec.isa import (
     MxMode,
     Reduce,
     Row,
-    Src,  # fmt: skip
+    Src,
     StMode,
     Tap,
     Unit,
@@ -112,9 +112,11 @@ def test_product(mode, header):
     m = machine(
         memory,
         issue("rd", addr=16, n_outer=1, n_inner=beats, fmt=header),
-        issue("mx", act=8, act_stride=n_in // 16, n_rows=n_rows, kb=kb, ob=ob, dst=7, dst_stride=n_out // 16, mode=mode),  # noqa: E501
+        issue(
+            "mx", act=8, act_stride=n_in // 16, n_rows=n_rows, kb=kb, ob=ob, dst=7, dst_stride=n_out // 16, mode=mode
+        ),
         "HALT 0",
-    )  # fmt: skip
+    )
     m.executor.state.ob[8 : 8 + n_rows * n_in // 16] = x.reshape(-1, 16)
     m.run()
     got = m.executor.state.ab[7 : 7 + n_rows * n_out // 16].reshape(n_rows, n_out)
@@ -158,8 +160,11 @@ def test_random_streams(seed):
         memory = MemoryImage(TINY)
         n = put(memory, data, clean)
         fields = {"act": TINY.ob_blocks - 24, "act_stride": (1 << 32) - 100, "n_rows": n_rows, "kb": kb}
-        products = [issue("mx", ob=count, dst=100 * i, dst_stride=ob * units, **fields)
-                    for i, count in enumerate((first, ob - first)) if count]  # fmt: skip
+        products = [
+            issue("mx", ob=count, dst=100 * i, dst_stride=ob * units, **fields)
+            for i, count in enumerate((first, ob - first))
+            if count
+        ]
         m = machine(memory, issue("rd", addr=16, n_outer=1, n_inner=n, fmt=1), *products, "HALT 0")
         m.executor.state.ob[:] = numbers.integers(-128, 128, m.executor.state.ob.shape)
         at = (TINY.ob_blocks - 24 - 100 * np.arange(n_rows)[:, None] + np.arange(windows * 8)) % TINY.ob_blocks
@@ -217,7 +222,7 @@ MX_PC = RD_PC + 1 + len(FIELDS[Unit.MX])
         ((filler(), filler()), {"mode": 1}),
         ((filler(window=2), filler(window=2)), {"kb": 16}),
     ],
-)  # fmt: skip
+)
 def test_rounds_that_a_product_refuses(data, fields):
     product = {"n_rows": 1, "kb": 24, "ob": 1} | fields
     text = [issue("rd", addr=16, n_outer=1, n_inner=len(data[0]) // 64, fmt=1), issue("mx", **product), "HALT 0"]
@@ -267,8 +272,10 @@ def test_a_stream_inside_a_raw_block_and_a_step_of_two_formats():
     assert {r[0] for r in whole} == {Error.NONE}
 
 
-@pytest.mark.parametrize("window, act, expected", [(0, 4095, Error.NONE), (1, 4095, Error.BUFFER_RANGE),
-                                                  (1, 4087, Error.NONE), (1, 4088, Error.BUFFER_RANGE)])  # fmt: skip
+@pytest.mark.parametrize(
+    "window, act, expected",
+    [(0, 4095, Error.NONE), (1, 4095, Error.BUFFER_RANGE), (1, 4087, Error.NONE), (1, 4088, Error.BUFFER_RANGE)],
+)
 def test_windows_wrap_at_the_end_of_the_operand_buffer(window, act, expected):
     text = issue("rd", addr=16, n_outer=1, n_inner=2, fmt=1), issue("mx", act=act, n_rows=1, kb=16, ob=1), "HALT 0"
     assert refusal([filler(window)] * 2, *text)[0][0] == expected
@@ -280,13 +287,21 @@ def test_load_vector_store_and_loops():
     data = np.arange(64, dtype=np.int32) - 30
     memory.attach(TINY.aux_port, 0, data)
     copy = pack_bits(CTL0, {"src": Src.P, "add": Add.P, "dst": Dst.SB})
-    text = "\n".join([
-        "ADDI r2, r0, 0", "LOOP r1, @",
-        issue("ld", n_outer=1, n_inner=1, signal="vu", wait="none").replace("SET ld.addr, r0 + 0", "SET ld.addr, r2 + 0"),  # noqa: E501
-        issue("vu", wait="ld", signal="st", ctl0=copy, n_outer=1, n_mid=1, n_words=1, len0=16),
-        issue("st", wait="vu", n_tok=1, n_head=1, n_gran=1).replace("SET st.addr, r0 + 0", "SET st.addr, r2 + 100"),
-        "FENCE st", "ADDI r2, r2, 1", "ENDL", "HALT 0",
-    ])  # fmt: skip
+    text = "\n".join(
+        [
+            "ADDI r2, r0, 0",
+            "LOOP r1, @",
+            issue("ld", n_outer=1, n_inner=1, signal="vu", wait="none").replace(
+                "SET ld.addr, r0 + 0", "SET ld.addr, r2 + 0"
+            ),
+            issue("vu", wait="ld", signal="st", ctl0=copy, n_outer=1, n_mid=1, n_words=1, len0=16),
+            issue("st", wait="vu", n_tok=1, n_head=1, n_gran=1).replace("SET st.addr, r0 + 0", "SET st.addr, r2 + 100"),
+            "FENCE st",
+            "ADDI r2, r2, 1",
+            "ENDL",
+            "HALT 0",
+        ]
+    )
     endl = next(i for i, line in enumerate(text.splitlines()) if line == "ENDL")
     machine(memory, text.replace("@", str(endl)), args=(4,)).run()
     np.testing.assert_array_equal(memory.read(TINY.aux_port, 6400, 256).view(np.int32), 2 * data)
@@ -307,8 +322,20 @@ def test_store_modes(mode):
     state = State(TINY, memory)
     state.sb[:] = rng.integers(-128, 128, state.sb.shape)
     f = dict.fromkeys(FIELDS[Unit.ST], 0) | {
-        "mode": mode, "addr": 128, "src": 3, "src_tok": 8, "src_head": 4, "pos": 13, "n_tok": 40, "n_head": 2,
-        "n_gran": 3, "stride_tok": 6, "stride_head": 400, "stride_slot": 16, "stride_gran": 4}  # fmt: skip
+        "mode": mode,
+        "addr": 128,
+        "src": 3,
+        "src_tok": 8,
+        "src_head": 4,
+        "pos": 13,
+        "n_tok": 40,
+        "n_head": 2,
+        "n_gran": 3,
+        "stride_tok": 6,
+        "stride_head": 400,
+        "stride_slot": 16,
+        "stride_gran": 4,
+    }
     store(state, Issued(Unit.ST, 0, f, 0, 0))
     expected = {}
     for t in range(40):
@@ -386,16 +413,34 @@ def naive_write(state, ctl, d, i, lane, out, vb, sb):
 
 
 def random_pass(rng: random.Random) -> dict:
-    ctl0 = {"src": rng.choice(list(Src)), "mul1": rng.choice(list(Mul1)), "mul2": rng.choice(list(Mul2)),
-            "add": rng.choice(list(Add)), "func": rng.choice(list(Func)), "mul3": rng.choice(list(Mul3)),
-            "row0": rng.choice(list(Row)), "row1": rng.choice(list(Row)), "tap": rng.choice(list(Tap)),
-            "reduce": rng.choice(list(Reduce)), "fin": rng.choice(list(Fin)), "dst": rng.choice(list(Dst)),
-            "clip8": rng.randrange(2), "level": rng.randrange(2)}  # fmt: skip
+    ctl0 = {
+        "src": rng.choice(list(Src)),
+        "mul1": rng.choice(list(Mul1)),
+        "mul2": rng.choice(list(Mul2)),
+        "add": rng.choice(list(Add)),
+        "func": rng.choice(list(Func)),
+        "mul3": rng.choice(list(Mul3)),
+        "row0": rng.choice(list(Row)),
+        "row1": rng.choice(list(Row)),
+        "tap": rng.choice(list(Tap)),
+        "reduce": rng.choice(list(Reduce)),
+        "fin": rng.choice(list(Fin)),
+        "dst": rng.choice(list(Dst)),
+        "clip8": rng.randrange(2),
+        "level": rng.randrange(2),
+    }
     ctl1 = {"adj1": rng.randint(-20, 20), "adj2": rng.randint(-20, 20), "sh3": rng.randint(0, 20)}
     f = dict.fromkeys(FIELDS[Unit.VU], 0) | {
-        "ctl0": pack_bits(CTL0, ctl0), "ctl1": pack_bits(CTL1, ctl1), "imm0": rng.getrandbits(25),
-        "imm1": rng.getrandbits(25), "n_outer": rng.randint(1, 3), "n_mid": rng.randint(1, 3),
-        "n_words": rng.randint(1, 3), "len0": rng.randint(1, 48), "len_step": rng.randint(0, 5)}  # fmt: skip
+        "ctl0": pack_bits(CTL0, ctl0),
+        "ctl1": pack_bits(CTL1, ctl1),
+        "imm0": rng.getrandbits(25),
+        "imm1": rng.getrandbits(25),
+        "n_outer": rng.randint(1, 3),
+        "n_mid": rng.randint(1, 3),
+        "n_words": rng.randint(1, 3),
+        "len0": rng.randint(1, 48),
+        "len_step": rng.randint(0, 5),
+    }
     for name, base in (("a", 0), ("p", 5), ("v", 7), ("d", 200), ("r0", 0), ("r1", 20), ("w", 100)):
         f |= {name: base, f"{name}_out": 9, f"{name}_mid": 3}
     return f
@@ -417,7 +462,9 @@ def test_vector_pass(seed):
     vector_pass(states[0], Issued(Unit.VU, 0, f, 0, 0))
     naive_pass(states[1], f)
     for name in ("ab", "vb", "sb", "ob", "raw", "fin"):
-        np.testing.assert_array_equal(getattr(states[0], name), getattr(states[1], name), err_msg=f"{name} {control(f)}")  # noqa: E501
+        np.testing.assert_array_equal(
+            getattr(states[0], name), getattr(states[1], name), err_msg=f"{name} {control(f)}"
+        )
 
 
 @pytest.mark.parametrize(
@@ -437,7 +484,7 @@ def test_vector_pass(seed):
         (issue("st", addr=1 << 30, n_tok=1, n_head=1, n_gran=1) + "\nHALT 0", Error.BUS_WRITE),
         ("\n".join(f"ADDI r1, r0, 1\nLOOP r1, {2 * i + 1}" for i in range(5)), Error.LOOP_STACK),
     ],
-)  # fmt: skip
+)
 def test_statuses(text, expected):
     assert status(text, instruction_limit=1000) == expected
 

@@ -43,19 +43,31 @@ class Copy:
 
     def go(self, design: Design, memory: MemoryModel, **options):
         values = {
-            dma.SOURCE: self.source, dma.N_REQUESTS: self.n_requests, dma.N_BEATS: self.n_beats, dma.TARGET: TARGET,
-            dma.GAP: self.gap, dma.THROTTLE: self.throttle, dma.START: 1,
-        }  # fmt: skip
+            dma.SOURCE: self.source,
+            dma.N_REQUESTS: self.n_requests,
+            dma.N_BEATS: self.n_beats,
+            dma.TARGET: TARGET,
+            dma.GAP: self.gap,
+            dma.THROTTLE: self.throttle,
+            dma.START: 1,
+        }
         self.data = np.random.default_rng(SEED).integers(0, 256, (self.n_total, 64), dtype=np.uint8)
         in_range = max(0, min(self.n_total, (SIZES_BYTES[0] - self.source) // 64))
         image = [MemoryImage(0, self.source, self.data[:in_range])] if in_range else []
         # Noise where the engine writes: every byte that it leaves alone must still be there.
         image.append(MemoryImage(AUX, TARGET, bytes([0xA5]) * (128 * self.n_total)))
         result = run(
-            design, sizes_bytes=SIZES_BYTES, image=image, csr_writes=list(values.items()), memory=memory,
-            csr_reads=[dma.N_RESPONSES, dma.END_CYCLE, dma.WORST_RESPONSE], max_cycles=100_000, log_axi=True,
-            dump_ranges=[DumpRange(AUX, TARGET, 128 * self.n_total)], **options,
-        )  # fmt: skip
+            design,
+            sizes_bytes=SIZES_BYTES,
+            image=image,
+            csr_writes=list(values.items()),
+            memory=memory,
+            csr_reads=[dma.N_RESPONSES, dma.END_CYCLE, dma.WORST_RESPONSE],
+            max_cycles=100_000,
+            log_axi=True,
+            dump_ranges=[DumpRange(AUX, TARGET, 128 * self.n_total)],
+            **options,
+        )
         written = np.frombuffer(result.dumps[0], np.uint8).reshape(self.n_total, 2, 64)
         self.copied, stamps = written[:, 0], written[:, 1]
         self.taken_cycles = stamps[:, dma.STAMP_CYCLE].copy().view("<u8")[:, 0].tolist()

@@ -134,7 +134,7 @@ FIGURES = {
     "32 words outstanding": (0.92, 0.92, 0.03, outstanding_share(32)),
     "reads and writes 1:1, 256 B": (0.55, 0.84, 0.01, lambda: mixed_share(4)),
     "reads and writes 1:1, 4 KB": (0.77, 0.87, 0.01, lambda: mixed_share(64)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("pattern", FIGURES)
@@ -318,7 +318,8 @@ def test_which_memory_a_configuration_has():
     memory, call = random_run(1, TINY)
     with_hbm = replace(TINY, memory=replace(TINY.memory, kind="hbm"))
     assert CycleBackend().run(with_hbm, memory.fork(), call) == CycleBackend(MemoryModel.of(TINY, "hbm")).run(
-        TINY, memory.fork(), call)
+        TINY, memory.fork(), call
+    )
     assert MemoryModel.of(TINY, "hbm", 5, 3) == MemoryModel(20, 10, 5, 3, hbm=True)
     for wrong in ({"kind": "ddr"}, {"jitter": -1}):
         with pytest.raises(ConfigError):
@@ -345,8 +346,14 @@ def random_run(seed, config, n=40, mixed=True):
     steps, streams = random_steps(rng, n, config.units, mixed)
     for _, fields, *_ in steps:
         if "n_tok" in fields:
-            fields |= {"pos": rng.randrange(100), "n_head": rng.randint(1, 8), "n_gran": rng.randint(1, 8),
-                       "stride_gran": 4, "stride_head": 256, "stride_slot": 32}  # fmt: skip
+            fields |= {
+                "pos": rng.randrange(100),
+                "n_head": rng.randint(1, 8),
+                "n_gran": rng.randint(1, 8),
+                "stride_gran": 4,
+                "stride_head": 256,
+                "stride_slot": 32,
+            }
     program, _ = program_of(steps)
     memory = MemoryImage(config)
     attach(memory, streams)

@@ -105,8 +105,13 @@ class Ticker:
         self.active = dict.fromkeys(Unit)
         self.semaphores = {(p, c): 0 for p in Unit for c in Unit}
         self.trace, self.weight_stall, self.drain_stall = [], 0, 0
-        self.units = {Unit.LD: self.load, Unit.ST: self.store, Unit.RD: self.read, Unit.MX: self.matrix,
-                      Unit.VU: self.vector}  # fmt: skip
+        self.units = {
+            Unit.LD: self.load,
+            Unit.ST: self.store,
+            Unit.RD: self.read,
+            Unit.MX: self.matrix,
+            Unit.VU: self.vector,
+        }
 
     def run(self, limit=40_000):
         """Total cycles."""
@@ -197,8 +202,10 @@ class Ticker:
         return t == responses[-1] + 1
 
     def read(self, t, a):
-        return t > a["s"] + 1 and not any(c.bursts for c in self.channels) and (
-            t == max(c.last_ar for c in self.channels) + 1
+        return (
+            t > a["s"] + 1
+            and not any(c.bursts for c in self.channels)
+            and (t == max(c.last_ar for c in self.channels) + 1)
         )
 
     def vector(self, t, a):

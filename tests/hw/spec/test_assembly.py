@@ -9,9 +9,12 @@ from hw.spec.isa import ALL_UNITS, FIELDS, OPERANDS, REGISTERS, Instruction, Op,
 
 FIELD_CODES = [field_code(unit, name) for unit in Unit for name in FIELDS[unit]]
 OF_KIND = {
-    "r": st.integers(0, REGISTERS - 1), "u": st.sampled_from([int(u) for u in Unit]),
-    "m": st.integers(0, ALL_UNITS), "f": st.sampled_from(FIELD_CODES), "-": st.just(0),
-}  # fmt: skip
+    "r": st.integers(0, REGISTERS - 1),
+    "u": st.sampled_from([int(u) for u in Unit]),
+    "m": st.integers(0, ALL_UNITS),
+    "f": st.sampled_from(FIELD_CODES),
+    "-": st.just(0),
+}
 
 
 @st.composite
