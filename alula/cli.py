@@ -31,12 +31,14 @@ from alula.cli_options import (
     Model,
     Recipe,
     Seed,
+    Set,
     Sparsity,
     Strategy,
     compression,
     show_values,
 )
 from alula.cli_rules import CheckedCommand
+from alula.machine import misfit
 from alula.output import (
     check_writable,
     console,
@@ -47,8 +49,9 @@ from alula.output import (
     write_atomically,
     write_json,
 )
-from hw.spec.config import ConfigError, get
+from hw.spec.config import Config, ConfigError
 from hw.spec.errors import InternalError, UserError
+from hw.spec.machine import resolve
 from hw.spec.memory import MemoryModel
 
 app = typer.Typer(
@@ -67,10 +70,17 @@ def _options(verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show
     _state["verbose"] = verbose
 
 
-def _open(model: str, config: str, **options):
+def note_misfit(config: Config) -> None:
+    """Says on stderr that a machine is larger than its card."""
+    if line := misfit(config):
+        errors.print(f"note: {line}", markup=False)
+
+
+def _open(model: str, config: Config, **options):
     """Open and compile, with a bar; imports are late so that small commands start at once."""
     from alula.session import open_flow
 
+    note_misfit(config)
     with progress(f"compiling {model} for {config}"):
         flow = open_flow(model, config, **options)
     text = flow.model.config.text
@@ -84,6 +94,7 @@ def compile_command(
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Container file to write.")] = None,
     model: Model = "llava-tiny",
     config: Machine = "tiny",
+    set: Set = None,
     timing_only: Annotated[
         bool, typer.Option("--timing-only", help="Without weights: sizes only, -o stores the program alone.")
     ] = False,
@@ -107,16 +118,17 @@ def compile_command(
     check_writable(json)
     if out is None and not timing_only:
         raise UserError("there is no file to write: give -o FILE, or --timing-only for sizes alone")
+    machine = resolve(config, set or ())
     began = time.monotonic()
     options = {"compression": compression(bits, sparsity, recipe), "timing_only": timing_only, "program": lengths}
-    flow = _open(model, config, mmproj=mmproj, layers=layers, context=context, seed=seed, **options)
+    flow = _open(model, machine, mmproj=mmproj, layers=layers, context=context, seed=seed, **options)
     if timing_only:
         compiled = time.monotonic()
         with progress("sizing the streams of every length"):
             result = sizes(out, flow, lengths) | {"compile_seconds": compiled - began}
         result["wall_seconds"] = time.monotonic() - began
         write_json(json, result)
-        show_values(f"{model} on {config}", result)
+        show_values(f"{model} on {machine}", result)
         _show_lengths(result["by_lengths"])
         return
     assert out is not None
@@ -124,7 +136,7 @@ def compile_command(
         manifest = save(out, flow)
     result = manifest | {"file": str(out), "file_bytes": out.stat().st_size, "wall_seconds": time.monotonic() - began}
     write_json(json, result)
-    show_values(f"{model} on {config}", result)
+    show_values(f"{model} on {machine}", result)
 
 
 def _show_lengths(sizes: dict) -> None:
@@ -139,6 +151,7 @@ def _show_lengths(sizes: dict) -> None:
 def simulate(
     model: Model = "llava-tiny",
     config: Machine = "tiny",
+    set: Set = None,
     phase: Annotated[str, typer.Option(help="prefill, decode, vision or ttft (time to first token).")] = "prefill",
     tokens: Annotated[int, typer.Option(help="Prompt tokens (prefill; ttft: of text).")] = 16,
     kv: Annotated[int, typer.Option(help="Keys seen, the new token's included (decode).")] = 16,
@@ -171,7 +184,8 @@ def simulate(
 
     check_writable(json)
     check_writable(trace)
-    timed_by = MemoryModel.of(get(config), memory, jitter, memory_seed)
+    machine = resolve(config, set or ())
+    timed_by = MemoryModel.of(machine, memory, jitter, memory_seed)
     began = time.monotonic()
     first = phase == "ttft"
     options = {"vision": first or phase == "vision", "compression": compression(bits, sparsity, recipe)}
@@ -179,7 +193,7 @@ def simulate(
     options["timing_only"] = backend == "cycle" and not check and not by_values
     options |= {"keep_visual": image_tokens if first else keep_visual, "strategy": strategy}
     reduction = asked(keep_schedule, exit_layer, fastv, image_tokens, image_start)
-    flow = _open(model, config, mmproj=mmproj, layers=layers, context=context, seed=seed, **options)
+    flow = _open(model, machine, mmproj=mmproj, layers=layers, context=context, seed=seed, **options)
     given = {"tokens": tokens, "kv": kv, "name": backend, "check": check, "reduction": reduction, "memory": timed_by}
     result = _first_token(flow, tokens, timed_by) if first else _phase(flow, phase, attention_mask, **given)
     result["wall_seconds"] = time.monotonic() - began
@@ -187,7 +201,7 @@ def simulate(
     if trace is not None:
         write_atomically(trace, chrome(events, flow.config.clock_hz))
     write_json(json, result)
-    show_values(f"{flow.model.config.name} on {config}, {phase}", result)
+    show_values(f"{flow.model.config.name} on {machine}, {phase}", result)
     if first:
         console.print(table("parts", list(result["parts"][0]), [list(part.values()) for part in result["parts"]]))
     if result["bit_exact"] is False or result["cycle_exact"] is False:
@@ -216,6 +230,7 @@ def report(
     out: Annotated[Path, typer.Option("-o", "--out", help="HTML page to write.")],
     model: Model = "llava-tiny",
     config: Machine = "tiny",
+    set: Set = None,
     phase: Annotated[str, typer.Option(help="prefill, decode or vision.")] = "prefill",
     tokens: Annotated[int, typer.Option(help="Prompt tokens (prefill).")] = 16,
     kv: Annotated[int, typer.Option(help="Keys seen, the new token's included (decode).")] = 16,
@@ -244,13 +259,14 @@ def report(
 
     check_writable(out)
     check_writable(json)
-    timed_by = MemoryModel.of(get(config), memory, jitter, memory_seed)
+    machine = resolve(config, set or ())
+    timed_by = MemoryModel.of(machine, memory, jitter, memory_seed)
     options = {"vision": phase == "vision", "compression": compression(bits, sparsity, recipe)}
     options |= {"keep_visual": keep_visual, "strategy": strategy}
     reduction = asked(keep_schedule, exit_layer, fastv, image_tokens, image_start)
     timing_only = fastv is None and keep_visual is None  # which choose by values
     options |= {"timing_only": timing_only, "mmproj": mmproj}
-    flow = _open(model, config, layers=layers, context=context, seed=seed, **options)
+    flow = _open(model, machine, layers=layers, context=context, seed=seed, **options)
     result = _phase(flow, phase, attention_mask, tokens=tokens, kv=kv, reduction=reduction, memory=timed_by)
     with progress("drawing"):
         from alula.report import page
@@ -265,6 +281,7 @@ def report(
 def verify(
     model: Model = "llava-tiny",
     config: Machine = "tiny",
+    set: Set = None,
     mmproj: Mmproj = None,
     layers: Layers = None,
     context: Context = None,
@@ -295,11 +312,12 @@ def verify(
     from alula.verification import verify as run
 
     check_writable(json)
-    timed_by = MemoryModel.of(get(config), memory, jitter, memory_seed)
+    machine = resolve(config, set or ())
+    timed_by = MemoryModel.of(machine, memory, jitter, memory_seed)
     compressed = compression(bits, sparsity, recipe)
     reduction = asked(keep_schedule, exit_layer, fastv, image_tokens, image_start)
     options = {"compression": compressed, "program": program, "keep_visual": keep_visual, "strategy": strategy}
-    flow = _open(model, config, mmproj=mmproj, layers=layers, context=context, seed=seed, **options)
+    flow = _open(model, machine, mmproj=mmproj, layers=layers, context=context, seed=seed, **options)
     mask, decode = flow.mask(attention_mask), _lengths(lengths)
     chosen = decode or default_lengths(flow, reduction)
     began = time.monotonic()
@@ -375,6 +393,7 @@ def generate(
     prompt: Annotated[str, typer.Option(help="Text; <image> stands for the image.")],
     model: Model = "smollm2-135m",
     config: Machine = "small",
+    set: Set = None,
     tokens: Annotated[int, typer.Option()] = 32,
     temperature: Annotated[float | None, typer.Option(help="Draw tokens at it (default: greedy).")] = None,
     draw_seed: Annotated[int, typer.Option(help="Seed of the drawing.")] = 0,
@@ -405,6 +424,7 @@ def generate(
     from alula.sampling import Sampler
 
     check_writable(json)
+    machine = resolve(config, set or ())
     sampler = None if temperature is None else Sampler(temperature, draw_seed)
     tokenizer = generation.tokenizer_of(model, mmproj)
     picture, text = generation.open_inputs(image, prompt)
@@ -412,12 +432,12 @@ def generate(
     reduction = asked(keep_schedule, exit_layer, fastv)
     options = {"vision": image is not None, "head": True, "compression": compression(bits, sparsity, recipe)}
     options |= {"keep_visual": keep_visual, "strategy": strategy}
-    flow = _open(model, config, mmproj=mmproj, layers=layers, context=context, seed=seed, **options)
+    flow = _open(model, machine, mmproj=mmproj, layers=layers, context=context, seed=seed, **options)
     mask = flow.mask(attention_mask)
     patches, order = (None, None) if picture is None else (flow.patches(picture), flow.order(picture))
     stream = generation.Stream(tokenizer, lambda piece: (sys.stdout.write(piece), sys.stdout.flush()))
     began = time.monotonic()
-    machine = {"xrt": generation.card(flow, device, xclbin)} if backend == "xrt" else None
+    made_by = {"xrt": generation.card(flow, device, xclbin)} if backend == "xrt" else None
     made = generation.generate(
         flow,
         ids,
@@ -431,7 +451,7 @@ def generate(
         order=order,
         sampler=sampler,
         reduction=reduction,
-        made=machine,
+        made=made_by,
     )
     stream.end()
     result = generation.report(flow, made, tokenizer, backend, time.monotonic() - began)
@@ -451,8 +471,9 @@ def demo(
         str, typer.Option(help="vits-smollm2 (real weights), or llava-tiny (synthetic ones, all of it in RTL).")
     ] = "vits-smollm2",
     config: Annotated[
-        str | None, typer.Option("--config", help="Accelerator (default: small; tiny for llava-tiny).")
+        str | None, typer.Option("--config", help="Accelerator (default: small; tiny for llava-tiny), or a .toml file.")
     ] = None,
+    set: Set = None,
     image: Annotated[Path | None, typer.Option(help="Image file (default: one that ships).")] = None,
     prompt: Annotated[str | None, typer.Option(help="Text behind the image (default: the model's).")] = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the report and the trace.")] = Path("demo-out"),
@@ -470,6 +491,7 @@ def demo(
         lambda line: console.print(line, soft_wrap=True, markup=False),
         model=model,
         config=config,
+        changes=set or (),
         image=image,
         prompt=prompt,
         n_tokens=tokens,

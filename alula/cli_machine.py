@@ -11,6 +11,7 @@ from alula.cli_options import (
     Json,
     Machine,
     Recipe,
+    Set,
     Sparsity,
     compression,
     show_values,
@@ -28,6 +29,7 @@ from alula.output import (
 )
 from hw.spec.assembly import AssemblyError, assemble, disassemble
 from hw.spec.errors import UserError
+from hw.spec.machine import resolve
 
 app = typer.Typer()
 
@@ -77,6 +79,7 @@ def asm(
 @app.command()
 def info(
     config: Machine = "tiny",
+    set: Set = None,
     synth: Annotated[str | None, typer.Option(metavar="yosys", help="Resources from Yosys synthesis.")] = None,
     card: Annotated[str | None, typer.Option(help="Compare with u280, u50 or u55c.")] = None,
     model: Annotated[str | None, typer.Option(help="Quantised checkpoint: what quantising it again costs.")] = None,
@@ -89,16 +92,17 @@ def info(
     from alula.info import describe, requantisation, requantisation_line, resources
 
     check_writable(json)
-    result = describe(config)
+    machine = resolve(config, set or ())
+    result = describe(machine)
     if synth is not None:
-        with progress(f"synthesising {config} with Yosys") as advance:
-            result |= resources(config, card, lambda text: advance(0, text))
+        with progress(f"synthesising {machine} with Yosys") as advance:
+            result |= resources(machine, card, lambda text: advance(0, text))
     if model is not None:
         with progress(f"quantising {model} again"):
             found = requantisation(model, compression(bits, sparsity, recipe))
         result |= found
     write_json(json, result)
-    show_values(config, result)
+    show_values(machine.name, result)
     _show_budget(result)
     if synth is not None:
         _show_resources(result)
@@ -144,6 +148,7 @@ def _show_resources(result: dict) -> None:
 @app.command()
 def build(
     config: Machine = "u280",
+    set: Set = None,
     card: Annotated[str | None, typer.Option(help="u280, u50 or u55c (default: by configuration).")] = None,
     target: Annotated[str, typer.Option(help="hw, hw_emu or xo.")] = "hw",
     out: Annotated[
@@ -156,10 +161,11 @@ def build(
     from alula.alveo.build import build as run
 
     check_writable(json)
-    with progress(f"building {config}") as advance:
-        result = run(config, card, target, out, note=lambda text: advance(0, text))
+    machine = resolve(config, set or ())
+    with progress(f"building {machine}") as advance:
+        result = run(machine, card, target, out, note=lambda text: advance(0, text))
     write_json(json, result)
     if result["missing"]:
         errors.print(missing_line(result), markup=False)
         raise typer.Exit(NOT_BUILT)
-    show_values(f"{config} on {result['card']}", result)
+    show_values(f"{machine} on {result['card']}", result)

@@ -15,7 +15,13 @@ Model = Annotated[
 Mmproj = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Vision half (mmproj-*.gguf) of a LLaVA whose model is a GGUF file.")
 ]
-Machine = Annotated[str, typer.Option("--config", help="Accelerator: tiny, small, u280, u50 or u55c.")]
+Machine = Annotated[
+    str, typer.Option("--config", help="Accelerator: tiny, small, u280, u50 or u55c, or a .toml file that changes one.")
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the accelerator, as lanes=32 (repeatable)."),
+]
 Layers = Annotated[int | None, typer.Option(help="Decoder layers (default: all).")]
 Context = Annotated[int | None, typer.Option(help="Tokens to compile for (default: by configuration).")]
 Seed = Annotated[int, typer.Option(help="Seed of synthetic weights.")]

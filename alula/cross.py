@@ -138,7 +138,7 @@ class CrossBackend:
             cycles = self.results["cycle"].cycles if "cycle" in self.results else None
             from sim.rtl.accelerator import design
 
-            options = {"design_of": lambda c: design(c.name, imem_instructions=c.imem_instructions)}
+            options = {"design_of": lambda c: design(c)}
             options |= {"model": self.model}
             options |= {"max_cycles": 2 * (cycles or RTL_CYCLES) + RTL_CYCLE_MARGIN}
             options |= {"dump": self.touched} if self.name == "functional" else {}

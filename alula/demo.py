@@ -8,7 +8,7 @@ last token.
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from alula.runtime.session import Session
 from alula.session import Flow, open_flow
 from alula.verification import check_text, summary
 from hw.spec.errors import UserError
+from hw.spec.machine import resolve
 from hw.spec.run import Event
 from ref_model.captions import held_out
 from ref_model.golden import GoldenVision
@@ -101,6 +102,7 @@ def demo(
     *,
     model: str = DEFAULT,
     config: str | None = None,
+    changes: Iterable[str] = (),
     image: Path | None = None,
     prompt: str | None = None,
     n_tokens: int | None = None,
@@ -112,13 +114,13 @@ def demo(
     kind, n_tokens = _checked(model, n_tokens)
     began = time.monotonic()
     title, picture = kind.picture() if image is None else (str(image), open_image(image))
-    config, prompt = config or kind.config, kind.prompt if prompt is None else prompt
+    machine, prompt = resolve(config or kind.config, changes), kind.prompt if prompt is None else prompt
     say(f"model: {model}, {kind.about}")
     say(f"picture: {title}; prompt: {prompt!r}")
-    with progress(f"compiling {model} for {config}"):
-        flow = open_flow(model, config)
+    with progress(f"compiling {model} for {machine}"):
+        flow = open_flow(model, machine)
     _make_folder(out)
-    say(f"compiled for {config}: {len(flow.compiled.program.words):,} instructions, for every length")
+    say(f"compiled for {machine}: {len(flow.compiled.program.words):,} instructions, for every length")
     tokenizer = load_tokenizer(model)
     text = prompt if IMAGE_PLACEHOLDER in prompt else f"{IMAGE_PLACEHOLDER}\n{prompt}"
     ids, patches = tokenizer.encode(text), flow.patches(picture)
@@ -128,7 +130,14 @@ def demo(
         made = _streamed(flow, ids, patches, n_tokens, prompt)
         with progress("one layer of each kind") as advance:
             made.steps += layer_steps(flow, ids, patches, made.tokens[0], last, lambda text: advance(0, text))
-    about = {"model": model, "about": kind.about, "config": config, "backend": last, "image": title, "prompt": prompt}
+    about = {
+        "model": model,
+        "about": kind.about,
+        "config": machine.name,
+        "backend": last,
+        "image": title,
+        "prompt": prompt,
+    }
     report = about | _results(flow, made, tokenizer) | {"wall_seconds": time.monotonic() - began}
     for step in report["cases"]:
         say(_line(step))

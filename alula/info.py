@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from hw.spec import cards
 from hw.spec import config as configurations
+from hw.spec.config import Config
 from hw.spec.errors import UserError
 from hw.spec.isa import ISA_VERSION
 from hw.spec.memory import MemoryModel
@@ -18,9 +19,9 @@ if TYPE_CHECKING:
     from ref_model.compress import Compression
 
 
-def describe(name: str) -> dict:
+def describe(machine: str | Config) -> dict:
     """Every field and the peaks that follow from them."""
-    config = configurations.get(name)
+    config = configurations.get(machine)
     board = cards.card_of(config)
     return asdict(config) | {
         "digest": config.digest(),
@@ -37,7 +38,7 @@ def describe(name: str) -> dict:
     }
 
 
-def resources(name: str, card: str | None = None, note: Callable[[str], None] = lambda _: None) -> dict:
+def resources(name: str | Config, card: str | None = None, note: Callable[[str], None] = lambda _: None) -> dict:
     """Yosys's counts by unit and in all, against a card's totals (by default the one of the configuration's name, else
     u280); `formula_equal` says whether DSPs and memories are those of `hw.spec.resources`."""
     from hw.synth_units import synthesise_units
@@ -50,7 +51,7 @@ def resources(name: str, card: str | None = None, note: Callable[[str], None] = 
     return against(name, board, netlist, time.monotonic() - began)
 
 
-def against(name: str, board: cards.Card, netlist: "Netlist", wall_seconds: float) -> dict:
+def against(name: str | Config, board: cards.Card, netlist: "Netlist", wall_seconds: float) -> dict:
     """The tables of `resources`. LUTs are those of logic and of LUT memories."""
     total = netlist.table()
     limits = board.resources

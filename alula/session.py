@@ -225,7 +225,7 @@ class Flow:
 
 def open_flow(
     source: str,
-    config: str,
+    config: str | configurations.Config,
     *,
     layers: int | None = None,
     context: int | None = None,
@@ -255,7 +255,7 @@ def open_flow(
         raise UserError(f"--layers {layers}: {checkpoint.config.name} has 1..{text.layers}")
     if context is not None and not 1 <= context <= text.context:
         raise UserError(f"--context {context} is outside 1..{text.context}, the context of {checkpoint.config.name}")
-    limit = context or min(text.context, DEFAULT_CONTEXT.get(config, text.context))
+    limit = context or min(text.context, DEFAULT_CONTEXT.get(machine.base or machine.name, text.context))
     compressor = plan = maxima = None
     if compression is None:
         maxima = None if timing_only else calibration(source, checkpoint)

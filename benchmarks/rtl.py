@@ -72,7 +72,7 @@ def measure(run: Run, note: Callable[[str], None] = lambda _: None) -> dict:
         flow = open_flow(run.model, run.config, layers=run.layers, vision=False, compression=compression)
         note("emits the Verilog")
         with emission.running():
-            simulated = design(run.config, imem_instructions=config.imem_instructions)
+            simulated = design(config)
         note("compiles the RTL")
         with compilation.running():
             build(simulated)

@@ -10,7 +10,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,7 @@ def _write(file, compiled: Compiled, quant) -> dict:
         "model": layout.model.name,
         "config": config.name,
         "config_digest": config.digest(),
+        "config_fields": asdict(config),
         "context": layout.context,
         "layers": layout.model.text.n_layers,
         "vision": layout.model.vision is not None,

@@ -10,33 +10,35 @@ from pathlib import Path
 from hw.accelerator import TOP, Accelerator
 from hw.kernel import KERNEL, Kernel
 from hw.spec import config as configurations
+from hw.spec.config import Config
+from hw.spec.machine import resolve
 from hw.verilog_writer import convert, module_names
 
 DSP_MODEL = files("hw").joinpath("verilog", "dsp48e2.v")
 
 
 @lru_cache
-def accelerator_verilog(name: str) -> str:
+def accelerator_verilog(machine: str | Config) -> str:
     """The synthesisable text; DSP48E2 is the vendor's primitive."""
-    return convert(Accelerator(configurations.get(name), primitive=True, shared=True), TOP)
+    return convert(Accelerator(configurations.get(machine), primitive=True, shared=True), TOP)
 
 
-def kernel_verilog(name: str, accelerator: str | None = None) -> str:
+def kernel_verilog(machine: str | Config, accelerator: str | None = None) -> str:
     """The packaged top and the accelerator's text below it (`accelerator`: where the caller has it already)."""
-    return convert(Kernel(configurations.get(name)), KERNEL) + "\n" + (accelerator or accelerator_verilog(name))
+    return convert(Kernel(configurations.get(machine)), KERNEL) + "\n" + (accelerator or accelerator_verilog(machine))
 
 
-def simulation_verilog(name: str) -> str:
+def simulation_verilog(machine: str | Config) -> str:
     """`accelerator_verilog` and the behavioural model of the primitive."""
-    return accelerator_verilog(name) + "\n" + DSP_MODEL.read_text()
+    return accelerator_verilog(machine) + "\n" + DSP_MODEL.read_text()
 
 
-def emit(name: str, folder: Path) -> list[Path]:
-    """Writes alula_<name>.v, dsp48e2.v (simulation only) and manifest.json; returns their paths."""
-    config = configurations.get(name)
-    text = accelerator_verilog(name)
+def emit(machine: str | Config, folder: Path) -> list[Path]:
+    """Writes alula_NAME.v, dsp48e2.v (simulation only) and manifest.json; returns their paths."""
+    config = configurations.get(machine)
+    text = accelerator_verilog(config)
     manifest = {
-        "config": name,
+        "config": config.name,
         "digest": config.digest(),
         "top": TOP,
         "memory_ports": config.units + 1,
@@ -45,7 +47,7 @@ def emit(name: str, folder: Path) -> list[Path]:
         "modules": len(module_names(text)),
     }
     contents = {
-        f"alula_{name}.v": text,
+        f"alula_{config.name}.v": text,
         "dsp48e2.v": DSP_MODEL.read_text(),
         "manifest.json": json.dumps(manifest, indent=2) + "\n",
     }
@@ -64,11 +66,12 @@ def emit(name: str, folder: Path) -> list[Path]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m hw.emit", description=__doc__)
-    parser.add_argument("--config", default="tiny", help=f"one of {', '.join(configurations.CONFIGS)}")
+    parser.add_argument("--config", default="tiny", help=f"one of {', '.join(configurations.CONFIGS)}, or a .toml file")
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change a field of it")
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     options = parser.parse_args(arguments)
     try:
-        paths = emit(options.config, options.out)
+        paths = emit(resolve(options.config, options.set), options.out)
     except configurations.ConfigError as error:
         print(error, file=sys.stderr)
         return 1

@@ -20,26 +20,27 @@ DEFAULT_FOLDER = "bitstreams"
 
 
 def build(
-    name: str,
+    chosen: str | config.Config,
     card_name: str | None = None,
     target: str = "hw",
     out: Path | None = None,
-    verilog: Callable[[str], str] | None = None,
+    verilog: Callable[[config.Config], str] | None = None,
     find: Callable[[str], str | None] = shutil.which,
     note: Callable[[str], None] = lambda _: None,
 ) -> dict:
     """The manifest, also written to `out`, with `missing` naming the tools that were not found.
 
-    card_name: by default the card of the configuration's name, else u280. verilog: gives the kernel's text (by default
+    card_name: by default the one that the configuration is meant for. verilog: gives the kernel's text (by default
     the configuration's, from the cache).
     """
-    machine = config.get(name)
-    card = cards.get(card_name or (name if name in cards.CARDS else "u280"))
+    machine = config.get(chosen)
+    name = machine.name
+    card = cards.get(card_name) if card_name else cards.card_of(machine)
     if target not in recipes.TARGETS:
         raise UserError(f"unknown target {target!r}: choose one of {', '.join(recipes.TARGETS)}")
     card.check(machine)
     note("writing Verilog")
-    contents = recipes.files(machine, card, (verilog or kernel_verilog)(name))
+    contents = recipes.files(machine, card, (verilog or kernel_verilog)(machine))
     note("checking")
     if wrong := checks.all_checks(machine, card, contents):
         raise InternalError(f"the project of {name} for {card.name} is wrong: {wrong[0]} ({len(wrong)} findings)")
@@ -83,12 +84,12 @@ def missing_line(manifest: dict) -> str:
     )
 
 
-def kernel_verilog(name: str) -> str:
+def kernel_verilog(machine: config.Config) -> str:
     """The packaged top and everything below it; DSP48E2 is the vendor's primitive."""
     from hw import emit
     from sim.rtl.accelerator import synthesisable
 
-    return emit.kernel_verilog(name, synthesisable(name))
+    return emit.kernel_verilog(machine, synthesisable(machine))
 
 
 def write_manifest(folder: Path, manifest: dict) -> None:

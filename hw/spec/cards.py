@@ -154,5 +154,5 @@ def get(name: str) -> Card:
 
 
 def card_of(config: Config) -> Card:
-    """The card of the configuration's name; u280, the largest, for those that are of no card."""
-    return CARDS.get(config.name, CARDS["u280"])
+    """The card that a configuration is meant for, by its own or its base's name; u280 for those of no card."""
+    return CARDS.get(config.base or config.name, CARDS["u280"])

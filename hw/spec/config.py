@@ -3,6 +3,11 @@
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from .config_fields import FIELDS, MEMORY_FIELDS, Field
+from .isa import INSTRUCTION_BYTES
 
 GRANULE_LANES = 16
 """int32 values in a granule; a granule is 64 bytes, one memory beat."""
@@ -11,8 +16,8 @@ BLOCK = 16
 """A weight block is BLOCK output channels x BLOCK inputs; an operand block is BLOCK int8 values."""
 BLOCK_BEATS = BLOCK * BLOCK // BEAT_BYTES
 MULTIPLIERS_PER_CHAIN = 16
-LEAST_CLOCK_HZ = 50_000_000
-"""Below, data that an HBM channel sends could be due before the simulator knows of it (docs/memory.md)."""
+PAGE_BYTES = 4096
+"""Memory images are kept in pages, and AXI bursts do not cross one."""
 
 
 class ConfigError(ValueError):
@@ -41,7 +46,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Config:
-    """One accelerator.
+    """One accelerator. `hw.spec.config_fields` has every field's unit, range and cost.
 
     Buffers are sized in granules of 16 int32 (64 bytes), the operand buffer in blocks of 16 int8.
     """
@@ -71,44 +76,69 @@ class Config:
     memory: Memory
     queue_depth: int = 8
     """Instructions each unit's queue holds."""
+    base: str = ""
+    """The built-in configuration that this one was made from (`hw.spec.machine`); empty: it is one itself. It says
+    which card the machine is meant for, and changes nothing in it."""
 
     def __post_init__(self):
-        def need(ok, what):
-            if not ok:
-                raise ConfigError(f"configuration {self.name!r}: {what}")
+        for name, field in FIELDS.items():
+            self._check_range(name, getattr(self, name), field)
+        for name, field in MEMORY_FIELDS.items():
+            self._check_range(f"memory.{name}", getattr(self.memory, name), field)
+        self._check_array()
+        self._check_buffers()
+        self._check_memory()
 
-        self._check_memory(need)
+    def _need(self, ok, what):
+        if not ok:
+            raise ConfigError(f"configuration {self.name!r}: {what}")
 
-        need(self.units >= 1 and self.units & (self.units - 1) == 0, f"units = {self.units} is not a power of two")
+    def _check_range(self, name: str, value: Any, field: Field) -> None:
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        self._need(whole, f"{name} = {value!r} is not a whole number of {field.unit}")
+        self._need(
+            field.least <= value <= field.most,
+            f"{name} = {value:,} is outside {field.least:,}..{field.most:,} {field.unit}",
+        )
+
+    def _check_array(self):
+        need = self._need
+        need(self.units & (self.units - 1) == 0, f"units = {self.units} is not a power of two")
         need(self.chains in (1, 2, 4, 8), f"chains = {self.chains}, supported are 1, 2, 4, 8")
         need(self.lanes % GRANULE_LANES == 0, f"lanes = {self.lanes} is not a multiple of {GRANULE_LANES}")
         need(
             (self.units * GRANULE_LANES) % self.lanes == 0,
             f"lanes = {self.lanes} does not divide units x 16 = {self.units * GRANULE_LANES}",
         )
+        need(self.acc_rows % 8 == 0, f"acc_rows = {self.acc_rows} is not a multiple of 8 rows")
+
+    def _check_buffers(self):
+        need = self._need
         need(
             self.ob_blocks & (self.ob_blocks - 1) == 0 and self.ob_blocks >= self.ob_banks,
             f"ob_blocks = {self.ob_blocks} is not a power of two of at least {self.ob_banks} blocks",
         )
-        need(self.fifo_beats >= 32, f"fifo_beats = {self.fifo_beats} is below two bursts (32 beats)")
         for field in ("ab_granules", "pb_granules", "vb_granules", "sb_granules"):
             need(
                 getattr(self, field) % self.granules_per_word == 0,
                 f"{field} = {getattr(self, field)} is not a multiple of the vector word "
                 f"({self.granules_per_word} granules)",
             )
+        per_beat = BEAT_BYTES // INSTRUCTION_BYTES
+        need(
+            self.imem_instructions % per_beat == 0,
+            f"imem_instructions = {self.imem_instructions} is not a multiple of the {per_beat} of a memory beat",
+        )
 
-    def _check_memory(self, need):
-        memory = self.memory
+    def _check_memory(self):
+        need, memory = self._need, self.memory
         need(memory.kind in MEMORY_KINDS, f"memory.kind = {memory.kind!r}, supported are {', '.join(MEMORY_KINDS)}")
-        need(
-            min(memory.read_latency, memory.write_latency) >= 1,
-            f"memory latencies of {memory.read_latency} and {memory.write_latency} cycles: the least is 1",
-        )
-        need(
-            self.clock_hz % 1000 == 0 and self.clock_hz >= LEAST_CLOCK_HZ,
-            f"clock_hz = {self.clock_hz:,} is not a whole number of kHz of at least {LEAST_CLOCK_HZ // 10**6} MHz",
-        )
+        for field in ("channel_bytes", "aux_bytes"):
+            need(
+                getattr(self, field) % PAGE_BYTES == 0,
+                f"{field} = {getattr(self, field):,} is not a multiple of a page of {PAGE_BYTES:,} bytes",
+            )
+        need(self.clock_hz % 1000 == 0, f"clock_hz = {self.clock_hz:,} is not a whole number of kHz")
         need(
             self.clock_hz <= memory.clock_hz,
             f"clock_hz = {self.clock_hz:,} is above memory.clock_hz = {memory.clock_hz:,}: a port would take more "
@@ -168,8 +198,12 @@ class Config:
         return self.units
 
     def digest(self) -> str:
-        """First 16 hex digits of the SHA-256 of the canonical JSON of every field."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+        """First 16 hex digits of the SHA-256 of the canonical JSON of every field but `base`."""
+        fields = {name: value for name, value in asdict(self).items() if name != "base"}
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
+
+    def __str__(self) -> str:
+        return self.name
 
 
 _MIB = 1 << 20
@@ -278,9 +312,15 @@ CONFIGS = {
 }
 
 
-def get(name: str) -> Config:
-    """The named configuration; `ConfigError` with the list of names otherwise."""
-    try:
-        return CONFIGS[name]
-    except KeyError:
-        raise ConfigError(f"unknown configuration {name!r}; choose one of {', '.join(CONFIGS)}") from None
+def get(machine: "str | Config") -> Config:
+    """The configuration of a name (one that is a configuration already, as it is); `ConfigError` with the list of names
+    otherwise."""
+    if isinstance(machine, Config):
+        return machine
+    if machine in CONFIGS:
+        return CONFIGS[machine]
+    close = get_close_matches(machine.lower(), CONFIGS, 1)
+    hint = f", is {close[0]!r} meant?" if close else ""
+    raise ConfigError(
+        f"unknown configuration {machine!r}{hint}: choose one of {', '.join(CONFIGS)}, or give a .toml file"
+    )

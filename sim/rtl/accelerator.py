@@ -1,6 +1,5 @@
 """The accelerator as a simulation design. Its Verilog is kept in the cache under a digest of the sources in `hw`."""
 
-from dataclasses import replace
 from functools import lru_cache
 from hashlib import sha256
 from importlib.metadata import version
@@ -8,7 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from hw.spec import config as configurations
-from hw.spec.config import GRANULE_LANES
+from hw.spec.config import GRANULE_LANES, Config
 from sim.cache import entry
 from sim.rtl.build import Design
 
@@ -26,13 +25,9 @@ def source_digest() -> str:
     return state.hexdigest()[:24]
 
 
-def verilog(name: str, imem_instructions: int | None = None) -> str:
-    """A configuration's Verilog and the model of its primitive, from the cache if the sources are unchanged.
-
-    imem_instructions: size of the instruction memory, if not the configuration's.
-    """
-    config = configurations.get(name)
-    config = replace(config, imem_instructions=imem_instructions or config.imem_instructions)
+def verilog(machine: str | Config) -> str:
+    """A configuration's Verilog and the model of its primitive, from the cache if the sources are unchanged."""
+    config = configurations.get(machine)
 
     def make(folder: Path) -> None:
         from hw.accelerator import Accelerator
@@ -45,35 +40,35 @@ def verilog(name: str, imem_instructions: int | None = None) -> str:
     return (entry("verilog", f"{config.digest()}-{source_digest()}", make) / VERILOG).read_text()
 
 
-def synthesisable(name: str) -> str:
+def synthesisable(machine: str | Config) -> str:
     """The accelerator's text without the primitive's model, from the same cache."""
     from hw.emit import DSP_MODEL
 
-    return verilog(name).removesuffix("\n" + DSP_MODEL.read_text())
+    return verilog(machine).removesuffix("\n" + DSP_MODEL.read_text())
 
 
-def compiled_apart(config: configurations.Config) -> tuple[str, ...]:
+def compiled_apart(config: Config) -> tuple[str, ...]:
     """The modules of which a configuration has so many that compiling them once is worth the boundary's cost."""
     many = {"matrix_unit": config.units > 2, "vector_lane": config.lanes > GRANULE_LANES}
     return tuple(name for name, worth in many.items() if worth)
 
 
 @lru_cache
-def design(name: str, *, waves: bool = False, imem_instructions: int | None = None) -> Design:
-    """The configuration's design for `sim.rtl.run`, as in `verilog`. Its memory ports: the channels, then aux."""
+def design(machine: str | Config, *, waves: bool = False) -> Design:
+    """The configuration's design for `sim.rtl.run`. Its memory ports: the channels, then aux."""
     from hw.emit import TOP
 
-    config = configurations.get(name)
-    text, parts = verilog(name, imem_instructions), compiled_apart(config)
+    config = configurations.get(machine)
+    text, parts = verilog(config), compiled_apart(config)
     return Design(text, TOP, config.units + 1, hierarchical=parts, waves=waves)
 
 
 @lru_cache
-def kernel_design(name: str) -> Design:
+def kernel_design(machine: str | Config) -> Design:
     """The same, packaged as XRT takes it (`hw.kernel`): no trace."""
     from hw.emit import kernel_verilog
     from hw.kernel import KERNEL
 
-    config = configurations.get(name)
-    text, parts = kernel_verilog(name, verilog(name)), compiled_apart(config)
+    config = configurations.get(machine)
+    text, parts = kernel_verilog(config, verilog(config)), compiled_apart(config)
     return Design(text, KERNEL, config.units + 1, hierarchical=parts, kernel=True)

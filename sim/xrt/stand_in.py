@@ -139,7 +139,7 @@ class StandIn:
             for number in sorted(memory.pages)
         ]
         self.last = rtl.run(
-            kernel_design(self.config.name),
+            kernel_design(self.config),
             sizes_bytes=[memory.size_bytes for memory in self.memories],
             memory=MemoryModel.of(self.config),
             image=image,
