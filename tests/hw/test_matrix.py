@@ -3,6 +3,7 @@
 import random
 import sys
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 import pytest
@@ -49,24 +50,9 @@ class Bench:
 
     def run(self, rd, mx, *, operands, reads, max_cycles=MAX_CYCLES, gaps=0, stop_on_error=False):
         """Results: int32[granule, 16] of the first ``reads`` granules, read when everything is done."""
-        dut = self.dut = Matrix(self.config)
-        controls = []
-        step_control, drain_control = hw.matrix.StepControl, hw.matrix.DrainControl
-        hw.matrix.StepControl = lambda config: controls.append(step_control(config)) or controls[-1]
-        hw.matrix.DrainControl = lambda config: controls.append(drain_control(config)) or controls[-1]
-        try:
-            # The unpacker's expressions nest deeper than Python compiles by default.
-            sys.setrecursionlimit(max(sys.getrecursionlimit(), 20_000))
-            sim = Simulator(dut)
-        finally:
-            hw.matrix.StepControl, hw.matrix.DrainControl = step_control, drain_control
-        sim.add_clock(1e-6)
-        self.result = None
-        for unit in range(self.config.units):
-            sim.add_process(self._memory(unit))
-        sim.add_process(self._watch(*controls))
-        sim.add_process(self._dispatch("rd", rd, lambda: True, 0))
-        sim.add_process(self._dispatch("mx", mx, lambda: self.written, gaps))
+        built = _built(self.config)
+        built.bench, self.dut, self.controls = self, built.dut, built.controls
+        self.programs, self.gaps, self.result = {"rd": rd, "mx": mx}, gaps, None
         self.written = False
 
         async def main(ctx):
@@ -76,7 +62,7 @@ class Bench:
                 if len(self.dones["mx"]) == len(mx) and len(self.dones["rd"]) == len(rd):
                     break
                 if stop_on_error and self.errors:
-                    while not ctx.get(dut.bus_idle):
+                    while not ctx.get(self.dut.bus_idle):
                         await ctx.tick()
                     await ctx.tick().repeat(40)
                     self.result = np.zeros((0, 16))
@@ -89,8 +75,8 @@ class Bench:
                 )
             await self._read(ctx, reads)
 
-        sim.add_testbench(main)
-        sim.run()
+        self.main = main
+        built.run()
         return self.result
 
     async def _write(self, ctx, operands):
@@ -113,87 +99,121 @@ class Bench:
             rows.append([ctx.get(port.data[lane]) for lane in range(self.config.lanes)])
         self.result = np.array(rows, np.int64).reshape(-1, 16)
 
-    def _dispatch(self, name, program, allowed, gaps):
-        port_name, rng = name, random.Random(1)
-
-        async def process(ctx):
-            port = getattr(self.dut, port_name)
-            await ctx.tick().repeat(3)
-            for instruction in program:
-                while not allowed():
-                    await ctx.tick()
-                if gaps:
-                    await ctx.tick().repeat(1 + rng.randrange(gaps))
-                for field in FIELDS[Unit[name.upper()]]:
-                    ctx.set(getattr(port.desc, field), int(getattr(instruction, field)))
-                ctx.set(port.start, 1)
+    async def dispatch(self, ctx, name):
+        """MX waits for its operands, and now and then for nothing."""
+        port, rng, is_mx = getattr(self.dut, name), random.Random(1), name == "mx"
+        await ctx.tick().repeat(3)
+        for instruction in self.programs[name]:
+            while is_mx and not self.written:
                 await ctx.tick()
-                ctx.set(port.start, 0)
-                while True:
-                    _, _, done = await ctx.tick().sample(port.done)
-                    if done:
-                        break
-
-        return process
-
-    def _memory(self, unit):
-        async def process(ctx):
-            axi, contents = self.dut.axi[unit], self.channels[unit]
-            pending, cycle, n = [], 0, 0
+            if is_mx and self.gaps:
+                await ctx.tick().repeat(1 + rng.randrange(self.gaps))
+            for field in FIELDS[Unit[name.upper()]]:
+                ctx.set(getattr(port.desc, field), int(getattr(instruction, field)))
+            ctx.set(port.start, 1)
+            await ctx.tick()
+            ctx.set(port.start, 0)
             while True:
-                ctx.set(axi.arready, int(self.ready[unit, cycle]))
-                show = bool(pending) and pending[0][0] <= cycle and not self.gap[unit, cycle]
-                ctx.set(axi.rvalid, show)
-                if show:
-                    _, beat, last = pending.pop(0)
-                    ctx.set(axi.rdata, int.from_bytes(contents[beat * 64 : beat * 64 + 64].tobytes(), "little"))
-                    ctx.set(axi.rlast, last)
-                    ctx.set(axi.rresp, 2 * (self.fault == (unit, n)))
-                    self.arrived[unit].append(cycle)
-                    n += 1
-                _, _, valid, ready, address, length = await ctx.tick().sample(
-                    axi.arvalid, axi.arready, axi.araddr, axi.arlen
-                )
-                if valid and ready:
-                    assert address % 64 == 0
-                    self.asked[unit].append((cycle, address // 64, length + 1))
-                    pending += [(cycle + self.latency + i, address // 64 + i, i == length) for i in range(length + 1)]
-                cycle += 1
+                _, _, done = await ctx.tick().sample(port.done)
+                if done:
+                    break
 
-        return process
+    async def memory(self, ctx, unit):
+        axi, contents = self.dut.axi[unit], self.channels[unit]
+        pending, cycle, n = [], 0, 0
+        while True:
+            ctx.set(axi.arready, int(self.ready[unit, cycle]))
+            show = bool(pending) and pending[0][0] <= cycle and not self.gap[unit, cycle]
+            ctx.set(axi.rvalid, show)
+            if show:
+                _, beat, last = pending.pop(0)
+                ctx.set(axi.rdata, int.from_bytes(contents[beat * 64 : beat * 64 + 64].tobytes(), "little"))
+                ctx.set(axi.rlast, last)
+                ctx.set(axi.rresp, 2 * (self.fault == (unit, n)))
+                self.arrived[unit].append(cycle)
+                n += 1
+            _, _, valid, ready, address, length = await ctx.tick().sample(
+                axi.arvalid, axi.arready, axi.araddr, axi.arlen
+            )
+            if valid and ready:
+                assert address % 64 == 0
+                self.asked[unit].append((cycle, address // 64, length + 1))
+                pending += [(cycle + self.latency + i, address // 64 + i, i == length) for i in range(length + 1)]
+            cycle += 1
 
-    def _watch(self, steps, drain):
+    async def watch(self, ctx):
+        cycle, dut, (steps, drain) = 0, self.dut, self.controls
+        while True:
+            _, _, take, drained, stall, *units = await ctx.tick().sample(
+                steps.take,
+                drain.step_drained,
+                dut.unpack_stall,
+                dut.rd.start,
+                dut.rd.done,
+                dut.rd.error,
+                dut.rd.error_code,
+                dut.mx.start,
+                dut.mx.done,
+                dut.mx.error,
+                dut.mx.error_code,
+            )
+            self.stalls += stall
+            if take:
+                self.takes.append(cycle)
+            if drained:
+                self.drained.append(cycle)
+            for name, (start, done, error, code) in (("rd", units[:4]), ("mx", units[4:])):
+                if start:
+                    self.starts[name].append(cycle)
+                if done:
+                    self.dones[name].append(cycle)
+                if error:
+                    self.errors.setdefault(name, Error(code))
+            cycle += 1
+
+
+class Built:
+    """A Matrix in a simulator, which is long in the making and serves one bench after another."""
+
+    def __init__(self, config):
+        self.bench, self.controls, self.used = None, [], False
+        self.dut = Matrix(config)
+        step_control, drain_control = hw.matrix.StepControl, hw.matrix.DrainControl
+        hw.matrix.StepControl = lambda config: self.controls.append(step_control(config)) or self.controls[-1]
+        hw.matrix.DrainControl = lambda config: self.controls.append(drain_control(config)) or self.controls[-1]
+        try:
+            # The unpacker's expressions nest deeper than Python compiles by default.
+            sys.setrecursionlimit(max(sys.getrecursionlimit(), 20_000))
+            self.sim = Simulator(self.dut)
+        finally:
+            hw.matrix.StepControl, hw.matrix.DrainControl = step_control, drain_control
+        self.sim.add_clock(1e-6)
+        for unit in range(config.units):
+            self.sim.add_process(self._follow("memory", unit))
+        self.sim.add_process(self._follow("watch"))
+        for name in ("rd", "mx"):
+            self.sim.add_process(self._follow("dispatch", name))
+        self.sim.add_testbench(self._follow("main"))
+
+    def run(self):
+        """From reset to the end of the bench's `main`."""
+        if self.used:
+            self.sim.reset()
+        self.used = True
+        self.sim.run()
+
+    def _follow(self, part, *arguments):
+        """A process that does what the bench of the day does."""
+
         async def process(ctx):
-            cycle, dut = 0, self.dut
-            while True:
-                _, _, take, drained, stall, *units = await ctx.tick().sample(
-                    steps.take,
-                    drain.step_drained,
-                    dut.unpack_stall,
-                    dut.rd.start,
-                    dut.rd.done,
-                    dut.rd.error,
-                    dut.rd.error_code,
-                    dut.mx.start,
-                    dut.mx.done,
-                    dut.mx.error,
-                    dut.mx.error_code,
-                )
-                self.stalls += stall
-                if take:
-                    self.takes.append(cycle)
-                if drained:
-                    self.drained.append(cycle)
-                for name, (start, done, error, code) in (("rd", units[:4]), ("mx", units[4:])):
-                    if start:
-                        self.starts[name].append(cycle)
-                    if done:
-                        self.dones[name].append(cycle)
-                    if error:
-                        self.errors.setdefault(name, Error(code))
-                cycle += 1
+            await getattr(self.bench, part)(ctx, *arguments)
 
         return process
+
+
+@lru_cache(maxsize=2)
+def _built(config):
+    return Built(config)
 
 
 SHAPES = [
