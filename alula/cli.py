@@ -38,7 +38,7 @@ from alula.cli_options import (
     show_values,
 )
 from alula.cli_rules import CheckedCommand
-from alula.machine import misfit
+from alula.machine import misfit, over_card
 from alula.output import (
     check_writable,
     console,
@@ -70,17 +70,12 @@ def _options(verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Show
     _state["verbose"] = verbose
 
 
-def note_misfit(config: Config) -> None:
-    """Says on stderr that a machine is larger than its card."""
-    if line := misfit(config):
-        errors.print(f"note: {line}", markup=False)
-
-
 def _open(model: str, config: Config, **options):
     """Open and compile, with a bar; imports are late so that small commands start at once."""
     from alula.session import open_flow
 
-    note_misfit(config)
+    if line := misfit(config):
+        errors.print(f"note: {line}", markup=False)
     with progress(f"compiling {model} for {config}"):
         flow = open_flow(model, config, **options)
     text = flow.model.config.text
@@ -196,7 +191,7 @@ def simulate(
     flow = _open(model, machine, mmproj=mmproj, layers=layers, context=context, seed=seed, **options)
     given = {"tokens": tokens, "kv": kv, "name": backend, "check": check, "reduction": reduction, "memory": timed_by}
     result = _first_token(flow, tokens, timed_by) if first else _phase(flow, phase, attention_mask, **given)
-    result["wall_seconds"] = time.monotonic() - began
+    result |= {"over_card": over_card(machine), "wall_seconds": time.monotonic() - began}
     events = result.pop("trace")
     if trace is not None:
         write_atomically(trace, chrome(events, flow.config.clock_hz))

@@ -16,6 +16,7 @@ from alula.cli_options import (
     compression,
     show_values,
 )
+from alula.machine import misfit
 from alula.output import (
     check_writable,
     console,
@@ -102,6 +103,8 @@ def info(
             found = requantisation(model, compression(bits, sparsity, recipe))
         result |= found
     write_json(json, result)
+    if line := misfit(machine):
+        errors.print(f"note: {line}", markup=False)
     show_values(machine.name, result)
     _show_budget(result)
     if synth is not None:

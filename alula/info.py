@@ -6,6 +6,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING
 
+from alula.machine import over_card
 from hw.spec import cards
 from hw.spec import config as configurations
 from hw.spec.config import Config
@@ -34,6 +35,7 @@ def describe(machine: str | Config) -> dict:
         "peak_bytes_per_second": MemoryModel.of(config).peak_bytes_per_cycle(config) * config.clock_hz,
         "dsp_total": dsp_total(config),
         "budget_card": board.name,
+        "over_card": over_card(config),
         "budget": [asdict(row) | {"share": row.used / row.limit} for row in board.budget(config)],
     }
 

@@ -141,11 +141,10 @@ FIELDS = {
     ),
     "queue_depth": Field(
         "instructions",
-        2,
+        8,
         64,
-        "Instructions that wait in front of each of the five units.",
+        "Instructions that wait in front of each of the five units. The compiler's programs count on eight.",
         "About 500 flip-flops or LUT memory each.",
-        "a power of two",
     ),
 }
 """Fields that are whole numbers, in the order of `hw.spec.config.Config`."""

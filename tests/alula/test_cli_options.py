@@ -80,7 +80,7 @@ SAMPLES = {
     "recipe": "plain", "json": "{tmp}/more.json", "trace": "{tmp}/trace.json", "out": "{tmp}/other", "lengths": "40",
     "steps": "1", "program": "unrolled", "temperature": "9.0", "draw_seed": "4", "image": "{tmp}/other.png",
     "device": "sim", "xclbin": "{tmp}/x", "prompt": "something else", "timing_only": None, "synth": "yosys",
-    "card": "u50", "mmproj": "{tmp}/p.gguf", "chat": None,
+    "card": "u50", "mmproj": "{tmp}/p.gguf", "chat": None, "set": "units=4",
 }  # fmt: skip
 """A value that differs from the default; None: a flag."""
 OTHERWISE = {
