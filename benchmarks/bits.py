@@ -1,11 +1,13 @@
 """Bytes a weight that a decode step streams, at every precision, and whether the front keeps up."""
 
+from benchmarks.depends import TIMING
 from benchmarks.linear_layer import LinearLayer, Shape, weights
 from hw.spec.config import BLOCK, get
 from hw.spec.memory import MemoryModel
 from hw.spec.weights import BITS, index_beats
 from sim.registry import backend
 
+DEPENDS = (*TIMING, "benchmarks/linear_layer.py", "machine:u280")
 FORMATS = ((8, 16), (4, 16), (3, 16), (2, 16), (4, 8))
 """(bits, non-zeros of 16)."""
 SHAPES = ((4096, 4096), (11008, 4096), (4096, 11008))

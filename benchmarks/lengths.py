@@ -12,10 +12,12 @@ from hashlib import sha256
 import numpy as np
 
 from alula.session import Flow, open_flow
+from benchmarks.depends import TIMING
 from hw.spec.memory import MemoryModel
 from sim.registry import backend
 
 MODEL, CONFIG = "llava-1.5-7b", "u280"
+DEPENDS = (*TIMING, f"machine:{CONFIG}", f"program:{MODEL}/{CONFIG}")
 LENGTHS = (1, 16, 128, 256, 512, 576, 616, 617, 2968, 4096)
 
 

@@ -8,6 +8,7 @@ from hw.synth_units import Levels, Netlist, levels, synthesise_units, unit_of
 from sim.cache import entry
 from sim.rtl.accelerator import synthesisable
 
+DEPENDS = ("hw/*.py", "machine:u280")
 BOUND = 8
 REASONS = {
     "control": "the reply of a register read: a multiplexer over every register and counter, and the counters' adders",

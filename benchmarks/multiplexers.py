@@ -13,6 +13,7 @@ from hw.spec.weights import UNREACHED
 from hw.synth import synthesise, tally
 from hw.verilog_writer import convert
 
+DEPENDS = ("hw/*.py", "hw/spec/weights.py", "machine:tiny", "machine:u280")
 CONFIGS = ("tiny", "u280")
 
 

@@ -15,6 +15,13 @@ from ref_model.quantise import quantise
 from ref_model.tokenizer import load_tokenizer
 
 TEXT = Path(__file__).parent / "data" / "public_domain.txt"
+DEPENDS = (
+    "benchmarks/data/public_domain.txt",
+    "hw/spec/numerics.py",
+    "ref_model/golden/*.py",
+    "ref_model/modules.py",
+    "ref_model/quantise.py",
+)
 FRAC = 16
 """Fraction bits of the golden model's logits."""
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from alula.session import calibration
+from benchmarks import perplexity
 from benchmarks.perplexity import FRAC, TEXT, mean_nll
 from ref_model.calibrate import CALIBRATION_TOKENS, calibration_ids
 from ref_model.checkpoints import Checkpoint, load, open_checkpoint
@@ -23,6 +24,9 @@ from ref_model.modules import LlavaModel
 from ref_model.quantise import QuantModel, quantise
 from ref_model.tokenizer import load_tokenizer
 
+DEPENDS = (*perplexity.DEPENDS, "hw/spec/weights.py", "ref_model/compress/*.py", "ref_model/data/calibration*.txt")
+CONFIRMED = (("8", "dense", "best"), ("4", "dense", "plain"), ("3.5", "dense", "plain"), ("8", "8:16", "plain"))
+"""Settings that take minutes; the others take from a quarter of an hour to an hour each."""
 BASELINE = (
     "float32 of the packaged Q4_1 file's dequantised weights, which are 4 bits in groups of 32 already: an "
     "unquantised original is not available here"
@@ -148,3 +152,10 @@ def measure(model: str = "smollm2-135m", text: Path = TEXT, settings: Sequence[S
         waiting = [pool.submit(measure_setting, setting, model, ids, reference) for setting in settings]
         runs = [run.result() for run in waiting]
     return summary(model, text, ids, reference, runs, time.monotonic() - began)
+
+
+def confirm(result: dict) -> list[tuple[dict, dict]]:
+    """(recorded row, the same measured now) of the settings that take minutes."""
+    recorded = {(row["bits"], row["sparsity"], row["recipe"]): row for row in result["runs"]}
+    again = measure(settings=CONFIRMED)["runs"]
+    return [(recorded[setting], row) for setting, row in zip(CONFIRMED, again, strict=True)]

@@ -1,38 +1,93 @@
-"""`python -m benchmarks.run [NAME ...]`: every benchmark (or the named ones) into benchmarks/results/NAME.json."""
+"""`python -m benchmarks.run [NAME ...]`: every benchmark (or the named ones) into benchmarks/results/NAME.json.
 
+`--confirm NAME ...` is for benchmarks that take hours: it measures chosen rows of the recorded result again, and where
+every figure of these comes out as it was, the result is stamped as confirmed by the sources of today.
+"""
+
+import argparse
 import json
+import math
 import sys
-from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 from alula.output import console, progress, show, table, write_atomically
-from benchmarks import bits, lengths, ltp, multiplexers, perplexity, quality, simulator, sparse, tokens, vlm
+from benchmarks import (
+    bits,
+    headline,
+    lengths,
+    ltp,
+    multiplexers,
+    perplexity,
+    quality,
+    simulator,
+    sparse,
+    tokens,
+    vlm,
+)
+from benchmarks.depends import KEY, stamp
 
 RESULTS = Path(__file__).parent / "results"
-BENCHMARKS: dict[str, Callable[[], dict]] = {
-    "perplexity": perplexity.measure,
-    "simulator": simulator.measure,
-    "sparse": sparse.measure,
-    "bits": bits.measure,
-    "quality": quality.measure,
-    "multiplexers": multiplexers.measure,
-    "tokens": tokens.measure,
-    "lengths": lengths.measure,
-    "vlm": vlm.measure,
-    "ltp": ltp.measure,
+BENCHMARKS: dict[str, ModuleType] = {
+    module.__name__.split(".")[-1]: module
+    for module in (headline, perplexity, simulator, sparse, bits, quality, multiplexers, tokens, lengths, vlm, ltp)
 }
+"""Each has `measure() -> dict` and `DEPENDS`; those that take hours have `confirm(result) -> rows` besides."""
+SECONDS = "seconds"
+"""Keys with this in them are times of this run, which differ from run to run."""
 
 
-def main(names: list[str]) -> int:
+def path_of(name: str) -> Path:
+    """The file of a benchmark's result."""
+    return RESULTS / f"{name}.json"
+
+
+def write(name: str, result: dict) -> None:
+    """Stamps a result with what it depends on, and writes it."""
+    text = json.dumps(result | {KEY: stamp(BENCHMARKS[name].DEPENDS)}, indent=2)
+    write_atomically(path_of(name), text + "\n")
+
+
+def confirm(name: str) -> None:
+    """Stamps the recorded result, if the rows that its benchmark measures again equal those recorded."""
+    result = json.loads(path_of(name).read_text())
+    again = BENCHMARKS[name].confirm(result)
+    for recorded, found in again:
+        if not same(recorded, found):
+            sys.exit(f"{name}: recorded {recorded}, measured now {found}: run `python -m benchmarks.run {name}`")
+    earlier = result.get(KEY, {})
+    stamped = stamp(BENCHMARKS[name].DEPENDS)
+    stamped |= {"measured_on": earlier.get("measured_on", earlier.get("date")), "rows_confirmed": len(again)}
+    write_atomically(path_of(name), json.dumps(result | {KEY: stamped}, indent=2) + "\n")
+
+
+def same(recorded: object, found: object) -> bool:
+    """Whether two results are the same figures: floats to six digits, times of the run left out."""
+    if isinstance(recorded, dict) and isinstance(found, dict):
+        keys = {key for key in recorded.keys() | found.keys() if SECONDS not in key}
+        return all(key in recorded and key in found and same(recorded[key], found[key]) for key in keys)
+    if isinstance(recorded, float) and isinstance(found, float):
+        return math.isclose(recorded, found, rel_tol=1e-6)
+    return recorded == found
+
+
+def main(arguments: list[str]) -> int:
     """Exit code 1 for an unknown name."""
-    if unknown := [name for name in names if name not in BENCHMARKS]:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))
+    parser.add_argument("--confirm", action="store_true", help="measure chosen rows again, and stamp the result")
+    options = parser.parse_args(arguments)
+    if unknown := [name for name in options.names if name not in BENCHMARKS]:
         print(f"unknown benchmark {unknown[0]}: choose from {', '.join(BENCHMARKS)}", file=sys.stderr)
         return 1
     RESULTS.mkdir(exist_ok=True)
-    for name in names or BENCHMARKS:
+    for name in options.names or BENCHMARKS:
         with progress(name):
-            result = BENCHMARKS[name]()
-        write_atomically(RESULTS / f"{name}.json", json.dumps(result, indent=2) + "\n")
+            if options.confirm:
+                confirm(name)
+                continue
+            result = BENCHMARKS[name].measure()
+        write(name, result)
         rows = result.get("runs", [result])
         console.print(table(name, list(rows[0]), [[show(value) for value in row.values()] for row in rows]))
     return 0

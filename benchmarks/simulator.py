@@ -16,8 +16,18 @@ from alula.output import write_atomically
 from alula.session import open_flow
 from alula.simulation import simulate
 from benchmarks import systolic
+from benchmarks.depends import TIMING
 from benchmarks.systolic import Gemm
 
+DEPENDS = (
+    *TIMING,
+    "machine:tiny",
+    "machine:small",
+    "machine:u280",
+    "program:llava-tiny/tiny",
+    "program:smollm2-135m/small",
+    "program:llava-1.5-7b/u280",
+)
 RUNS = (
     ("llava-tiny", "tiny", None, "prefill", 64, 1),
     ("llava-tiny", "tiny", None, "decode", 1, 200),

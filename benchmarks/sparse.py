@@ -5,9 +5,11 @@ import time
 import numpy as np
 
 from alula.cross import CrossBackend
+from benchmarks.depends import TIMING
 from benchmarks.linear_layer import LinearLayer, Shape, golden, weights
 from hw.spec.config import get
 
+DEPENDS = (*TIMING, "benchmarks/linear_layer.py", "machine:u280", "machine:small", "hw/*.py")
 NONZEROS = (16, 8, 4, 2, 1)
 BITS = 8
 FULL = Shape(tokens=616, n_in=4096, n_out=11008, rows=52)

@@ -10,11 +10,13 @@ import time
 from alula.reduction import Asked
 from alula.runtime.work import text_macs
 from alula.session import Flow, open_flow
+from benchmarks.depends import TIMING
 from hw.spec.memory import MemoryModel
 from ref_model.reduction import Drop
 from sim.registry import backend
 
 MODEL, CONFIG = "llava-1.5-7b", "u280"
+DEPENDS = (*TIMING, f"machine:{CONFIG}", f"program:{MODEL}/{CONFIG}", "ref_model/reduction.py")
 TEXT, VISUAL = 40, 576
 COUNTS = (576, 288, 144, 58, 29)
 EXITS = (8, 16, 24)
