@@ -83,8 +83,7 @@ def _files(pattern: str) -> bytes:
 
 @cache
 def _program(model: str, config: str) -> bytes:
-    """The SHA-256 of a compiled program's instructions. They are the same at every precision of the weights; at two bits
-    all models fit."""
+    """The SHA-256 of a compiled program's instructions: the same at every precision; at two bits all models fit."""
     from alula.session import open_flow
     from ref_model.compress import Compression
 

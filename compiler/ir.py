@@ -101,15 +101,6 @@ class Graph:
             graph.add_edges_from((source, node.name) for source in node.inputs)
         return graph
 
-    def live_peak(self) -> int:
-        """Largest number of computed values alive at once in execution order."""
-        order = {name: at for at, name in enumerate(self.nodes)}
-        last = {name: max((order[u.name] for u in self.users(name)), default=at) for name, at in order.items()}
-        return max(
-            (sum(order[n] <= at <= last[n] for n in order if not self.nodes[n].weight) for at in order.values()),
-            default=0,
-        )
-
     def drop_dead(self) -> None:
         """Remove nodes that no output depends on, except the module's inputs."""
         network, keep = self.network(), set(self.outputs) | {node.name for node in self.arguments()}

@@ -11,6 +11,7 @@ import numpy as np
 from hw.spec import weights
 from hw.spec.config import BEAT_BYTES, GRANULE_LANES, Config
 from hw.spec.errors import InternalError, UserError
+from hw.spec.timing import PAGE_BEATS
 from hw.spec.weights import ceil_div
 
 from . import ir
@@ -26,8 +27,6 @@ MODULES = {
 }
 """How the modules of a section's layers are called in checkpoints and plans."""
 
-PAGE_BEATS = 64
-"""Sections start on 4 KiB, so that bursts are whole."""
 TABLE = "table"
 """The first beats of each parameter record, which the sequencer reads: see `Table`."""
 

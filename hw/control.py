@@ -27,7 +27,7 @@ from hw.spec.csr import (
 from hw.spec.isa import ARGUMENT_REGISTERS, ISA_VERSION, Error
 from hw.spec.timing import SETTLE_CYCLES
 
-ADDRESS_BITS = 12
+REGISTER_ADDRESS_BITS = 12
 READ_ONLY_BASE = 0x100
 ARGUMENTS = [name for name, offset in REGISTERS.items() if offset < READ_ONLY_BASE]
 DRAIN_LIMIT_CYCLES = 1 << 16
@@ -41,7 +41,7 @@ def AXI4Lite():
     """A 32-bit AXI4-Lite slave's port, as its master sees it."""
     return wiring.Signature(
         {
-            "awaddr": Out(ADDRESS_BITS),
+            "awaddr": Out(REGISTER_ADDRESS_BITS),
             "awvalid": Out(1),
             "awready": In(1),
             "wdata": Out(32),
@@ -51,7 +51,7 @@ def AXI4Lite():
             "bresp": In(2),
             "bvalid": In(1),
             "bready": Out(1),
-            "araddr": Out(ADDRESS_BITS),
+            "araddr": Out(REGISTER_ADDRESS_BITS),
             "arvalid": Out(1),
             "arready": In(1),
             "rdata": In(32),
@@ -234,4 +234,4 @@ class Control(wiring.Component):
 
 
 assert len(ARGUMENTS) == 6 + ARGUMENT_REGISTERS and max(REGISTERS.values()) < COUNTER_BASE
-assert COUNTER_BASE + 8 * len(COUNTERS) <= BASE_REGISTERS and base_offset(MAX_PORTS) == 1 << ADDRESS_BITS
+assert COUNTER_BASE + 8 * len(COUNTERS) <= BASE_REGISTERS and base_offset(MAX_PORTS) == 1 << REGISTER_ADDRESS_BITS

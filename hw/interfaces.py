@@ -11,12 +11,13 @@ from amaranth.lib.wiring import In, Out
 from hw.spec.config import BEAT_BYTES
 from hw.spec.isa import FIELDS, Unit
 
-ADDRESS_BITS = 64
+MEMORY_ADDRESS_BITS = 64
+BUFFER_ADDRESS_BITS = 32
 BEAT_BITS = 8 * BEAT_BYTES
 ERROR_BITS = 4
 
 
-def AXI4Read(address_bits=ADDRESS_BITS):
+def AXI4Read(address_bits=MEMORY_ADDRESS_BITS):
     """The read half of an AXI4 master."""
     return wiring.Signature(
         {
@@ -33,7 +34,7 @@ def AXI4Read(address_bits=ADDRESS_BITS):
     )
 
 
-def AXI4Write(address_bits=ADDRESS_BITS):
+def AXI4Write(address_bits=MEMORY_ADDRESS_BITS):
     """The write half of an AXI4 master."""
     return wiring.Signature(
         {

@@ -16,9 +16,9 @@ from hw.spec.isa import Error, MxMode, StreamFormat, Unit
 from hw.spec.timing import MX_ACC_LATENCY, MX_DRAIN_LATENCY
 from hw.verilog_writer import as_module
 
-ROW_LATENCY = 2
+ROW_READ_LATENCY = 2
 """Cycles from a unit's drain to its row."""
-TREE_STAGES = MX_DRAIN_LATENCY - ROW_LATENCY - 1
+TREE_STAGES = MX_DRAIN_LATENCY - ROW_READ_LATENCY - 1
 TREE_LEVELS_A_STAGE = 2
 """Registers of the adder tree over units, and the adders between two of them."""
 
@@ -212,11 +212,11 @@ class Matrix(wiring.Component):
         """Rows to the accumulator buffer, whose write ends ``MX_DRAIN_LATENCY`` after the drain's cycle."""
         m.submodules.merger = merger = RowMerger(self.config)
         m.submodules.results = results = AccumulatorBuffer(self.config)
-        words, total = self.config.granules_per_word, ROW_LATENCY + TREE_STAGES
+        words, total = self.config.granules_per_word, ROW_READ_LATENCY + TREE_STAGES
         split_k = Signal()
         m.d.comb += [
             split_k.eq(self.mx.desc.mode == MxMode.SPLIT_K),
-            merger.group.eq(delay(m, drain.group, ROW_LATENCY, "group")),
+            merger.group.eq(delay(m, drain.group, ROW_READ_LATENCY, "group")),
             merger.sum.eq(split_k),
         ]
         for number, unit in enumerate(units):

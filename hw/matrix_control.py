@@ -5,14 +5,13 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.accumulator import accumulator_rows, step_layout
-from hw.interfaces import descriptor_layout
+from hw.interfaces import BUFFER_ADDRESS_BITS, descriptor_layout
 from hw.round import ROUND_KIND
 from hw.spec.config import Config
 from hw.spec.isa import MxMode, Unit
 from hw.spec.timing import ACC_SLOTS, FEW_ROWS, MX_ACC_LATENCY
 from hw.spec.weights import WINDOW
 
-ADDRESS_BITS = 32
 """Addresses are sums of fields modulo 2**32 (`hw.spec.legal`); walks stop at the first beyond its buffer."""
 ROW_BITS = 32
 
@@ -130,7 +129,7 @@ class StepControl(wiring.Component):
     def _walk(self, m, base, busy, row, last_pass):
         """The operand address, and row and pass, from step to step of a round."""
         step = self.step
-        address, pair, following = (Signal(ADDRESS_BITS, name=name) for name in ("address", "pair", "following"))
+        address, pair, following = (Signal(BUFFER_ADDRESS_BITS, name=name) for name in ("address", "pair", "following"))
         m.d.comb += following.eq(address + self.desc.act_stride)
         with m.If(busy):
             with m.If(~step.sparse | step.token):
@@ -152,7 +151,7 @@ class StepControl(wiring.Component):
         in_use = Signal(range(ACC_SLOTS + 1))
         k, steps_left, outer_left = Signal(32), Signal(32), Signal(32)
         act, following, raw_base, window_base = (
-            Signal(ADDRESS_BITS, name=name) for name in ("act_base", "next_act", "raw_base", "window_base")
+            Signal(BUFFER_ADDRESS_BITS, name=name) for name in ("act_base", "next_act", "raw_base", "window_base")
         )
         first, last, fits, raw_step = Signal(), Signal(), Signal(), Signal()
         window = kind.window * WINDOW
@@ -230,7 +229,8 @@ class DrainControl(wiring.Component):
 
         row, group, steps_left, outer_left = Signal(32), Signal.like(self.group), Signal(32), Signal(32)
         address, row_base, step_base, dst, next_step = (
-            Signal(ADDRESS_BITS, name=name) for name in ("address", "row_base", "step_base", "dst_base", "next_step")
+            Signal(BUFFER_ADDRESS_BITS, name=name)
+            for name in ("address", "row_base", "step_base", "dst_base", "next_step")
         )
         active, row_last, outer_last = Signal(), Signal(), Signal()
         slots = SlotWalk(m, config, desc, self.start, self.step_drained, "drain")

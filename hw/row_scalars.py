@@ -10,14 +10,14 @@ from hw.spec.numerics import MANTISSA_BITS
 from hw.vector_arith import bit_length, non_negative, registered
 
 ENTRY = data.StructLayout({"raw": signed(32), "fin": 32})
-ROW_LATENCY = 4
+SCALAR_LATENCY = 4
 
 
 class RowScalars(wiring.Component):
     """Entries {raw, fin}; two reads as row operands and one write.
 
     Numeric contract: `hw.spec.vector.row_value`; `square_shift` is `numerics.square_shift` of r0's raw clipped at 0.
-    Latency: ROW_LATENCY = 4 cycles from an address to its value; what is written in t is read from t + 1 on.
+    Latency: SCALAR_LATENCY = 4 cycles from an address to its value; what is written in t is read from t + 1 on.
     Throughput: two reads and a write a cycle. Back-pressure: none. Reset: contents stay; 0 at power-up.
     Parameters: entries. Members: `r0_kind`, `r1_kind`: `isa.Row`, constant during a pass.
     """

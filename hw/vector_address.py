@@ -4,7 +4,7 @@ from amaranth.hdl import *
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from hw.interfaces import ERROR_BITS, descriptor_layout
+from hw.interfaces import BUFFER_ADDRESS_BITS, ERROR_BITS, descriptor_layout
 from hw.spec.config import Config
 from hw.spec.isa import CTL0, Dst, Error, Unit
 from hw.spec.legal import USES
@@ -13,7 +13,6 @@ from hw.vector_lane import CONTROL
 
 OPERANDS = ("a", "p", "v", "d", "r0", "r1", "w")
 ROW_OPERANDS = ("r0", "r1", "w")
-ADDRESS_BITS = 32
 """Addresses and lengths are sums of fields modulo 2**32 (`hw.spec.legal`)."""
 
 
@@ -47,7 +46,7 @@ class VectorAddress(wiring.Component):
                 "first": Out(1),
                 "last": Out(1),
                 "n_lanes": Out(range(config.lanes + 1)),
-                **{f"{name}_addr": Out(ADDRESS_BITS) for name in OPERANDS},
+                **{f"{name}_addr": Out(BUFFER_ADDRESS_BITS) for name in OPERANDS},
                 "error": Out(1),
                 "error_code": Out(ERROR_BITS),
             }
@@ -100,7 +99,7 @@ class VectorAddress(wiring.Component):
     def _operand(self, m, name):
         """One adder: the base of what goes on plus its step."""
         current = self[name]
-        mid, outer = Signal(ADDRESS_BITS, name=f"{name}_mid"), Signal(ADDRESS_BITS, name=f"{name}_out")
+        mid, outer = Signal(BUFFER_ADDRESS_BITS, name=f"{name}_mid"), Signal(BUFFER_ADDRESS_BITS, name=f"{name}_out")
         step = C(1, 32)
         if name in ROW_OPERANDS:
             step = C(0, 32)
@@ -112,7 +111,7 @@ class VectorAddress(wiring.Component):
         if name == "w":
             mid_step = Mux(self.ctl.level, 0, mid_step)
         step = Mux(self.mid_end, self.desc[f"{name}_out"], Mux(self.row_end, mid_step, step))
-        following = (base + step)[:ADDRESS_BITS]
+        following = (base + step)[:BUFFER_ADDRESS_BITS]
         with m.If(self.active):
             m.d.sync += current.eq(following)
             with m.If(self.row_end):
@@ -127,8 +126,8 @@ class VectorAddress(wiring.Component):
 
     def _lanes(self, m):
         lanes = self.config.lanes
-        limit, left = Signal(ADDRESS_BITS), Signal(ADDRESS_BITS)
-        following = (limit + self.desc.len_step)[:ADDRESS_BITS]
+        limit, left = Signal(BUFFER_ADDRESS_BITS), Signal(BUFFER_ADDRESS_BITS)
+        following = (limit + self.desc.len_step)[:BUFFER_ADDRESS_BITS]
         many = left >= lanes
         m.d.comb += self.n_lanes.eq(Mux(many, lanes, left))
         with m.If(self.active):

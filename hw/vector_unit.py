@@ -6,7 +6,7 @@ from amaranth.lib.wiring import In, Out
 
 from hw.buffer_memory import BufferMemory
 from hw.interfaces import BufferRead, BufferWrite, UnitPort
-from hw.row_scalars import ROW_LATENCY, RowScalars
+from hw.row_scalars import SCALAR_LATENCY, RowScalars
 from hw.spec.config import Config
 from hw.spec.isa import CTL1, Dst, Mul2, Mul3, Reduce, Unit
 from hw.spec.numerics import MAX_PRODUCT_SHIFT
@@ -19,7 +19,7 @@ from hw.vector_reduce import FINALISER_LATENCY, Finaliser, VectorReduce, reduce_
 from hw.verilog_writer import as_module
 
 CONTROL1 = data.StructLayout({name: signed(bits) if name.startswith("adj") else bits for name, bits, _ in CTL1})
-OPERANDS_AT = ROW_LATENCY
+OPERANDS_AT = SCALAR_LATENCY
 """Stages: a value "at k" belongs to the word whose addresses came out k cycles ago. Lanes start here."""
 WRITE_AT = OPERANDS_AT + OUT_LATENCY
 REDUCE_AT = OPERANDS_AT + REDUCE_LATENCY

@@ -17,7 +17,7 @@ from operator import itemgetter
 from hw.spec.config import BEAT_BYTES, Config
 from hw.spec.csr import COUNTERS, LD_BEATS, RD_BEATS, store_counter
 from hw.spec.errors import InternalError
-from hw.spec.isa import SEMAPHORE_MAX, Error, LdKind, Op, StMode, StreamFormat, Unit
+from hw.spec.isa import SEMAPHORE_MAX, WORD_MASK, Error, LdKind, Op, StMode, StreamFormat, Unit
 from hw.spec.legal import (
     COUNTS,
     MAX_WORK,
@@ -47,7 +47,7 @@ from sim.cycle_streams import NEVER, NO_LIMITS, Limits, Streams
 from sim.functional import Executor, fetch_beats
 from sim.functional_checks import beyond_simulators, shortened
 from sim.functional_matrix import bursts, plans_of
-from sim.functional_sequencer import MASK, Issued, Program, Sequencer, load_program
+from sim.functional_sequencer import Issued, Program, Sequencer, load_program
 from sim.functional_state import beats_an_item, cache_writes, load_fault, store, store_fault
 from sim.memory_image import MemoryImage, OutOfRange
 from sim.weight_stream import Plans
@@ -250,7 +250,7 @@ class CycleMachine:
             return NEVER
         if self.call.flags & KEEP_PROGRAM or not beats:
             return SEQ_FIRST
-        f = {"addr": self.call.program_addr & MASK, "n_outer": 1, "n_inner": beats, "stride": 0}
+        f = {"addr": self.call.program_addr & WORD_MASK, "n_outer": 1, "n_inner": beats, "stride": 0}
         absent = read_beyond(f, size_beats(self.config.aux_bytes))
         last, fails = self.aux.read(FETCH_FIRST_AR, bursts(f), "read_beats_fetch", absent)
         if absent is not None:

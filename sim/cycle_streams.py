@@ -16,7 +16,7 @@ import numpy as np
 
 from hw.spec import hbm
 from hw.spec.config import BLOCK_BEATS, Config
-from hw.spec.isa import Error, MxMode, Unit
+from hw.spec.isa import WORD_MASK, Error, MxMode, Unit
 from hw.spec.legal import result_beyond
 from hw.spec.memory import MemoryModel
 from hw.spec.timing import (
@@ -51,7 +51,6 @@ NEVER = 1 << 62
 """A cycle after all others."""
 _LATE = 1 << 48
 """Longer than any run."""
-_M32 = 0xFFFFFFFF
 _FIRST_WRITES = 64
 
 
@@ -60,11 +59,11 @@ def _extra(g, port, request):
     """`MemoryModel.extra`."""
     if g[JITTER] == 0:
         return 0
-    x = (g[SEED] * 0x9E3779B1 + port * 0x85EBCA77 + request * 0xC2B2AE3D) & _M32
+    x = (g[SEED] * 0x9E3779B1 + port * 0x85EBCA77 + request * 0xC2B2AE3D) & WORD_MASK
     x ^= x >> 16
-    x = (x * 0x85EBCA6B) & _M32
+    x = (x * 0x85EBCA6B) & WORD_MASK
     x ^= x >> 13
-    x = (x * 0xC2B2AE35) & _M32
+    x = (x * 0xC2B2AE35) & WORD_MASK
     x ^= x >> 16
     return x % (g[JITTER] + 1)
 
@@ -109,7 +108,7 @@ def _ask(g, channels, c, arrivals, kinds, pops, ends, info, requests):
         return False
     wrap = arrivals.shape[1] - 1
     column, asked = channels[c, COLUMN], channels[c, ASKED]
-    address = (g[RD_ADDR] + channels[c, ROW] * g[RD_STRIDE] + column) & _M32
+    address = (g[RD_ADDR] + channels[c, ROW] * g[RD_STRIDE] + column) & WORD_MASK
     n = min(BURST_BEATS, g[RD_INNER] - column, 64 - (address & 63))
     freeing = asked + n - g[FIFO] - 1
     if freeing >= channels[c, POPPED]:
@@ -211,7 +210,7 @@ def _check_acts(g, t, kind):
     first = g[MX_ACT] + g[MX_STEP] // g[MX_OB] * g[MX_ACT_OUT] + block
     passes = g[MX_DENSE] // g[MX_ROWS]
     for row in range(g[MX_ROWS]):
-        if (first + row * g[MX_ACT_STRIDE]) & _M32 >= g[MX_ACT_SIZE]:
+        if (first + row * g[MX_ACT_STRIDE]) & WORD_MASK >= g[MX_ACT_SIZE]:
             step = row // 2 * 2 * passes + row % 2 if kind & SPARSE else row * passes
             g[RANGE_TIME] = min(g[RANGE_TIME], t + 1 + step + ACT_ERROR)
             return
@@ -415,7 +414,7 @@ class Streams:
             self.config.fifo_beats,
             self.model.read_latency,
             self.model.jitter,
-            self.model.seed & _M32,
+            self.model.seed & WORD_MASK,
             self.model.hbm,
         )
         self.shared[[RANGE_TIME, HEADER_TIME]] = NEVER

@@ -4,12 +4,10 @@ import numpy as np
 
 from hw.spec.config import Config
 from hw.spec.errors import InternalError
-from hw.spec.isa import Error, Unit
+from hw.spec.isa import WORD_MASK, Error, Unit
 from hw.spec.legal import MAX_WORK, control, illegal, max_beats, signed, work
 from hw.spec.run import MachineError
 from sim.functional_sequencer import Issued
-
-MASK = 0xFFFFFFFF
 
 
 def check(config: Config, entry: Issued) -> None:
@@ -41,7 +39,7 @@ def spread(base: int, *dimensions: tuple[int, int]) -> np.ndarray:
     out = np.asarray(base, np.int64)
     for count, stride in dimensions:
         out = out[..., None] + np.arange(count, dtype=np.int64) * signed(stride)
-    return out & MASK
+    return out & WORD_MASK
 
 
-__all__ = ["MASK", "beyond_simulators", "check", "control", "shortened", "spread"]
+__all__ = ["beyond_simulators", "check", "control", "shortened", "spread"]

@@ -9,13 +9,13 @@ import numpy as np
 
 from hw.spec.config import BEAT_BYTES, BLOCK, BLOCK_BEATS, Config
 from hw.spec.csr import RD_BEATS
-from hw.spec.isa import Error, MxMode, StreamFormat, Unit
+from hw.spec.isa import WORD_MASK, Error, MxMode, StreamFormat, Unit
 from hw.spec.legal import WORD, max_beats, read_beyond, result_beyond, signed, size_beats, work
 from hw.spec.run import MachineError
 from hw.spec.timing import WEIGHT_BUFFER_ROUNDS, burst_length
 from hw.spec.weights import WINDOW
 from sim import weight_stream
-from sim.functional_checks import MASK, spread
+from sim.functional_checks import spread
 from sim.functional_sequencer import Issued
 from sim.functional_state import State, rows_of_beats
 from sim.memory_image import MemoryImage
@@ -253,7 +253,7 @@ class Job:
         outer = (steps + (f["n_outer"] * f["ob"] - self.left)) // f["ob"]
         first = f["act"] + outer * signed(f["act_out"]) + blocks
         rows = np.arange(f["n_rows"]) * signed(f["act_stride"])
-        if int((first[:, None] + rows & MASK).max()) >= size:
+        if int((first[:, None] + rows & WORD_MASK).max()) >= size:
             raise MachineError(Error.BUFFER_RANGE, Unit.MX, self.entry.pc)
 
     def finish_steps(self, steps: int) -> None:

@@ -7,11 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from hw.spec.config import BEAT_BYTES, Config
-from hw.spec.isa import FIELDS, INSTRUCTION_BYTES, LOOP_DEPTH, REGISTERS, Error, Instruction, Op, Unit
+from hw.spec.isa import FIELDS, INSTRUCTION_BYTES, LOOP_DEPTH, REGISTERS, WORD_MASK, Error, Instruction, Op, Unit
 from hw.spec.run import Invocation, MachineError
 from sim.memory_image import MemoryImage, OutOfRange
 
-MASK = 0xFFFFFFFF
 ENDING = frozenset((Op.ISSUE, Op.FENCE, Op.LDS, Op.HALT))
 """Instructions whose execution depends on other units; every other one is scalar."""
 _SET = int(Op.SET)
@@ -36,7 +35,7 @@ class Sequencer:
     def __init__(self, config: Config, memory: MemoryImage, invocation: Invocation, program: "Program | None" = None):
         """program: what is in instruction memory, if it need not be fetched."""
         args = invocation.args
-        self.registers = [0, *(a & MASK for a in args)] + [0] * (REGISTERS - 1 - len(args))
+        self.registers = [0, *(a & WORD_MASK for a in args)] + [0] * (REGISTERS - 1 - len(args))
         self.pc = invocation.entry
         self.loops: list[list[int]] = []
         self.shadow = [dict.fromkeys(FIELDS[unit], 0) for unit in Unit]
@@ -68,16 +67,16 @@ class Sequencer:
         r, following = self.registers, self.pc + 1
         if op == _SET:
             fields, name = self.places[a]
-            fields[name] = (r[b] + imm) & MASK
+            fields[name] = (r[b] + imm) & WORD_MASK
         elif (compute := _ARITHMETIC.get(op)) is not None:
             if a:
-                r[a] = compute(r[b], r[c], imm) & MASK
+                r[a] = compute(r[b], r[c], imm) & WORD_MASK
         elif (taken := _BRANCHES.get(op)) is not None:
             if taken(r[b], r[c]):
                 following = imm
         elif op == Op.LOOP:
             if not r[b]:
-                following = imm + 1 & MASK
+                following = imm + 1 & WORD_MASK
             elif len(self.loops) == LOOP_DEPTH:
                 raise self.fail(Error.LOOP_STACK)
             else:
@@ -119,7 +118,7 @@ class Sequencer:
 
     def scalar_at(self, memory: MemoryImage, port: int, b: int, imm: int) -> int:
         """What an LDS reads; `OutOfRange` beyond the memory."""
-        address = (self.registers[b] + imm & MASK) * 4
+        address = (self.registers[b] + imm & WORD_MASK) * 4
         # The bus reads the whole beat.
         beat = memory.read(port, address // BEAT_BYTES * BEAT_BYTES, BEAT_BYTES)
         return int.from_bytes(beat[address % BEAT_BYTES :][:4].tobytes(), "little")

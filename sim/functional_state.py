@@ -4,10 +4,10 @@ import numpy as np
 
 from hw.spec.config import BEAT_BYTES, BLOCK, GRANULE_LANES, Config
 from hw.spec.csr import LD_BEATS, TRAFFIC, store_counter
-from hw.spec.isa import Error, LdKind, StMode, Unit
+from hw.spec.isa import WORD_MASK, Error, LdKind, StMode, Unit
 from hw.spec.legal import COUNTS, MAX_WORK, first_beyond, load_beyond, read_beyond, size_beats, store_beyond
 from hw.spec.run import MachineError
-from sim.functional_checks import MASK, shortened, spread
+from sim.functional_checks import shortened, spread
 from sim.functional_sequencer import Issued
 from sim.memory_image import MemoryImage
 
@@ -100,7 +100,7 @@ def _beats(config: Config, f: dict[str, int]) -> np.ndarray:
         return cache_writes(config, f)[1]
     head = spread(f["addr"], (f["n_head"], f["stride_head"]))[None, :, None]
     block = spread(f["pos"], (f["n_tok"], 1))[:, None, None] >> 4
-    return np.broadcast_to(head + block & MASK, (f["n_tok"], f["n_head"], f["n_gran"])).reshape(-1)
+    return np.broadcast_to(head + block & WORD_MASK, (f["n_tok"], f["n_head"], f["n_gran"])).reshape(-1)
 
 
 def store(state: State, entry: Issued, most: int | None = None) -> None:
@@ -132,7 +132,7 @@ def _keys(config: Config, f: dict[str, int]) -> tuple[np.ndarray, ...]:
 def _cache_beats(f: dict[str, int], slot: np.ndarray) -> np.ndarray:
     """First beat address of every item: int64[n_tok, n_head, n_gran]."""
     base = spread(f["addr"], (f["n_head"], f["stride_head"]), (f["n_gran"], f["stride_gran"]))
-    return base[None] + slot * f["stride_slot"] & 0xFFFFFFFF
+    return base[None] + slot * f["stride_slot"] & WORD_MASK
 
 
 def cache_writes(config: Config, f: dict[str, int]) -> tuple[np.ndarray, ...]:
@@ -143,19 +143,19 @@ def cache_writes(config: Config, f: dict[str, int]) -> tuple[np.ndarray, ...]:
         beats, words = beats + (k >> 2)[..., None], 1 << ((k & 3) >> 1)[..., None]
     else:
         beats = beats + np.arange(4)
-    return tuple(np.broadcast_to(x, beats.shape).reshape(-1) for x in (unit[..., None], beats & MASK, words))
+    return tuple(np.broadcast_to(x, beats.shape).reshape(-1) for x in (unit[..., None], beats & WORD_MASK, words))
 
 
 def _store_k(state: State, f: dict[str, int], granules: np.ndarray, most: int | None) -> None:
     unit, slot, k = _keys(state.config, f)
-    to = (_cache_beats(f, slot) + (k >> 2) & MASK) * BEAT_BYTES + (k & 3) * BLOCK
+    to = (_cache_beats(f, slot) + (k >> 2) & WORD_MASK) * BEAT_BYTES + (k & 3) * BLOCK
     _write(state, f, unit, to, granules.astype(np.int8).view(np.uint8), most)
 
 
 def _store_v(state: State, f: dict[str, int], granules: np.ndarray, most: int | None) -> None:
     unit, slot, k = _keys(state.config, f)
     lane = np.arange(GRANULE_LANES)
-    beat = _cache_beats(f, slot)[..., None] + lane // 4 & MASK
+    beat = _cache_beats(f, slot)[..., None] + lane // 4 & WORD_MASK
     to = beat * BEAT_BYTES + lane % 4 * BLOCK + k[..., None]
     _write(state, f, unit[..., None], to, granules.astype(np.int8).view(np.uint8)[..., None], most)
 
@@ -163,7 +163,7 @@ def _store_v(state: State, f: dict[str, int], granules: np.ndarray, most: int | 
 def _store_scalar(state: State, f: dict[str, int], granules: np.ndarray, most: int | None) -> None:
     key = spread(f["pos"], (f["n_tok"], 1))[:, None, None]
     head = spread(f["addr"], (f["n_head"], f["stride_head"]))[None, :, None]
-    to = (head + (key >> 4) & MASK) * BEAT_BYTES + (key & 15) * 4 + np.zeros((1, 1, f["n_gran"]), np.int64)
+    to = (head + (key >> 4) & WORD_MASK) * BEAT_BYTES + (key & 15) * 4 + np.zeros((1, 1, f["n_gran"]), np.int64)
     data = np.ascontiguousarray(granules[..., :1]).view(np.uint8)
     _write(state, f, np.int64(state.config.aux_port), to, data, most)
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from hw.spec.csr import COUNTERS, REGISTERS, counter_offset
-from hw.spec.isa import Error
+from hw.spec.isa import WORD_MASK, Error
 from hw.spec.run import Invocation, Result
 
 STATUS = ("status", "status_detail", "status_pc")
@@ -19,7 +19,7 @@ def argument_writes(invocation: Invocation) -> list[tuple[int, int]]:
         "watchdog": invocation.watchdog,
         "instruction_limit": invocation.instruction_limit,
     }
-    values |= {f"arg{i}": value & 0xFFFFFFFF for i, value in enumerate(invocation.args, 1)}
+    values |= {f"arg{i}": value & WORD_MASK for i, value in enumerate(invocation.args, 1)}
     return [(REGISTERS[name], value) for name, value in values.items()]
 
 

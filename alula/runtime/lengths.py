@@ -14,12 +14,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from compiler.kernels.text import ARGUMENTS
-from compiler.layout import PAGE_BEATS, Layout
+from compiler.layout import Layout
 from compiler.program import Compiled
 from hw.spec.config import BEAT_BYTES
 from hw.spec.errors import UserError
-from hw.spec.isa import FIELDS, INSTRUCTION_BYTES, REGISTERS, Error, Op, Unit
+from hw.spec.isa import FIELDS, INSTRUCTION_BYTES, REGISTERS, WORD_MASK, Error, Op, Unit
 from hw.spec.run import Invocation, Result
+from hw.spec.timing import PAGE_BEATS
 from hw.spec.weights import ceil_div
 from sim.functional_sequencer import Sequencer
 from sim.memory_image import MemoryImage
@@ -75,7 +76,7 @@ class Recorder(Sequencer):
                 self._load(a, b, imm)
 
     def _load(self, a: int, b: int, imm: int) -> None:
-        address = self.registers[b] + imm & 0xFFFFFFFF
+        address = self.registers[b] + imm & WORD_MASK
         self.load(self.memory, self.config.aux_port, a, b, imm)
         self.origins.pop(a, None)
         if any(first <= address < end for first, end in self.lists):
@@ -134,7 +135,7 @@ def _encoded(stream: list[Words]) -> np.ndarray:
 
 def _plus(origin: Origin, constant: int) -> Origin:
     kind, address, plus = origin
-    return kind, address, plus + constant & 0xFFFFFFFF
+    return kind, address, plus + constant & WORD_MASK
 
 
 class Unrolled(Session):

@@ -28,7 +28,7 @@ def text_macs(
     sparse: bool = False,
     reduction: Reduction | None = None,
 ) -> int:
-    """Multiply-accumulates of n tokens after `start` cached ones (docs: MODELS.md, "Cost"); with a mask the present.
+    """Multiply-accumulates of n tokens after `start` cached ones; with a mask the present.
 
     sparse: of linear layers only those with weights that are in the streams. reduction: layers see fewer tokens.
     """

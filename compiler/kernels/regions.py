@@ -69,14 +69,13 @@ class Allocator:
         self.buffer, self.limit = buffer, getattr(config, fields[buffer])
         self.per_word = 1 if buffer in ("OB", "RS") else config.granules_per_word
         self.align = 1 if buffer == "RS" else max(config.granules_per_word, config.units if buffer == "OB" else 1)
-        self.at, self.peak, self.config = 0, 0, config
+        self.at, self.config = 0, config
 
     def take(self, name: str, size: int) -> Region:
         """The next `size` elements; UserError when they do not fit."""
         size = -(-size // self.align) * self.align
         region = Region(self.buffer, name, self.at, size, self.per_word)
         self.at += size
-        self.peak = max(self.peak, self.at)
         if self.at > self.limit:
             raise UserError(
                 f"buffer {self.buffer} of configuration {self.config.name} holds {self.limit} "

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 ISA_VERSION = 1
+WORD_MASK = 0xFFFFFFFF
+"""Registers, fields and addresses are words of 32 bits: arithmetic on them wraps."""
 INSTRUCTION_BYTES = 8
 REGISTERS = 32
 """32-bit registers; r0 reads 0 and ignores writes. r1..r15 are loaded from the argument CSRs at start."""
@@ -335,7 +337,7 @@ class Instruction:
                 raise ValueError(f"{self.op.name}: operand {name} = {value} is outside 0..{limit - 1}")
         if not -(1 << 31) <= self.imm < 1 << 32:
             raise ValueError(f"{self.op.name}: immediate {self.imm} does not fit 32 bits")
-        return self.op | self.a << 8 | self.b << 16 | self.c << 24 | (self.imm & 0xFFFFFFFF) << 32
+        return self.op | self.a << 8 | self.b << 16 | self.c << 24 | (self.imm & WORD_MASK) << 32
 
     @classmethod
     def decode(cls, word: int) -> "Instruction":
@@ -343,7 +345,7 @@ class Instruction:
         op = word & 0xFF
         if op not in Op._value2member_map_:
             raise ValueError(f"illegal opcode 0x{op:02x}")
-        instruction = cls(Op(op), word >> 8 & 0xFF, word >> 16 & 0xFF, word >> 24 & 0xFF, word >> 32 & 0xFFFFFFFF)
+        instruction = cls(Op(op), word >> 8 & 0xFF, word >> 16 & 0xFF, word >> 24 & 0xFF, word >> 32 & WORD_MASK)
         problem = instruction.problem()
         if problem:
             raise ValueError(f"{instruction.op.name}: {problem}")

@@ -47,6 +47,7 @@ from .config import BEAT_BYTES, Config
 from .isa import (
     CTL0,
     CTL1,
+    WORD_MASK,
     Add,
     Dst,
     Fin,
@@ -64,7 +65,7 @@ from .isa import (
     unpack_bits,
 )
 
-WORD = 1 << 32
+WORD = WORD_MASK + 1
 """Addresses are modulo this."""
 MAX_WORK = 1 << 18
 """Beats (LD), items (ST) and words (VU) of an instruction that simulators follow."""

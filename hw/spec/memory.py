@@ -12,16 +12,15 @@ from fractions import Fraction
 
 from hw.spec.config import MEMORY_KINDS, Config, ConfigError
 from hw.spec.hbm import SLOT_HZ, WORDS
-
-_MASK = 0xFFFFFFFF
+from hw.spec.isa import WORD_MASK
 
 
 def hash32(seed: int, port: int, request: int) -> int:
     """Counter-based hash (murmur3 finaliser) for random latencies."""
-    x = (seed * 0x9E3779B1 + port * 0x85EBCA77 + request * 0xC2B2AE3D) & _MASK
+    x = (seed * 0x9E3779B1 + port * 0x85EBCA77 + request * 0xC2B2AE3D) & WORD_MASK
     for multiplier in (0x85EBCA6B, 0xC2B2AE35):
         x ^= x >> 16 if multiplier == 0x85EBCA6B else x >> 13
-        x = x * multiplier & _MASK
+        x = x * multiplier & WORD_MASK
     return x ^ x >> 16
 
 

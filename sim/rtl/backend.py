@@ -11,12 +11,14 @@ from sim.functional import FunctionalBackend
 from sim.memory_image import MemoryImage
 from sim.registers import argument_writes, read_result, result_offsets
 from sim.rtl import run as rtl
+from sim.rtl.accelerator import design
 from sim.rtl.build import Design
 
 
 class RtlBackend:
-    """design_of: makes the `Design` of a configuration. What is read back: `dump` ranges (port, byte address, bytes),
-    by default every page that a functional run of the same program writes."""
+    """design_of: makes the `Design` of a configuration (by default the accelerator, its Verilog from the cache). dump:
+    what is read back, as ranges (port, byte address, bytes); by default every page that a functional run of the same
+    program writes."""
 
     name = "rtl"
 
@@ -28,7 +30,7 @@ class RtlBackend:
         dump: Iterable[tuple[int, int, int]] | None = None,
         **options,
     ):
-        self.design_of = design_of or default_design
+        self.design_of = design_of or design
         self.model, self.max_cycles, self.dump, self.options = model, max_cycles, dump, options
         self.last: rtl.RunResult | None = None
         """Everything the latest run left: AXI events, port statistics."""
@@ -50,13 +52,6 @@ class RtlBackend:
         for (port, address, _), data in zip(wanted, self.last.dumps, strict=True):
             memory.write(port, address, data)
         return result_of(self.last)
-
-
-def default_design(config: Config) -> Design:
-    """The accelerator of a named configuration."""
-    from hw.emit import TOP, simulation_verilog
-
-    return Design(simulation_verilog(config.name), TOP, config.units + 1)
 
 
 def written_ranges(config: Config, memory: MemoryImage, invocation: Invocation) -> list[tuple[int, int, int]]:

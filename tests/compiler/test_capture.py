@@ -19,7 +19,6 @@ def test_the_captured_layer_is_length_symbolic():
     layer = capture_model(named_config("llava-tiny"))["layer"]
     assert layer.nodes["x"].shape == ("seq", 64)
     assert layer.nodes["past_k"].shape == (2, "cache", 16)
-    assert layer.live_peak() > 1
 
 
 def test_a_decoder_layer_becomes_six_operators():
