@@ -27,6 +27,11 @@ Remember = Callable[[str, Callable[[], None]], None]
 digest have passed before: a model of 7 billion parameters takes seconds to check, and nothing about it changes."""
 
 
+QUEUE_DEPTH = 8
+"""Schedules issue up to so many instructions to a unit ahead of those that it waits for: with shorter queues (four on
+`tiny`) the sequencer would wait for a place that only a later instruction frees."""
+
+
 def always(_digest: str, checks: Callable[[], None]) -> None:
     """Remembers nothing."""
     checks()
@@ -49,6 +54,11 @@ def compile_model(
     names of `capture.parts`. remember: runs the checks of the model's own modules, or knows that they have passed (see
     `Remember`). Weights are not needed: the same program serves any of that shape.
     """
+    if config.queue_depth < QUEUE_DEPTH:
+        raise UserError(
+            f"configuration {config.name}: queue_depth = {config.queue_depth}, compiled programs need queues of "
+            f"{QUEUE_DEPTH} instructions at least: choose a deeper one"
+        )
     fused = _with_replaced(model, replaced or {}, remember)
     described = describe(model, fused, n_layers, with_vision)
     check_heads(described, config)

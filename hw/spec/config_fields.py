@@ -141,9 +141,9 @@ FIELDS = {
     ),
     "queue_depth": Field(
         "instructions",
-        8,
+        1,
         64,
-        "Instructions that wait in front of each of the five units. The compiler's programs count on eight.",
+        "Instructions that wait in front of each of the five units. The compiler's programs need eight.",
         "About 500 flip-flops or LUT memory each.",
     ),
 }
