@@ -6,10 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from alula.output import console, progress, show, table, write_atomically
-from benchmarks import bits, lengths, ltp, multiplexers, perplexity, quality, simulator, sparse, tokens, vlm
+from benchmarks import bits, headline, lengths, ltp, multiplexers, perplexity, quality, simulator, sparse, tokens, vlm
 
 RESULTS = Path(__file__).parent / "results"
 BENCHMARKS: dict[str, Callable[[], dict]] = {
+    "headline": headline.measure,
     "perplexity": perplexity.measure,
     "simulator": simulator.measure,
     "sparse": sparse.measure,
