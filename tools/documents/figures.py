@@ -44,7 +44,7 @@ def headline(found: dict, rtl: dict, perplexity: dict) -> str:
             SIMULATED,
         ]
         for run in runs
-        if run["phase"] == "decode"
+        if run["phase"] == "decode" and run["kv"] != 512
     ]
     first = found["first_token"]
     seconds = first["total"]["seconds_at_clock"]

@@ -12,7 +12,7 @@ import cog
 from tools.documents import figures, machine, resources
 
 def show(text):
-    cog.outl("\\n" + text.strip() + "\\n")
+    cog.outl(text.strip())
 """
 
 

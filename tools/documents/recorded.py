@@ -18,6 +18,7 @@ A comment on the line before a block changes how it runs. Several words are sepa
     slow       runs only with `--slow`
     fails      each command ends with an exit code other than 0
     head N     keeps the first N lines of each command's output; a line `...` stands for the rest
+    only RE    keeps the lines in which the regular expression RE is found; `...` stands for what is left out
     not run    is never run: it needs something that a test does not have, such as a card
 
 `<!-- file my.toml -->` before a fenced block of any other kind writes that block into the folder as my.toml.
@@ -68,6 +69,11 @@ class Block:
     def head(self) -> int | None:
         """Lines of output that are kept."""
         return next((int(mark.split()[1]) for mark in self.marks if mark.startswith("head ")), None)
+
+    @property
+    def only(self) -> str | None:
+        """Lines of output that are kept, as a regular expression."""
+        return next((mark.split(maxsplit=1)[1] for mark in self.marks if mark.startswith("only ")), None)
 
     @property
     def file(self) -> str | None:
@@ -129,11 +135,23 @@ def _record(block: Block, folder: Path, say: Callable[[str], None]) -> tuple[str
         say(f"{time.monotonic() - began:6.1f} s  {command}")
         if (code != 0) != ("fails" in block.marks):
             faults.append(f"exit code {code}: {command}\n{output}")
-        shown = masked(output, folder)
-        if block.head is not None and len(shown) > block.head:
-            shown = [*shown[: block.head], ELLIPSIS]
-        lines += [command, *shown]
+        lines += [command, *_kept(masked(output, folder), block)]
     return "".join(f"{line}\n" for line in lines), faults
+
+
+def _kept(shown: list[str], block: Block) -> list[str]:
+    """The lines that the block asks for."""
+    if block.only is not None:
+        found: list[str] = []
+        for line in shown:
+            if re.search(block.only, line):
+                found.append(line)
+            elif found[-1:] != [ELLIPSIS]:
+                found.append(ELLIPSIS)
+        return found
+    if block.head is not None and len(shown) > block.head:
+        return [*shown[: block.head], ELLIPSIS]
+    return shown
 
 
 def _execute(command: str, folder: Path) -> tuple[int, str]:
