@@ -9,6 +9,7 @@ from alula.output import console, progress, show, table, write_atomically
 from benchmarks import (
     bits,
     commands,
+    hbm,
     headline,
     lengths,
     ltp,
@@ -26,6 +27,7 @@ ON_REQUEST: dict[str, Callable[[], dict]] = {"commands": commands.measure}
 """Run only by name: it takes an hour, and runs the tests."""
 BENCHMARKS: dict[str, Callable[[], dict]] = {
     "headline": headline.measure,
+    "hbm": hbm.measure,
     "perplexity": perplexity.measure,
     "simulator": simulator.measure,
     "sparse": sparse.measure,

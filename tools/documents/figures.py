@@ -320,3 +320,15 @@ def commands(found: dict) -> str:
         takes = ", ".join(f"{count:.0f} {kind} minutes" for kind, count in minutes if count is not None)
         rows.append([f"`{run['command']}`", run["does"], takes, run["disk"] or ""])
     return table(["command, the first time", "does", "takes (two cores)", "disk"], rows)
+
+
+@figure("hbm")
+def hbm(found: dict) -> str:
+    """The HBM model beside public figures."""
+    rows = [[run["pattern"], _range(run), f"{run['share']:.3f}", f"{run['tolerance']:.0%}"] for run in found["runs"]]
+    return table(["pattern", "public", "model", "tolerance of the test"], rows)
+
+
+def _range(run: dict) -> str:
+    least, largest = run["public_least"], run["public_largest"]
+    return f"{least:g}" if least == largest else f"{least:g} to {largest:g}"
