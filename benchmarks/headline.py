@@ -22,7 +22,20 @@ DECODES = (
 """Model, bits a weight, keys that a decode step sees."""
 PREFILL_TOKENS, TEXT_TOKENS, VISUAL_TOKENS, SPARSITY = 616, 40, 29, "8:16"
 FIRST_TOKEN_AIM_SECONDS = 0.25
-DEPENDS_ON = ("alula/*.py", "alula/runtime/*.py", "compiler/**/*.py", "hw/spec/*.py", "ref_model/*.py", "sim/*.py")
+DEPENDS_ON = (
+    "alula/first_token.py",
+    "alula/runtime/*.py",
+    "alula/session.py",
+    "alula/simulation.py",
+    "alula/useful.py",
+    "benchmarks/headline.py",
+    "compiler/**/*.py",
+    "hw/spec/*.py",
+    "ref_model/config.py",
+    "sim/cycle*.py",
+    "sim/hbm.py",
+    "sim/report.py",
+)
 KEPT = (
     "cycles", "seconds_at_clock", "clock_hz", "tokens_per_second", "macs", "mac_utilisation", "hbm_utilisation",
     "hbm_busy", "memory", "layers",
