@@ -153,7 +153,8 @@ def test_files_are_written_for_commands():
     [
         ("│ wall_seconds  │  20.5648 │", "│ wall_seconds  │      ... │"),
         ("│ cycles        │  54,707 │", "│ cycles        │  54,707 │"),
-        ("simulated in 3.4 s", "simulated in ... s"),
+        ("54,707 cycles, simulated in 3.4 s", "54,707 cycles, simulated in ... s"),
+        ("54,707 cycles in 20.5 s of wall time", "54,707 cycles in ... s of wall time"),
         ("written on 2026-11-27 12:30", "written on ..."),
     ],
 )

@@ -43,7 +43,7 @@ def _run(given: argparse.Namespace) -> int:
         new, faults = recorded.run(text, slow=given.slow, say=lambda line: print(line, file=sys.stderr, flush=True))
         if given.check:
             faults += recorded.differences(text, new, str(page))
-        elif new != text:
+        elif new != text and not faults:
             write_atomically(page.absolute(), new)
             print(f"wrote {page}")
         for fault in faults:

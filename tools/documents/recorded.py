@@ -23,8 +23,8 @@ A comment on the line before a block changes how it runs. Several words are sepa
 
 `<!-- file my.toml -->` before a fenced block of any other kind writes that block into the folder as my.toml.
 
-What differs from run to run is masked as `...`: numbers in lines about wall time, speed and memory of the simulating
-computer (`MASKED`), temporary paths, and dates.
+What differs from run to run is masked as `...`: the numbers behind a word about time or memory of the computer that
+simulates (`MASKED`), and dates. The temporary folder is shown as `.`, the project's as `alula`.
 """
 
 import difflib
@@ -41,9 +41,11 @@ from pathlib import Path
 from tools.documents.results import ROOT
 
 MASKED = re.compile(
-    r"wall|elapsed|took|simulator_seconds|simulated in|compile_seconds|peak_memory|peak memory|\(\d[\d.]* s\)", re.I
+    r"[\d.,]+ (?:s|seconds|min|minutes) (?:of )?wall|wall|elapsed|took|simulator_seconds|simulated in|compile_seconds"
+    r"|peak[_ ]memory|resident",
+    re.IGNORECASE,
 )
-"""Lines in which every number is masked."""
+"""From here to the end of a line, every number is masked."""
 NUMBER = re.compile(r"(\s*)(?<![\w.])(\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?)")
 DATE = re.compile(r"\b20\d\d-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d)?)?\b")
 ELLIPSIS = "..."
@@ -184,7 +186,8 @@ def masked(output: str, folder: Path) -> list[str]:
 
 def _masked(line: str) -> str:
     line = DATE.sub(ELLIPSIS, line)
-    return NUMBER.sub(_hidden, line) if MASKED.search(line) else line
+    found = MASKED.search(line)
+    return line[: found.start()] + NUMBER.sub(_hidden, line[found.start() :]) if found else line
 
 
 def _hidden(match: re.Match) -> str:
