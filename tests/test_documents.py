@@ -160,3 +160,24 @@ def test_files_are_written_for_commands():
 )
 def test_what_varies_is_masked(line, expected, tmp_path):
     assert recorded.masked(line, tmp_path) == [expected]
+
+
+EXEMPT = {"decisions.md", "isa.md", "machine.md", "memory.md", "alveo.md"}
+"""Figures of the day of a decision; constants of contracts; a section whose figures Yosys gives."""
+MEASURED = re.compile(r"\b\d[\d,.]* ?(?:million cycles|cycles|tokens/s|seconds|minutes|hours|ms|GB/s|GB|%|LUTs)")
+WRITTEN_BY_PROGRAMS = re.compile(r"<!-- \[\[\[cog.*?\[\[\[end\]\]\] -->|^```.*?^```", re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if page.name not in EXEMPT],
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
+def test_prose_names_no_measured_figure(page):
+    assert MEASURED.findall(WRITTEN_BY_PROGRAMS.sub("", page.read_text())) == []
+
+
+def test_the_readme_names_targets_that_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^make ([\w-]+)", (ROOT / "README.md").read_text(), re.MULTILINE):
+        assert re.search(rf"^{target}:.* ## ", makefile, re.MULTILINE), target
