@@ -14,6 +14,8 @@ from types import ModuleType
 from alula.output import console, progress, show, table, write_atomically
 from benchmarks import (
     bits,
+    commands,
+    hbm,
     headline,
     lengths,
     ltp,
@@ -30,9 +32,11 @@ from benchmarks.depends import KEY, stamp
 RESULTS = Path(__file__).parent / "results"
 BENCHMARKS: dict[str, ModuleType] = {
     module.__name__.split(".")[-1]: module
-    for module in (headline, perplexity, simulator, sparse, bits, quality, multiplexers, tokens, lengths, vlm, ltp)
+    for module in (headline, hbm, perplexity, simulator, sparse, bits, quality, multiplexers, tokens, lengths, vlm, ltp)
 }
 """Each has `measure() -> dict` and `DEPENDS`; those that take hours have `confirm(result) -> rows` besides."""
+ON_REQUEST = {"commands": commands}
+"""Run only by name: it takes an hour, and runs the tests."""
 SECONDS = "seconds"
 """Keys with this in them are times of this run, which differ from run to run."""
 
@@ -44,7 +48,7 @@ def path_of(name: str) -> Path:
 
 def write(name: str, result: dict) -> None:
     """Stamps a result with what it depends on, and writes it."""
-    text = json.dumps(result | {KEY: stamp(BENCHMARKS[name].DEPENDS)}, indent=2)
+    text = json.dumps(result | {KEY: stamp((BENCHMARKS | ON_REQUEST)[name].DEPENDS)}, indent=2)
     write_atomically(path_of(name), text + "\n")
 
 
@@ -56,7 +60,7 @@ def confirm(name: str) -> None:
         if not same(recorded, found):
             sys.exit(f"{name}: recorded {recorded}, measured now {found}: run `python -m benchmarks.run {name}`")
     earlier = result.get(KEY, {})
-    stamped = stamp(BENCHMARKS[name].DEPENDS)
+    stamped = stamp((BENCHMARKS | ON_REQUEST)[name].DEPENDS)
     stamped |= {"measured_on": earlier.get("measured_on", earlier.get("date")), "rows_confirmed": len(again)}
     write_atomically(path_of(name), json.dumps(result | {KEY: stamped}, indent=2) + "\n")
 
@@ -77,8 +81,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(BENCHMARKS))
     parser.add_argument("--confirm", action="store_true", help="measure chosen rows again, and stamp the result")
     options = parser.parse_args(arguments)
-    if unknown := [name for name in options.names if name not in BENCHMARKS]:
-        print(f"unknown benchmark {unknown[0]}: choose from {', '.join(BENCHMARKS)}", file=sys.stderr)
+    known = BENCHMARKS | ON_REQUEST
+    if unknown := [name for name in options.names if name not in known]:
+        print(f"unknown benchmark {unknown[0]}: choose from {', '.join(known)}", file=sys.stderr)
         return 1
     RESULTS.mkdir(exist_ok=True)
     for name in options.names or BENCHMARKS:
@@ -86,7 +91,7 @@ def main(arguments: list[str]) -> int:
             if options.confirm:
                 confirm(name)
                 continue
-            result = BENCHMARKS[name].measure()
+            result = known[name].measure()
         write(name, result)
         rows = result.get("runs", [result])
         console.print(table(name, list(rows[0]), [[show(value) for value in row.values()] for row in rows]))

@@ -28,8 +28,9 @@ def text_macs(
     sparse: bool = False,
     reduction: Reduction | None = None,
 ) -> int:
-    """Multiply-accumulates of n tokens after `start` cached ones; with a mask the present.
+    """Multiply-accumulates of n tokens after `start` cached ones: linear layers, and two products a query and key.
 
+    mask: only keys of present tiles count. Example: 1 token after 10 cached ones attends to 11 keys.
     sparse: of linear layers only those with weights that are in the streams. reduction: layers see fewer tokens.
     """
     text = layout.model.text

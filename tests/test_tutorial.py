@@ -1,0 +1,31 @@
+"""The commands of README, tutorial, how-to and reference pages print what stands below them."""
+
+import pytest
+
+from tools.documents import pages, recorded
+from tools.documents.results import ROOT
+
+TUTORIAL = ("README.md", "docs/tutorial/01-first-layer.md")
+"""Their fast commands run with every test."""
+OWN_MACHINE = ROOT / "docs" / "tutorial" / "02-own-machine.md"
+PAGES = [page for page in pages.pages() if recorded.blocks(page.read_text())]
+
+
+def _check(page, slow):
+    text = page.read_text()
+    new, faults = recorded.run(text, slow=slow)
+    assert faults == []
+    assert recorded.differences(text, new, str(page.relative_to(ROOT))) == []
+
+
+@pytest.mark.parametrize("name", TUTORIAL)
+def test_fast_commands(name):
+    _check(ROOT / name, slow=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_all_commands(page):
+    if page == OWN_MACHINE and not any('"--set"' in path.read_text() for path in (ROOT / "alula").glob("cli*.py")):
+        pytest.skip("the commands of this page need --set")
+    _check(page, slow=True)

@@ -1,0 +1,1 @@
+"""Programs for those who work on the project: documents and pictures. No part of the installed package."""
