@@ -1,38 +1,12 @@
 """Tables of the machine, from hw/spec."""
 
-from dataclasses import fields as members
-
 from hw.spec import timing
 from hw.spec.cards import CARDS, HBM_CHANNELS, card_of
-from hw.spec.config import CONFIGS, Config, Memory
+from hw.spec.config import CONFIGS, MEMORY_KINDS, Config
+from hw.spec.config_fields import FIELDS, MEMORY_FIELDS, Field
 from hw.spec.resources import Row
 from tools.documents.results import table
 
-FIELDS = {
-    "units": ("matrix units, each with a memory channel of its own", "a power of two"),
-    "chains": ("chains of 16 multipliers in a matrix unit", "1, 2, 4 or 8"),
-    "lanes": ("int32 values that the vector unit works on in a cycle", "a multiple of 16 that divides units x 16"),
-    "ob_blocks": ("operand buffer, in blocks of 16 bytes", "a power of two of at least units and 8"),
-    "ab_granules": ("accumulator buffer, in granules of 64 bytes", "a multiple of lanes / 16"),
-    "pb_granules": ("parameter buffer, in granules", "a multiple of lanes / 16"),
-    "vb_granules": ("vector buffer, in granules", "a multiple of lanes / 16"),
-    "sb_granules": ("store buffer, in granules", "a multiple of lanes / 16"),
-    "rs_entries": ("row scalars of the vector unit: one number a row, such as its maximum", ""),
-    "acc_rows": ("activation rows that one matrix instruction can take", ""),
-    "fifo_beats": ("beats of 64 bytes that a matrix unit asks for ahead", "at least 32"),
-    "imem_instructions": ("instructions of 8 bytes that the program memory holds", ""),
-    "clock_hz": ("clock of the machine, in Hz: an assumption", "whole kHz, from 50 MHz to memory.clock_hz"),
-    "channel_bytes": ("bytes of one memory channel", ""),
-    "aux_bytes": ("bytes of the auxiliary memory", ""),
-    "queue_depth": ("instructions that wait in front of each unit", ""),
-}
-"""Field of a configuration -> (meaning, limits)."""
-MEMORY_FIELDS = {
-    "kind": ("timing of the channels", "fixed or hbm"),
-    "clock_hz": ("clock of the memory, in Hz", "at least the machine's"),
-    "read_latency": ("memory clocks from a read's address to its first beat, ports of fixed latency", "at least 1"),
-    "write_latency": ("memory clocks from a write's last beat to its response", "at least 1"),
-}
 BUFFERS = {
     "OB": ("ob_blocks", 16, "operand buffer: int8 activations for the matrix units"),
     "AB": ("ab_granules", 64, "accumulator buffer: sums from the matrix units"),
@@ -43,10 +17,6 @@ BUFFERS = {
 """Buffer -> (field, bytes an element, meaning)."""
 
 
-def _value(value: object) -> str:
-    return f"{value:,}" if isinstance(value, int) else str(value)
-
-
 def kilobytes(config: Config, buffer: str) -> int:
     """Size of a buffer in KB of 1,024 bytes."""
     field, element, _ = BUFFERS[buffer]
@@ -54,27 +24,28 @@ def kilobytes(config: Config, buffer: str) -> int:
 
 
 def fields() -> str:
-    """Every field of a configuration, what it means, what it can be, and its value in each configuration."""
+    """Every field of a configuration: what it means, in which unit and range it is, what it costs."""
+    rows = [_described(name, field) for name, field in FIELDS.items()]
+    kinds = " or ".join(f"`{kind}`" for kind in MEMORY_KINDS)
+    rows.append(["`memory.kind`", "Timing of the channels: [the memory](../memory.md).", "word", kinds, ""])
+    rows += [_described(f"memory.{name}", field) for name, field in MEMORY_FIELDS.items()]
+    return table(["field", "meaning", "unit", "can be", "what it costs"], rows)
+
+
+def _described(name: str, field: Field) -> list[str]:
+    limits = f"{field.least:,} to {field.most:,}" + (f"; {field.rule}" if field.rule else "")
+    return [f"`{name}`", field.meaning, field.unit, limits, field.costs]
+
+
+def values() -> str:
+    """Every field of the built-in configurations."""
     configs = list(CONFIGS.values())
-    rows = []
-    for member in members(Config):
-        if member.name in FIELDS:
-            meaning, limits = FIELDS[member.name]
-            rows.append(
-                [f"`{member.name}`", meaning, limits, *(_value(getattr(config, member.name)) for config in configs)]
-            )
-    for member in members(Memory):
-        meaning, limits = MEMORY_FIELDS[member.name]
-        values = (_value(getattr(config.memory, member.name)) for config in configs)
-        rows.append([f"`memory.{member.name}`", meaning, limits, *values])
-    return table(["field", "meaning", "can be", *(f"`{config.name}`" for config in configs)], rows)
-
-
-def undescribed() -> set[str]:
-    """Fields that no table describes, and descriptions of fields that are gone."""
-    machine = {member.name for member in members(Config)} - {"name", "memory"}
-    memory = {member.name for member in members(Memory)}
-    return (machine ^ set(FIELDS)) | (memory ^ set(MEMORY_FIELDS))
+    rows = [[f"`{name}`", *(f"{getattr(config, name):,}" for config in configs)] for name in FIELDS]
+    rows.append(["`memory.kind`", *(config.memory.kind for config in configs)])
+    rows += [
+        [f"`memory.{name}`", *(f"{getattr(config.memory, name):,}" for config in configs)] for name in MEMORY_FIELDS
+    ]
+    return table(["field", *(f"`{config.name}`" for config in configs)], rows)
 
 
 def peaks() -> str:
