@@ -26,8 +26,9 @@ from alula.output import (
     write_atomically,
     write_json,
 )
-from hw.spec.assembly import AssemblyError, assemble, disassemble
+from hw.spec.assembly import AssemblyError, assemble
 from hw.spec.errors import UserError
+from hw.spec.listing import listing
 
 app = typer.Typer()
 
@@ -39,13 +40,13 @@ def disasm(
     raw: Annotated[Path | None, typer.Option(help="Also write the program's bytes.")] = None,
     json: Json = None,
 ) -> None:
-    """The text of a container's program; `asm` gives the same bytes back."""
-    from alula.container import program_bytes
+    """The text of a container's program with its pcs, entries and operators; `asm` gives the same bytes back."""
+    from alula.container import listed
 
     for path in (out, raw, json):
         check_writable(path)
-    program = program_bytes(source, read_bytes(source))
-    text = disassemble(program)
+    found = listed(source, read_bytes(source))
+    program, text = found.code, listing(found.code, found.labels, found.operators)
     if raw is not None:
         write_atomically(raw, program)
     if out is not None:

@@ -68,6 +68,8 @@ def _write(file, compiled: Compiled, quant) -> dict:
         "weights": quant is not None,
         "entries": compiled.program.entries,
         "instructions": len(compiled.program.words),
+        "operators": compiled.program.operator_changes(),
+        "layer_loops": compiled.program.layer_loops,
         "memory_map": layout.memory_map(),
         "sections": sections,
         "average_bits": layout.sizes.average_bits,
