@@ -8,12 +8,12 @@ import typer
 
 from alula.cli_options import (
     Bits,
+    Full,
     Json,
     Machine,
     Recipe,
     Sparsity,
     compression,
-    show_values,
 )
 from alula.output import (
     check_writable,
@@ -21,11 +21,11 @@ from alula.output import (
     errors,
     progress,
     read_bytes,
-    show,
     table,
     write_atomically,
     write_json,
 )
+from alula.summary import show_configuration, show_figures
 from hw.spec.assembly import AssemblyError, assemble
 from hw.spec.errors import UserError
 from hw.spec.listing import listing
@@ -84,6 +84,7 @@ def info(
     bits: Bits = "8",
     sparsity: Sparsity = "dense",
     recipe: Recipe = "best",
+    full: Full = False,
     json: Json = None,
 ) -> None:
     """A configuration's sizes and peaks; with --synth yosys its resources; with --model its requantisation error."""
@@ -99,32 +100,11 @@ def info(
             found = requantisation(model, compression(bits, sparsity, recipe))
         result |= found
     write_json(json, result)
-    show_values(config, result)
-    _show_budget(result)
+    show_configuration(result, full)
     if synth is not None:
         _show_resources(result)
     if model is not None:
         console.print(requantisation_line(found), soft_wrap=True)
-
-
-def _show_budget(result: dict) -> None:
-    rows = [
-        [
-            row["unit"],
-            show(row["used"]),
-            show(row["limit"]),
-            f"{row['share']:.1%}",
-            ", ".join(f"{name} {show(used)}" for name, used in row["parts"].items()),
-        ]
-        for row in result["budget"]
-    ]
-    console.print(
-        table(
-            f"budget on {result['budget_card']} (from widths and depths)",
-            ["", "used", "limit", "share", "of that"],
-            rows,
-        )
-    )
 
 
 def _show_resources(result: dict) -> None:
@@ -163,4 +143,4 @@ def build(
     if result["missing"]:
         errors.print(missing_line(result), markup=False)
         raise typer.Exit(NOT_BUILT)
-    show_values(f"{config} on {result['card']}", result)
+    show_figures(f"{config} on {result['card']}", result)

@@ -28,6 +28,7 @@ def save(path: Path, flow: Flow) -> dict:
         kept
         | flow.asked
         | used
+        | {"layers_of_model": flow.model.config.text.layers}
         | {
             "program_bytes": manifest["instructions"] * INSTRUCTION_BYTES,
             "sections": len(manifest["sections"]),
@@ -52,6 +53,7 @@ def sizes(path: Path | None, flow: Flow, lengths: str) -> dict:
         "config_digest": flow.config.digest(),
         "context": layout.context,
         "layers": layout.model.text.n_layers,
+        "layers_of_model": flow.model.config.text.layers,
         "instructions": len(words),
         "program_sha256": hashlib.sha256(np.array(words, np.uint64).tobytes()).hexdigest(),
         "lengths": lengths,
@@ -59,6 +61,8 @@ def sizes(path: Path | None, flow: Flow, lengths: str) -> dict:
         "by_lengths": by_lengths,
         "channel_bytes_used": layout.channel.at * BEAT_BYTES,
         "aux_bytes_used": layout.aux.at * BEAT_BYTES,
+        "channel_capacity_bytes": flow.config.channel_bytes,
+        "aux_capacity_bytes": flow.config.aux_bytes,
     }
 
 

@@ -45,9 +45,13 @@ def test_limits_and_absent_data():
 def test_traces(tmp_path):
     trace.write_json(tmp_path / "t.json", EVENTS)
     assert trace.read_json(tmp_path / "t.json") == sorted(EVENTS)
-    (tmp_path / "c.json").write_text(trace.chrome(EVENTS, 1_000_000, trace.annotated({7: "softmax"})))
-    spans = [e for e in json.loads((tmp_path / "c.json").read_text())["traceEvents"] if e["ph"] == "X"]
-    assert [(e["name"], e["ts"], e["dur"]) for e in spans] == [("rd@2", 1, 8), ("softmax", 3, 17)]
+    (tmp_path / "c.json").write_text(trace.chrome(EVENTS, 1_000_000, process="a model"))
+    found = json.loads((tmp_path / "c.json").read_text())["traceEvents"]
+    spans = [e for e in found if e["ph"] == "X"]
+    assert [(e["name"], e["ts"], e["dur"]) for e in spans] == [("rd@2", 1, 8), ("vu@7", 3, 17)]
+    assert spans[0]["args"] == {"pc": 2, "first_cycle": 1, "end_cycle": 9}
+    names = [e["args"]["name"] for e in found if e["ph"] == "M"]
+    assert names[0] == "a model" and set(names[1:]) == set(trace.UNIT_NAMES.values())
     assert trace.table(EVENTS).row_count == 2
     assert not trace.differences(EVENTS, reversed(EVENTS)) and len(trace.differences(EVENTS, EVENTS[:1])) == 2
 
