@@ -94,6 +94,8 @@ def phase_text(result: dict) -> str:
 def layers_text(result: dict) -> str:
     """How much of a model a result is about: "1 of 32 layers"."""
     n, of = result["layers"], result["layers_of_model"]
+    if result.get("phase") == "vision":
+        return f"{n} layers of the vision tower"
     return f"all {of} layers" if n == of else f"{n} of {of} layers"
 
 

@@ -7,16 +7,16 @@ from alula.session import open_flow
 from alula.simulation import simulate
 from hw.spec.isa import Unit
 from hw.spec.run import Event
+from sim.trace import UNIT_NAMES
 
-WIDTH, ROW, LEFT, TOP = 1000, 34, 60, 46
+WIDTH, ROW, LEFT, TOP = 1000, 34, 96, 46
 COLOURS = {Unit.LD: "#7aa6c2", Unit.ST: "#c27a7a", Unit.RD: "#8fb573", Unit.MX: "#4a6fa5", Unit.VU: "#c2a14a"}
-NAMES = {Unit.LD: "load", Unit.ST: "store", Unit.RD: "read", Unit.MX: "matrix", Unit.VU: "vector"}
 
 
 def svg(events: list[Event], cycles: int, title: str) -> str:
     """One row a unit, one rectangle an instruction, the share of busy cycles at the end."""
     scale = WIDTH / cycles
-    height = TOP + ROW * len(Unit) + 34
+    height = TOP + ROW * len(Unit) + 46
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{LEFT + WIDTH + 70}" height="{height}" '
         'font-family="sans-serif" font-size="13" fill="#333">',
@@ -25,7 +25,7 @@ def svg(events: list[Event], cycles: int, title: str) -> str:
     for unit in Unit:
         y = TOP + ROW * unit
         mine = [event for event in events if event.unit == unit]
-        parts.append(f'<text x="4" y="{y + 17}">{NAMES[unit]}</text>')
+        parts.append(f'<text x="4" y="{y + 17}">{UNIT_NAMES[unit]}</text>')
         parts += [
             f'<rect x="{LEFT + e.start * scale:.2f}" y="{y}" width="{max((e.end - e.start) * scale, 0.3):.2f}" '
             f'height="{ROW - 10}" fill="{COLOURS[unit]}"/>'
@@ -38,6 +38,7 @@ def svg(events: list[Event], cycles: int, title: str) -> str:
         f'<text x="{LEFT + WIDTH * n // 4}" y="{bottom + 18}" text-anchor="middle">{cycles * n // 4:,}</text>'
         for n in range(5)
     ]
+    parts.append(f'<text x="{LEFT + WIDTH // 2}" y="{bottom + 38}" text-anchor="middle">cycle</text>')
     return "\n".join([*parts, "</svg>\n"])
 
 
