@@ -43,10 +43,11 @@ from alula.output import (
     errors,
     progress,
     show,
+    size,
     write_atomically,
     write_json,
 )
-from alula.summary import phase_text, show_compiled, show_simulation, show_verified
+from alula.summary import part_text, phase_text, show_compiled, show_simulation, show_verified
 from hw.spec.config import ConfigError, get
 from hw.spec.errors import InternalError, UserError
 from hw.spec.memory import MemoryModel
@@ -251,7 +252,8 @@ def report(
         write_atomically(out, page(flow, result))
     del result["trace"]
     write_json(json, result)
-    console.print(f"{out}: {show(result['cycles'])} cycles, {out.stat().st_size:,} bytes", soft_wrap=True)
+    marks = f"; {part_text(result)}" if part_text(result) else ""
+    console.print(f"{out}, {size(out.stat().st_size)}: {result['cycles']:,} cycles{marks}", soft_wrap=True)
 
 
 @app.command()
