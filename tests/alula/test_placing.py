@@ -8,6 +8,7 @@ from alula.cli import main
 from alula.placing import Places, layers_by_entry
 from alula.session import open_flow
 from alula.simulation import simulate
+from compiler.kernels import vision
 from hw.spec.isa import Unit
 from sim.trace import UNIT_NAMES
 
@@ -53,6 +54,19 @@ def test_what_cannot_be_told_is_left_out(flow):
         assert {places[event].layer for event in trace} == {None}
         assert {places[event].layer_pass for event in trace} == {None, 0, 1}
     assert Places(flow.compiled.program, [], {}).layer_window() is None
+
+
+def test_a_unit_without_a_sure_instruction_is_told_by_its_returns(monkeypatch):
+    """Layers tile by tile: the matrix units' instructions are all in loops over tiles, ST's in one such loop."""
+    monkeypatch.setattr(vision, "plan", lambda layout: None)
+    flow = open_flow("llava-tiny", "tiny", timing_only=True)
+    trace = simulate(flow, "vision")["trace"]
+    places = Places(flow.compiled.program, trace, layers_by_entry(flow.layout, flow.layers))
+    inside = [event for event in trace if any(a <= event.tag < b for a, b in flow.compiled.program.layer_loops)]
+    for unit in (Unit.RD, Unit.MX, Unit.VU):
+        layers = [places[event].layer for event in sorted(inside) if event.unit == unit]
+        assert layers == sorted(layers) and layers.count(0) == layers.count(1) > 0
+    assert {places[event].layer for event in inside if event.unit == Unit.ST} == {None}
 
 
 def test_a_layer_is_a_part_of_the_run(flow):
