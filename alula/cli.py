@@ -16,6 +16,7 @@ from alula.cli_options import (
     Context,
     ExitLayer,
     FastV,
+    Full,
     ImageStart,
     ImageTokens,
     Jitter,
@@ -35,7 +36,6 @@ from alula.cli_options import (
     Sparsity,
     Strategy,
     compression,
-    show_values,
 )
 from alula.cli_rules import CheckedCommand
 from alula.machine import misfit, over_card
@@ -45,10 +45,11 @@ from alula.output import (
     errors,
     progress,
     show,
-    table,
+    size,
     write_atomically,
     write_json,
 )
+from alula.summary import part_text, phase_text, show_compiled, show_simulation, show_verified
 from hw.spec.config import Config, ConfigError
 from hw.spec.errors import InternalError, UserError
 from hw.spec.machine import resolve
@@ -103,6 +104,7 @@ def compile_command(
     bits: Bits = "8",
     sparsity: Sparsity = "dense",
     recipe: Recipe = "best",
+    full: Full = False,
     json: Json = None,
 ) -> None:
     """Compile a model for a configuration into one container file."""
@@ -123,23 +125,14 @@ def compile_command(
             result = sizes(out, flow, lengths) | {"compile_seconds": compiled - began}
         result["wall_seconds"] = time.monotonic() - began
         write_json(json, result)
-        show_values(f"{model} on {machine}", result)
-        _show_lengths(result["by_lengths"])
+        show_compiled(result, full)
         return
     assert out is not None
     with progress(f"writing {out}"):
         manifest = save(out, flow)
     result = manifest | {"file": str(out), "file_bytes": out.stat().st_size, "wall_seconds": time.monotonic() - began}
     write_json(json, result)
-    show_values(f"{model} on {machine}", result)
-
-
-def _show_lengths(sizes: dict) -> None:
-    rows = [
-        [mode, found["streams"], found["program_bytes"], "sampled" if found["sampled"] else "exact"]
-        for mode, found in sizes.items()
-    ]
-    console.print(table("instructions for every length", ["lengths", "streams", "bytes", ""], rows))
+    show_compiled(result, full)
 
 
 @app.command()
@@ -170,12 +163,13 @@ def simulate(
     bits: Bits = "8",
     sparsity: Sparsity = "dense",
     recipe: Recipe = "best",
+    full: Full = False,
     json: Json = None,
     trace: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a Chrome/Perfetto trace.")] = None,
 ) -> None:
     """Simulate one phase; print its metrics."""
+    from alula.placing import Run, layers_by_entry, trace_json
     from alula.reduction import asked
-    from sim.trace import chrome
 
     check_writable(json)
     check_writable(trace)
@@ -194,11 +188,11 @@ def simulate(
     result |= {"over_card": over_card(machine), "wall_seconds": time.monotonic() - began}
     events = result.pop("trace")
     if trace is not None:
-        write_atomically(trace, chrome(events, flow.config.clock_hz))
+        run = Run(events, layers_by_entry(flow.layout, flow.layers, reduction is not None))
+        title = f"{result['model']} on {result['config']}, {phase_text(result)}"
+        write_atomically(trace, trace_json(flow.layout, flow.compiled.program, [run], title))
     write_json(json, result)
-    show_values(f"{flow.model.config.name} on {machine}, {phase}", result)
-    if first:
-        console.print(table("parts", list(result["parts"][0]), [list(part.values()) for part in result["parts"]]))
+    show_simulation(result, full)
     if result["bit_exact"] is False or result["cycle_exact"] is False:
         raise InternalError(f"the executors disagree: {result['first_difference'] or 'cycles'}")
 
@@ -269,7 +263,8 @@ def report(
         write_atomically(out, page(flow, result))
     del result["trace"]
     write_json(json, result)
-    console.print(f"{out}: {show(result['cycles'])} cycles, {out.stat().st_size:,} bytes", soft_wrap=True)
+    marks = f"; {part_text(result)}" if part_text(result) else ""
+    console.print(f"{out}, {size(out.stat().st_size)}: {result['cycles']:,} cycles{marks}", soft_wrap=True)
 
 
 @app.command()
@@ -299,6 +294,7 @@ def verify(
     bits: Bits = "8",
     sparsity: Sparsity = "dense",
     recipe: Recipe = "best",
+    full: Full = False,
     json: Json = None,
 ) -> None:
     """Run the same program on golden, functional, cycle and RTL; compare every byte and every cycle."""
@@ -331,7 +327,7 @@ def verify(
         )
     result["wall_seconds"] = time.monotonic() - began
     write_json(json, result)
-    _show_cases(result)
+    show_verified(result, full)
     _conclude(result)
 
 
@@ -343,29 +339,6 @@ def _lengths(text: str) -> tuple[int, ...]:
     if any(n < 1 for n in found):
         raise UserError(f"--lengths {text!r}: every length must be at least 1")
     return found
-
-
-def _show_cases(result: dict) -> None:
-    shown = {
-        "case": "name",
-        "program": "program_bytes",
-        "SHA-256": "program_sha256",
-        "bytes compared": "compared_bytes",
-        "bit-exact": "bit_exact",
-        "cycles simulated": "cycles_simulated",
-        "cycles RTL": "cycles_rtl",
-        "cycle-exact": "cycle_exact",
-    }
-    console.print(
-        table(
-            f"{result['model']} on {result['config']}",
-            list(shown),
-            [
-                [case[key][:12] if key == "program_sha256" else case[key] for key in shown.values()]
-                for case in result["cases"]
-            ],
-        )
-    )
 
 
 def _conclude(result: dict) -> None:

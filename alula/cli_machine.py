@@ -8,13 +8,13 @@ import typer
 
 from alula.cli_options import (
     Bits,
+    Full,
     Json,
     Machine,
     Recipe,
     Set,
     Sparsity,
     compression,
-    show_values,
 )
 from alula.machine import misfit
 from alula.output import (
@@ -23,13 +23,14 @@ from alula.output import (
     errors,
     progress,
     read_bytes,
-    show,
     table,
     write_atomically,
     write_json,
 )
-from hw.spec.assembly import AssemblyError, assemble, disassemble
+from alula.summary import show_configuration, show_figures
+from hw.spec.assembly import AssemblyError, assemble
 from hw.spec.errors import UserError
+from hw.spec.listing import listing
 from hw.spec.machine import resolve
 
 app = typer.Typer()
@@ -42,13 +43,13 @@ def disasm(
     raw: Annotated[Path | None, typer.Option(help="Also write the program's bytes.")] = None,
     json: Json = None,
 ) -> None:
-    """The text of a container's program; `asm` gives the same bytes back."""
-    from alula.container import program_bytes
+    """The text of a container's program with its pcs, entries and operators; `asm` gives the same bytes back."""
+    from alula.container import listed
 
     for path in (out, raw, json):
         check_writable(path)
-    program = program_bytes(source, read_bytes(source))
-    text = disassemble(program)
+    found = listed(source, read_bytes(source))
+    program, text = found.code, listing(found.code, found.labels, found.operators)
     if raw is not None:
         write_atomically(raw, program)
     if out is not None:
@@ -87,6 +88,7 @@ def info(
     bits: Bits = "8",
     sparsity: Sparsity = "dense",
     recipe: Recipe = "best",
+    full: Full = False,
     json: Json = None,
 ) -> None:
     """A configuration's sizes and peaks; with --synth yosys its resources; with --model its requantisation error."""
@@ -105,32 +107,11 @@ def info(
     write_json(json, result)
     if line := misfit(machine):
         errors.print(f"note: {line}", markup=False)
-    show_values(machine.name, result)
-    _show_budget(result)
+    show_configuration(result, full)
     if synth is not None:
         _show_resources(result)
     if model is not None:
         console.print(requantisation_line(found), soft_wrap=True)
-
-
-def _show_budget(result: dict) -> None:
-    rows = [
-        [
-            row["unit"],
-            show(row["used"]),
-            show(row["limit"]),
-            f"{row['share']:.1%}",
-            ", ".join(f"{name} {show(used)}" for name, used in row["parts"].items()),
-        ]
-        for row in result["budget"]
-    ]
-    console.print(
-        table(
-            f"budget on {result['budget_card']} (from widths and depths)",
-            ["", "used", "limit", "share", "of that"],
-            rows,
-        )
-    )
 
 
 def _show_resources(result: dict) -> None:
@@ -171,4 +152,4 @@ def build(
     if result["missing"]:
         errors.print(missing_line(result), markup=False)
         raise typer.Exit(NOT_BUILT)
-    show_values(f"{machine} on {result['card']}", result)
+    show_figures(f"{machine} on {result['card']}", result)

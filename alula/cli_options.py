@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from alula.output import console, table
 from hw.spec.errors import UserError
 
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON.")]
@@ -55,6 +54,7 @@ Memory = Annotated[
 ]
 Jitter = Annotated[int, typer.Option(help="Largest random extra latency of a read, cycles.")]
 MemorySeed = Annotated[int, typer.Option(help="Seed of the jitter.")]
+Full = Annotated[bool, typer.Option("--full", help="Print every figure with its unit instead of a summary.")]
 BackendName = Annotated[str, typer.Option(help="functional, cycle or rtl.")]
 
 
@@ -66,13 +66,3 @@ def compression(bits: str, sparsity: str, recipe: str):
         return Compression.parse(bits, sparsity, recipe)
     except ValueError as error:
         raise UserError(str(error)) from None
-
-
-def show_values(title: str, values: dict) -> None:
-    console.print(
-        table(
-            title,
-            ["", ""],
-            [[key, value] for key, value in values.items() if value is not None and not isinstance(value, list | dict)],
-        )
-    )

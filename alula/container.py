@@ -1,6 +1,7 @@
 """Container files as the commands use them."""
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,16 @@ def save(path: Path, flow: Flow) -> dict:
     manifest = container.save(path, flow.compiled, flow.model)
     layout = flow.layout
     used = {"channel_bytes_used": layout.channel.at * BEAT_BYTES, "aux_bytes_used": layout.aux.at * BEAT_BYTES}
-    kept = {key: value for key, value in manifest.items() if key not in ("sections", "memory_map")}
+    kept = {
+        key: value
+        for key, value in manifest.items()
+        if key not in ("sections", "memory_map", "operators", "layer_loops")
+    }
     return (
         kept
         | flow.asked
         | used
+        | {"layers_of_model": flow.model.config.text.layers}
         | {
             "program_bytes": manifest["instructions"] * INSTRUCTION_BYTES,
             "sections": len(manifest["sections"]),
@@ -47,6 +53,7 @@ def sizes(path: Path | None, flow: Flow, lengths: str) -> dict:
         "config_digest": flow.config.digest(),
         "context": layout.context,
         "layers": layout.model.text.n_layers,
+        "layers_of_model": flow.model.config.text.layers,
         "instructions": len(words),
         "program_sha256": hashlib.sha256(np.array(words, np.uint64).tobytes()).hexdigest(),
         "lengths": lengths,
@@ -54,14 +61,44 @@ def sizes(path: Path | None, flow: Flow, lengths: str) -> dict:
         "by_lengths": by_lengths,
         "channel_bytes_used": layout.channel.at * BEAT_BYTES,
         "aux_bytes_used": layout.aux.at * BEAT_BYTES,
+        "channel_capacity_bytes": flow.config.channel_bytes,
+        "aux_capacity_bytes": flow.config.aux_bytes,
     }
 
 
-def program_bytes(path: Path, content: bytes) -> bytes:
-    """The encoded program of a container, or the bytes of a raw program file."""
-    if content[:6] == container.MAGIC[:6]:
-        words = container.load(path).program()
-        return b"".join(word.to_bytes(INSTRUCTION_BYTES, "little") for word in words)
+@dataclass(frozen=True)
+class Listed:
+    """A program with what is known of it."""
+
+    code: bytes
+    labels: dict[int, str]
+    """pc -> the entry, or the part of one, that begins there."""
+    operators: list[tuple[int, str]]
+    """As `compiler.program.Program.operator_changes`; empty where the file does not say."""
+
+
+def listed(path: Path, content: bytes) -> Listed:
+    """The program of a container, or of a raw program file."""
+    if content[:6] != container.MAGIC[:6]:
+        return Listed(_raw_program(path, content), {}, [])
+    opened = container.load(path)
+    code = b"".join(word.to_bytes(INSTRUCTION_BYTES, "little") for word in opened.program())
+    changes = [(pc, name) for pc, name in opened.manifest.get("operators", [])]
+    labels = {first: "one layer a pass:" for first, _ in opened.manifest.get("layer_loops", [])}
+    return Listed(code, labels | entry_labels(opened.manifest["entries"]), changes)
+
+
+def entry_labels(entries: dict[str, dict]) -> dict[int, str]:
+    """pc -> label, for `entries` as a manifest has them."""
+    labels = {}
+    for name, entry in entries.items():
+        arguments = ", ".join(f"r{number} {argument}" for number, argument in enumerate(entry["args"], 1))
+        labels[entry["entry"]] = f"{name}: {arguments}"
+        labels |= {pc: f"{name}.{part}:" for part, pc in entry.get("parts", {}).items()}
+    return labels
+
+
+def _raw_program(path: Path, content: bytes) -> bytes:
     if path.suffix != ".bin":
         raise UserError(f"{path} is not an alula container: give a file made by `alula compile`, or a raw program .bin")
     if not content or len(content) % INSTRUCTION_BYTES:

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -19,17 +20,16 @@ from alula.cross import CrossBackend, Outcome, executors
 from alula.expected import features_piece
 from alula.generation import Generation, Step, Stream, generate
 from alula.output import progress, show, write_atomically
+from alula.placing import Run, layers_by_entry, trace_json
 from alula.runtime.session import Session
 from alula.session import Flow, open_flow
 from alula.verification import check_text, summary
 from hw.spec.errors import UserError
 from hw.spec.machine import resolve
-from hw.spec.run import Event
 from ref_model.captions import held_out
 from ref_model.golden import GoldenVision
 from ref_model.preprocess import open_image
 from ref_model.tokenizer import IMAGE_PLACEHOLDER, Tokenizer, expand_image_tokens, load_tokenizer
-from sim.trace import chrome
 
 DRAWING = 56
 """Of the shipped held-out drawings, the one that is shown: one of the few whose name the model comes close to."""
@@ -257,17 +257,22 @@ def _line(case: dict) -> str:
     return " ".join(words)
 
 
-def joined_trace(made: Generation) -> list[Event]:
-    """The steps' events on one time axis, one run after the other."""
-    events, offset = [], 0
-    for step in made.steps:
-        events += [Event(e.start + offset, e.unit, e.tag, e.end + offset) for e in step.trace]
-        offset += step.cycles or 0
-    return events
+def _runs(flow: Flow, made: Generation) -> list[Run]:
+    """The steps one behind the other. All layers ran, or one of each kind (`layer_steps`)."""
+    whole = layers_by_entry(flow.layout, flow.layers)
+    layers = whole if KINDS[flow.source].whole else dict.fromkeys(whole, 1)
+    begins = accumulate((step.cycles or 0 for step in made.steps), initial=0)
+    return [Run(step.trace, layers, begin) for step, begin in zip(made.steps, begins, strict=False)]
+
+
+def _title(flow: Flow) -> str:
+    return f"{flow.model.config.name} on {flow.config.name}, demo"
 
 
 def _write(out: Path, flow: Flow, made: Generation, report: dict) -> None:
-    write_atomically(out / "trace.json", chrome(joined_trace(made), flow.config.clock_hz))
+    write_atomically(
+        out / "trace.json", trace_json(flow.layout, flow.compiled.program, _runs(flow, made), _title(flow))
+    )
     write_atomically(out / "report.json", json.dumps(report, indent=2) + "\n")
     rows = "".join(f"| {' | '.join(show(case[key]) for key in COLUMNS)} |\n" for case in report["cases"])
     text = (

@@ -33,11 +33,14 @@ def first_token(flow: Flow, tokens: int, memory: MemoryModel, note: Note = lambd
     parts = [_part(flow, *part) for part in (*_vision_parts(flow, vision), _text_part(flow, text, len(ids)))]
     macs, macs_sparse = (sum(part[key] for part in parts) for key in ("macs", "macs_sparse"))
     report = _part(flow, "total", vision.cycles + text.cycles, macs, macs_sparse)
+    whole = flow.head and flow.layers == flow.model.config.text.layers
     return {
         "backend": "cycle", "config": flow.config.name, "model": flow.model.config.name, "phase": "ttft",
         "tokens": tokens, "image_tokens": flow.visual_tokens, "layers": flow.layers, "context": flow.context,
+        "layers_of_model": flow.model.config.text.layers, "whole_model": whole,
         "vision_layers": flow.layout.tower.n_layers, "clock_hz": flow.config.clock_hz,
-        **{key: value for key, value in report.items() if key != "part"}, "ttft_seconds": report["seconds_at_clock"],
+        **{key: value for key, value in report.items() if key != "part"}, 
+        "ttft_seconds": report["seconds_at_clock"] if whole else None,
         "parts": parts, **flow.compression_report, **memory.report(), "bit_exact": None, "cycle_exact": None,
         "wall_seconds": time.monotonic() - began, "peak_memory_bytes": peak_memory_bytes(),
         "first_difference": None, "trace": _joined(vision, text),

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from hw.spec.errors import UserError
 
-PIPE_COLUMNS = 140
+PIPE_COLUMNS = 80
 """Width of tables that go to a file or a pipe."""
 console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_COLUMNS)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -85,10 +85,33 @@ def table(title: str, columns: list[str], rows: list[list]) -> Table:
     """A rich table, numbers to the right."""
     out = Table(title=title, title_justify="left")
     for at, column in enumerate(columns):
-        out.add_column(column, justify="right" if at else "left")
+        out.add_column(column, justify="right" if at else "left", overflow="fold")
     for row in rows:
         out.add_row(*(show(value) for value in row))
     return out
+
+
+def size(n_bytes: float) -> str:
+    """Bytes as people read them, in decimal multiples: "117.1 kB"."""
+    for unit, power in (("GB", 9), ("MB", 6), ("kB", 3)):
+        if n_bytes >= 10**power:
+            return f"{amount(n_bytes / 10**power)} {unit}"
+    return f"{n_bytes:,.0f} bytes"
+
+
+def duration(seconds: float) -> str:
+    """A time as people read it, in s or ms."""
+    return f"{amount(seconds)} s" if seconds >= 1 or seconds == 0 else f"{amount(1e3 * seconds)} ms"
+
+
+def percent(share: float) -> str:
+    """A share of 1 as people read it."""
+    return f"{100 * share:,.1f} %"
+
+
+def amount(value: float) -> str:
+    """A number with four digits that count, thousands separated."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def show(value: object) -> str:

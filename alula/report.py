@@ -7,30 +7,34 @@ from pathlib import Path
 import jinja2
 import matplotlib
 
+from alula.output import amount, percent, size
+from alula.placing import Places, joint_names, layers_by_entry
 from alula.report_plots import STYLE, colours, draw, svg
 from alula.report_profile import OperatorRow, Profile
+from alula.runtime.work import operator_shares
 from alula.session import Flow
+from alula.summary import layers_text, part_text, phase_text, weights_text
 from hw.spec.config import Config
-from hw.spec.errors import InternalError, UserError
+from hw.spec.errors import UserError
 from hw.spec.isa import Unit
 from hw.spec.memory import MemoryModel
+from sim.trace import UNIT_NAMES
 
 HERE = Path(__file__).parent
+UNIT_CAUSES = {
+    f"wait_{unit.name.lower()}": f"{UNIT_NAMES[unit]} idle: its next instruction waits for another unit's result"
+    for unit in (Unit.RD, Unit.MX, Unit.VU, Unit.LD, Unit.ST)
+}
 CAUSES = {
     "stall_queue": "sequencer: a unit's queue is full (units are behind, instructions are ahead)",
     "stall_fence": "sequencer: waits at a fence or at the end until units have finished",
     "stall_lds": "sequencer: waits for a scalar from auxiliary memory",
-    "wait_rd": "RD idle: its next instruction waits for another unit's result",
-    "wait_mx": "MX idle: its next instruction waits for another unit's result",
-    "wait_vu": "VU idle: its next instruction waits for another unit's result",
-    "wait_ld": "LD idle: its next instruction waits for another unit's result",
-    "wait_st": "ST idle: its next instruction waits for another unit's result",
-    "mx_weight_stall": "MX at work, but its weights have not arrived: bound by memory",
-    "mx_drain_stall": "MX at work, but its accumulators are still being emptied",
+    **UNIT_CAUSES,
+    "mx_weight_stall": "matrix (MX) at work, but its weights have not arrived: bound by memory",
+    "mx_drain_stall": "matrix (MX) at work, but its accumulators are still being emptied",
     "unpack_stall": "unit 0's weight buffer is full: memory is ahead of the array",
 }
 """Counters and what they say."""
-PHASES = {"prefill": "prefill of {tokens} tokens", "decode": "decode step at {kv} keys", "vision": "one image"}
 NO_VALUE = "\N{EN DASH}"
 
 
@@ -45,10 +49,9 @@ def page(flow: Flow, result: dict) -> str:
     """HTML of a run. result: what `alula.simulation.simulate` returns on the cycle simulator, its trace included."""
     cycles, config = check(result["phase"], result["cycles"]), flow.config
     memory = MemoryModel.of(config, result["memory"])
-    profile = Profile(result["trace"], flow.compiled.program.operators, config, cycles, memory)
+    profile = profile_of(flow, result, cycles, memory)
     rows = profile.rows()
-    tiled = result["layers"] if result["phase"] == "vision" else None
-    window = profile.layer(_first_operator(flow, result["phase"]), tiled)
+    window, part = _window(flow, result, cycles)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE),
         autoescape=True,
@@ -56,21 +59,24 @@ def page(flow: Flow, result: dict) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"n": _number, "share": lambda value: NO_VALUE if value is None else f"{100 * value:.1f} %"}
+    environment.filters |= {"n": _number, "big": _big, "size": size}
+    environment.filters["share"] = lambda value: NO_VALUE if value is None else percent(value)
     causes = [(name, result["counters"].get(name, 0), meaning) for name, meaning in CAUSES.items()]
     return environment.get_template("report.html.jinja").render(
-        title=f"{result['model']} on {config.name}: {PHASES[result['phase']].format(**result)}",
+        title=f"{result['model']} on {config.name}, {layers_text(result)}: {phase_text(result)}",
+        missing=part_text(result),
         result=result,
         config=config,
         digest=config.digest(),
         causes=causes,
         inputs=_inputs(flow, result),
         headline=_headline(result),
-        figures=figures(profile, rows, window, result, causes),
+        figures=figures(profile, rows, window, result, causes, part),
         window=window,
+        part=part,
         operators=_operator_rows(rows, profile),
         totals=_totals(rows, result),
-        units=[unit.name for unit in Unit],
+        units={unit.name: UNIT_NAMES[unit] for unit in Unit},
         traffic=_traffic(result),
         published=published(result["phase"]),
         here=_this_run(result),
@@ -83,12 +89,21 @@ def figures(
     window: tuple[int, int],
     result: dict,
     causes: Sequence[tuple[str, int, str]],
+    part: str,
 ) -> dict[str, str]:
     """SVG by name."""
-    macs, moved = sum(row.macs for row in rows), result["hbm_bytes_read"]
+    macs, moved = sum(row.array_macs for row in rows), result["channel_bytes_read"]
     whole = macs / max(moved, 1), macs / profile.cycles
     with matplotlib.rc_context(STYLE):
-        return {name: svg(figure, name) for name, figure in draw(profile, rows, window, whole, causes).items()}
+        return {name: svg(figure, name) for name, figure in draw(profile, rows, window, whole, causes, part).items()}
+
+
+def profile_of(flow: Flow, result: dict, cycles: int, memory: MemoryModel | None = None) -> Profile:
+    """The run by operator. What shares a weight stream is one operator: its bytes cannot be told apart in time."""
+    pairs, shares = joint_names(flow.layout), operator_shares(flow.layout, result["phase"], result["layers"])
+    operators = {pc: pairs.get(name, name) for pc, name in flow.compiled.program.operators.items()}
+    by_row = {pairs.get(name, name): share for name, share in shares.items()}
+    return Profile(result["trace"], operators, flow.config, cycles, memory, by_row)
 
 
 def published(phase: str) -> list[dict]:
@@ -106,13 +121,14 @@ def memory_model(config: Config, result: dict) -> str:
     return f"{channels[result['memory']]}; auxiliary memory: {fixed}; {writes}{jitter}"
 
 
-def _first_operator(flow: Flow, phase: str) -> str:
-    """The operator that begins a layer."""
-    layer = flow.layout.tower.layer if phase == "vision" else flow.layout.model.text.layer
-    name = getattr(layer[0], "name", None)
-    if name is None:
-        raise InternalError(f"a layer of {flow.source} begins with {type(layer[0]).__name__}, a norm was expected")
-    return name
+def _window(flow: Flow, result: dict, cycles: int) -> tuple[tuple[int, int], str]:
+    """The cycles that are shown in detail, and what they are: a layer in the middle of the run where one is told."""
+    layers = layers_by_entry(flow.layout, flow.layers, result["reduction"] is not None)
+    found = Places(flow.compiled.program, result["trace"], layers).layer_window()
+    if found is None:
+        return (0, cycles), "the whole run"
+    first, end, layer = found
+    return (first, end), "one layer" if layer is None else f"layer {layer} (of 0 to {result['layers'] - 1})"
 
 
 def _inputs(flow: Flow, result: dict) -> list[tuple[str, str]]:
@@ -120,8 +136,8 @@ def _inputs(flow: Flow, result: dict) -> list[tuple[str, str]]:
     config = flow.config
     mean = result["average_bits"]
     return [
-        ("model", f"{result['model']}, {result['layers']} layers, context {flow.context:,} tokens"),
-        ("phase", PHASES[result["phase"]].format(**result)),
+        ("model", f"{result['model']}, {layers_text(result)}, context {flow.context:,} tokens"),
+        ("phase", phase_text(result)),
         ("configuration", f"{config.name}, digest {config.digest()}"),
         (
             "machine",
@@ -133,12 +149,12 @@ def _inputs(flow: Flow, result: dict) -> list[tuple[str, str]]:
         (
             "weights",
             f"{result['bits']} bits asked for, {mean:.4g} on average in compressed layers; "
-            f"{result['weight_bytes']:,} bytes in the channels",
+            f"{size(result['weight_bytes'])} in the channels",
         ),
         ("sparsity", f"{result['sparsity']}; {100 * result['nonzeros']:.3g} % of the compressed weights are kept"),
         ("recipe", result["recipe"] or "none (dense INT8)"),
         ("values", "timing only, no weights are needed" if flow.timing_only else "with weights"),
-        ("program", f"{result['program_bytes']:,} bytes, {result['instructions_executed']:,} instructions executed"),
+        ("program", f"{size(result['program_bytes'])}, {result['instructions_executed']:,} instructions executed"),
     ]
 
 
@@ -151,8 +167,24 @@ def _headline(result: dict) -> list[tuple[str, str, str]]:
         (f"{result['cycles']:,}", "cycles", "in the cycle simulator"),
         (f"{1e3 * seconds:,.4g}", "ms", at_clock),
         (f"{rate:,.1f}", "tokens/s", at_clock) if rate is not None else None,
-        (f"{100 * result['mac_utilisation']:.1f} %", "of the array", f"{result['macs']:,} useful MACs"),
-        (f"{100 * result['hbm_utilisation']:.1f} %", "of the channels", f"{result['hbm_bytes_read']:,} bytes read"),
+        ("no rate", "of the whole model", f"{part_text(result).partition(':')[0]} ran") if part_text(result) else None,
+        (
+            percent(result["array_utilisation"]),
+            "of the array",
+            f"{_big(result['macs_sparse'])} useful MACs that it multiplied",
+        ),
+        (
+            percent(result["mac_utilisation"]),
+            "dense-equivalent",
+            f"{_big(result['macs'])} useful MACs of the dense model, those of pruned weights included",
+        )
+        if result["macs"] != result["macs_sparse"]
+        else None,
+        (
+            percent(result["hbm_utilisation"]),
+            "of the channels",
+            f"useful share of their peak bandwidth; {size(result['channel_bytes_read'])} read",
+        ),
     ]
     return [entry for entry in found if entry is not None]
 
@@ -166,11 +198,11 @@ def _operator_rows(rows: Sequence[OperatorRow], profile: Profile) -> list[dict]:
             "colour": shade[row.name],
             "cycles": row.cycles,
             "share": row.cycles / profile.cycles,
-            "macs": row.macs,
+            "macs": row.array_macs,
             "channel_bytes": row.channel_bytes,
             "aux_bytes": row.aux_bytes,
             "busy": row.busy,
-            "array": row.macs / (row.moving_cycles * peak) if row.macs and row.moving_cycles else None,
+            "array": row.array_macs / (row.moving_cycles * peak) if row.macs and row.moving_cycles else None,
         }
         for row in rows
     ]
@@ -183,7 +215,7 @@ def _totals(rows: Sequence[OperatorRow], result: dict) -> dict:
         "cycles": cycles,
         "nobody": result["cycles"] - cycles,
         "all": result["cycles"],
-        "macs": sum(row.macs for row in rows),
+        "macs": sum(row.array_macs for row in rows),
         "channel_bytes": sum(row.channel_bytes for row in rows),
         "aux_bytes": sum(row.aux_bytes for row in rows),
         "busy": {unit.name: sum(row.busy[unit.name] for row in rows) for unit in Unit},
@@ -196,18 +228,26 @@ def _traffic(result: dict) -> list[tuple[str, int]]:
 
 
 def _this_run(result: dict) -> dict:
-    """This run as a row among the published systems."""
-    rate, seconds = result["tokens_per_second"], result["seconds_at_clock"]
+    """This run as a row among the published systems; a part of a model has no time to compare."""
+    rate, seconds = result["tokens_per_second"], result["seconds_at_clock"] if result["whole_model"] else None
     return {
-        "model": f"{result['model']}, {result['bits']}-bit weights, {result['sparsity']}",
+        "model": f"{result['model']}, {layers_text(result)}, {weights_text(result)}",
         "board": f"{result['config']}, {result['clock_hz'] / 1e6:g} MHz configured",
         "length": {"decode": f"{result['kv']:,} keys", "prefill": f"{result['tokens']:,} tokens"}.get(
             result["phase"], "one image"
         ),
         "tokens_per_second": rate if result["phase"] == "decode" else None,
-        "milliseconds": 1e3 * seconds,
-        "bandwidth": f"{100 * result['hbm_utilisation']:.1f} %",
+        "milliseconds": None if seconds is None else 1e3 * seconds,
+        "bandwidth": percent(result["hbm_utilisation"]),
     }
+
+
+def _big(value: float) -> str:
+    """A large number with a multiple behind it: 1.234 G."""
+    for multiple, power in (("T", 12), ("G", 9), ("M", 6)):
+        if value >= 10**power:
+            return f"{amount(value / 10**power)} {multiple}"
+    return f"{value:,}"
 
 
 def _number(value: float | None) -> str:

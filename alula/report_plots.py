@@ -12,14 +12,9 @@ from matplotlib.figure import Figure
 
 from alula.report_profile import OperatorRow, Profile
 from hw.spec.isa import Unit
+from sim.trace import UNIT_NAMES
 
-UNITS = {
-    Unit.RD: "RD  weights, KV",
-    Unit.MX: "MX  matrix",
-    Unit.VU: "VU  vector",
-    Unit.LD: "LD  load",
-    Unit.ST: "ST  store",
-}
+UNITS = {unit: UNIT_NAMES[unit] for unit in (Unit.RD, Unit.MX, Unit.VU, Unit.LD, Unit.ST)}
 """Rows from the top."""
 FAMILIES = (
     (("norm",), ("#8c96a3", "#5f6b7a", "#b4bcc6")),
@@ -68,14 +63,15 @@ def draw(
     window: tuple[int, int],
     whole: tuple[float, float],
     causes: Sequence[tuple[str, int, str]],
+    part: str,
 ) -> dict[str, Figure]:
-    """Every figure by name; `svg` makes them text."""
+    """Every figure by name; `svg` makes them text. part: what the cycles of the window are."""
     return {
         "layer": layer_timeline(profile, window),
         "run": run_timeline(profile, window),
         "roofline": roofline(rows, profile, whole),
         "stalls": stalls(causes, profile.cycles),
-        "bandwidth": bandwidth(profile, window),
+        "bandwidth": bandwidth(profile, window, part),
     }
 
 
@@ -165,11 +161,11 @@ def run_timeline(profile: Profile, window: tuple[int, int]) -> Figure:
     return figure
 
 
-def bandwidth(profile: Profile, window: tuple[int, int]) -> Figure:
-    """Channel reads over time in the whole run and in the layer, against the peak."""
+def bandwidth(profile: Profile, window: tuple[int, int], part: str) -> Figure:
+    """Channel reads over time in the whole run and in its part, against the peak."""
     figure, rows = _figure(3.9, 2)
     config, peak = profile.config, profile.peak_bytes_per_cycle
-    for axes, (first, last), title in zip(rows, ((0, profile.cycles), window), ("whole run", "one layer"), strict=True):
+    for axes, (first, last), title in zip(rows, ((0, profile.cycles), window), ("whole run", part), strict=True):
         edges = np.linspace(first, last, BINS + 1)
         moved = profile.channel_bytes_per_cycle(edges) * config.clock_hz / 1e9
         axes.fill_between(edges, [*moved, moved[-1]], step="post", color=ACCENT, alpha=0.8, linewidth=0)
@@ -185,12 +181,15 @@ def bandwidth(profile: Profile, window: tuple[int, int]) -> Figure:
 
 
 def roofline(rows: Sequence[OperatorRow], profile: Profile, whole: tuple[float, float]) -> Figure:
-    """Operators under the ceilings of memory and array; whole: (MACs a byte, MACs a cycle) of the run."""
+    """Operators under the ceilings of memory and array, by what the array multiplied.
+
+    whole: (MACs a byte, MACs a cycle) of the run.
+    """
     figure, (axes,) = _figure(4.1)
     config, peak = profile.config, profile.peak_bytes_per_cycle
     shade = colours([row.name for row in rows])
-    points = [row for row in rows if row.macs and row.channel_bytes and row.moving_cycles]
-    intensity = [row.macs / row.channel_bytes for row in points] + [whole[0]]
+    points = [row for row in rows if row.array_macs and row.channel_bytes and row.moving_cycles]
+    intensity = [row.array_macs / row.channel_bytes for row in points] + [whole[0]]
     ridge = config.macs_per_cycle / peak
     low, high = min([*intensity, ridge]) / 3, max([*intensity, ridge]) * 4
     span = np.array([low, ridge, high])
@@ -201,15 +200,15 @@ def roofline(rows: Sequence[OperatorRow], profile: Profile, whole: tuple[float, 
     look: dict[str, Any] = {"alpha": 0.9, "edgecolor": "white", "linewidth": 0.7, "zorder": 3}
     for row in points:
         axes.scatter(
-            row.macs / row.channel_bytes,
-            row.macs / row.moving_cycles,
+            row.array_macs / row.channel_bytes,
+            row.array_macs / row.moving_cycles,
             s=30 + 900 * row.cycles / total,
             color=shade[row.name],
             label=row.name,
             **look,
         )
     axes.scatter(*whole, marker="D", s=46, color="white", edgecolor=INK, linewidth=1.4, label="the whole run", zorder=4)
-    rates = [row.macs / row.moving_cycles for row in points] + [whole[1]]
+    rates = [row.array_macs / row.moving_cycles for row in points] + [whole[1]]
     axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(min(rates) / 2.5, config.macs_per_cycle * 2.2))
     axes.text(
         high / 1.1,
@@ -221,8 +220,8 @@ def roofline(rows: Sequence[OperatorRow], profile: Profile, whole: tuple[float, 
     axes.text(
         0.02, 0.93, f"memory: {peak:,.6g} bytes a cycle from the channels (slope)", transform=axes.transAxes, color=INK
     )
-    axes.set_xlabel("MACs a byte read from the channels")
-    axes.set_ylabel("MACs a cycle")
+    axes.set_xlabel("MACs of the array a byte read from the channels")
+    axes.set_ylabel("MACs of the array a cycle")
     axes.grid(which="major", color="#e3e7ec", linewidth=0.6)
     legend = axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     for handle in legend.legend_handles:

@@ -1,6 +1,6 @@
 """What a trace says about a run: whose each cycle is, how busy units are over time, what they moved."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,7 +48,9 @@ class OperatorRow:
     cycles: int
     """In which it is the foremost one."""
     macs: int
-    """Of the array, padding and both planes of the probabilities included; pruned weights count."""
+    """Dense-equivalent: padding and both planes of the probabilities included; pruned weights count."""
+    array_macs: int
+    """Those that the array multiplied: `macs` without the products of pruned weights."""
     channel_bytes: int
     aux_bytes: int
     moving_cycles: int
@@ -67,16 +69,17 @@ class Profile:
         config: Config,
         cycles: int,
         memory: MemoryModel | None = None,
+        shares: Mapping[str, float] | None = None,
     ) -> None:
         """operators: pc -> name, as `Program.operators` has it; memory: what the run was timed with (None: the
-        configuration's own)."""
+        configuration's own); shares: of an operator's products, those that the array multiplies (nothing: all)."""
+        self.shares = shares or {}
         self.config, self.cycles = config, cycles
         self.peak_bytes_per_cycle = (memory or MemoryModel.of(config)).peak_bytes_per_cycle(config)
         """Of all channels together."""
         ordered = sorted(events)
         self.names = list(dict.fromkeys(operators.get(e.tag, "program") for e in ordered))
         number = {tag: self.names.index(operators.get(tag, "program")) for tag in {e.tag for e in ordered}}
-        self._vector = [(operators.get(e.tag), e.tag, e.start) for e in ordered if e.unit == Unit.VU]
         self.tracks: dict[Unit, Track] = {}
         for unit in Unit:
             mine = [(e.start, e.end, number[e.tag], e.work) for e in ordered if e.unit == unit]
@@ -102,7 +105,8 @@ class Profile:
             OperatorRow(
                 name,
                 int(cycles[i]),
-                int(work[Unit.MX][i]) * units * BLOCK * BLOCK,
+                macs := int(work[Unit.MX][i]) * units * BLOCK * BLOCK,
+                round(macs * self.shares.get(name, 1)),
                 int(work[Unit.RD][i]) * units * BEAT_BYTES,
                 int(work[Unit.LD][i]) * BEAT_BYTES,
                 int(moving[i]),
@@ -139,20 +143,6 @@ class Profile:
             last[i] = before = max(end + latency, first[i] + beats)
         moved = _spread(first, last, track.work, edges)
         return moved * self.config.units * BEAT_BYTES / np.diff(edges)
-
-    def layer(self, norm: str, layers: int | None = None) -> tuple[int, int]:
-        """First and last cycle of a layer in the middle of the run; `norm` is the operator that begins one.
-
-        layers: how many there are where tokens go through each in several tiles; None where a chunk of tokens goes
-        through all of them: then it is one chunk's. Without that operator the whole run.
-        """
-        mine = [(tag, start) for name, tag, start in self._vector if name == norm]
-        first = min((tag for tag, _ in mine), default=None)
-        starts = [start for tag, start in mine if tag == first]
-        tiles = max(len(starts) // layers, 1) if layers is not None else 1
-        bounds = [*starts[::tiles], self.cycles] if starts else [0, self.cycles]
-        at = (len(bounds) - 2) // 2
-        return bounds[at], bounds[at + 1]
 
 
 def _sums(index: np.ndarray, values: np.ndarray, n: int) -> np.ndarray:

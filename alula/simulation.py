@@ -77,16 +77,21 @@ def simulate(
     result = cross.results[name]
     assert cross.invocation is not None
     seen, cached = (tokens, 0) if phase == "prefill" else (1, kv)
-    macs = _macs(flow, phase, tokens, kv, mask, reduced)
+    macs, sparse = (_macs(flow, phase, tokens, kv, mask, reduced, sparse=which) for which in (False, True))
+    vision = phase == "vision"
+    executed = flow.model.config.num_executed_vision_layers if vision else flow.layers
     workload = Workload(
         flow.model.config.name,
         phase,
         seen,
         cached,
-        flow.layers,
+        executed,
         macs,
         flow.layout.weight_bytes,
         useful_bytes(flow, phase, seen, cached, result.counters, mask is None and reduction is None),
+        sparse,
+        executed if vision else flow.model.config.text.layers,
+        vision or flow.head,
     )
     comparison = Comparison()
     if outcome is not None:
@@ -94,15 +99,12 @@ def simulate(
     report = metrics(
         name, flow.config, workload, cross.invocation, result, cross.wall_seconds[name], comparison, memory
     )
-    if phase == "vision":
-        vision = {"tokens": flow.model.config.n_visual_tokens, "layers": flow.model.config.num_executed_vision_layers}
-        report |= vision | {"kv": 0, "tokens_per_second": None}
-    sparse = {"macs_sparse": _macs(flow, phase, tokens, kv, mask, reduced, sparse=True)}
+    if vision:
+        report |= {"tokens": flow.model.config.n_visual_tokens, "kv": 0, "tokens_per_second": None}
     return (
         report
-        | sparse
         | flow.compression_report
-        | _memory_traffic(result)
+        | _traffic(result)
         | memory.report()
         | {
             "context": flow.context,
@@ -161,17 +163,12 @@ def _macs(
     return text_macs(flow.layout, seen, start, flow.layers, flow.head, mask, sparse, reduction)
 
 
-def _memory_traffic(result: Result) -> dict:
-    """Bytes by memory (the channels are the HBM, aux holds programs, tables, rows and results) and by purpose."""
+def _traffic(result: Result) -> dict:
+    """Bytes by purpose."""
     c = result.counters
     traffic = {name: c.get(f"read_beats_{counter}", 0) * BEAT_BYTES for name, counter in READ.items()}
     traffic |= {name: c.get(f"write_bytes_{counter}", 0) for name, counter in WRITTEN.items()}
     return {
-        "hbm_bytes_read": c.get("read_beats_channels", 0) * BEAT_BYTES,
-        "hbm_bytes_written": c.get("write_bytes_channels", 0) + c.get("write_bytes_aux", 0),
-        "hbm_bytes_written_kv": c.get("write_bytes_channels", 0),
-        "aux_bytes_read": c.get("read_beats_aux", 0) * BEAT_BYTES,
-        "aux_bytes_written": c.get("write_bytes_aux", 0),
         "activation_bytes": traffic["activations_read"] + traffic["activations_written"],
         "traffic": traffic,
     }

@@ -221,6 +221,7 @@ def verify(
             "config": flow.config.name,
             "backend": last,
             "layers": flow.layers,
+            "layers_of_model": flow.model.config.text.layers,
             "context": flow.context,
             "program": flow.program,
             "program_sha256": sorted({outcome.program_sha256 for outcome in found}),

@@ -65,7 +65,7 @@ def _one(config: str, shape: Shape, nonzeros: int, executors: tuple[str, ...]) -
         "cycles_rtl": rtl and rtl.cycles,
         "cycle_exact": None if rtl is None else rtl.cycles == cycles and rtl.trace == cross.results["cycle"].trace,
         "bit_exact": exact,
-        "mac_utilisation": macs / cycles / machine.macs_per_cycle,
+        "array_utilisation": macs / cycles / machine.macs_per_cycle,
         "stream_beats": linear.stream_beats,
         "wall_seconds": time.monotonic() - began,
     }

@@ -18,4 +18,4 @@ def generate(layout: Layout) -> Program:
             entries["vision"] = vision.emit(builder, layout, pipelined)
         if len(builder.program) <= layout.config.imem_instructions:
             break
-    return Program(builder.words(), entries, builder.operators)
+    return Program(builder.words(), entries, builder.operators, builder.layer_loops, builder.ahead)

@@ -69,6 +69,8 @@ def _write(file, compiled: Compiled, quant) -> dict:
         "weights": quant is not None,
         "entries": compiled.program.entries,
         "instructions": len(compiled.program.words),
+        "operators": [list(change) for change in compiled.program.operator_changes()],
+        "layer_loops": [list(loop) for loop in compiled.program.layer_loops],
         "memory_map": layout.memory_map(),
         "sections": sections,
         "average_bits": layout.sizes.average_bits,

@@ -7,17 +7,20 @@ from pathlib import Path
 from hw.spec.isa import Unit
 from hw.spec.run import Event
 
+UNIT_NAMES = {
+    Unit.LD: "load (LD)",
+    Unit.ST: "store (ST)",
+    Unit.RD: "read (RD)",
+    Unit.MX: "matrix (MX)",
+    Unit.VU: "vector (VU)",
+}
+"""How people read the units: in traces, reports and pictures."""
 Namer = Callable[[Event], str]
 """The text an event is shown with."""
 
 
 def tag_name(event: Event) -> str:
     return f"{event.unit.name.lower()}@{event.tag}"
-
-
-def annotated(annotations: dict[int, str]) -> Namer:
-    """Names from the compiler's annotations (pc -> text), the tag where there is none."""
-    return lambda event: annotations.get(event.tag) or tag_name(event)
 
 
 def records(events: Iterable[Event], name: Namer = tag_name) -> list[dict]:
@@ -36,12 +39,22 @@ def read_json(path: Path) -> list[Event]:
     return [Event(r["start"], Unit[r["unit"].upper()], r["tag"], r["end"]) for r in json.loads(path.read_text())]
 
 
-def chrome(events: Iterable[Event], clock_hz: int, name: Namer = tag_name) -> str:
-    """JSON for Chrome's and Perfetto's viewer: a track a unit; times in microseconds at `clock_hz`, cycles in the
-    arguments."""
+def chrome(
+    events: Iterable[Event],
+    clock_hz: int,
+    name: Namer = tag_name,
+    process: str = "alula",
+    arguments: Callable[[Event], dict] = lambda _: {},
+) -> str:
+    """JSON for Chrome's and Perfetto's viewer: a track a unit; times in microseconds at `clock_hz`.
+
+    An event's arguments are its pc, its first cycle, the cycle behind its last one, and what `arguments` says of it.
+    """
     scale = 1e6 / clock_hz
-    out: list[dict] = [
-        {"ph": "M", "name": "thread_name", "pid": 0, "tid": int(unit), "args": {"name": unit.name}} for unit in Unit
+    out: list[dict] = [{"ph": "M", "name": "process_name", "pid": 0, "args": {"name": process}}]
+    out += [
+        {"ph": "M", "name": "thread_name", "pid": 0, "tid": int(unit), "args": {"name": text}}
+        for unit, text in UNIT_NAMES.items()
     ]
     out += [
         {
@@ -51,7 +64,7 @@ def chrome(events: Iterable[Event], clock_hz: int, name: Namer = tag_name) -> st
             "tid": int(e.unit),
             "ts": e.start * scale,
             "dur": (e.end - e.start) * scale,
-            "args": {"tag": e.tag, "start": e.start, "end": e.end},
+            "args": {"pc": e.tag, "first_cycle": e.start, "end_cycle": e.end, **arguments(e)},
         }
         for e in sorted(events)
     ]

@@ -46,6 +46,30 @@ def text_macs(
     )
 
 
+def operator_shares(layout: Layout, phase: str, layers: int) -> dict[str, float]:
+    """Share of a linear layer's products whose weights are in the streams, by operator: the mean over `layers` layers.
+
+    Operators that share a weight stream have the share of both together.
+    """
+    if phase == "vision":
+        sections = {"vision": layout.tower.layer, "stem": layout.tower.stem, "projector": layout.tower.projector}
+        count = layout.tower.n_layers
+    else:
+        sections, count = {"text": layout.model.text.layer}, layers
+    shares: dict[str, float] = {}
+    for prefix, ops in sections.items():
+        for stream in layout.geo.streams(ops):
+            names = [[MODULES[prefix].format(i) + op.name for i in range(count)] for op in stream]
+            sizes = [op.n_in * op.n_out for op in stream]
+            kept = sum(
+                size * sum(layout.sizes.shares[name] for name in mine) / count
+                for mine, size in zip(names, sizes, strict=True)
+            )
+            shares |= dict.fromkeys([op.name for op in stream], kept / sum(sizes))
+    head = layout.model.text.head.name
+    return shares if phase == "vision" else shares | {head: layout.sizes.shares[head]}
+
+
 def vision_macs(layout: Layout, layers: int | None = None, sparse: bool = False, features: int | None = None) -> int:
     """Multiply-accumulates of one image: stem, layers, projector of `features` rows (None: all); sparse as in
     `text_macs`."""

@@ -79,6 +79,11 @@ class Builder:
         """Which operator the next instructions are for; kernels set it, it means nothing to the machine."""
         self.operators: dict[int, str] = {}
         """pc of every ISSUE -> operator."""
+        self.layer_loops: list[tuple[int, int]] = []
+        """First pc in, and first pc behind, the body of every loop over layers."""
+        self.ahead: set[int] = set()
+        """pcs of ISSUEs that work for the layer behind the one in whose pass of the loop they are."""
+        self._ahead = False
 
     # --- registers -------------------------------------------------------------------------------------
 
@@ -222,6 +227,21 @@ class Builder:
             self.fence()
 
     @contextmanager
+    def layer_loop(self, count: Reg):
+        """As `loop`; every pass of the body is one layer of the model."""
+        with self.loop(count):
+            first = len(self.program)
+            yield
+        self.layer_loops.append((first, len(self.program)))
+
+    @contextmanager
+    def for_next_layer(self):
+        """What is issued here works for the next layer, ahead of a loop over layers for its first one."""
+        self._ahead = True
+        yield
+        self._ahead = False
+
+    @contextmanager
     def repeat(self, count: Reg):
         """The bare loop, without fences: for `running_ahead` bodies."""
         start = self.emit(Op.LOOP, b=count.index)
@@ -309,6 +329,8 @@ class Builder:
         self._fields(unit, fields)
         pc = self.emit(Op.ISSUE, unit)
         self.operators[pc] = self.operator
+        if self._ahead:
+            self.ahead.add(pc)
         self.block.append(tokens.Access(pc, unit, tuple(reads), tuple(writes)))
 
     def prepare(self, unit: Unit, fields: dict[str, Value]) -> None:

@@ -182,8 +182,9 @@ class Encoder:
 
     def begin(self) -> None:
         """Ahead of the first layer."""
-        self.ctx.load_parameters(self.norms[0])
-        self._norm(0, self.norms[0])
+        with self.b.for_next_layer():
+            self.ctx.load_parameters(self.norms[0])
+            self._norm(0, self.norms[0])
         self.b.fence()
 
     def layer(self, watched: Reg, slots: Reg, score_row: Reg) -> None:
@@ -661,6 +662,7 @@ class Encoder:
         record, b = self.ctx.records["params"], self.b
         last = self.layout.aux["vision.params"].base + (self.layout.tower.n_layers - 1) * record.beats
         following = b.alu(Op.MIN, b.reg("following"), self.ctx.pointers["params"] + record.beats, last)
-        replace(self.ctx, pointers=self.ctx.pointers | {"params": following}).load_parameters(self.norms[0])
-        self._norm(0, self.norms[0])
+        with b.for_next_layer():
+            replace(self.ctx, pointers=self.ctx.pointers | {"params": following}).load_parameters(self.norms[0])
+            self._norm(0, self.norms[0])
         b.free("following")

@@ -62,9 +62,10 @@ class SingleToken:
         b.shift(self.words, self.score_row, -self.geo.gpw_log2)
         b.set(left, count)
         self._lengths(self.ahead)
-        self._read_weights(self.ahead)
+        with b.for_next_layer():
+            self._read_weights(self.ahead)
         ctx.reads_ahead = True
-        with b.loop(count):
+        with b.layer_loop(count):
             b.set(left, left + -1)
             self._layer(left)
             advance_layer(ctx)
@@ -133,7 +134,7 @@ class SingleToken:
             source=CACHE["v"],
         )
         self._read_weights(self.names[len(self.ahead) :])
-        with b.running_ahead(), b.skipping(Op.BEQ, left, 0):
+        with b.running_ahead(), b.skipping(Op.BEQ, left, 0), b.for_next_layer():
             self._read_weights(self.ahead)
 
     # --- attention -------------------------------------------------------------------------------------

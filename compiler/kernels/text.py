@@ -100,7 +100,7 @@ def _layers(ctx: Context, layout: Layout, args: dict[str, Reg], slots: Reg, scor
             )
             SingleToken(one, layout, args["position"], slots, score_row).layers(args["n_layers"])
             leave()
-        with b.loop(args["n_layers"]):
+        with b.layer_loop(args["n_layers"]):
             _layer(ctx, layout, args, slots, score_row)
             advance_layer(ctx)
 

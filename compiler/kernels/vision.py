@@ -150,7 +150,7 @@ class _Tower:
         encoder = None if planned is None else Encoder(ctx, layout, planned)
         if encoder is not None:
             encoder.begin()
-        with b.loop(count):
+        with b.layer_loop(count):
             b.set(count, count + -1)
             watched = self._watched(count, keep)
             ctx.load_shifts()

@@ -30,7 +30,7 @@ class AssemblyError(ValueError):
 
 
 def disassemble(program: bytes) -> str:
-    """The text of an encoded program, a line an instruction."""
+    """The text of an encoded program, a line an instruction, without the comments that `hw.spec.listing` adds."""
     if len(program) % INSTRUCTION_BYTES:
         raise ValueError(f"a program of {len(program)} bytes is not a multiple of {INSTRUCTION_BYTES} bytes")
     words = (program[i : i + INSTRUCTION_BYTES] for i in range(0, len(program), INSTRUCTION_BYTES))

@@ -43,13 +43,40 @@ def page() -> str:
         "## Enumerations",
         *(_enumeration(kind, comments) for kind in _ENUMS),
         "## Control registers",
-        _table(
-            ("offset", "name"),
-            [(f"0x{at:03x}", name) for name, at in csr.REGISTERS.items()]
-            + [(f"0x{csr.counter_offset(name):03x}", f"{name} (64 bits)") for name in csr.COUNTERS],
-        ),
+        "AXI4-Lite; byte offsets. A register has 32 bits; one of 64 has its low word at the offset, its high word 4 "
+        "bytes further on. Offsets that are not listed read 0, writes there have no effect. Status and counters are "
+        "those of the latest run and are cleared by its start. Base registers are written while the machine is idle.",
+        "Access: " + "; ".join(f"{name}: {meaning}" for name, meaning in csr.ACCESS.items()) + ".",
+        _table(("offset", "name", "access", "bits", "unit", "meaning"), _registers()),
+        "### Bit fields",
+        "Bits that are not listed mean nothing.",
+        _table(("register", "bits", "name", "access", "meaning"), _fields()),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _registers() -> list[tuple[str, ...]]:
+    """A row a register; the base registers, of which a configuration has one a memory port, are one row."""
+    base = csr.registers(1)[-1]
+    rows = [(f"0x{r.offset:03x}", f"`{r.name}`", r.access, str(r.bits), r.unit, r.meaning) for r in csr.registers(0)]
+    meaning = (
+        f"base address of memory port P (the channels from 0 on, then the auxiliary memory): "
+        f"{base.meaning.replace('memory port 0', 'the port')}"
+    )
+    return [*rows, (f"0x{base.offset:03x} + 8 P", "`baseP`", base.access, str(base.bits), base.unit, meaning)]
+
+
+def _fields() -> list[tuple[str, ...]]:
+    return [
+        (f"`{register.name}`", _range(field.low, field.high), f"`{field.name}`", field.access or register.access,
+         field.meaning)
+        for register in csr.registers(0)
+        for field in register.fields
+    ]  # fmt: skip
+
+
+def _range(low: int, high: int) -> str:
+    return f"{low}" if low == high else f"{high}:{low}"
 
 
 def _enumeration(kind, comments: dict) -> str:

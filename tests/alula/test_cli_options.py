@@ -80,7 +80,7 @@ SAMPLES = {
     "recipe": "plain", "json": "{tmp}/more.json", "trace": "{tmp}/trace.json", "out": "{tmp}/other", "lengths": "40",
     "steps": "1", "program": "unrolled", "temperature": "9.0", "draw_seed": "4", "image": "{tmp}/other.png",
     "device": "sim", "xclbin": "{tmp}/x", "prompt": "something else", "timing_only": None, "synth": "yosys",
-    "card": "u50", "mmproj": "{tmp}/p.gguf", "chat": None, "set": "units=4",
+    "card": "u50", "mmproj": "{tmp}/p.gguf", "chat": None, "full": None, "set": "units=4",
 }  # fmt: skip
 """A value that differs from the default; None: a flag."""
 OTHERWISE = {
@@ -110,8 +110,9 @@ COMPANIONS = {
 }
 """What an option has its effect together with, everywhere or in one situation."""
 VOLATILE = {"wall_seconds", "simulator_seconds", "compile_seconds", "peak_memory_bytes", "file", "seconds"}
-TWICE = {"chat", "model", "config", "out", "json", "synth", "timing_only", "phase", "device", "xclbin"}
-"""Options that choose the situation, the files, or a tool: other tests run them (--chat: test_generate_files.py)."""
+TWICE = {"chat", "model", "config", "out", "json", "synth", "timing_only", "phase", "device", "xclbin", "full"}
+"""Options that choose the situation, the files, or a tool, or what is printed: other tests run them (--chat:
+test_generate_files.py, --full: test_summary.py)."""
 SLOW = ("verify", "report", "generate")
 
 

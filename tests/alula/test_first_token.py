@@ -53,6 +53,14 @@ def test_products_are_those_of_the_formulas(report):
     assert parts["language model"]["macs_sparse"] == text_macs(flow.layout, n, sparse=True) < text_macs(flow.layout, n)
     for part in found["parts"]:
         assert part["mac_utilisation"] == part["macs"] / (part["cycles"] * flow.config.macs_per_cycle)
+        assert part["array_utilisation"] <= min(part["mac_utilisation"], 1)
+
+
+def test_some_layers_have_no_time_to_the_first_token():
+    flow = flow_of(layers=1)
+    found = first_token(flow, TOKENS, MemoryModel.of(flow.config))
+    assert found["ttft_seconds"] is None and found["seconds_at_clock"] > 0
+    assert (found["layers"], found["layers_of_model"]) == (1, 2)
 
 
 def test_fewer_visual_tokens_are_faster_behind_the_tower():

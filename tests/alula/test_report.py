@@ -11,11 +11,13 @@ import pytest
 
 from alula import report
 from alula.cli import main
+from alula.output import percent, size
 from alula.report_profile import Profile
 from alula.session import open_flow
 from alula.simulation import simulate
 from hw.spec.config import BEAT_BYTES
 from hw.spec.isa import Unit
+from ref_model.compress import Compression
 
 RUNS = {"prefill": ["--tokens", "24"], "decode": ["--kv", "40", "--bits", "4", "--sparsity", "8:16"], "vision": []}
 LOADS = re.compile(
@@ -64,13 +66,18 @@ def test_well_formed_and_self_contained(pages, phase):
 @pytest.mark.parametrize("phase", RUNS)
 def test_figures_are_those_of_simulate(pages, phase):
     page, result = pages[phase]
-    for name in ("cycles", "macs", "hbm_bytes_read", "aux_bytes_read", "program_bytes", "instructions_executed"):
+    for name in ("cycles", "macs", "macs_sparse", "instructions_executed"):
         assert f"{result[name]:,}" in page, name
+    for name in ("channel_bytes_read", "channel_bytes_written", "aux_bytes_read", "aux_bytes_written", "program_bytes"):
+        assert size(result[name]) in page, name
     for name in report.CAUSES:
         assert f">{name}</td><td>{result['counters'][name]:,}<" in page
     for name, value in result["traffic"].items():
-        assert not value or f">{name.replace('_', ' ')}</td><td>{value:,}<" in page
-    assert f"{100 * result['mac_utilisation']:.1f} %" in page
+        assert not value or f">{name.replace('_', ' ')}</td><td>{size(value)}<" in page
+    assert f"<b>{percent(result['array_utilisation'])}</b><span>of the array</span>" in page
+    pruned = f"<b>{percent(result['mac_utilisation'])}</b><span>dense-equivalent</span>"
+    assert (pruned in page) == (result["macs"] != result["macs_sparse"]) == (phase == "decode")
+    assert not re.search(r"\d,\d{3},\d{3},\d{3} bytes", page)
     rate = result["tokens_per_second"]
     assert "tokens/s</span>" not in page if rate is None else f"<b>{rate:,.1f}</b><span>tokens/s</span>" in page
     assert "not a measured board" in page
@@ -105,12 +112,47 @@ def test_operators_add_up(phase, lengths):
     assert sum(row.aux_bytes for row in rows) == loads * BEAT_BYTES
     for unit in Unit:
         assert sum(row.busy[unit.name] for row in rows) == counters[f"busy_{unit.name.lower()}"]
-    tiled = result["layers"] if phase == "vision" else None
-    first, last = profile.layer(report._first_operator(flow, phase), tiled)
+    (first, last), part = report._window(flow, result, result["cycles"])
+    assert part == f"layer {int(phase == 'prefill')} (of 0 to 1)"
     inside = {profile.names[i] for i in profile.tracks[Unit.MX].cut(first, last).operator}
     projection = "self_attn.out_proj" if phase == "vision" else "self_attn.o_proj"
     assert {"self_attn.q_proj", "scores", "values", projection} <= inside
-    assert last - first < result["cycles"]
+    assert last - first < 0.7 * result["cycles"]
+
+
+def test_a_part_of_a_model_is_marked(tmp_path):
+    """No rate, and no time beside the published systems'."""
+    run("report", "decode", "--layers", "1", "--out", tmp_path / "page.html")
+    page = html.unescape((tmp_path / "page.html").read_text())
+    assert "on tiny, 1 of 2 layers: decode step at 40 keys" in page
+    assert "1 of 2 layers: no rate of the whole model is given" in page and "tokens/s</span>" not in page
+    here = re.search(r'<tr class="here">.*?</tr>', page, re.DOTALL)[0]
+    assert "1 of 2 layers" in here and here.count(f"<td>{report.NO_VALUE}</td>") == 2
+
+
+@pytest.mark.parametrize("sparsity", ["2:16", "8:16", "mixed"])
+def test_nothing_lies_above_the_roof(sparsity):
+    """Not with pruned weights either; gate and up, which are read as one stream, are one operator."""
+    compression = Compression.parse("4", sparsity, "plain")
+    flow = open_flow("llava-tiny", "tiny", timing_only=True, compression=compression)
+    result = simulate(flow, "prefill", tokens=64)
+    profile = report.profile_of(flow, result, result["cycles"])
+    rows = {row.name: row for row in profile.rows()}
+    assert "mlp.gate_proj + up_proj" in rows and "mlp.gate_proj" not in rows and "mlp.up_proj" not in rows
+    array, memory = flow.config.macs_per_cycle, profile.peak_bytes_per_cycle
+    for row in rows.values():
+        assert row.array_macs <= row.macs
+        if row.moving_cycles:
+            assert row.array_macs / row.moving_cycles <= array
+            assert row.channel_bytes / row.moving_cycles <= memory
+    assert result["macs_sparse"] <= sum(row.array_macs for row in rows.values()) < sum(r.macs for r in rows.values())
+
+
+def test_the_published_table_fits_the_page(pages):
+    for page, _ in pages.values():
+        table = page[page.index('<table class="fitting">') :]
+        widths = [int(width) for width in re.findall(r'<col style="width: (\d+)%"/>', table)]
+        assert sum(widths) == 100 and table[: table.index("</tr>")].count("<th") == len(widths)
 
 
 def test_bandwidth_keeps_the_sum_and_the_peak():
@@ -120,7 +162,7 @@ def test_bandwidth_keeps_the_sum_and_the_peak():
     edges = np.linspace(0, result["cycles"], 101)
     rate = profile.channel_bytes_per_cycle(edges)
     assert rate.max() <= flow.config.peak_bytes_per_cycle * (1 + 1e-9)
-    assert (rate * np.diff(edges)).sum() == pytest.approx(result["hbm_bytes_read"])
+    assert (rate * np.diff(edges)).sum() == pytest.approx(result["channel_bytes_read"])
     for unit in Unit:
         busy = (profile.busy_shares(unit, edges) * np.diff(edges)).sum()
         assert busy == pytest.approx(result["counters"][f"busy_{unit.name.lower()}"])

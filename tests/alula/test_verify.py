@@ -23,10 +23,19 @@ KEYS = [
     "clock_hz",
     "macs",
     "mac_utilisation",
+    "array_utilisation",
     "tokens_per_second",
     "ttft_seconds",
     "hbm_bytes_read",
     "hbm_bytes_written",
+    "channel_bytes_read",
+    "channel_bytes_written",
+    "aux_bytes_read",
+    "aux_bytes_written",
+    "bytes_read",
+    "bytes_written",
+    "layers_of_model",
+    "whole_model",
     "hbm_utilisation",
     "hbm_busy",
     "instructions_executed",
@@ -96,7 +105,8 @@ def test_simulate_keys(flow: Flow, phase: str) -> None:
         scales = flow.layers * text.kv_heads * 2 * 4
         logits = flow.layout.head.count * flow.layout.head.granules * 64
         token = 64
-        assert result["hbm_bytes_written"] == entries + scales + logits + token
+        assert result["channel_bytes_written"] == result["hbm_bytes_written"] == entries
+        assert result["aux_bytes_written"] == scales + logits + token
 
 
 def test_activations_stay_on_chip(flow: Flow) -> None:
@@ -118,9 +128,9 @@ def test_activations_stay_on_chip(flow: Flow) -> None:
     assert traffic["results"] == head + 64 and traffic["lists_written"] == 0
     assert traffic["fetch"] == -(-step["program_bytes"] // 64) * 64
     written = {"activations_written", "results", "kv_written", "kv_scales_written", "lists_written"}
-    assert sum(traffic[name] for name in written) == step["hbm_bytes_written"]
+    assert sum(traffic[name] for name in written) == step["bytes_written"]
     reads = sum(value for name, value in traffic.items() if name not in written)
-    assert reads == step["hbm_bytes_read"] + step["aux_bytes_read"]
+    assert reads == step["bytes_read"] == step["channel_bytes_read"] + step["aux_bytes_read"]
 
     image = simulate(flow, "vision")["traffic"]
     tower = layout.tower
@@ -130,6 +140,24 @@ def test_activations_stay_on_chip(flow: Flow) -> None:
     machine.prefill([machine.embed_row(5), machine.feature_row(0), machine.feature_row(1), machine.embed_row(255)])
     counters = machine.results[-1][1].counters
     assert counters["read_beats_activations"] == counters["read_beats_embedding"] == 2 * text.hidden * 4 // 64
+
+
+def test_pruned_weights_are_no_products_of_the_array() -> None:
+    """Dense-equivalent utilisation may pass 1, the array's own may not."""
+    compression = Compression.parse("8", "2:16", "plain")
+    flow = open_flow("llava-tiny", "tiny", compression=compression, timing_only=True)
+    result = simulate(flow, "prefill", tokens=64)
+    possible = result["cycles"] * flow.config.macs_per_cycle
+    assert result["mac_utilisation"] == result["macs"] / possible
+    assert result["array_utilisation"] == result["macs_sparse"] / possible <= 1
+    assert result["array_utilisation"] < result["mac_utilisation"]
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_a_run_of_some_layers_has_no_rate(phase: str) -> None:
+    result = simulate(open_flow("llava-tiny", "tiny", layers=1, timing_only=True), phase)
+    assert (result["layers"], result["layers_of_model"]) == (1, 2)
+    assert result["tokens_per_second"] is None and result["ttft_seconds"] is None
 
 
 def test_tokens_equal_golden(flow: Flow) -> None:

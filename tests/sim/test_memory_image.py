@@ -45,9 +45,13 @@ def test_limits_and_absent_data():
 def test_traces(tmp_path):
     trace.write_json(tmp_path / "t.json", EVENTS)
     assert trace.read_json(tmp_path / "t.json") == sorted(EVENTS)
-    (tmp_path / "c.json").write_text(trace.chrome(EVENTS, 1_000_000, trace.annotated({7: "softmax"})))
-    spans = [e for e in json.loads((tmp_path / "c.json").read_text())["traceEvents"] if e["ph"] == "X"]
-    assert [(e["name"], e["ts"], e["dur"]) for e in spans] == [("rd@2", 1, 8), ("softmax", 3, 17)]
+    (tmp_path / "c.json").write_text(trace.chrome(EVENTS, 1_000_000, process="a model"))
+    found = json.loads((tmp_path / "c.json").read_text())["traceEvents"]
+    spans = [e for e in found if e["ph"] == "X"]
+    assert [(e["name"], e["ts"], e["dur"]) for e in spans] == [("rd@2", 1, 8), ("vu@7", 3, 17)]
+    assert spans[0]["args"] == {"pc": 2, "first_cycle": 1, "end_cycle": 9}
+    names = [e["args"]["name"] for e in found if e["ph"] == "M"]
+    assert names[0] == "a model" and set(names[1:]) == set(trace.UNIT_NAMES.values())
     assert trace.table(EVENTS).row_count == 2
     assert not trace.differences(EVENTS, reversed(EVENTS)) and len(trace.differences(EVENTS, EVENTS[:1])) == 2
 
@@ -61,4 +65,24 @@ def test_metrics():
     assert values["hbm_utilisation"] == 512 / peak and values["hbm_busy"] == 640 / peak
     assert values["hbm_bytes_read"] == 640 and values["ttft_seconds"] is None
     assert values["tokens_per_second"] == pytest.approx(CONFIGS["tiny"].clock_hz / 1000)
-    assert report.table(values).row_count
+    assert values["array_utilisation"] == values["mac_utilisation"]
+
+
+def test_bytes_are_named_by_their_memory():
+    counters = {"read_beats_channels": 10, "read_beats_aux": 2, "write_bytes_channels": 5, "write_bytes_aux": 7}
+    result = Result(Error.NONE, 0, 0, 1000, counters)
+    work = report.Workload("m", "decode", 1, 4, 2, 12800, 99, 512)
+    values = report.metrics("cycle", CONFIGS["tiny"], work, Invocation(0, 3), result, 0.1)
+    assert (values["channel_bytes_read"], values["aux_bytes_read"], values["bytes_read"]) == (640, 128, 768)
+    assert (values["channel_bytes_written"], values["aux_bytes_written"], values["bytes_written"]) == (5, 7, 12)
+    assert (values["hbm_bytes_read"], values["hbm_bytes_written"]) == (640, 5)
+
+
+@pytest.mark.parametrize("part", [{"layers_of_model": 3}, {"head": False}])
+def test_a_part_of_a_model_has_no_rate(part):
+    result = Result(Error.NONE, 0, 0, 1000, {})
+    for phase in ("prefill", "decode"):
+        work = report.Workload("m", phase, 1, 4, 2, 12800, 99, 512, **part)
+        values = report.metrics("cycle", CONFIGS["tiny"], work, Invocation(0, 3), result, 0.1)
+        assert values["tokens_per_second"] is None and values["ttft_seconds"] is None
+        assert values["seconds_at_clock"] and not values["whole_model"]

@@ -5,7 +5,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hw.spec.assembly import AssemblyError, assemble, disassemble, disassemble_word
-from hw.spec.isa import ALL_UNITS, FIELDS, OPERANDS, REGISTERS, Instruction, Op, Unit, field_code
+from hw.spec.isa import (
+    ALL_UNITS,
+    CTL0,
+    FIELDS,
+    OPERANDS,
+    REGISTERS,
+    Dst,
+    Instruction,
+    Op,
+    Src,
+    StMode,
+    Unit,
+    field_code,
+    pack_bits,
+)
+from hw.spec.listing import listing
 
 FIELD_CODES = [field_code(unit, name) for unit in Unit for name in FIELDS[unit]]
 OF_KIND = {
@@ -38,6 +53,39 @@ def test_assemble_inverts_disassemble(program):
 @given(st.binary(max_size=64).map(lambda b: b[: len(b) // 8 * 8]))
 def test_any_bytes_survive(code):
     assert assemble(disassemble(code)) == code
+
+
+def encoded(*program: Instruction) -> bytes:
+    return b"".join(i.encode().to_bytes(8, "little") for i in program)
+
+
+@given(st.lists(instructions(), max_size=20), st.dictionaries(st.integers(0, 20), st.text("ab:# ,", max_size=9)))
+def test_comments_change_nothing(program, labels):
+    code = encoded(*program)
+    assert assemble(listing(code, labels, [(at, "mlp") for at in labels])) == code
+
+
+def test_a_listing_says_what_numbers_mean():
+    word = pack_bits(CTL0, {"src": Src.V, "dst": Dst.OB, "clip8": 1})
+    code = encoded(
+        Instruction(Op.LOOP, b=4, imm=5),
+        Instruction(Op.SET, field_code(Unit.VU, "ctl0"), 0, 0, word),
+        Instruction(Op.SET, field_code(Unit.ST, "mode"), 0, 0, StMode.K),
+        Instruction(Op.SET, field_code(Unit.VU, "imm0"), 0, 0, 0xABC),
+        Instruction(Op.ISSUE, Unit.VU, 0, 0),
+        Instruction(Op.ENDL),
+        Instruction(Op.BEQ, 0, 0, 0, 7),
+        Instruction(Op.ISSUE, Unit.MX, 0, 0),
+        Instruction(Op.HALT),
+    )
+    text = listing(code, {0: "lm: r1 n_tokens"}, [(4, "softmax"), (7, "lm_head")])
+    parts = [[part.strip() for part in line.split("#")] for line in text.splitlines()]
+    assert [part for part in parts if not part[0]] == [["", "lm: r1 n_tokens"], ["", "softmax"], ["", "lm_head"]]
+    assert text.index("# softmax") < text.index("LOOP") < text.index("# lm_head") < text.index("ENDL")
+    assert [part[1] for part in parts if part[0]] == [
+        "0: repeats up to 5", "1: src=V dst=OB clip8=1", "2: K", "3: 0x00000abc", "4", "5: end of the loop at 0",
+        "6: goes on at 7", "7", "8",
+    ]  # fmt: skip
 
 
 @given(st.integers(0, (1 << 64) - 1))
