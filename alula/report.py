@@ -22,7 +22,7 @@ from sim.trace import UNIT_NAMES
 
 HERE = Path(__file__).parent
 UNIT_CAUSES = {
-    f"wait_{unit.name.lower()}": f"{UNIT_NAMES[unit]} idle: its next instruction waits for another unit's result"
+    f"wait_{unit.name.lower()}": f"{UNIT_NAMES[unit]} idle: the next instruction waits for another unit's result"
     for unit in (Unit.RD, Unit.MX, Unit.VU, Unit.LD, Unit.ST)
 }
 CAUSES = {
@@ -30,8 +30,8 @@ CAUSES = {
     "stall_fence": "sequencer: waits at a fence or at the end until units have finished",
     "stall_lds": "sequencer: waits for a scalar from auxiliary memory",
     **UNIT_CAUSES,
-    "mx_weight_stall": "matrix (MX) at work, but its weights have not arrived: bound by memory",
-    "mx_drain_stall": "matrix (MX) at work, but its accumulators are still being emptied",
+    "mx_weight_stall": "matrix units (MX) at work, but weights have not arrived: bound by memory",
+    "mx_drain_stall": "matrix units (MX) at work, but accumulators are still being emptied",
     "unpack_stall": "unit 0's weight buffer is full: memory is ahead of the array",
 }
 """Counters and what they say."""

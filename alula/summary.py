@@ -254,7 +254,7 @@ def figures(values: dict, prefix: str = "") -> Iterator[tuple[str, object, str]]
                 name = next((entry[by] for by in _NAMED_BY if by in entry), number)
                 rest = {inner: held for inner, held in entry.items() if inner not in _NAMED_BY}
                 yield from figures(rest, f"{prefix}{name}: ")
-        elif value is not None:
+        elif value is not None and value != []:
             shown = ", ".join(map(str, value)) if isinstance(value, list) else value
             yield f"{prefix}{key}", shown, unit_of(key, prefix)
 

@@ -8,11 +8,11 @@ from hw.spec.isa import Unit
 from hw.spec.run import Event
 
 UNIT_NAMES = {
-    Unit.LD: "load (LD)",
-    Unit.ST: "store (ST)",
-    Unit.RD: "read (RD)",
-    Unit.MX: "matrix (MX)",
-    Unit.VU: "vector (VU)",
+    Unit.LD: "load unit (LD)",
+    Unit.ST: "store unit (ST)",
+    Unit.RD: "read unit (RD)",
+    Unit.MX: "matrix units (MX)",
+    Unit.VU: "vector unit (VU)",
 }
 """How people read the units: in traces, reports and pictures."""
 Namer = Callable[[Event], str]

@@ -5,18 +5,13 @@ from itertools import groupby
 from hw.spec.config import get
 from hw.spec.isa import Unit
 from hw.spec.run import Event
+from sim.trace import UNIT_NAMES
 from tools.pictures import STYLE
 
 MODEL, CONFIG, BITS, KEYS = "llava-1.5-7b", "u280", "3.5", 128
 WIDTH, ROW, LEFT, TOP, RIGHT = 1000, 46, 120, 60, 70
 TICK_CYCLES = 10_000
-NAMES = {
-    Unit.RD: "read unit (RD)",
-    Unit.MX: "matrix units (MX)",
-    Unit.VU: "vector unit (VU)",
-    Unit.LD: "load unit (LD)",
-    Unit.ST: "store unit (ST)",
-}
+NAMES = {unit: UNIT_NAMES[unit] for unit in (Unit.RD, Unit.MX, Unit.VU, Unit.LD, Unit.ST)}
 COLOURS = {Unit.LD: "#4493f8", Unit.ST: "#f85149", Unit.RD: "#2da44e", Unit.MX: "#8250df", Unit.VU: "#d4731c"}
 LETTER = 6.2
 """Width of a letter of a label, in pixels."""
