@@ -230,7 +230,7 @@ def configuration_lines(result: dict) -> Lines:
     clock = f"at an assumed {result['clock_hz'] / 1e6:g} MHz"
     lines = [
         ("", f"{result['name']}, digest {result['digest']}, instruction set version {result['isa_version']}"),
-        ("array", f"{result['units']} matrix units of {result['chains']} chains: "
+        ("array", f"{result['units']} units of {result['chains']} chains: "
                   f"{amount(result['peak_macs_per_second'] / 1e9)} billion MACs/s {clock}"),
         ("vector", f"{result['lanes']} lanes; program memory of {result['imem_instructions']:,} instructions"),
         ("memory", f"{result['units']} channels of {size(result['channel_bytes'])}, "
@@ -239,7 +239,7 @@ def configuration_lines(result: dict) -> Lines:
     board = result["budget_card"]
     for row in result["budget"]:
         over = " TOO MANY" if row["share"] > 1 else ""
-        lines.append((f"on {board}", f"{show(row['used'])} of {show(row['limit'])} {row['unit']} "
+        lines.append((f"on {board}", f"{show(row['used'])} of {show(row['limit'])} {row['unit'].partition(' (')[0]} "
                                      f"({percent(row['share'])}){over}"))  # fmt: skip
     return lines
 

@@ -18,6 +18,7 @@ COMMANDS = {
     "compile": ["compile", "--timing-only"],
     "verify": ["verify", "--backend", "cycle", "--lengths", "1,2,3", "--steps", "2"],
     "info": ["info", "--config", "u280"],
+    "too large": ["info", "--config", "u280", "--set", "units=64"],
     "large": ["simulate", "--model", "llava-1.5-13b", "--config", "u280", "--phase", "decode", "--kv", "2048",
               "--layers", "1", "--bits", "3.5", "--sparsity", "8:16"],
 }  # fmt: skip
@@ -30,7 +31,8 @@ ENOUGH = {
     "first token": ["5 visual and 16 text tokens", "1 of 2 layers: no rate", "language model"],
     "compile": ["256 tokens", "runtime", "bucketed"],
     "verify": ["9 cases (1 vision, 3 prefill, 5 decode)", "bit-exact ("],
-    "info": ["32 matrix units of 8 chains", "460.8 GB/s", "960 UltraRAMs (79.6 %)"],
+    "info": ["32 units of 8 chains", "460.8 GB/s", "960 UltraRAMs (79.6 %)"],
+    "too large": ["10,121 of 6,500 DSPs (155.7 %) TOO MANY"],
     "large": ["llava-1.5-13b, 1 of 40 layers"],
 }
 
