@@ -15,14 +15,13 @@ from alula.cli_options import (
     compression,
     show_values,
 )
+from alula.info_tables import budget_table, remarks, resource_table, unit_table
 from alula.output import (
     check_writable,
     console,
     errors,
     progress,
     read_bytes,
-    show,
-    table,
     write_atomically,
     write_json,
 )
@@ -99,46 +98,18 @@ def info(
         result |= found
     write_json(json, result)
     show_values(config, result)
-    _show_budget(result)
+    console.print(budget_table(result))
     if synth is not None:
         _show_resources(result)
     if model is not None:
         console.print(requantisation_line(found), soft_wrap=True)
 
 
-def _show_budget(result: dict) -> None:
-    rows = [
-        [
-            row["unit"],
-            show(row["used"]),
-            show(row["limit"]),
-            f"{row['share']:.1%}",
-            ", ".join(f"{name} {show(used)}" for name, used in row["parts"].items()),
-        ]
-        for row in result["budget"]
-    ]
-    console.print(
-        table(
-            f"budget on {result['budget_card']} (from widths and depths)",
-            ["", "used", "limit", "share", "of that"],
-            rows,
-        )
-    )
-
-
 def _show_resources(result: dict) -> None:
-    kinds = list(result["card_resources"])
-    tables = result["resources_by_unit"] | {"in all": result["resources"]}
-    rows = [[unit, *(counts[kind] for kind in (*kinds, "LUTRAM"))] for unit, counts in tables.items()]
-    rows += [
-        [f"{result['card']} has", *(result["card_resources"][kind] for kind in kinds), ""],
-        ["share", *(f"{result['share_of_card'][kind]:.1%}" for kind in kinds), "in LUT"],
-    ]
-    console.print(
-        table("resources (Yosys, UltraScale+, LUT6; LUT counts are rough)", ["unit", *kinds, "LUTs as memory"], rows)
-    )
-    if result["over"]:
-        console.print(f"more than {result['card']} has: {', '.join(result['over'])}")
+    for counts in (resource_table(result), unit_table(result)):
+        console.print(counts)
+    for line in remarks(result):
+        console.print(line, soft_wrap=True, markup=False)
 
 
 @app.command()

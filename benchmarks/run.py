@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from alula.output import console, progress, show, table, write_atomically
-from benchmarks import bits, lengths, ltp, multiplexers, perplexity, quality, simulator, sparse, tokens, vlm
+from benchmarks import bits, lengths, multiplexers, perplexity, quality, simulator, sparse, synthesis, tokens, vlm
 
 RESULTS = Path(__file__).parent / "results"
 BENCHMARKS: dict[str, Callable[[], dict]] = {
@@ -19,7 +19,7 @@ BENCHMARKS: dict[str, Callable[[], dict]] = {
     "tokens": tokens.measure,
     "lengths": lengths.measure,
     "vlm": vlm.measure,
-    "ltp": ltp.measure,
+    "synthesis": synthesis.measure,
 }
 
 
