@@ -22,19 +22,7 @@ DEPENDS_ON = (
 )
 COLUMNS = ("LUT", "LUTRAM", "SRL", "FF", "BRAM36", "URAM", "DSP48E2")
 BOUND = 8
-REASONS = {
-    "control": "the reply of a register read: a multiplexer over every register and counter, and the counters' adders",
-    "core": "glue: error priority and traffic sums over all channels in one cycle, one a channel",
-    "matrix_unit": "a stream beat is unpacked at any of 8 precisions within the cycle the channel brings it",
-    "sequencer": "one instruction is decoded, its operands read, added or compared and the next address chosen",
-    "store": "addresses are sums of products of strides, with the block they fall into",
-    "load": "burst length is the least of three counts, then added to two addresses",
-    "fetch": "burst length is the least of two counts, then added to the address",
-    "vector": "reduction over 64 lanes and the finaliser's shifts",
-    "vector_lane": "32 x 32 bit products, shifts by any amount, rounding and saturation in few stages",
-    "ports": "the base address is added to what leaves a port: one 52-bit carry chain behind the port's own logic",
-}
-"""Why a unit may be above the bound. Judgements from the source, not measurements."""
+"""LUT levels that a unit is meant to stay within."""
 SUMMARY = (
     "card",
     "platform",
@@ -98,7 +86,6 @@ def unit_rows(netlist: Netlist) -> list[dict]:
     rows = []
     for unit in netlist.units:
         found, table = unit_levels(netlist, unit), netlist.table(unit)
-        above = found.luts > BOUND
         rows.append(
             {"unit": unit}
             | {kind: table[kind] for kind in COLUMNS}
@@ -108,8 +95,7 @@ def unit_rows(netlist: Netlist) -> list[dict]:
                 "wide_muxes": found.muxes,
                 "starts_in": found.starts_in,
                 "ends_in": found.ends_in,
-                "above_bound": above,
-                "reason": REASONS.get(unit) if above else None,
+                "above_bound": found.luts > BOUND,
             }
         )
     return rows
@@ -129,8 +115,9 @@ def measure(config: str = CONFIG) -> dict:
         "what": "Yosys's counts, no tool of the vendor has seen this design. LUT: logic; LUTRAM: LUTs of memories; "
         "SRL: LUTs of shift registers. Shares of LUT are of all three; of the card: its device, of the platform: what "
         "its shell leaves to the user (null: not known). lut_levels: LUTs on the longest combinational path, carry "
-        "cells (CARRY4) and MUXF on it apart; no delay, no routing. Paths end at registers, memories and DSPs. A "
-        "unit's also end at its ports; lut_levels_whole is that of the whole netlist, from unit to unit.",
+        "cells (CARRY4) and MUXF on it apart; no delay, no routing. Paths end at registers, memories and "
+        "DSPs (multipliers that Yosys infers have no registers in it, what is before and behind them is not added up). "
+        "A unit's also end at its ports; lut_levels_whole is that of the whole netlist, from unit to unit.",
         "config": config,
         "whole": whole,
         "parts": {part: part_figures(part, config) for part in PARTS},

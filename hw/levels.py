@@ -3,6 +3,9 @@
 Every distinct module is looked at once. What its surroundings have to know of it is its `Timing`: how deep its outputs
 are behind its registers, how deep registers are behind its inputs, and how deep each output is behind each input. A
 path that leaves a module and comes back (core, unit, core) is found where both ends are known, without flattening.
+
+DSPs end paths. Yosys leaves the registers around multipliers that it infers outside of them, where the vendor's tools
+move them inside; so what is before and what is behind such a multiplier is not added up, nor is its own delay.
 """
 
 from collections.abc import Callable, Iterable, Iterator

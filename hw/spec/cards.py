@@ -149,7 +149,7 @@ class Card:
 
 
 CORE_UNITS = 9
-"""What all but the matrix units takes, in matrix units: 225,000 LUTs over 25,900 on `u280` (Yosys)."""
+"""What all but the matrix units takes, in matrix units: 255,000 LUTs over 27,200 on `u280` (Yosys)."""
 _MIB = 1 << 20
 CARDS = {
     card.name: card
