@@ -16,6 +16,7 @@ from alula.cli_options import (
     Sparsity,
     compression,
 )
+from alula.info_tables import remarks, resource_table, unit_table
 from alula.machine import misfit
 from alula.output import (
     check_writable,
@@ -23,7 +24,6 @@ from alula.output import (
     errors,
     progress,
     read_bytes,
-    table,
     write_atomically,
     write_json,
 )
@@ -115,18 +115,10 @@ def info(
 
 
 def _show_resources(result: dict) -> None:
-    kinds = list(result["card_resources"])
-    tables = result["resources_by_unit"] | {"in all": result["resources"]}
-    rows = [[unit, *(counts[kind] for kind in (*kinds, "LUTRAM"))] for unit, counts in tables.items()]
-    rows += [
-        [f"{result['card']} has", *(result["card_resources"][kind] for kind in kinds), ""],
-        ["share", *(f"{result['share_of_card'][kind]:.1%}" for kind in kinds), "in LUT"],
-    ]
-    console.print(
-        table("resources (Yosys, UltraScale+, LUT6; LUT counts are rough)", ["unit", *kinds, "LUTs as memory"], rows)
-    )
-    if result["over"]:
-        console.print(f"more than {result['card']} has: {', '.join(result['over'])}")
+    for counts in (resource_table(result), unit_table(result)):
+        console.print(counts)
+    for line in remarks(result):
+        console.print(line, soft_wrap=True, markup=False)
 
 
 @app.command()

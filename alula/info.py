@@ -42,26 +42,38 @@ def describe(machine: str | Config) -> dict:
 
 def resources(name: str | Config, card: str | None = None, note: Callable[[str], None] = lambda _: None) -> dict:
     """Yosys's counts by unit and in all, against a card's totals (by default the one of the configuration's name, else
-    u280); `formula_equal` says whether DSPs and memories are those of `hw.spec.resources`."""
-    from hw.synth_units import synthesise_units
+    u280) and what its platform leaves of them; the longest path over the whole netlist."""
+    from hw.levels import levels
+    from hw.synth_units import digest, synthesise_units
     from sim.cache import entry
     from sim.rtl.accelerator import synthesisable
 
     began = time.monotonic()
     board = cards.get(card) if card else cards.card_of(configurations.get(name))
-    netlist = synthesise_units(synthesisable(name), note=note, cache=partial(entry, "yosys"))
-    return against(name, board, netlist, time.monotonic() - began)
+    verilog = synthesisable(name)
+    netlist = synthesise_units(verilog, note=note, cache=partial(entry, "yosys"))
+    note("longest path")
+    longest = levels(netlist, netlist.top)
+    return against(name, board, netlist) | {
+        "lut_levels_whole": longest.luts,
+        "longest_path": asdict(longest),
+        "synthesis_commit_digest": digest(verilog),
+        "synthesis_wall_seconds": time.monotonic() - began,
+    }
 
 
-def against(name: str | Config, board: cards.Card, netlist: "Netlist", wall_seconds: float) -> dict:
-    """The tables of `resources`. LUTs are those of logic and of LUT memories."""
+def against(name: str | Config, board: cards.Card, netlist: "Netlist") -> dict:
+    """The tables of `resources`. Shares of LUTs are those of logic, memories and shift registers together;
+    `formula_equal` says whether DSPs and memories are those of `hw.spec.resources`."""
+    from hw.synth import luts
+
     total = netlist.table()
-    limits = board.resources
-    used = {kind: total[kind] + (total["LUTRAM"] if kind == "LUT" else 0) for kind in limits}
+    used = total | {"LUT": luts(total)}
     config = configurations.get(name)
     formula = {"DSP48E2": dsp_total(config)} | {
         KIND[store]: sum(memory.primitives for memory in memories(config) if memory.store is store) for store in Store
     }
+    region = board.region.resources if board.region else None
     return {
         "resources": total,
         "resources_by_unit": {unit: netlist.table(unit) for unit in netlist.units},
@@ -70,11 +82,22 @@ def against(name: str | Config, board: cards.Card, netlist: "Netlist", wall_seco
         "formula": formula,
         "formula_equal": {kind: total[kind] == number for kind, number in formula.items()},
         "card": board.name,
-        "card_resources": limits,
-        "share_of_card": {kind: used[kind] / limits[kind] for kind in limits},
-        "over": [kind for kind in limits if used[kind] > limits[kind]],
-        "synthesis_wall_seconds": wall_seconds,
+        "platform": board.platform,
+        "card_resources": board.resources,
+        "platform_resources": region,
+        "share_of_card": _shares(used, board.resources),
+        "share_of_platform": region and _shares(used, region),
+        "over": _above(used, board.resources),
+        "over_platform": region and _above(used, region),
     }
+
+
+def _shares(used: dict[str, float], limits: dict[str, int]) -> dict[str, float]:
+    return {kind: used[kind] / limit for kind, limit in limits.items()}
+
+
+def _above(used: dict[str, float], limits: dict[str, int]) -> list[str]:
+    return [kind for kind, limit in limits.items() if used[kind] > limit]
 
 
 def requantisation(source: str, compression: "Compression | None") -> dict:

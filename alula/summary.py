@@ -2,8 +2,7 @@
 
 from collections.abc import Iterator
 
-from rich.table import Table
-
+from alula.info_tables import budget_table
 from alula.output import amount, console, duration, percent, show, size, table
 from hw.spec import csr
 
@@ -54,17 +53,7 @@ def show_configuration(result: dict, full: bool) -> None:
     """The result of `alula info`."""
     _show(configuration_lines(result), {key: held for key, held in result.items() if key not in _TABLES}, full)
     if full:
-        console.print(_budget(result))
-
-
-def _budget(result: dict) -> Table:
-    """What a configuration takes of its card, and what takes it."""
-    rows: list[list] = []
-    for row in result["budget"]:
-        rows.append([row["unit"], row["used"], row["limit"], percent(row["share"])])
-        rows += [[f"  {name}", used, "", ""] for name, used in row["parts"].items()]
-    title = f"budget on {result['budget_card']} (from widths and depths)"
-    return table(title, ["", "used", "limit", "share"], rows)
+        console.print(budget_table(result))
 
 
 def show_verified(result: dict, full: bool) -> None:

@@ -18,12 +18,12 @@ from benchmarks import (
     hbm,
     headline,
     lengths,
-    ltp,
     multiplexers,
     perplexity,
     quality,
     simulator,
     sparse,
+    synthesis,
     tokens,
     vlm,
 )
@@ -32,7 +32,20 @@ from benchmarks.depends import KEY, stamp
 RESULTS = Path(__file__).parent / "results"
 BENCHMARKS: dict[str, ModuleType] = {
     module.__name__.split(".")[-1]: module
-    for module in (headline, hbm, perplexity, simulator, sparse, bits, quality, multiplexers, tokens, lengths, vlm, ltp)
+    for module in (
+        headline,
+        hbm,
+        perplexity,
+        simulator,
+        sparse,
+        bits,
+        quality,
+        multiplexers,
+        tokens,
+        lengths,
+        vlm,
+        synthesis,
+    )
 }
 """Each has `measure() -> dict` and `DEPENDS`; those that take hours have `confirm(result) -> rows` besides."""
 ON_REQUEST = {"commands": commands}

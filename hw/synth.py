@@ -12,11 +12,23 @@ from pathlib import Path
 
 from hw.verilog_writer import run_yosys
 
+SYNTHESIS = "synth_xilinx -family xcup -noiopad -noclkbuf -uram"
 LUT_COSTS = "2:2,3,6:5"
-"""Costs of LUTs by width, as in synth_xilinx -nowidelut: wider ones than six inputs would be several. Its own mapper
-(abc9) fails on this hierarchy (0.70)."""
-MAP_LUTS = (f"abc -luts {LUT_COSTS}", "opt_merge", "clean")
-KINDS = ("DSP48E2", "LUT", "FF", "BRAM36", "URAM", "LUTRAM", "CARRY", "MUX")
+"""Costs of LUTs by width, as in synth_xilinx -nowidelut: wider ones than six inputs would be several."""
+LUT_SCRIPT = "+strash;ifraig;scorr;dch;if;mfs2"
+"""abc's default script gives a matrix unit a fifth more LUTs at as many levels, and a vector lane a twelfth fewer."""
+MAP_LUTS = (
+    f"abc -luts {LUT_COSTS} -script {LUT_SCRIPT}",
+    "opt_merge",
+    "clean",
+    "xilinx_srl -fixed -minlen 3",
+    "techmap -map +/xilinx/cells_map.v",
+    "clean",
+)
+"""In place of synth_xilinx's phase map_luts, whose own mapper (abc9) fails on this hierarchy (0.70)."""
+LUT_KINDS = ("LUT", "LUTRAM", "SRL")
+"""What LUTs are taken for: logic, memories, shift registers."""
+KINDS = ("DSP48E2", *LUT_KINDS, "FF", "BRAM36", "URAM", "CARRY", "MUX")
 _PREFIXES = {
     "DSP48E2": ("DSP48E2",),
     "LUT": ("LUT", "$lut", "INV"),
@@ -24,12 +36,13 @@ _PREFIXES = {
     "URAM": ("URAM288",),
     "CARRY": ("CARRY",),
     "MUX": ("MUXF",),
-    "LUTRAM": ("RAM32", "RAM64", "RAM128", "RAM256", "RAM512", "SRL"),
+    "LUTRAM": ("RAM32", "RAM64", "RAM128", "RAM256", "RAM512"),
+    "SRL": ("SRL",),
 }
 _LUTS_OF = {
     "RAM32M16": 8, "RAM64M8": 8, "RAM32X16DR8": 8, "RAM64X8SW": 8, "RAM32M": 4, "RAM64M": 4, "RAM32X1D": 2,
     "RAM64X1D": 2, "RAM128X1D": 4, "RAM256X1D": 8, "RAM32X1S": 1, "RAM64X1S": 1, "RAM128X1S": 2, "RAM256X1S": 4,
-    "RAM512X1S": 8, "SRL16E": 1, "SRLC16E": 1, "SRLC32E": 1,
+    "RAM512X1S": 8,
 }  # fmt: skip
 """LUTs that a LUT memory takes (UG574)."""
 _HALF_BLOCK, _WHOLE_BLOCK = "RAMB18", "RAMB36"
@@ -51,6 +64,11 @@ def tally(cells: dict[str, float]) -> dict[str, float]:
         elif kind := kind_of(cell):
             table[kind] += count * (_LUTS_OF[cell] if kind == "LUTRAM" else 1)
     return dict(table)
+
+
+def luts(table: dict[str, float]) -> float:
+    """All LUTs of a resource table."""
+    return sum(table[kind] for kind in LUT_KINDS)
 
 
 def hierarchy_cells(modules: dict[str, dict], top: str) -> dict[str, dict[str, int]]:
@@ -85,8 +103,7 @@ def synthesise(verilog: str, top: str, flatten: bool = False) -> dict[str, dict[
         run_yosys(
             [
                 f"read_verilog {source}",
-                f"synth_xilinx -family xcup -noiopad -noclkbuf -uram {'-flatten' if flatten else ''} -top {top} "
-                "-run begin:map_luts",
+                f"{SYNTHESIS} {'-flatten' if flatten else ''} -top {top} -run begin:map_luts",
                 *MAP_LUTS,
                 f"tee -q -o {answer} stat -json",
             ]

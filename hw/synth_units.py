@@ -1,8 +1,7 @@
 """Yosys on a whole configuration, unit by unit: every distinct module once, counted as often as it is instantiated.
 
 A unit is a block of the machine (`unit_of`). Modules that differ only in the names of their places (the chains of a
-matrix unit, the lanes) are one. Counts are Yosys's (see `hw.synth`); levels are LUTs between registers, a proxy for
-timing: no delay, no routing.
+matrix unit, the lanes) are one. Counts are Yosys's (see `hw.synth`); `hw.levels` finds the longest paths.
 """
 
 import gzip
@@ -18,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from hw.accelerator import TOP
-from hw.synth import MAP_LUTS, tally
+from hw.synth import MAP_LUTS, SYNTHESIS, tally
 from hw.verilog_writer import run_yosys
 
 _MODULE = re.compile(r"^(?:\(\*[^\n]*\*\)\n)?module (\\\S+|\w+) ?.*?^endmodule\n?", flags=re.M | re.S)
@@ -26,16 +25,6 @@ _INSTANCE = re.compile(r"^  (\\\S+|\w+) (?=(?: |#|\w|\\)[^=;]*?\($)", flags=re.M
 _INSTANCE_BODY = re.compile(_INSTANCE.pattern + r"(.*?\n  \);)", flags=re.M | re.S)
 _NUMBERED = re.compile(r"\\[^\s.]+\$\d+\S*")
 _PORT = re.compile(r"^  (?:input|output)\b.*;$", flags=re.M)
-_LEVEL = ("$lut", "LUT", "RAM32", "RAM64", "RAM128", "RAM256", "RAM512")
-"""Cells a signal takes a LUT's delay in; an asynchronous read of LUT memory is one."""
-_CARRY, _MUX = "CARRY", "MUXF"
-_THROUGH = (*_LEVEL, _CARRY, _MUX, "INV", "$")
-"""Combinational cells. Paths begin and end at all others: registers, memories, DSPs, other units."""
-
-
-def _is_written(kind: str, port: str) -> bool:
-    """Whether a port of a LUT memory is of its synchronous side."""
-    return kind.startswith("RAM") and (port in ("D", "WE", "WCLK", "ADDRH") or port.startswith("DI"))
 
 
 def unit_of(module: str) -> str:
@@ -116,7 +105,7 @@ def _stub(text: str) -> str:
 
 @dataclass
 class Netlist:
-    """Mapped modules by name: cells as Yosys's JSON has them; and how long each unit took."""
+    """Mapped modules by name, their cells and ports as in Yosys's JSON (`_kept`); and how long each unit took."""
 
     top: str
     modules: dict[str, dict] = field(default_factory=dict)
@@ -146,7 +135,7 @@ class Netlist:
         return tally(self.cells(unit))
 
 
-KEPT = "cells.json.gz"
+KEPT = "netlist.json.gz"
 """The file of an entry of the cache."""
 Cache = Callable[[str, Callable[[Path], None]], Path]
 """Gives an entry's folder by its key, made by the function if it is not there (`sim.cache.entry`)."""
@@ -175,9 +164,18 @@ def synthesise_units(
     return made
 
 
+def digest(verilog: str) -> str:
+    """What figures of a netlist come from: the Verilog text, the mapping and Yosys's version."""
+    return sha256(f"{_mapping()}\n{verilog}".encode()).hexdigest()[:16]
+
+
+def _mapping() -> str:
+    return f"{version('pyosys')} {SYNTHESIS} {MAP_LUTS}"
+
+
 def _cached(names: list[str], texts: dict[str, str], logic: bool, cache: Cache | None) -> tuple[dict[str, dict], float]:
     """What `_synthesise` gives and the seconds it took, now or when the cache got it."""
-    state = sha256(f"{version('pyosys')} {MAP_LUTS} {logic}\n".encode())
+    state = sha256(f"{_mapping()} {logic} {KEPT}\n".encode())
     for name in names:
         state.update(f"{name}\n{texts[name]}".encode())
 
@@ -210,116 +208,32 @@ def _synthesise(names: list[str], texts: dict[str, str], logic: bool) -> dict[st
             run_yosys(
                 [
                     f"read_verilog {source}",
-                    f"synth_xilinx -family xcup -noiopad -noclkbuf -uram -top {_escaped(root).strip()} "
-                    f"-run begin:{last}",
+                    f"{SYNTHESIS} -top {_escaped(root).strip()} -run begin:{last}",
                     *finish,
                     "blackbox =A:whitebox",
                     f"write_json {answer}",
                 ]
             )
             mapped = json.loads(answer.read_text())["modules"]
-            found |= {name: {key: mapped[name][key] for key in ("cells", "ports")} for name in names if name in mapped}
+            found |= {name: _kept(mapped[name]) for name in names if name in mapped}
     return found
 
 
-# --- levels ----------------------------------------------------------------------------------------------
+def _kept(module: dict) -> dict:
+    """Ports and cells of a module of Yosys's JSON. `net` is what the source calls a cell's output: the names of mapped
+    cells are numbers."""
+    names: dict[int, str] = {}
+    for name, net in module["netnames"].items():
+        if not name.startswith("$") and "$auto" not in name:
+            plain, bits = name.removeprefix("\\"), net["bits"]
+            for place, bit in enumerate(bits):
+                names.setdefault(bit, f"{plain}[{place}]" if len(bits) > 1 else plain)
+    cells = {name: _cell(cell, names) for name, cell in module["cells"].items()}
+    return {"cells": cells, "ports": module["ports"]}
 
 
-@dataclass(frozen=True)
-class Levels:
-    """The longest combinational path: LUTs on it, and carry cells and wide multiplexers, which are counted apart."""
-
-    luts: int
-    carries: int
-    muxes: int
-    ends_in: str
-    """The cell or port at its end."""
-
-
-def levels(netlist: Netlist, root: str, inside: Callable[[str], bool] = lambda _: True) -> Levels:
-    """Of a module with everything below it that is `inside`; its ports, and what is outside, begin and end paths."""
-    drivers: dict = {}
-    readers: list[tuple[str, list]] = []
-    _flatten(netlist, root, (), {}, drivers, readers, inside)
-    best: dict = {}
-    expanded: set = set()
-
-    def depth(start) -> tuple[int, int, int]:
-        stack = [start]
-        while stack:
-            bit = stack[-1]
-            if bit in best:
-                stack.pop()
-                continue
-            cost, sources = drivers.get(bit, ((0, 0, 0), ()))
-            missing = [source for source in sources if source not in best]
-            if missing:
-                if bit in expanded:  # what it waits for waits for it
-                    raise ValueError(f"a combinational loop in {root}")
-                expanded.add(bit)
-                stack += missing
-                continue
-            deepest = max((best[source] for source in sources), default=(0, 0, 0))
-            best[bit] = (deepest[0] + cost[0], deepest[1] + cost[1], deepest[2] + cost[2])
-            stack.pop()
-        return best[start]
-
-    found, end = (0, 0, 0), "nothing"
-    for name, bits in readers:
-        for bit in bits:
-            if (this := depth(bit)) > found:
-                found, end = this, name
-    return Levels(*found, end)
-
-
-def _flatten(netlist, module, path, outside, drivers, readers, inside) -> None:
-    """Adds the cells of a module: `drivers` bit -> (cost, input bits), `readers` (place, bits) where paths end.
-    outside: bits of this module that are bits of another; others are (path, number)."""
-
-    def bit_of(bit):
-        if isinstance(bit, str):  # a constant
-            return None
-        return outside.get(bit, (path, bit))
-
-    def bits_of(bits):
-        return [found for found in map(bit_of, bits) if found is not None]
-
-    if not path:
-        readers += [
-            (name, bits_of(port["bits"]))
-            for name, port in netlist.modules[module]["ports"].items()
-            if port["direction"] == "output"
-        ]
-    for name, cell in netlist.modules[module]["cells"].items():
-        kind, where = cell["type"], cell["connections"]
-        ways = cell.get("port_directions", {})
-        inputs, written = (
-            [
-                bit
-                for port, bits in where.items()
-                if ways.get(port) == "input" and _is_written(kind, port) == side
-                for bit in bits_of(bits)
-            ]
-            for side in (False, True)
-        )
-        outputs = [bit for port, bits in where.items() if ways.get(port) == "output" for bit in bits_of(bits)]
-        if kind in netlist.modules and inside(kind):
-            joined: dict = {}
-            for port in sorted(where, key=lambda port: ways[port] == "output"):
-                for inner, outer in zip(
-                    netlist.modules[kind]["ports"][port]["bits"], map(bit_of, where[port]), strict=False
-                ):
-                    if inner in joined:  # an output that is an input, or another output
-                        drivers[outer] = ((0, 0, 0), [joined[inner]] if joined[inner] else [])
-                    elif not isinstance(inner, str):
-                        joined[inner] = outer
-            _flatten(netlist, kind, (*path, name), joined, drivers, readers, inside)
-            continue
-        place = f"{'.'.join((*path, name))} ({kind})"
-        readers.append((place, written))
-        if not kind.startswith(_THROUGH) or not outputs:
-            readers.append((place, inputs))
-        else:
-            cost = (int(kind.startswith(_LEVEL)), int(kind.startswith(_CARRY)), int(kind.startswith(_MUX)))
-            for bit in outputs:
-                drivers[bit] = (cost, inputs)
+def _cell(cell: dict, names: dict[int, str]) -> dict:
+    ways, where = cell.get("port_directions", {}), cell["connections"]
+    outputs = (bit for port, way in ways.items() if way == "output" for bit in where.get(port, ()))
+    net = next((names[bit] for bit in outputs if bit in names), None)
+    return {"type": cell["type"], "connections": where, "port_directions": ways, "net": net}

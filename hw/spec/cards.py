@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from .config import Config, ConfigError
-from .resources import Row, budget, refuse_excess
+from .resources import Row, budget, refuse_excess, with_platform
 
 SOURCES = {
     "device": "CLBs, 6-LUTs block RAMs, UltraRAMs, DSP48E2s and dies of XCU50 (= XCVU35P: XCVU33P + XCVU11P) "
@@ -16,8 +16,11 @@ SOURCES = {
     "sll": "not confirmed in AMD's text here: 23,040 wires a boundary is what several public projects with reports of "
     "U280 builds give (59.24 % of 23,040 used, in one); U50 and U55C are made of the same dies.",
     "platforms": "names used by public projects that build for these cards; U50 Gen3x16 XDMA base 5: UG1120.",
+    "u280_region": "dynamic region of xilinx_u280_gen3x16_xdma_1_202211_1: a device file of RapidStream, extracted "
+    "from Vivado, in the public repository Crazy-James26/FlexLLM (u280_device.json, commit c740cda); the two slots of "
+    "each die added, block RAMs of 18 Kb halved.",
 }
-"""Totals are the device's. The platform's shell takes a part of them that only the installed platform tells."""
+"""Totals are the device's; `REGIONS` says what a platform's shell leaves of them, where that is known."""
 
 HBM_CHANNELS = 32
 HBM_PORTS = 32
@@ -27,6 +30,34 @@ CROSSING_WIRES = 23040
 _CLB_LUTS, _CLB_FFS = 8, 16
 _BASE_DIE = {"clbs": 54960, "BRAM36": 672, "URAM": 320, "DSP48E2": 2880}
 _UPPER_DIE = {"clbs": 54000, "BRAM36": 672, "URAM": 320, "DSP48E2": 3072}
+
+
+@dataclass(frozen=True)
+class Region:
+    """The dynamic region of a platform: what the shell leaves to the user's kernel."""
+
+    dies: tuple[dict[str, int], ...]
+    """Resources in each SLR, SLR0 first, named as in `hw.synth.KINDS`."""
+    crossings: tuple[int, ...]
+    """Free wires over the boundaries SLR0-SLR1, SLR1-SLR2."""
+
+    @property
+    def resources(self) -> dict[str, int]:
+        """Of all dies."""
+        return {kind: sum(die[kind] for die in self.dies) for kind in self.dies[0]}
+
+
+REGIONS = {
+    "xilinx_u280_gen3x16_xdma_1_202211_1": Region(
+        (
+            {"LUT": 388800, "FF": 777600, "BRAM36": 600, "URAM": 320, "DSP48E2": 2664},
+            {"LUT": 364800, "FF": 729600, "BRAM36": 576, "URAM": 320, "DSP48E2": 2784},
+            {"LUT": 382080, "FF": 764160, "BRAM36": 600, "URAM": 320, "DSP48E2": 2856},
+        ),
+        (16797, 18773),
+    )
+}
+"""By platform. Of a platform that is not here nothing is known."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +89,11 @@ class Card:
         return {kind: sum(self.slr(i)[kind] for i in range(self.slrs)) for kind in self.slr(0)}
 
     @property
+    def region(self) -> Region | None:
+        """What the platform leaves to the user; None where that is not known."""
+        return REGIONS.get(self.platform)
+
+    @property
     def core_slr(self) -> int:
         """Where all but the matrix units is meant to be: in the middle, or beside the shell's."""
         return self.slrs // 2
@@ -82,8 +118,12 @@ class Card:
         return {slr: list(islice(units, n)) for slr, n in counts.items()}
 
     def budget(self, config: Config) -> list[Row]:
-        """What the configuration takes of the card."""
-        return budget(config, self.resources, self.floorplan(config), self.core_slr, CROSSING_WIRES)
+        """What the configuration takes of the card. Limits are the device's; what is above the platform's region is
+        not refused, but each row says what share of it that is."""
+        rows = budget(config, self.resources, self.floorplan(config), self.core_slr, CROSSING_WIRES)
+        if self.region is None:
+            return rows
+        return [with_platform(row, self.region.resources, self.region.crossings) for row in rows]
 
     def check(self, config: Config) -> None:
         """ConfigError if the configuration's ports, memories or resources do not fit the card."""
@@ -109,7 +149,7 @@ class Card:
 
 
 CORE_UNITS = 9
-"""What all but the matrix units takes, in matrix units: 225,000 LUTs over 25,900 on `u280` (Yosys)."""
+"""What all but the matrix units takes, in matrix units: 255,000 LUTs over 27,200 on `u280` (Yosys)."""
 _MIB = 1 << 20
 CARDS = {
     card.name: card

@@ -4,7 +4,7 @@
 words into the bits that narrow columns leave over. Logic is not here.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from .config import BEAT_BYTES, BLOCK, GRANULE_LANES, Config, ConfigError
@@ -176,6 +176,8 @@ def crossing_wires(floorplan: dict[int, list[int]], core: int) -> list[int]:
 
 # --- the budget ------------------------------------------------------------------------------------------
 
+CROSSING = "SLR crossing"
+
 
 @dataclass(frozen=True)
 class Row:
@@ -186,6 +188,9 @@ class Row:
     limit: int
     unit: str
     parts: dict[str, float]
+    platform_limit: int | None = None
+    """What the platform leaves to the user, where that is known."""
+    platform_share: float | None = None
 
 
 def budget(
@@ -211,10 +216,17 @@ def budget(
     if len(floorplan) > 1:
         wires = crossing_wires(floorplan, core)
         names = {f"SLR{i} to SLR{i + 1}": float(n) for i, n in enumerate(wires)}
-        rows.append(
-            Row("SLR crossing", max(wires), crossing_limit, f"wires between two dies (core on SLR{core})", names)
-        )
+        rows.append(Row(CROSSING, max(wires), crossing_limit, f"wires between two dies (core on SLR{core})", names))
     return rows
+
+
+def with_platform(row: Row, resources: dict[str, int], crossings: tuple[int, ...]) -> Row:
+    """A row with its share of what a platform leaves; of wires, those of the boundary that is the fullest."""
+    if row.kind == CROSSING:
+        used, limit = max(zip(row.parts.values(), crossings, strict=True), key=lambda wires: wires[0] / wires[1])
+    else:
+        used, limit = row.used, resources[row.kind.removeprefix("chain ")]
+    return replace(row, platform_limit=limit, platform_share=used / limit)
 
 
 def refuse_excess(where: str, rows: list[Row]) -> None:

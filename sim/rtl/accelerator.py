@@ -47,6 +47,25 @@ def synthesisable(machine: str | Config) -> str:
     return verilog(machine).removesuffix("\n" + DSP_MODEL.read_text())
 
 
+PARTS = ("matrix_unit", "vector_lane")
+"""Blocks that are written once, however many a configuration has."""
+
+
+def synthesisable_part(machine: str | Config, part: str) -> str:
+    """One of a configuration's `PARTS` as it stands in `synthesisable`, which takes several times as long to write."""
+    config = configurations.get(machine)
+
+    def make(folder: Path) -> None:
+        from hw.matrix_unit import MatrixUnit
+        from hw.vector_lane import VectorLane
+        from hw.verilog_writer import convert
+
+        block = MatrixUnit(config, primitive=True) if part == "matrix_unit" else VectorLane()
+        (folder / VERILOG).write_text(convert(block, part))
+
+    return (entry("verilog", f"{part}-{config.digest()}-{source_digest()}", make) / VERILOG).read_text()
+
+
 def compiled_apart(config: Config) -> tuple[str, ...]:
     """The modules of which a configuration has so many that compiling them once is worth the boundary's cost."""
     many = {"matrix_unit": config.units > 2, "vector_lane": config.lanes > GRANULE_LANES}

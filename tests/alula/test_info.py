@@ -1,6 +1,12 @@
 """Resource tables: how counts add up over a hierarchy."""
 
+import io
+
+import pytest
+from rich.console import Console
+
 from alula.info import against, describe
+from alula.info_tables import budget_table, remarks, resource_table, unit_table
 from hw.spec import cards
 from hw.spec.config import CONFIGS
 from hw.synth import hierarchy_cells, tally
@@ -26,7 +32,41 @@ def test_counts_against_a_card() -> None:
     """A unit's cells count in each of its instances; what the card has not is named."""
     cells = {f"c{i}": {"type": kind} for i, kind in enumerate(["DSP48E2"] * 2 + ["$lut"] * 5 + ["URAM288"])}
     netlist = Netlist("alula", {"matrix_unit": {"cells": cells, "ports": {}}}, {"matrix_unit": 641})
-    result = against("u50", cards.get("u50"), netlist, 1.0)
+    result = against("u50", cards.get("u50"), netlist)
     assert result["resources"]["DSP48E2"] == 1282 and not result["formula_equal"]["DSP48E2"]
     assert result["over"] == ["URAM"] and result["share_of_card"]["URAM"] == 641 / 640
     assert result["resources_by_unit"]["matrix_unit"]["LUT"] == 5 * 641
+    assert result["share_of_platform"] is None and result["over_platform"] is None
+
+
+def counted(card: str, kinds: dict[str, int]) -> dict:
+    """The answer to a netlist of so many primitives, with a path through it."""
+    cells = {f"{kind}{i}": {"type": kind} for kind, n in kinds.items() for i in range(n)}
+    netlist = Netlist("alula", {"matrix_unit": {"cells": cells, "ports": {}}}, {"matrix_unit": 1000})
+    path = {"luts": 19, "carries": 2, "muxes": 0, "starts_in": "core.state[1] (FDRE)", "ends_in": "status[3] (FDRE)"}
+    return against("u280", cards.get(card), netlist) | {"lut_levels_whole": 19, "longest_path": path}
+
+
+def test_counts_against_the_platform() -> None:
+    """1,200,000 LUTs are less than U280 has and more than its platform leaves; those of all three kinds count."""
+    result = counted("u280", {"$lut": 600, "SRL16E": 200, "RAM32M16": 50, "FDRE": 10})
+    assert result["over"] == [] and result["over_platform"] == ["LUT"]
+    assert result["share_of_platform"]["LUT"] == 1_200_000 / 1_135_680
+    assert [result["resources"][kind] for kind in ("LUT", "SRL", "LUTRAM")] == [600_000, 200_000, 400_000]
+
+
+@pytest.mark.parametrize("card", ["u280", "u50"])
+def test_tables_fit_80_columns(card: str) -> None:
+    """What is too much is marked; a card whose platform is not known says so."""
+    result = counted(card, {"$lut": 600, "SRL16E": 200, "RAM32M16": 50, "FDRE": 999}) | describe("u280")
+    console = Console(width=80, file=io.StringIO())
+    for table in (budget_table(result), resource_table(result), unit_table(result)):
+        console.print(table)
+    text = console.file.getvalue()
+    assert "…" not in text and max(map(len, text.splitlines())) <= 80
+    assert "600,000" in text and "1,200,000" in text and f"{result['share_of_card']['LUT']:.1%}" in text
+    told = " ".join(remarks(result))
+    if card == "u280":
+        assert "105.7% !" in text and "xilinx_u280_gen3x16_xdma_1_202211_1 leaves to the user: LUT" in told
+    else:
+        assert "unknown" in text and "137.7% !" in text and "is not known" in told and "more than u50 has: LUT" in told

@@ -73,6 +73,22 @@ def test_every_card_has_room_for_its_configuration(name):
     assert share["URAM"] <= 0.85 and share["BRAM36"] <= 0.85
 
 
+def test_what_the_platform_leaves():
+    """The sum of the dies of U280's region; a row above it is told, not refused. Of wires the fullest boundary."""
+    card = cards.get("u280")
+    assert card.region.resources == {
+        "LUT": 1135680, "FF": 2271360, "BRAM36": 1776, "URAM": 960, "DSP48E2": 8304
+    }  # fmt: skip
+    rows = {row.kind: row for row in card.budget(get("u280"))}
+    assert rows["URAM"].platform_limit == 960 and rows["URAM"].platform_share == rows["URAM"].used / 960
+    crossing = rows["SLR crossing"]
+    lower, upper = crossing.parts.values()
+    assert crossing.platform_share == max(lower / 16797, upper / 18773) > 1 > crossing.used / crossing.limit
+    card.check(get("u280"))
+    assert cards.get("u50").region is None
+    assert all(row.platform_share is None for row in cards.get("u50").budget(get("u50")))
+
+
 @pytest.mark.parametrize(
     "change, message",
     [

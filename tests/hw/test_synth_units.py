@@ -5,8 +5,10 @@ from amaranth.lib import wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-from hw.synth import synthesise, tally
-from hw.synth_units import Levels, distinct, instances, levels, split_modules, synthesise_units, unit_of
+from hw.dsp_group import delay
+from hw.levels import Levels, levels
+from hw.synth import luts, synthesise, tally
+from hw.synth_units import digest, distinct, instances, split_modules, synthesise_units, unit_of
 from hw.verilog_writer import convert
 
 
@@ -72,8 +74,9 @@ def test_counts_equal_those_of_the_whole():
 def test_the_longest_path_goes_through_modules():
     made = synthesise_units(VERILOG, "alula")
     found = levels(made, "alula")
-    assert (found.luts, found.carries, found.muxes) == (5, 0, 0) and "FD" in found.ends_in  # 2, the XOR, 2
-    assert levels(made, "alula.first") == Levels(2, 0, 0, "o")
+    assert (found.luts, found.carries, found.muxes) == (5, 0, 0)  # 2, the XOR, 2
+    assert found.starts_in == "i" and found.ends_in == "o (FDRE)"
+    assert levels(made, "alula.first") == Levels(2, 0, 0, "i", "o")
     alone = levels(made, "alula", inside=lambda name: name == "alula")
     assert alone.luts == 1
 
@@ -115,6 +118,66 @@ class Through(wiring.Component):
 def test_paths_go_through_modules_and_end_where_a_memory_is_written():
     found = levels(synthesise_units(convert(Around(), "alula"), "alula"), "alula")
     assert found.luts == 2 and "RAM" in found.ends_in
+
+
+class Delayed(wiring.Component):
+    """What a block is asked and what it answers are registered inside it; the parity behind is outside."""
+
+    i: In(11)
+    o: Out(1)
+
+    def elaborate(self, platform):
+        m = Module()
+        held, late = Signal(11), Signal(11)
+        m.d.sync += [held.eq(self.i), late.eq(held)]
+        m.submodules.stage = stage = Stage()
+        m.d.comb += stage.i.eq(late)
+        m.d.sync += self.o.eq(stage.o)
+        return m
+
+
+class Chain(wiring.Component):
+    """A parity behind each of two equal blocks."""
+
+    i: In(11)
+    o: Out(2)
+
+    def elaborate(self, platform):
+        m = Module()
+        for number in range(2):
+            m.submodules[f"delayed_{number}"] = delayed = Delayed()
+            m.submodules[f"stage_{number}"] = stage = Stage()
+            m.d.comb += [delayed.i.eq(self.i), stage.i.eq(self.i ^ delayed.o.replicate(11))]
+            m.d.sync += self.o[number].eq(stage.o)
+        return m
+
+
+def test_paths_start_and_end_inside_of_modules():
+    found = levels(synthesise_units(convert(Chain(), "alula"), "alula"), "alula")
+    assert found.luts == 3 and found.starts_in == "delayed_0.o (FDRE)" and found.ends_in == "o[0] (FDRE)"
+
+
+class ShiftRegister(wiring.Component):
+    """Twenty cycles late."""
+
+    i: In(1)
+    o: Out(1)
+
+    def elaborate(self, platform):
+        m = Module()
+        m.d.comb += self.o.eq(delay(m, self.i, 20, "late"))
+        return m
+
+
+def test_shift_registers_are_counted_apart():
+    """Twenty stages are one SRLC32E, with or without a flip-flop behind it."""
+    made = synthesise_units(convert(ShiftRegister(), "alula"), "alula").table()
+    assert made["SRL"] == 1 and made["LUT"] == made["LUTRAM"] == 0 and made["FF"] <= 1
+    assert luts(made) == 1
+
+
+def test_what_figures_come_from_has_one_digest():
+    assert digest(VERILOG) == digest(VERILOG) != digest(VERILOG + " ")
 
 
 def test_modules_of_units_that_were_left_out_end_paths():
