@@ -16,8 +16,9 @@ DEPENDS = (
     "hw/verilog/*",
     *(
         f"hw/spec/{name}.py"
-        for name in ("cards", "config", "csr", "isa", "legal", "numerics", "resources", "timing", "vector", "weights")
+        for name in ("cards", "csr", "isa", "legal", "numerics", "resources", "timing", "vector", "weights")
     ),
+    *(f"machine:{name}" for name in (CONFIG, *OTHERS)),
 )
 COLUMNS = ("LUT", "LUTRAM", "SRL", "FF", "BRAM36", "URAM", "DSP48E2")
 BOUND = 8
