@@ -105,7 +105,7 @@ def info(
             found = requantisation(model, compression(bits, sparsity, recipe))
         result |= found
     write_json(json, result)
-    if line := misfit(machine):
+    if not result["over_card"] and (line := misfit(machine)):  # what is over is marked in the budget
         errors.print(f"note: {line}", markup=False)
     show_configuration(result, full)
     if synth is not None:

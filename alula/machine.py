@@ -1,5 +1,6 @@
 """A machine as a command is given it, and whether its card has room for it."""
 
+from alula.output import percent
 from hw.spec import cards
 from hw.spec.config import Config, ConfigError
 
@@ -14,11 +15,17 @@ def over_card(config: Config) -> list[dict]:
     ]
 
 
+def _unit(row: dict) -> str:
+    return row["unit"].partition(" (")[0]
+
+
 def misfit(config: Config) -> str | None:
     """One line for a machine that its card cannot hold; None if it can."""
     board = cards.card_of(config)
     if over := over_card(config):
-        told = ", ".join(f"{row['used']:,.10g} of {row['limit']:,} {row['unit']} ({row['share']:.1%})" for row in over)
+        told = ", ".join(
+            f"{row['used']:,.10g} of {row['limit']:,} {_unit(row)} ({percent(row['share'])})" for row in over
+        )
         return f"{config.name} does not fit {board.name}: it needs {told}. It can be simulated, but not built"
     try:
         board.check(config)

@@ -32,8 +32,8 @@ DEPENDS = (
     f"program:{THIRTEEN}/{CONFIG}",
 )
 KEPT = (
-    "cycles", "seconds_at_clock", "clock_hz", "tokens_per_second", "macs", "mac_utilisation", "hbm_utilisation",
-    "hbm_busy", "memory", "layers",
+    "cycles", "seconds_at_clock", "clock_hz", "tokens_per_second", "macs", "mac_utilisation", "array_utilisation",
+    "hbm_utilisation", "hbm_busy", "memory", "layers",
 )  # fmt: skip
 PART = ("part", "cycles", "seconds_at_clock", "macs", "macs_sparse", "mac_utilisation", "array_utilisation")
 

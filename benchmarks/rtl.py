@@ -19,6 +19,7 @@ from alula.cross import CrossBackend, executors
 from alula.output import console, show, table, write_atomically
 from alula.session import Flow, open_flow
 from alula.verification import check_text, fill_cache, synthetic_ids
+from benchmarks.depends import KEY, TIMING, stamp
 from benchmarks.run import RESULTS
 from hw.spec.config import CONFIGS
 from hw.spec.memory import MemoryModel
@@ -42,6 +43,12 @@ RUNS = (
     Run("llava-tiny", "tiny", 1, 128, "3.5"),
     Run("smollm2-135m", "small", 1, 128, "3.5"),
     Run("llava-1.5-7b", "u280", 1, 128, "3.5"),
+)
+DEPENDS = (
+    *TIMING,
+    "hw/*.py",
+    *(f"machine:{run.config}" for run in RUNS),
+    *(f"program:{run.model}/{run.config}" for run in RUNS),
 )
 LIMIT_SECONDS = 1800
 """What a run may take on two cores, emission of the Verilog and compilation included."""
@@ -108,9 +115,12 @@ def record(found: dict) -> None:
     """Puts a run into the results file, in place of what it held of the same configuration."""
     path = RESULTS / "rtl.json"
     held = json.loads(path.read_text())["runs"] if path.exists() else []
-    runs = {row["config"]: row for row in [*held, found]}
+    stamped = stamp(DEPENDS)
+    runs = {row["config"]: row for row in [*held, found | {"sources": stamped["digest"]}]}
     ordered = [runs[run.config] for run in RUNS if run.config in runs]
-    result = {"cores": os.cpu_count(), "limit_seconds": LIMIT_SECONDS, "runs": ordered}
+    result: dict = {"cores": os.cpu_count(), "limit_seconds": LIMIT_SECONDS, "runs": ordered}
+    if all(row.get("sources") == stamped["digest"] for row in ordered):  # else a row is older than its sources
+        result[KEY] = stamped
     write_atomically(path, json.dumps(result, indent=2) + "\n")
 
 

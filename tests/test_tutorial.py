@@ -7,7 +7,6 @@ from tools.documents.results import ROOT
 
 TUTORIAL = ("README.md", "docs/tutorial/01-first-layer.md")
 """Their fast commands run with every test."""
-OWN_MACHINE = ROOT / "docs" / "tutorial" / "02-own-machine.md"
 PAGES = [page for page in pages.pages() if recorded.blocks(page.read_text())]
 
 
@@ -26,6 +25,4 @@ def test_fast_commands(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_all_commands(page):
-    if page == OWN_MACHINE and not any('"--set"' in path.read_text() for path in (ROOT / "alula").glob("cli*.py")):
-        pytest.skip("the commands of this page need --set")
     _check(page, slow=True)

@@ -5,6 +5,7 @@ from tools.documents.results import figure, table
 SIMULATED = "cycle simulator"
 RTL = "cycle simulator and RTL, equal"
 INTEGER = "golden model"
+ESTIMATED = "Yosys, an estimate"
 NAMES = {"llava-1.5-7b": "LLaVA-1.5-7B", "llava-1.5-13b": "LLaVA-1.5-13B", "smollm2-135m": "SmolLM2-135M"}
 
 
@@ -25,11 +26,11 @@ def _aim(value: float, aim: float, digits: int = 2) -> str:
     return f"aim {aim:.{digits}f}: {'met' if value <= aim else '**not met**'}"
 
 
-@figure("headline", "rtl", "perplexity")
-def headline(found: dict, rtl: dict, perplexity: dict) -> str:
+@figure("headline", "rtl", "perplexity", "synthesis")
+def headline(found: dict, rtl: dict, perplexity: dict, synthesis: dict) -> str:
     """The README's table."""
     runs = found["runs"]
-    prefill = _named(runs, phase="prefill")
+    prefill = _named(runs, phase="prefill", sparsity="dense")
     rows = [
         [
             f"prefill of {prefill['tokens']} tokens, {NAMES[prefill['model']]}, 8-bit weights",
@@ -68,8 +69,15 @@ def headline(found: dict, rtl: dict, perplexity: dict) -> str:
             f"{perplexity['ratio']:.3f}",
             INTEGER,
         ],
+        ["LUTs: of the U280's, and of what its platform leaves to the user", _luts(synthesis["whole"]), ESTIMATED],
     ]
     return table([f"on `u280`, assumed clock {_clock(prefill)}", "result", "measured by"], rows)
+
+
+def _luts(whole: dict) -> str:
+    shares = (whole["share_of_card"]["LUT"], whole["share_of_platform"]["LUT"])
+    card, platform = (f"{share:.1%}".replace("%", " %") for share in shares)
+    return f"{card}, {platform}: **unlikely to place**"
 
 
 @figure("headline")
@@ -81,6 +89,7 @@ def phases(found: dict) -> str:
             f"{run['cycles']:,}",
             f"{run['seconds_at_clock']:.4f}",
             "" if run["phase"] == "prefill" else f"{run['tokens_per_second']:.1f}",
+            f"{run['array_utilisation']:.3f}",
             f"{run['mac_utilisation']:.3f}",
             f"{run['hbm_utilisation']:.3f}",
             f"{run['hbm_busy']:.3f}",
@@ -93,7 +102,8 @@ def phases(found: dict) -> str:
             "cycles",
             "seconds",
             "tokens/s",
-            "share of the array's MACs",
+            "share of the array",
+            "dense-equivalent",
             "useful bytes over peak",
             "all bytes",
         ],
@@ -295,10 +305,12 @@ def simulator_speed(found: dict) -> str:
     return table(["run", "cycles", "alula, wall time", f"SCALE-Sim ({other['scale_sim'][0]})"], rows)
 
 
-@figure("ltp")
+@figure("synthesis")
 def longest_paths(found: dict) -> str:
-    """The longest path of each unit in LUT levels."""
+    """The longest path of each unit in LUT levels, and that of the whole."""
     rows = [[run["unit"], str(run["lut_levels"]), str(run["carry_cells"])] for run in found["runs"]]
+    whole = found["whole"]["longest_path"]
+    rows.append(["**the whole netlist**", f"**{whole['luts']}**", str(whole["carries"])])
     return table([f"unit of `{found['config']}`", "LUT levels", "carry cells"], rows)
 
 
