@@ -4,6 +4,7 @@ from rich.table import Table
 
 from alula.output import show, table
 
+WIDTH = 80
 ABOVE = "!"
 """Behind a share of more than 100 %."""
 NAMES = {
@@ -44,8 +45,10 @@ def budget_table(result: dict) -> Table:
         ]
         for row in result["budget"]
     ]
-    title = f"budget on {result['budget_card']} (from widths and depths)"
-    return table(title, ["", "used", "limit", "share", "of the platform", "of that"], rows)
+    title = f"budget on {result['budget_card']}, from widths and depths ({ABOVE}: more than there is)"
+    made = table(title, ["", "used", "limit", "share", "platform", "of that"], rows)
+    made.width = WIDTH
+    return made
 
 
 def resource_table(result: dict) -> Table:
