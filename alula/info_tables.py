@@ -38,7 +38,7 @@ def budget_table(result: dict) -> Table:
         own, left = share(row["share"]), share(row["platform_share"])
         rows.append([row["unit"].partition(" (")[0], row["used"], row["limit"], own, left])
         rows += [[f"  {name}", used, "", "", ""] for name, used in row["parts"].items()]
-    title = f"budget on {result['budget_card']} (from widths and depths)"
+    title = f"budget on {result['budget_card']}, from widths and depths ({ABOVE}: more than there is)"
     return table(title, ["", "used", "limit", "share", "of the platform"], rows)
 
 

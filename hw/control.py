@@ -108,7 +108,7 @@ class Control(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        self.status, self.detail, self.status_pc = Signal(ERROR_BITS), Signal(32), Signal(32)
+        self.status, self.detail, self.status_pc = Signal(ERROR_BITS, name="status"), Signal(32), Signal(32)
         self.done, self.draining = Signal(), Signal()
         self.enable, self.isr, self.ier = Signal(), Signal(2), Signal(2)
         self.start, self.poisoned, refused = Signal(), Signal(), Signal()

@@ -157,7 +157,7 @@ class Sequencer(wiring.Component):
 
     def _checks(self, m, execute, ready):
         """Errors before execution, the limit, the watchdog."""
-        count, quiet = Signal(32), Signal(32)
+        count, quiet = Signal(32, name="retired"), Signal(32, name="quiet")
 
         def fail(code):
             m.d.comb += [self.error.eq(1), self.error_code.eq(code)]
