@@ -2,7 +2,7 @@
 
 from rich.table import Table
 
-from alula.output import table
+from alula.output import percent, table
 
 ABOVE = "!"
 """Behind a share of more than 100 %."""
@@ -28,7 +28,7 @@ def share(of: float | None) -> str:
     """A share in percent, marked where it is too much; `unknown` for None."""
     if of is None:
         return "unknown"
-    return f"{of:.1%} {ABOVE}" if of > 1 else f"{of:.1%}"
+    return f"{percent(of)} {ABOVE}" if of > 1 else percent(of)
 
 
 def budget_table(result: dict) -> Table:
@@ -38,7 +38,7 @@ def budget_table(result: dict) -> Table:
         own, left = share(row["share"]), share(row["platform_share"])
         rows.append([row["unit"].partition(" (")[0], row["used"], row["limit"], own, left])
         rows += [[f"  {name}", used, "", "", ""] for name, used in row["parts"].items()]
-    title = f"budget on {result['budget_card']}, from widths and depths ({ABOVE}: more than there is)"
+    title = f"budget on {result['budget_card']}, by formula ({ABOVE} is too much)"
     return table(title, ["", "used", "limit", "share", "of the platform"], rows)
 
 

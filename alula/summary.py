@@ -227,10 +227,17 @@ def configuration_lines(result: dict) -> Lines:
     ]  # fmt: skip
     board = result["budget_card"]
     for row in result["budget"]:
-        over = " TOO MANY" if row["share"] > 1 else ""
-        lines.append((f"on {board}", f"{show(row['used'])} of {show(row['limit'])} {row['unit'].partition(' (')[0]} "
-                                     f"({percent(row['share'])}){over}"))  # fmt: skip
+        used = f"{show(row['used'])} of {show(row['limit'])} {row['unit'].partition(' (')[0]}"
+        lines.append((f"on {board}", f"{used} ({_shares(row)})"))
     return lines
+
+
+def _shares(row: dict) -> str:
+    """Of the device; and of what the platform leaves of it, where that is too little."""
+    if row["share"] > 1:
+        return f"{percent(row['share'])} TOO MANY"
+    of_platform = row["platform_share"]
+    return percent(row["share"]) + (f"; platform {percent(of_platform)}!" if of_platform and of_platform > 1 else "")
 
 
 def figures(values: dict, prefix: str = "") -> Iterator[tuple[str, object, str]]:

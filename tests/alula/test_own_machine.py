@@ -73,7 +73,7 @@ def test_changed_machines_equal_the_golden_model(changes, tmp_path):
 
 def test_what_is_larger_than_its_card_is_marked(tmp_path, capsys):
     told = result(tmp_path, "info", "--config", "u280", "--set", "units=64")
-    assert "10,121 of 6,500 DSPs (155.7 %) TOO MANY" in capsys.readouterr().out
+    assert "10,121 of 6,500 DSPs (155.7 % TOO MANY)" in capsys.readouterr().out
     over = {row["kind"]: row["share"] for row in told["over_card"]}
     assert round(over["DSP48E2"], 3) == 1.557
     found = result(tmp_path, "simulate", "--set", "units=256", "--phase", "vision")

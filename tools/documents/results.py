@@ -22,18 +22,9 @@ class Older:
 
 _UNSTAMPED = "measured before result files said what they depend on"
 OLDER: dict[str, Older] = {
-    "bits": Older("2026-11-25", _UNSTAMPED),
     "commands": Older("2026-11-27", "measured by hand: the benchmark that measures it takes an hour"),
-    "lengths": Older("2026-11-25", _UNSTAMPED),
-    "ltp": Older("2026-11-25", _UNSTAMPED),
-    "multiplexers": Older("2026-11-25", _UNSTAMPED),
-    "perplexity": Older("2026-11-23", _UNSTAMPED),
-    "quality": Older("2026-11-25", _UNSTAMPED),
     "rtl": Older("2026-11-25", _UNSTAMPED),
     "simulator": Older("2026-11-25", _UNSTAMPED),
-    "sparse": Older("2026-11-25", _UNSTAMPED),
-    "tokens": Older("2026-11-25", _UNSTAMPED),
-    "vlm": Older("2026-11-25", _UNSTAMPED),
 }
 """Result files that documents show although they are stale. The label in the documents stays in any case."""
 USED: set[str] = set()
