@@ -27,7 +27,7 @@ from alula.output import (
     write_atomically,
     write_json,
 )
-from alula.summary import show_configuration, show_figures
+from alula.summary import show_configuration, show_figures, show_model
 from hw.spec.assembly import AssemblyError, assemble
 from hw.spec.errors import UserError
 from hw.spec.listing import listing
@@ -84,15 +84,17 @@ def info(
     set: Set = None,
     synth: Annotated[str | None, typer.Option(metavar="yosys", help="Resources from Yosys synthesis.")] = None,
     card: Annotated[str | None, typer.Option(help="Compare with u280, u50 or u55c.")] = None,
-    model: Annotated[str | None, typer.Option(help="Quantised checkpoint: what quantising it again costs.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Also say what a model is; of a quantised one, what quantising it again costs.")
+    ] = None,
     bits: Bits = "8",
     sparsity: Sparsity = "dense",
     recipe: Recipe = "best",
     full: Full = False,
     json: Json = None,
 ) -> None:
-    """A configuration's sizes and peaks; with --synth yosys its resources; with --model its requantisation error."""
-    from alula.info import describe, requantisation, requantisation_line, resources
+    """A configuration's sizes and peaks; with --synth yosys its resources; with --model what a model is."""
+    from alula.info import describe, describe_model, resources
 
     check_writable(json)
     machine = resolve(config, set or ())
@@ -101,9 +103,8 @@ def info(
         with progress(f"synthesising {machine} with Yosys") as advance:
             result |= resources(machine, card, lambda text: advance(0, text))
     if model is not None:
-        with progress(f"quantising {model} again"):
-            found = requantisation(model, compression(bits, sparsity, recipe))
-        result |= found
+        with progress(f"opening {model}") as advance:
+            result |= describe_model(model, compression(bits, sparsity, recipe), lambda text: advance(0, text))
     write_json(json, result)
     if not result["over_card"] and (line := misfit(machine)):  # what is over is marked in the budget
         errors.print(f"note: {line}", markup=False)
@@ -111,7 +112,7 @@ def info(
     if synth is not None:
         _show_resources(result)
     if model is not None:
-        console.print(requantisation_line(found), soft_wrap=True)
+        show_model(result)
 
 
 def _show_resources(result: dict) -> None:

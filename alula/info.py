@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
+from math import prod
 from typing import TYPE_CHECKING
 
 from alula.machine import over_card
@@ -17,6 +18,7 @@ from hw.spec.resources import KIND, Store, dsp_total, memories
 
 if TYPE_CHECKING:
     from hw.synth_units import Netlist
+    from ref_model.checkpoints import Checkpoint
     from ref_model.compress import Compression
 
 
@@ -100,18 +102,47 @@ def _above(used: dict[str, float], limits: dict[str, int]) -> list[str]:
     return [kind for kind, limit in limits.items() if used[kind] > limit]
 
 
-def requantisation(source: str, compression: "Compression | None") -> dict:
-    """Relative RMS error of the machine's integers against a packed checkpoint's dequantised weights, over the language
-    model's linears. UserError if the checkpoint holds floating-point weights."""
-    from alula.session import calibration, compression_ids, open_model
-    from ref_model.compress.imports import requantisation_error
+def describe_model(
+    source: str, compression: "Compression | None", note: Callable[[str], None] = lambda _: None
+) -> dict:
+    """What a model is; of a packed checkpoint also what quantising it again costs.
+
+    compression: as the machine would hold the weights (None: INT8). UserError for a compression of a floating-point
+    checkpoint, which nothing is compared with.
+    """
+    from alula.session import open_model
+    from ref_model.checkpoints.base import HEAD
 
     checkpoint = open_model(source)
-    if not checkpoint.quantised:
+    if compression is not None and not checkpoint.quantised:
         raise UserError(
-            f"{source} holds floating-point weights, nothing is quantised twice: "
-            "give a quantised GGUF file, or a GPTQ or AWQ folder"
+            f"{source} holds floating-point weights: --bits and --sparsity have an effect on a quantised checkpoint "
+            "only, leave them out"
         )
+    vision, text = checkpoint.config.vision, checkpoint.config.text
+    found = {
+        "model": source,
+        "model_name": checkpoint.config.name,
+        "parameters": sum(
+            prod(shape) for name, shape in checkpoint.shapes.items() if not (text.tied_embeddings and name == HEAD)
+        ),
+        "quantised": checkpoint.quantised,
+        "text": asdict(text),
+        "vision": None if vision is None else asdict(vision) | {"visual_tokens": checkpoint.config.n_visual_tokens},
+        "requantisation": None,
+    }
+    if checkpoint.quantised:
+        note(f"quantising {source} again")
+        found["requantisation"] = requantisation(source, checkpoint, compression)
+    return found
+
+
+def requantisation(source: str, checkpoint: "Checkpoint", compression: "Compression | None") -> dict:
+    """Relative RMS error of the machine's integers against a packed checkpoint's dequantised weights, over the language
+    model's linears."""
+    from alula.session import calibration, compression_ids
+    from ref_model.compress.imports import requantisation_error
+
     compressor = maxima = None
     if compression is None:
         maxima = calibration(source, checkpoint)
@@ -119,15 +150,4 @@ def requantisation(source: str, compression: "Compression | None") -> dict:
         compressor = compression.compressor(checkpoint, compression_ids(source, checkpoint, compression))
     report = requantisation_error(checkpoint, compressor, maxima)
     name, worst = report.worst
-    found = {"mean_relative_rms_error": report.mean, "worst_relative_rms_error": worst, "worst_module": name}
-    return {"model": source, "quantised": checkpoint.quantised, "requantisation": found}
-
-
-def requantisation_line(result: dict) -> str:
-    """One line of what `requantisation` found."""
-    found = result["requantisation"]
-    return (
-        f"{result['model']} ({result['quantised']}): relative RMS error of requantisation "
-        f"{found['mean_relative_rms_error']:.4f} in the mean, {found['worst_relative_rms_error']:.4f} at worst "
-        f"({found['worst_module']})"
-    )
+    return {"mean_relative_rms_error": report.mean, "worst_relative_rms_error": worst, "worst_module": name}

@@ -56,6 +56,31 @@ def show_configuration(result: dict, full: bool) -> None:
         console.print(budget_table(result))
 
 
+def show_model(result: dict) -> None:
+    """The model of `alula info --model`."""
+    for subject, text in model_lines(result):
+        console.print(f"  {subject:<11}  {text}" if subject else text, markup=False)
+
+
+def model_lines(result: dict) -> Lines:
+    """The summary of a model, and what quantising it again costs."""
+    text, vision = result["text"], result["vision"]
+    heads = f"{text['heads']} query and {text['kv_heads']} key heads of {text['head_dim']}"
+    form = result["quantised"] or "floating point"
+    lines = [
+        ("", f"{result['model_name']}: {amount(result['parameters'] / 1e6)} million parameters, {form}"),
+        ("text", f"{text['layers']} layers of {text['hidden']:,}, {heads}, context {text['context']:,}"),
+        ("sizes", f"feed-forward {text['ffn']:,}, vocabulary {text['vocab']:,}"),
+    ]
+    if vision:
+        tower = f"{vision['layers']} layers of {vision['hidden']:,}, images of {vision['image_size']} pixels"
+        lines.append(("vision", f"{tower}: {vision['visual_tokens']:,} visual tokens"))
+    if found := result["requantisation"]:
+        lines.append(("requantised", f"relative RMS error {found['mean_relative_rms_error']:.4f} in the mean"))
+        lines.append(("worst", f"{found['worst_relative_rms_error']:.4f} ({found['worst_module']})"))
+    return lines
+
+
 def show_verified(result: dict, full: bool) -> None:
     """The result of `alula verify`; the verdict follows."""
     cases = result["cases"]
@@ -259,9 +284,11 @@ def unit_of(key: str, prefix: str = "") -> str:
     """The unit of a figure; empty where it is a name, a code or a verdict."""
     if prefix.startswith("counters") and key in _COUNTED:
         return _COUNTED[key]
+    if prefix.startswith("traffic"):
+        return "bytes"
     if key in _UNITS:
         return _UNITS[key]
-    if "bytes" in key or prefix.startswith("traffic"):
+    if "bytes" in key:
         return "bytes"
     endings = {"seconds": "s", "seconds_at_clock": "s", "_hz": "Hz", "utilisation": "of 1", "_busy": "of 1"}
     return next((unit for ending, unit in endings.items() if key.endswith(ending)), "")

@@ -59,17 +59,17 @@ def test_a_stale_result_is_found_and_labelled(planted, monkeypatch):
     stamp = depends.stamp(("hw/spec/config.py",))
     planted("perplexity", measured=stamp)
     assert results.unexplained() == []
-    assert "before the sources changed" not in figures.perplexity()
+    assert "with older sources and not again since" not in figures.perplexity()
     planted("perplexity", measured=stamp | {"digest": "0" * 16, "date": "2001-02-03"})
     assert len(results.unexplained()) == 1
-    assert "measured on 2001-02-03, before the sources changed" in figures.perplexity()
+    assert "measured on 2001-02-03, with older sources and not again since" in figures.perplexity()
     monkeypatch.setattr(results, "OLDER", {"perplexity": results.Older("2001-02-03", "a test")})
     assert results.unexplained() == []
 
 
 def test_an_unstamped_result_is_labelled(planted):
     planted("perplexity", measured=None)
-    assert "before the sources changed" in figures.perplexity()
+    assert "with older sources and not again since" in figures.perplexity()
 
 
 def test_a_reason_that_is_no_longer_needed_is_found(planted, monkeypatch):

@@ -33,7 +33,8 @@ FIELDS = {
         "chains a unit",
         1,
         8,
-        "Sparse DSP chains in a matrix unit. A chain has 16 multipliers, each of which makes two products a cycle.",
+        "DSP chains in a matrix unit: rows of 16 multipliers that skip pruned weights. A multiplier makes two products a "
+        "cycle.",
         "18 DSPs each in every unit. Fewer chains take more cycles for each row (8 / chains).",
         "1, 2, 4 or 8",
     ),
@@ -42,7 +43,7 @@ FIELDS = {
         16,
         4096,
         "Lanes of the vector unit: int32 values that it works on in a cycle.",
-        "14 DSPs, about 2,000 LUTs and one block RAM each. More lanes drain results sooner.",
+        "14 DSPs, about 2,400 LUTs and one block RAM each. More lanes drain results sooner.",
         "a multiple of 16 that divides 16 x units",
     ),
     "ob_blocks": Field(
@@ -57,7 +58,7 @@ FIELDS = {
         "granules of 16 int32",
         64,
         _BUFFER,
-        "Result buffer AB: what the matrix units drain into and the vector unit reads.",
+        "Accumulator buffer AB: the sums that the matrix units drain and the vector unit reads.",
         "64 bytes of UltraRAM each. It bounds the tokens that a prefill works on at once.",
         "a multiple of lanes / 16",
     ),
@@ -65,7 +66,7 @@ FIELDS = {
         "granules of 16 int32",
         64,
         _BUFFER,
-        "Parameter buffer PB: scales, norms' weights and tables that LD brings.",
+        "Parameter buffer PB: scales, norms' weights, embedding rows and RoPE tables that LD brings.",
         "64 bytes of block RAM each.",
         "a multiple of lanes / 16",
     ),
@@ -97,7 +98,7 @@ FIELDS = {
         8,
         4096,
         "Activation rows that a matrix instruction can hold in the accumulators.",
-        "Two copies of 2 x 64 bytes a row in every unit. More rows read a weight less often in a prefill.",
+        "256 bytes of block RAM a row in every unit. With more rows a prefill reads a weight less often.",
         "a multiple of 8",
     ),
     "fifo_beats": Field(
@@ -105,7 +106,7 @@ FIELDS = {
         32,
         1 << 16,
         "Weight FIFO of a matrix unit: how far its channel may run ahead of the products.",
-        "64 bytes and a tag in every unit. A short FIFO waits for the memory's refresh.",
+        "64 bytes of block RAM in every unit. A short FIFO runs empty while the memory refreshes.",
     ),
     "imem_instructions": Field(
         "instructions of 8 bytes",
@@ -154,7 +155,8 @@ MEMORY_FIELDS = {
         "Hz",
         50_000_000,
         2_000_000_000,
-        "The memory's own clock: beats of 64 bytes a second that a port with a fixed latency delivers at most.",
+        "Clock of the ports with a fixed latency: beats of 64 bytes a second that one delivers at most. HBM channels "
+        "always run at 450 MHz.",
         "Nothing on the chip.",
     ),
     "read_latency": Field(

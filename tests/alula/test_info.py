@@ -1,10 +1,12 @@
 """Resource tables: how counts add up over a hierarchy."""
 
 import io
+import json
 
 import pytest
 from rich.console import Console
 
+from alula.cli import main
 from alula.info import against, describe
 from alula.info_tables import budget_table, remarks, resource_table, unit_table
 from alula.output import percent
@@ -71,3 +73,21 @@ def test_tables_fit_80_columns(card: str) -> None:
         assert "105.7 % !" in text and "xilinx_u280_gen3x16_xdma_1_202211_1 leaves to the user: LUT" in told
     else:
         assert "unknown" in text and "137.7 % !" in text and "is not known" in told and "more than u50 has: LUT" in told
+
+
+def test_a_model_is_described_whatever_its_weights(tmp_path, capsys) -> None:
+    path = tmp_path / "info.json"
+    with pytest.raises(SystemExit) as ended:
+        main(["info", "--model", "llava-tiny", "--json", str(path)])
+    assert not ended.value.code
+    found, said = json.loads(path.read_text()), capsys.readouterr().out
+    assert found["quantised"] == "" and found["requantisation"] is None
+    assert found["text"]["layers"] == 2 and found["vision"]["visual_tokens"] == 16
+    assert "floating point" in said and "16 visual tokens" in said
+    assert max(map(len, said.splitlines())) <= 80
+
+
+def test_bits_of_a_floating_point_model_compare_with_nothing(capsys) -> None:
+    with pytest.raises(SystemExit):
+        main(["info", "--model", "llava-tiny", "--bits", "4"])
+    assert "llava-tiny holds floating-point weights: --bits and --sparsity have an effect" in capsys.readouterr().err

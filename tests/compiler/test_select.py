@@ -110,7 +110,9 @@ def test_ties_of_rows(tiny, name, rows):
     assert found[: rows * SIDE] == survivors(VALUES[name], rows * SIDE, "row")
 
 
-@pytest.mark.parametrize("keep, strategy", [(288, "rank"), (29, "rank"), (144, "row")])
+@pytest.mark.parametrize(
+    "keep, strategy", [pytest.param(288, "rank", marks=pytest.mark.slow), (29, "rank"), (144, "row")]
+)
 def test_576_patches_take_less_than_60k_cycles_on_u280(keep, strategy):
     layout = compile_model(named_config("llava-1.5-7b"), config.get("u280"), 512, n_layers=1).layout
     values = np.random.default_rng(keep).integers(0, 1 << 20, 577)

@@ -275,7 +275,7 @@ def test_results_and_cycles(name, stall):
     check_run(CONFIGS[name], SHAPES, seed=len(name), stall=stall, latency=20, gaps=9 if stall else 0)
 
 
-@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("bits", [pytest.param(bits, marks=SLOW if bits in (3, 4) else ()) for bits in BITS])
 def test_every_sparsity(bits):
     """Each alone, where nothing hides a wrong round: rows that do not come in pairs, and those that do."""
     shapes = [

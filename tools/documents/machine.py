@@ -10,7 +10,7 @@ from tools.documents.results import table
 BUFFERS = {
     "OB": ("ob_blocks", 16, "operand buffer: int8 activations for the matrix units"),
     "AB": ("ab_granules", 64, "accumulator buffer: sums from the matrix units"),
-    "PB": ("pb_granules", 64, "parameter buffer: scales, embedding rows, RoPE tables"),
+    "PB": ("pb_granules", 64, "parameter buffer: scales, norms' weights, embedding rows, RoPE tables"),
     "VB": ("vb_granules", 64, "vector buffer: int32 activations, the residual stream"),
     "SB": ("sb_granules", 64, "store buffer: what goes to memory"),
 }
@@ -90,7 +90,7 @@ def cards() -> str:
     for card in CARDS.values():
         config = CONFIGS[card.name]
         totals = (card.resources[kind] for kind in ("DSP48E2", "LUT", "FF", "BRAM36", "URAM"))
-        channels = f"{config.units} of {HBM_CHANNELS}, {card.channel_bytes >> 20} MB each"
+        channels = f"{config.units} of {HBM_CHANNELS}, {card.channel_bytes >> 20} MiB each"
         rows.append(
             [
                 card.name.upper(),

@@ -21,6 +21,8 @@ class Older:
 
 
 _UNSTAMPED = "measured before result files said what they depend on"
+LATE = "with older sources and not again since"
+"""What is said of a result that is older than its sources."""
 OLDER: dict[str, Older] = {
     "commands": Older("2026-11-27", "measured by hand: the benchmark that measures it takes an hour"),
     "rtl": Older("2026-11-25", _UNSTAMPED),
@@ -60,7 +62,7 @@ def label(name: str, result: dict) -> str:
     confirmed = ""
     if "rows_confirmed" in stamped:
         confirmed = f" ({stamped['rows_confirmed']} rows measured again on {stamped['date']}: the same)"
-    late = ", before the sources changed" if is_stale(result) else ""
+    late = f", {LATE}" if is_stale(result) else ""
     return f"`benchmarks/results/{name}.json`, measured on {date}{confirmed}{late}."
 
 

@@ -109,7 +109,7 @@ def boxes(config: Config) -> list[Box]:
     memory = {"hbm": "HBM2 timing", "fixed": "fixed latency"}[config.memory.kind]
     program = f"program memory: {config.imem_instructions:,} instructions"
     scalars = f"{config.rs_entries:,} row scalars"
-    chains = f"{config.chains} chains x {MULTIPLIERS_PER_CHAIN} multipliers"
+    chains = f"{config.chains} chains x {MULTIPLIERS_PER_CHAIN} multipliers x 2"
     return [
         Box("memory", 20, 38, 150, 50, ("host", "starts, reads counters")),
         Box("memory", 20, 115, 150, 90, ("auxiliary memory", _bytes(config.aux_bytes), "programs, tables,", "results")),
@@ -139,7 +139,7 @@ def boxes(config: Config) -> list[Box]:
 
 
 def _bytes(count: int) -> str:
-    return f"{count >> 30} GB" if count >= 1 << 30 else f"{count >> 20} MB"
+    return f"{count >> 30} GiB" if count >= 1 << 30 else f"{count >> 20} MiB"
 
 
 def svg(config: Config) -> str:

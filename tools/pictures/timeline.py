@@ -60,9 +60,8 @@ def svg(events: list[Event], cycles: int, operators: dict[int, str]) -> str:
         ]
     parts.append(f'  <text x="4" y="{bottom + 16}" class="small">cycle</text>')
     parts.append(f'  <text x="4" y="{bottom + 32}" class="small">microseconds</text>')
-    assumed = (
-        f"microseconds at an assumed clock of {clock / 1e6:.0f} MHz; busy: share of the cycles in which a unit works"
-    )
+    assumed = f"microseconds at an assumed clock of {clock / 1e6:.0f} MHz; "
+    assumed += "busy: an instruction runs, waiting for weights included"
     parts.append(f'  <text x="{LEFT}" y="{bottom + 50}" class="small">{assumed}</text>')
     for row, (unit, name) in enumerate(NAMES.items()):
         mine = sorted(event for event in events if event.unit == unit)
