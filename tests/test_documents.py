@@ -49,6 +49,7 @@ def planted(tmp_path, monkeypatch):
 
 def test_a_changed_figure_is_found(planted):
     planted("perplexity", ratio=2.0)
+    planted("quality", aims={"4 dense best": 9.99})
     differing = {page.name for page in pages.differing()}
     assert {"README.md", "results.md"} <= differing
 

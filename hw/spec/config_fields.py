@@ -33,8 +33,8 @@ FIELDS = {
         "chains a unit",
         1,
         8,
-        "DSP chains in a matrix unit: rows of 16 multipliers that skip pruned weights. A multiplier makes two products a "
-        "cycle.",
+        "DSP chains in a matrix unit: rows of 16 multipliers that skip pruned weights. A multiplier makes two products "
+        "a cycle.",
         "18 DSPs each in every unit. Fewer chains take more cycles for each row (8 / chains).",
         "1, 2, 4 or 8",
     ),
