@@ -25,7 +25,6 @@ LATE = "with older sources and not again since"
 """What is said of a result that is older than its sources."""
 OLDER: dict[str, Older] = {
     "commands": Older("2026-11-27", "measured by hand: the benchmark that measures it takes an hour"),
-    "rtl": Older("2026-11-25", _UNSTAMPED),
     "simulator": Older("2026-11-25", _UNSTAMPED),
 }
 """Result files that documents show although they are stale. The label in the documents stays in any case."""
