@@ -35,7 +35,7 @@ def measure() -> dict:
 def _one(command: str, cache: Path) -> dict:
     began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
     environment = os.environ | {"ALULA_CACHE": str(cache), "ALULA_BIN": str(Path(sys.executable).parent)}
-    subprocess.run(command.split(), cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(command.split(), cwd=ROOT, env=environment, check=True, stdout=sys.stderr)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {
