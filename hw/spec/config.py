@@ -110,7 +110,7 @@ class Config:
             (self.units * GRANULE_LANES) % self.lanes == 0,
             f"lanes = {self.lanes} does not divide units x 16 = {self.units * GRANULE_LANES}",
         )
-        need(self.acc_rows % 8 == 0, f"acc_rows = {self.acc_rows} is not a multiple of 8 rows")
+        need(self.acc_rows % 2 == 0, f"acc_rows = {self.acc_rows} is not an even number of rows")
 
     def _check_buffers(self):
         need = self._need

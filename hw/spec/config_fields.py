@@ -95,11 +95,11 @@ FIELDS = {
     ),
     "acc_rows": Field(
         "rows",
-        8,
+        2,
         4096,
         "Activation rows that a matrix instruction can hold in the accumulators.",
         "256 bytes of block RAM a row in every unit. With more rows a prefill reads a weight less often.",
-        "a multiple of 8",
+        "an even number",
     ),
     "fifo_beats": Field(
         "beats of 64 bytes",

@@ -302,10 +302,5 @@ def test_info_prints_the_requantisation_error(tmp_path: Path, capsys: pytest.Cap
     error = found["requantisation"]
     assert found["quantised"] == "AWQ 4 bits"
     assert 0 < error["mean_relative_rms_error"] <= error["worst_relative_rms_error"] < 0.02
-    lines = [line for line in capsys.readouterr().out.splitlines() if "requantisation" in line]
-    assert len(lines) == 1 and error["worst_module"] in lines[0]
-
-
-def test_info_refuses_what_is_not_quantised() -> None:
-    with pytest.raises(UserError, match="floating-point"):
-        cli.app(["info", "--model", "llava-tiny"], standalone_mode=False)
+    said = capsys.readouterr().out
+    assert "relative RMS error" in said and error["worst_module"] in said and "AWQ 4 bits" in said

@@ -46,6 +46,8 @@ MASKED = re.compile(
     re.IGNORECASE,
 )
 """From here to the end of a line, every number is masked."""
+TOOK = re.compile(r"^(  took +).*$")
+"""The line of a summary about the computer that simulates: its units change with its numbers."""
 NUMBER = re.compile(r"(\s*)(?<![\w.])(\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?)")
 DATE = re.compile(r"\b20\d\d-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d)?)?\b")
 ELLIPSIS = "..."
@@ -185,7 +187,7 @@ def masked(output: str, folder: Path) -> list[str]:
 
 
 def _masked(line: str) -> str:
-    line = DATE.sub(ELLIPSIS, line)
+    line = TOOK.sub(rf"\1{ELLIPSIS}", DATE.sub(ELLIPSIS, line))
     found = MASKED.search(line)
     return line[: found.start()] + NUMBER.sub(_hidden, line[found.start() :]) if found else line
 
