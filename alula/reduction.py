@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from alula.session import Flow
+from hw.spec.errors import UserError
+from ref_model.mask import BlockMask
 from ref_model.reduction import Drop, Reduction, parse_drops, visual_places, visual_range
 
 
@@ -14,6 +16,14 @@ class Asked:
     drops: tuple[Drop, ...]
     image_tokens: int | None = None
     image_start: int | None = None
+
+    def check(self, flow: Flow, lengths: Sequence[int], mask: BlockMask | None) -> None:
+        """UserError, before anything runs, for what no synthetic prompt of these lengths can do."""
+        ranked = next((drop for drop in self.drops if drop.by_score), None)
+        if ranked is not None and mask is not None:
+            raise UserError(f"{ranked.option} ranks tokens by attention to all of them: leave --attention-mask out")
+        for n in lengths:
+            self.synthetic(flow, n)
 
     def synthetic(self, flow: Flow, n: int) -> Reduction:
         """For n synthetic tokens; UserError where they do not hold enough visual ones."""

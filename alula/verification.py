@@ -208,6 +208,8 @@ def verify(
     own."""
     memory = memory or MemoryModel.of(flow.config)
     flow.require_tokens(max(lengths) + steps)
+    if reduction is not None:
+        reduction.check(flow, lengths, mask)
     found = []
     for outcome in outcomes(flow, last, lengths, steps, note, mask, reduction, decode, memory):
         found.append(outcome)

@@ -93,6 +93,7 @@ def test_from_python():
     assert simulate(flow, "decode")["config"] == mine.name == "tiny-units4"
 
 
+@pytest.mark.slow
 def test_verilog_of_a_machine_of_ones_own(machine, tmp_path, capsys):
     path = machine('base = "tiny"\nunits = 1\nchains = 1\n', "least")
     assert emit.main(["--config", str(path), "--set", "fifo_beats=32", "--out", str(tmp_path / "out")]) == 0

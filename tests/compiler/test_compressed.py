@@ -87,6 +87,7 @@ def test_round_trip_through_a_container(tmp_path, mixed):
         np.testing.assert_array_equal(data, data2)
 
 
+@pytest.mark.slow
 def test_13b_fits_at_4_bits():
     model, machine = named_config("llava-1.5-13b"), config.get("u280")
     with pytest.raises(UserError, match="each channel's memory"):

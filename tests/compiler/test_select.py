@@ -111,7 +111,8 @@ def test_ties_of_rows(tiny, name, rows):
 
 
 @pytest.mark.parametrize(
-    "keep, strategy", [pytest.param(288, "rank", marks=pytest.mark.slow), (29, "rank"), (144, "row")]
+    "keep, strategy",
+    [pytest.param(288, "rank", marks=pytest.mark.slow), pytest.param(29, "rank", marks=pytest.mark.slow), (144, "row")],
 )
 def test_576_patches_take_less_than_60k_cycles_on_u280(keep, strategy):
     layout = compile_model(named_config("llava-1.5-7b"), config.get("u280"), 512, n_layers=1).layout

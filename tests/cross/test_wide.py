@@ -36,6 +36,7 @@ def flow() -> Iterator[Flow]:
         yield open_flow(MODEL.name, WIDE.name, compression=Compression.parse("mixed", "mixed", "plain"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("jitter", "seed"), [(0, 0), (37, 1), (37, 2)])
 def test_wide_words_on_hbm(flow: Flow, jitter: int, seed: int) -> None:
     memory = MemoryModel.of(WIDE, "hbm", jitter, seed)

@@ -232,6 +232,7 @@ def test_model_refuses_what_it_does_not_cover(tmp_path):
     assert "does not cover the chosen parameters" in run.stdout
 
 
+@pytest.mark.slow
 def test_synthesis_uses_sixteen_slices_and_infers_none(tmp_path):
     (tmp_path / "chain.v").write_text(convert(SparseChain(primitive=True), "chain"))
     # ABC9 stumbles over Amaranth's wires with brackets in their names.

@@ -1,5 +1,7 @@
 """Synthesis by unit: modules that are alike are one, counts multiply, and the longest path is found across modules."""
 
+from functools import cache
+
 from amaranth.hdl import Cat, Module, Signal
 from amaranth.lib import wiring
 from amaranth.lib.memory import Memory
@@ -44,6 +46,12 @@ class Pair(wiring.Component):
 VERILOG = convert(Pair(), "alula")
 
 
+@cache
+def synthesised():
+    """The pair, mapped once for all tests that look at it."""
+    return synthesise_units(VERILOG, "alula")
+
+
 def test_units_by_place():
     names = {
         "alula": "ports",
@@ -65,14 +73,14 @@ def test_modules_that_are_alike_are_one():
 
 
 def test_counts_equal_those_of_the_whole():
-    made = synthesise_units(VERILOG, "alula")
+    made = synthesised()
     assert made.table() == tally(synthesise(VERILOG, "alula")["alula"])
     assert made.table("first")["LUT"] == 4 and made.table()["FF"] == 12
     assert sum(made.table(unit)["LUT"] for unit in made.units) == made.table()["LUT"]
 
 
 def test_the_longest_path_goes_through_modules():
-    made = synthesise_units(VERILOG, "alula")
+    made = synthesised()
     found = levels(made, "alula")
     assert (found.luts, found.carries, found.muxes) == (5, 0, 0)  # 2, the XOR, 2
     assert found.starts_in == "i" and found.ends_in == "o (FDRE)"
@@ -188,7 +196,7 @@ def test_modules_of_units_that_were_left_out_end_paths():
 def test_the_cache_gives_what_was_mapped(tmp_path):
     made = []
 
-    def cache(key, make):
+    def kept(key, make):
         folder = tmp_path / key
         if not folder.exists():
             folder.mkdir()
@@ -196,5 +204,5 @@ def test_the_cache_gives_what_was_mapped(tmp_path):
             made.append(key)
         return folder
 
-    first, second = (synthesise_units(VERILOG, "alula", cache=cache) for _ in range(2))
+    first, second = (synthesise_units(VERILOG, "alula", cache=kept) for _ in range(2))
     assert first == second and len(made) == 2  # both stages are one module

@@ -171,6 +171,7 @@ def test_illegal(program, fields):
     assert results[1][1:] == (1 + VU_LATENCY, 0, 0) and len(results[1][0]) == 1
 
 
+@pytest.mark.slow
 def test_the_comparison_notices_a_mutation(monkeypatch):
     """Rounding towards minus infinity instead of half up."""
     import hw.vector_arith as arith

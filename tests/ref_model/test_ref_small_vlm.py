@@ -176,6 +176,7 @@ def test_benchmark_masks_captions_apart() -> None:
 
 
 @installed
+@pytest.mark.slow
 def test_golden_features_are_close_to_float() -> None:
     """Without a norm before the first layer (`pre_norm`): 8-bit errors after nine layers and the projector, relative
     to the features' RMS."""
@@ -222,6 +223,7 @@ def test_one_layer_of_each_kind_in_rtl(compiled: Flow) -> None:
 
 
 @installed
+@pytest.mark.slow
 def test_a_missing_tensor_is_one_line(tmp_path) -> None:
     tensors = load_file(PROJECTOR)
     tensors.pop("linear_2.bias")

@@ -59,7 +59,12 @@ def flipped(data: bytes) -> bytes:
 
 @pytest.mark.parametrize(
     "damage",
-    [truncated, flipped, lambda data: b"", lambda data: b"garbage" * 30],
+    [
+        truncated,
+        flipped,
+        pytest.param(lambda data: b"", marks=pytest.mark.slow),
+        pytest.param(lambda data: b"garbage" * 30, marks=pytest.mark.slow),
+    ],
     ids=["truncated", "flipped", "empty", "garbage"],
 )
 def test_damaged_files_are_compiled_again(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
