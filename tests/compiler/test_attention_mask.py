@@ -168,7 +168,8 @@ def test_masks_of_other_machines_are_refused(tiny, mask):
 
 
 @pytest.mark.parametrize(
-    "name, machine", [("smollm2-135m", "small"), ("smollm2-135m", "u280"), ("llava-1.5-7b", "u280")]
+    "name, machine",
+    [("smollm2-135m", "small"), ("smollm2-135m", "u280"), pytest.param("llava-1.5-7b", "u280", marks=pytest.mark.slow)],
 )
 def test_registers_suffice(name, machine):
     """Grouped queries and wide vector words need most."""

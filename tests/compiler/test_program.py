@@ -90,6 +90,7 @@ def test_too_long_a_prompt_is_refused(tiny):
         machine.prefill([0] * 257)
 
 
+@pytest.mark.slow
 def test_13b_is_refused_before_anything_is_written():
     with pytest.raises(UserError, match="each channel's memory"):
         compile_model(named_config("llava-1.5-13b"), config.get("u280"))

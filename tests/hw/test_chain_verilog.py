@@ -188,7 +188,7 @@ def execute(binary, *arguments):
     return subprocess.run([binary, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=300)
 
 
-@pytest.mark.parametrize("cascade_groups", [8, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("cascade_groups", [4, pytest.param(8, marks=pytest.mark.slow)])
 def test_primitive_chain_equals_plain_chain_and_dot_product(tmp_path, cascade_groups):
     twins = [
         convert(SparseChain(cascade_groups=cascade_groups, primitive=primitive), name)

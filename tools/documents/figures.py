@@ -349,8 +349,9 @@ def commands(found: dict) -> str:
     """How long the two commands take and how much disk."""
     rows = []
     for run in found["runs"]:
-        minutes = (("processor", run["processor_minutes"]), ("wall-clock", run["wall_minutes"]))
-        takes = ", ".join(f"{count:.0f} {kind} minutes" for kind, count in minutes if count is not None)
+        takes = f"{run['wall_minutes']:.0f} min"
+        if run["processor_minutes"] is not None:
+            takes += f", {run['processor_minutes']:.0f} min of processor time"
         rows.append([f"`{run['command']}`", run["does"], takes, run["disk"] or ""])
     return table(["command, the first time", "does", "takes (two cores)", "disk"], rows)
 

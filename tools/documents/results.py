@@ -24,7 +24,6 @@ _UNSTAMPED = "measured before result files said what they depend on"
 LATE = "with older sources and not again since"
 """What is said of a result that is older than its sources."""
 OLDER: dict[str, Older] = {
-    "commands": Older("2026-11-27", "measured by hand: the benchmark that measures it takes an hour"),
     "simulator": Older("2026-11-25", _UNSTAMPED),
 }
 """Result files that documents show although they are stale. The label in the documents stays in any case."""
