@@ -1,8 +1,7 @@
-"""Traces of unit instructions: as a table, as JSON, and for Chrome's or Perfetto's viewer."""
+"""Traces of unit instructions: as a table, and for Chrome's or Perfetto's viewer."""
 
 import json
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 from hw.spec.isa import Unit
 from hw.spec.run import Event
@@ -21,22 +20,6 @@ Namer = Callable[[Event], str]
 
 def tag_name(event: Event) -> str:
     return f"{event.unit.name.lower()}@{event.tag}"
-
-
-def records(events: Iterable[Event], name: Namer = tag_name) -> list[dict]:
-    """Plain dictionaries: unit, tag, start, end (cycles), name."""
-    return [
-        {"unit": e.unit.name.lower(), "tag": e.tag, "start": e.start, "end": e.end, "name": name(e)}
-        for e in sorted(events)
-    ]
-
-
-def write_json(path: Path, events: Iterable[Event], name: Namer = tag_name) -> None:
-    path.write_text(json.dumps(records(events, name)))
-
-
-def read_json(path: Path) -> list[Event]:
-    return [Event(r["start"], Unit[r["unit"].upper()], r["tag"], r["end"]) for r in json.loads(path.read_text())]
 
 
 def chrome(

@@ -46,36 +46,29 @@ class Memory:
 
 @dataclass(frozen=True)
 class Config:
-    """One accelerator. `hw.spec.config_fields` has every field's unit, range and cost.
+    """One accelerator. What a field means, its unit, range and cost: `hw.spec.config_fields`.
 
     Buffers are sized in granules of 16 int32 (64 bytes), the operand buffer in blocks of 16 int8.
     """
 
     name: str
     units: int
-    """Matrix units, each bound to one memory channel (a power of two)."""
     chains: int
-    """Sparse DSP chains of 16 multipliers a matrix unit (2, 4 or 8)."""
     lanes: int
-    """Vector unit lanes (a multiple of 16)."""
     ob_blocks: int
     ab_granules: int
     pb_granules: int
     vb_granules: int
     sb_granules: int
     rs_entries: int
-    """Row-scalar entries of the vector unit."""
     acc_rows: int
-    """Activation rows one matrix instruction can hold in its accumulators (each of two banks)."""
     fifo_beats: int
-    """Run-ahead FIFO of weight beats in a matrix unit."""
     imem_instructions: int
     clock_hz: int
     channel_bytes: int
     aux_bytes: int
     memory: Memory
     queue_depth: int = 8
-    """Instructions each unit's queue holds."""
     base: str = ""
     """The built-in configuration that this one was made from (`hw.spec.machine`); empty: it is one itself. It says
     which card the machine is meant for, and changes nothing in it."""
