@@ -1,0 +1,128 @@
+"""What is decided about a graph before it is translated: layouts that readers want, factors that producers take over."""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from ref_model.quantise import QUERY_FACTOR, value_factor
+
+from ..graph.ir import ON_DEVICE, Graph, Node
+from .steps import Array, Layout
+from .translate import Plan
+
+VIEWS = ("reshape", "permute", "slice", "expand")
+SAME_CHANNELS = ("add", "mul", "scale", "offset", "activation", "softmax", "norm")
+"""Operators whose result has the channels of their operands."""
+
+
+def make_plan(graph: Graph, constants: Mapping[str, Array]) -> Plan:
+    planner = _Planner(graph, constants)
+    for node in graph.device():
+        if node.op == "rope":
+            planner.arrange_rope(node)
+    for node in graph.device():
+        if node.op == "attention":
+            planner.arrange_attention(node)
+            planner.fold(node)
+    return planner.plan
+
+
+def paired(size: int, width: int, style: str) -> tuple[int, ...] | None:
+    """Channels of a head in an order in which a rotary pair lies side by side; None: as they are."""
+    if style == "interleaved":
+        return None
+    half = width // 2
+    return tuple(c for i in range(half) for c in (i, i + half)) + tuple(range(width, size))
+
+
+class _Planner:
+    def __init__(self, graph: Graph, constants: Mapping[str, Array]) -> None:
+        self.graph, self.constants, self.plan = graph, constants, Plan()
+
+    # --- layouts -----------------------------------------------------------------------------------------
+
+    def arrange_rope(self, node: Node) -> None:
+        a, heads = node.arguments, int(node.shape[-3]) if len(node.shape) > 2 else 1
+        size = int(node.shape[-1])
+        self._arrange(a["x"].name, Layout(heads, size, paired(size, int(a["width"]), a["style"])))
+
+    def arrange_attention(self, node: Node) -> None:
+        for operand in "qkv":
+            source = self.graph.nodes[node.arguments[operand].name]
+            self._arrange(source.name, Layout(int(source.shape[-3]), int(source.shape[-1])))
+
+    def _arrange(self, name: str, layout: Layout) -> None:
+        """The value behind a node gets the layout, and so do those that it is computed from channel by channel."""
+        node = self.graph.nodes[name]
+        if node.kind != ON_DEVICE:
+            return
+        if node.op in VIEWS or node.op == "rope":
+            self._arrange(node.inputs[0], layout)
+        elif node.op == "append":
+            past = node.arguments["past"].name
+            self.plan.layouts.setdefault(past, self._order_of(node.arguments["new"].name, layout))
+            self._arrange(node.arguments["new"].name, layout)
+        elif node.op in SAME_CHANNELS:
+            for operand in ("x", "y"):
+                source = node.operand(operand)
+                if source is not None and self._width(source) == layout.width:
+                    self._arrange(source, layout)
+        elif self._width(name) == layout.width:
+            self.plan.layouts.setdefault(name, layout)
+
+    def _order_of(self, name: str, layout: Layout) -> Layout:
+        """The layout that new rows of a state have: that of the rope which they come through."""
+        node = self.graph.nodes[name]
+        while node.op in VIEWS:
+            node = self.graph.nodes[node.inputs[0]]
+        if node.op == "rope":
+            return Layout(layout.groups, layout.size, paired(layout.size, int(node.arguments["width"]), node.arguments["style"]))
+        return layout
+
+    def _width(self, name: str) -> int:
+        """Channels of a node's value: its last axis, or all heads of [heads, rows, channels]."""
+        shape = self.graph.nodes[name].shape
+        width = int(shape[-1]) if shape and isinstance(shape[-1], int) else 0
+        return width * int(shape[-3]) if len(shape) > 2 and isinstance(shape[-3], int) else width
+
+    # --- factors -----------------------------------------------------------------------------------------
+
+    def fold(self, node: Node) -> None:
+        """Queries in units of log2, values below 2**5: their producers take the factors over where nobody else looks."""
+        producer = self._producer(node.arguments["q"].name, ("linear", "norm"))
+        if producer is not None:
+            self.plan.factors[producer.name] = QUERY_FACTOR * float(node.arguments["scale"])
+        producer = self._producer(node.arguments["v"].name, ("linear",))
+        if producer is not None:
+            self.plan.factors[producer.name] = self._value_factor(producer)
+
+    def _producer(self, name: str, wanted: tuple[str, ...]) -> Node | None:
+        node = self.graph.nodes[name]
+        while True:
+            if node.kind != ON_DEVICE or len(self.graph.users(node.name)) > 1:
+                return None
+            if node.op in wanted:
+                return node if node.name not in self.graph.outputs and node.name not in self.plan.factors else None
+            if node.op == "append":
+                node = self.graph.nodes[node.arguments["new"].name]
+            elif node.op in VIEWS or node.op == "rope":
+                node = self.graph.nodes[node.inputs[0]]
+            else:
+                return None
+
+    def _value_factor(self, linear: Node) -> float:
+        """See `ref_model.quantise.value_factor`: the inputs have unit variance behind a norm."""
+        weight = np.asarray(self.constants[linear.arguments["weight"].name], np.float64)
+        bias_node = linear.operand("bias")
+        bias = None if bias_node is None else np.asarray(self.constants[bias_node], np.float64)
+        before, gain = self.graph.nodes[linear.arguments["x"].name], np.ones(weight.shape[1])
+        if before.op == "norm" and before.kind == ON_DEVICE:
+            weight_node, added = before.operand("weight"), before.operand("bias")
+            gain = gain if weight_node is None else np.asarray(self.constants[weight_node], np.float64)
+            if added is not None:
+                bias = (0 if bias is None else bias) + weight @ np.asarray(self.constants[added], np.float64)
+        return value_factor(weight, gain, bias)
+
+
+__all__ = ["VIEWS", "make_plan", "math", "paired"]

@@ -1,0 +1,95 @@
+"""Rotary positions, caches and attention (operators 5 to 8 of docs/machine.md)."""
+
+from hw.spec import numerics as nm
+from ref_model.quantise import QUERY_FACTOR
+
+from ...graph.ir import Node
+from .. import steps as s
+from ..steps import Layout
+from ..translate import Translator, refused, rule
+from ..views import View, heads_view
+
+OUT_MULT = 2**4 * 127 / 128
+"""Attention gives its values times this."""
+
+
+@rule("rope")
+def rope(t: Translator, node: Node) -> View:
+    """Pairs of lanes rotated; the layout of `x` has brought the two of a pair side by side."""
+    name = node.arguments["x"].name
+    x = t.heads(name)
+    before = t.steps[x]
+    a = node.arguments
+    nodes = (a["cos"].name, a["sin"].name)
+    table_layout = Layout(1, before.layout.size, before.layout.order)
+    table = t.add(
+        s.Table, before.rows, table_layout, nodes=nodes, style=a["style"], width=int(a["width"]), name=f"{nodes[0]}.{nodes[1]}"
+    )
+    return View(t.then(s.Rotate, x, table), t.view(name).axes)
+
+
+@rule("append")
+def append(t: Translator, node: Node) -> View:
+    """The new rows; attention makes state of them, once it is known whether they are keys or values."""
+    return t.view(node.arguments["new"].name)
+
+
+@rule("attention")
+def attention(t: Translator, node: Node) -> View:
+    a = node.arguments
+    if a.get("softcap"):
+        raise refused(node, "the machine has no tanh for a soft cap", "attention without a soft cap")
+    keys, k_mult, k_size = _held(t, node, "k", key=True)
+    values, v_mult, v_size = _held(t, node, "v", key=False)
+    query = t.heads(a["q"].name)
+    query = t.at_mult(query, QUERY_FACTOR * float(a["scale"]) / k_mult)
+    q8, entry = t.int8(query, whole=False)
+    before = t.steps[query]
+    n_keys = t.graph.nodes[a["k"].name].shape[-2]
+    mask = _mask(t, node, before.rows, n_keys)
+    layout = Layout(before.layout.groups, v_size)
+    out = t.add(
+        s.Attend,
+        before.rows,
+        layout,
+        q8,
+        entry,
+        keys,
+        values,
+        mask,
+        bool(a.get("causal", False)),
+        n_keys,
+        mult=v_mult * OUT_MULT,
+    )
+    return heads_view(out, layout.groups, before.rows, v_size)
+
+
+def _held(t: Translator, node: Node, operand: str, key: bool) -> tuple[str, float, int]:
+    """(state, multiplier, channels of a head) of keys or values."""
+    source = t.graph.nodes[node.arguments[operand].name]
+    past = ""
+    new = source.name
+    if source.op == "append":
+        new, past_node = source.arguments["new"].name, t.graph.nodes[source.arguments["past"].name]
+        heads, _, size = past_node.shape[-3:]
+        layout = t.plan.layouts.get(past_node.name, Layout(int(heads), int(size)))
+        past = t.add(s.Past, past_node.shape[-2], layout, node=past_node.name, key=key, name=past_node.name)
+    x = t.heads(new)
+    before = t.steps[x]
+    if past:
+        x = t.at_mult(x, 1.0 if key else before.mult)
+    x8, entry = t.int8(x, whole=False)
+    held = t.add(s.Hold, source.shape[-2], before.layout, x8, entry, key, past, mult=t.steps[x].mult)
+    if source.op == "append":
+        t.holds[source.name] = held
+    return held, t.steps[x].mult, before.layout.size
+
+
+def _mask(t: Translator, node: Node, rows, n_keys) -> str:
+    name = node.operand("mask")
+    if name is None or node.arguments.get("causal"):
+        return ""
+    return t.add(s.Mask, rows, Layout(1, 1), node=name, keys_length=n_keys, name=f"{name}.added")
+
+
+__all__ = ["nm"]

@@ -1,0 +1,202 @@
+"""Sums, products and functions of single values."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from hw.spec import numerics as nm
+from hw.spec.isa import Func, Reduce, Row
+from ref_model.quantise import encode_scales
+
+from ...graph.ir import Node
+from .. import steps as s
+from ..steps import Array
+from ..translate import Translator, fixed_rows, refused, rule
+from ..views import CHANNEL, ROW, View, merged
+
+GATED_FRAC_BITS = 2
+"""Extra fraction bits of a gated product: gates shrink values, and what follows takes the bits back."""
+
+
+# --- operands -------------------------------------------------------------------------------------------
+
+
+def channel_constant(t: Translator, x: View, values: Array) -> Array | None:
+    """A constant that broadcasts against a view, as one number a channel of the base: [groups, size]; None where it
+    differs from row to row."""
+    values = values.reshape((1,) * (len(x.axes) - values.ndim) + values.shape)
+    axes = [merged(axis) for axis in x.axes]
+    numbers: Array = np.zeros((1,) * len(axes), np.int64)
+    for at, atoms in enumerate(axes):
+        if any(atom.part == ROW for atom in atoms):
+            if values.shape[at] != 1:
+                return None
+            continue
+        places = np.zeros(1, np.int64)
+        for atom in atoms:
+            places = (places[:, None] + np.arange(int(atom.size)) * atom.stride).reshape(-1)
+        numbers = numbers + places.reshape([-1 if i == at else 1 for i in range(len(axes))])
+    layout = t.steps[x.base].layout
+    if numbers.size != layout.width or x.channel:
+        return None
+    out = np.empty(layout.width)
+    out[numbers.reshape(-1)] = np.broadcast_to(values, numbers.shape).reshape(-1)
+    return layout.arrange(out)
+
+
+def _row_scalar(node: Node, other: Node) -> bool:
+    """Whether `other` is one number a row of the node's result."""
+    return len(other.shape) == len(node.shape) and other.shape[-1] == 1 and node.shape[-1] != 1
+
+
+def _pair(t: Translator, node: Node, x: str, y: str) -> tuple[str, str, View]:
+    """Values of two operands in the same layout, and the view of their result."""
+    view, other = t.view(x), t.view(y)
+    first = t.steps[view.base]
+    if other.axes != view.axes or other.base != view.base or (view.row, view.channel) != (other.row, other.channel):
+        a, b = t.steps[t.rows(x)], t.steps[t.rows(y)]
+        view, first = t.view(x), a
+        if a.layout != b.layout or (str(a.rows) != str(b.rows) and b.rows != 1):
+            if a.rows == 1:
+                return _pair(t, node, y, x)
+            raise refused(node, "its operands do not lie alike", "operands of the same shape")
+        return a.name, b.name, view
+    return first.name, first.name, view
+
+
+# --- rules ----------------------------------------------------------------------------------------------
+
+
+@rule("add")
+def add(t: Translator, node: Node) -> View:
+    """x + alpha y. A linear layer's bias is added after the other operand: one pass does both."""
+    x, y = node.arguments["x"].name, node.arguments["y"].name
+    alpha = float(node.arguments.get("alpha", 1))
+    if t.is_table(x) and alpha == 1:
+        x, y = y, x
+    if t.is_constant(y):
+        view = t.view(x)
+        found = channel_constant(t, view, t.constant(y) * alpha)
+        if found is not None:
+            base = t.steps[view.base]
+            return View(t.then(s.Add, base.name, t.param("added", fixed_rows(found, base.mult))), view.axes)
+    a, b, view = _pair(t, node, x, y)
+    a = t.at_mult(a)
+    b = t.then(s.ScaleAll, b, nm.encode_scale(alpha / t.steps[b].mult), mult=1.0) if alpha != 1 else t.at_mult(b)
+    for one, other in ((a, b), (b, a)):
+        last = t.steps[one]
+        if isinstance(last, s.Add) and isinstance(last.y, s.Param) and _own_bias(t, node, one):
+            return View(t.then(s.Add, t.then(s.Add, last.x, other), last.y), view.axes)
+    return View(t.then(s.Add, a, b), view.axes)
+
+
+def _own_bias(t: Translator, node: Node, value: str) -> bool:
+    """Whether the value is a linear layer's that nobody but `node` reads."""
+    for name in node.inputs:
+        source = t.graph.nodes[name]
+        if source.op == "linear" and name in t.views and t.views[name].base == value:
+            return len(t.graph.users(name)) == 1 and name not in t.graph.outputs
+    return False
+
+
+@rule("mul")
+def mul(t: Translator, node: Node) -> View:
+    x, y = node.arguments["x"].name, node.arguments["y"].name
+    if t.is_table(x):
+        x, y = y, x
+    if t.is_constant(y):
+        view = t.view(x)
+        found = channel_constant(t, view, t.constant(y))
+        if found is not None:
+            words = encode_scales(found.reshape(-1)).reshape(found.shape)
+            return View(t.then(s.ScaleChannels, view.base, t.param("factors", words)), view.axes)
+    for a, b in ((x, y), (y, x)):
+        if not t.is_table(b) and _row_scalar(node, t.graph.nodes[b]):
+            return _by_row(t, node, a, b)
+    a, b, view = _pair(t, node, x, y)
+    a, b = t.at_mult(a), t.at_mult(b)
+    gated = any(t.graph.nodes[name].op == "activation" for name in (x, y))
+    bits = GATED_FRAC_BITS if gated else 0
+    product = t.then(s.Multiply, a, b, nm.FRAC - bits, mult=2.0**bits)
+    return View(product, view.axes)
+
+
+NEVER_NEGATIVE = ("softmax", "route", "slice", "reshape")
+"""Operators whose results are no smaller than 0, or views on the way to one."""
+
+
+def _by_row(t: Translator, node: Node, x: str, factor: str) -> View:
+    """Rows times one number each, which must not be negative: row scalars are magnitudes."""
+    source = t.graph.nodes[factor]
+    while source.op in ("slice", "reshape"):
+        source = t.graph.nodes[source.inputs[0]]
+    positive = source.op in ("softmax", "route") or (
+        source.op == "activation" and source.arguments["function"] in ("sigmoid", "relu", "square")
+    )
+    if not positive:
+        raise refused(node, "a factor a row may be negative", "factors of a softmax, sigmoid, relu or square")
+    view, rows = t.view(x), t.at_mult(t.rows(factor))
+    entry = t.entry(rows, Reduce.SUM)
+    return View(t.then(s.ScaleRows, view.base, entry, Row.SCALE, nm.FRAC), view.axes)
+
+
+@rule("scale")
+def scale(t: Translator, node: Node) -> View:
+    """Times a number. Nothing is computed: the integers stand for other values now, unless the sign changes."""
+    view, factor = t.view(node.arguments["x"].name), float(node.arguments["factor"])
+    step = t.steps[view.base]
+    if factor == 0:
+        raise refused(node, "it is always zero", "a factor that is not 0")
+    if factor > 0:
+        same = t.then(s.Same, step.name, mult=step.mult / factor)
+        return View(same, view.axes, view.row, view.channel)
+    return View(t.then(s.ScaleAll, step.name, nm.encode_scale(factor)), view.axes)
+
+
+@rule("offset")
+def offset(t: Translator, node: Node) -> View:
+    view = t.view(node.arguments["x"].name)
+    step = t.steps[view.base]
+    added = fixed_rows(np.full((step.layout.groups, step.layout.size), float(node.arguments["value"])), step.mult)
+    return View(t.then(s.Add, step.name, t.param("offset", added)), view.axes)
+
+
+@rule("activation")
+def activation(t: Translator, node: Node) -> View:
+    name = node.arguments["function"]
+    if name not in FUNCTIONS:
+        raise refused(node, f"the machine has no {name}", ", ".join(FUNCTIONS))
+    view = t.view(node.arguments["x"].name)
+    return View(FUNCTIONS[name](t, t.at_mult(view.base)), view.axes)
+
+
+# --- functions ------------------------------------------------------------------------------------------
+
+
+def _table(func: Func) -> Callable[[Translator, str], str]:
+    return lambda t, x: t.then(s.Function, x, func)
+
+
+def _square(t: Translator, x: str) -> str:
+    return t.then(s.Multiply, x, x, nm.FRAC)
+
+
+def _relu(t: Translator, x: str) -> str:
+    """Saturating sums: x - 2**31 loses what is below 0, the next two sums bring the rest back."""
+    layout = t.steps[x].layout
+    for name, value in (("down", nm.INT32_MIN), ("up", nm.INT32_MAX), ("one", 1)):
+        x = t.then(s.Add, x, t.param(name, np.full((layout.groups, layout.size), value, np.int64)))
+    return x
+
+
+FUNCTIONS: dict[str, Callable[[Translator, str], str]] = {
+    "silu": _table(Func.SILU),
+    "gelu": _table(Func.GELU),
+    "gelu_tanh": _table(Func.GELU),
+    "quick_gelu": _table(Func.QGELU),
+    "relu": _relu,
+    "square": _square,
+}
+"""A value at multiplier 1 -> the function of it. gelu_tanh differs from gelu by 7e-4 at most, as its table does."""
+
+__all__ = ["CHANNEL", "channel_constant"]

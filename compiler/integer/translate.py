@@ -1,0 +1,208 @@
+"""From the graph to integers: a rule for every operator, found by name in `RULES`.
+
+A rule reads the views of its operands, adds steps and returns the view of its result. What it needs to know about its
+surroundings was decided before by `compiler.integer.plan`: the layout that a value's readers want, and the constant
+factor that a linear layer or a norm can take over from the attention behind it.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from hw.spec import numerics as nm
+from hw.spec.errors import UserError
+from hw.spec.isa import Fin, Reduce, Row
+from ref_model.quantise import fixed
+
+from ..graph.ir import CONSTANT, HOST, Dim, Graph, Node
+from . import steps as s
+from .steps import Array, Layout, Param, Step
+from .views import View, is_heads, is_rows, rows_view
+
+Rule = Callable[["Translator", Node], View]
+RULES: dict[str, Rule] = {}
+"""The rule of every device operator; files of `compiler.integer.rules` fill it."""
+
+
+def rule(*operators: str) -> Callable[[Rule], Rule]:
+    """Registers the rule of these operators."""
+
+    def register(function: Rule) -> Rule:
+        RULES.update(dict.fromkeys(operators, function))
+        return function
+
+    return register
+
+
+def refused(node: Node, reason: str, accepted: str) -> UserError:
+    """The message for an operator that the machine cannot execute as it stands."""
+    shape = " x ".join(str(d) for d in node.shape) or "scalar"
+    where = f", {node.source}" if node.source else ""
+    return UserError(f"module {node.module or 'model'}: {node.op} with result [{shape}]{where}: {reason}: {accepted}")
+
+
+@dataclass
+class Plan:
+    """What is decided about nodes before they are translated."""
+
+    layouts: dict[str, Layout] = field(default_factory=dict)
+    """Of values that some reader wants in groups or in another order."""
+    factors: dict[str, float] = field(default_factory=dict)
+    """Constant factors that linear layers and norms take over."""
+
+
+@dataclass
+class Integers:
+    """A module in integers: steps in execution order, and what comes out of it."""
+
+    graph: Graph
+    steps: dict[str, Step]
+    results: dict[str, View]
+    """Outputs of the graph as views of values; those that are state have no view."""
+    states: dict[str, str]
+    """Outputs that are state: the name of the `Hold` step."""
+
+    def of_kind(self, kind: type) -> list:
+        return [step for step in self.steps.values() if isinstance(step, kind)]
+
+
+class Translator:
+    """The state of one translation."""
+
+    def __init__(self, graph: Graph, plan: Plan, constants: Mapping[str, Array]) -> None:
+        self.graph, self.plan, self.constants = graph, plan, constants
+        self.steps: dict[str, Step] = {}
+        self.views: dict[str, View] = {}
+        self.holds: dict[str, str] = {}
+        """State that a node of the graph stands for."""
+        self._made: dict[tuple, str] = {}
+        self._node = Node("", "")
+
+    def run(self) -> Integers:
+        """Every device node through its rule."""
+        for node in self.graph.device():
+            self._node = node
+            if node.op not in RULES:
+                raise refused(node, "the machine has no rule for it", "write it with the operators of docs/howto")
+            self.views[node.name] = RULES[node.op](self, node)
+        results = {o: self.view(o) for o in self.graph.outputs if o not in self.holds}
+        return Integers(self.graph, self.steps, results, {o: self.holds[o] for o in self.graph.outputs if o in self.holds})
+
+    # --- steps -------------------------------------------------------------------------------------------
+
+    def add(self, kind: type[Step], rows: Dim, layout: Layout, *operands, mult: float = 1.0, name: str = "", **more) -> str:
+        """A new step; returns its name. The same step twice is one."""
+        key = (kind, str(rows), layout, operands, mult, tuple(more.items()))
+        try:
+            known = self._made.get(key)
+        except TypeError:  # an operand that cannot be compared
+            known, key = None, ()
+        if known is not None:
+            return known
+        base = name or f"{self._node.name}.{kind.__name__.lower()}"
+        chosen, number = base, 1
+        while chosen in self.steps:
+            number += 1
+            chosen = f"{base}{number}"
+        self.steps[chosen] = kind(chosen, rows, layout, *operands, mult=mult, operator=self._node.name, **more)
+        if key:
+            self._made[key] = chosen
+        return chosen
+
+    def then(self, kind: type[Step], x: str, *operands, mult: float | None = None, **more) -> str:
+        """A step of the same rows and layout as its first operand."""
+        before = self.steps[x]
+        return self.add(kind, before.rows, before.layout, x, *operands, mult=before.mult if mult is None else mult, **more)
+
+    def entry(self, x: str, kind: Reduce, fin: Fin = Fin.NONE, entry: str = "", constant: int = 0, whole: bool = True) -> str:
+        """A reduction of `x`; whole: one entry a row, else one a group."""
+        return self.then(s.Reduction, x, kind, fin, entry, constant, whole, mult=1.0)
+
+    def absmax(self, x: str, whole: bool = True) -> str:
+        """Largest magnitudes of rows (or groups), with the factors that bring them to 127."""
+        return self.entry(x, Reduce.ABSMAX, Fin.QRECIP, whole=whole)
+
+    def int8(self, x: str, whole: bool = True) -> tuple[str, str]:
+        """(int8 rows, entries) of wide rows: 127 stands for the largest magnitude of a row (or of a group)."""
+        entry = self.absmax(x, whole)
+        return self.then(s.ToInt8, self.then(s.ScaleRows, x, entry, Row.FIN)), entry
+
+    def at_mult(self, x: str, mult: float = 1.0) -> str:
+        """The same real values with that multiplier."""
+        have = self.steps[x].mult
+        return x if have == mult else self.then(s.ScaleAll, x, nm.encode_scale(mult / have), mult=mult)
+
+    def param(self, name: str, array: Array) -> Param:
+        return Param(f"{self._node.name}.{name}", array)
+
+    # --- operands ----------------------------------------------------------------------------------------
+
+    def constant(self, name: str) -> Array:
+        """float64 values of a constant node."""
+        return np.asarray(self.constants[name], np.float64)
+
+    def is_constant(self, name: str | None) -> bool:
+        return name is not None and self.graph.nodes[name].kind == CONSTANT
+
+    def is_table(self, name: str | None) -> bool:
+        """Whether the host computes it: it is an input of the machine like others."""
+        return name is not None and self.graph.nodes[name].kind in (CONSTANT, HOST)
+
+    def view(self, name: str) -> View:
+        """Where a node's tensor lies. What comes from the host gets a value of its own, as it is asked for."""
+        if name not in self.views:
+            self.views[name] = self._input(self.graph.nodes[name])
+        return self.views[name]
+
+    def _input(self, node: Node) -> View:
+        *rows, width = node.shape if node.shape else (1,)
+        layout = self.plan.layouts.get(node.name, Layout(1, int(width)))
+        base = self.add(s.Input, _flat(node, rows), layout, name=node.name, node=node.name)
+        return rows_view(base, node.shape)
+
+    def rows(self, name: str) -> str:
+        """The value whose rows are the node's, all axes but the last one flattened."""
+        view = self.view(name)
+        step = self.steps[view.base]
+        if is_rows(view, step.rows, step.layout.width):
+            return view.base
+        return self._moved(name).base
+
+    def heads(self, name: str) -> str:
+        """The value of which [heads, rows, channels] is a view."""
+        view, node = self.view(name), self.graph.nodes[name]
+        step = self.steps[view.base]
+        heads = 1 if len(node.shape) < 3 else int(node.shape[-3])
+        if is_heads(_three(view), step.rows, heads, int(node.shape[-1])):
+            return view.base
+        raise refused(node, "its heads do not lie side by side in the rows of one value", "split heads by view and transpose")
+
+    def _moved(self, name: str) -> View:
+        """The node's tensor in rows of its own. Views of what the host brings are the host's work."""
+        node, view = self.graph.nodes[name], self.views[name]
+        if not isinstance(self.steps[view.base], s.Input):
+            raise refused(node, "it moves channels between rows", "views that split or join whole rows, or views of an input")
+        self.views[name] = self._input(node)
+        return self.views[name]
+
+
+def _flat(node: Node, rows) -> Dim:
+    """The number of rows that axes make together."""
+    symbols = [d for d in rows if not isinstance(d, int)]
+    number = int(np.prod([d for d in rows if isinstance(d, int)], initial=1))
+    if not symbols:
+        return number
+    if len(symbols) == 1 and number == 1:
+        return symbols[0]
+    raise refused(node, "its rows are a product of lengths", "one symbolic length among the axes in front of the last")
+
+
+def _three(view: View) -> View:
+    """With an axis of one head where there are only rows."""
+    return view if len(view.axes) > 2 else View(view.base, ((), *view.axes), view.row, view.channel)
+
+
+def fixed_rows(values: Array, mult: float) -> Array:
+    """Real values as wide integers with that multiplier."""
+    return fixed(np.asarray(values, np.float64) * mult)

@@ -1,0 +1,409 @@
+"""Attention of a tile of queries, a key-value head at a time (operators 6 to 8 of docs/machine.md).
+
+Per head: keys stream through the matrix units against the queries; the vector unit makes probabilities of the scores
+and divides them into two planes of int8; values stream against the planes; the planes' sums are put together.
+
+    queries  OB  [head][row]                       scores  AB  [head of the group][row][keys]
+    planes   OB  [row][head of the group][2][keys]  sums    AB  [row][head of the group][2][channels]
+"""
+
+from typing import Any
+
+from hw.spec import weights
+from hw.spec.isa import (
+    Add,
+    Dst,
+    Fin,
+    Func,
+    LdKind,
+    Mul1,
+    Mul2,
+    Mul3,
+    MxMode,
+    Op,
+    Reduce,
+    Row,
+    Src,
+    StreamFormat,
+    Tap,
+    Unit,
+)
+from hw.spec.numerics import encode_scale
+from hw.spec.timing import VU_LATENCY
+
+from ..integer import steps as s
+from ..kernels.builder import At, Reg, Rows, Value
+from ..kernels.regions import memory_region
+from .body import Buffer, Memory
+from .emit import Emitter, Scores
+from .lower import PhaseLowering
+from .memory import Cache
+from .passes import Home
+
+KEY_ADJUST, QUERY_ADJUST, VALUE_ADJUST, VALUE_SHIFT, OUT_ADJUST = 14, 16, -15, 15, -22
+
+
+def lower_attention(lowering: PhaseLowering, step: s.Attend) -> None:
+    _Attention(lowering, step).run()
+
+
+class _Attention:
+    def __init__(self, lowering: PhaseLowering, step: s.Attend) -> None:
+        self.lowering, self.step, self.config = lowering, step, lowering.config
+        self.body, self.former = lowering.body, lowering.former
+        self.keys, self.values = (lowering.caches[name] for name in (step.keys, step.values))
+        self.heads = step.layout.groups
+        self.group = self.heads // self.keys.heads
+        self.query = next(h for h in self.former.homes[step.query] if h.heads_first)
+        self.entry = self.former.homes[step.entry][0]
+        self.tile = 1 if step.rows == 1 else self.body.tile
+        self.most = self._most_granules(lowering.arguments.most(step.n_keys))
+        self.words = self.values.size // self.config.lanes
+        self.out = self.former.in_vb(step.name)
+
+    def _most_granules(self, keys: int) -> int:
+        return weights.cache_slots(keys, self.config.units) * self.config.units
+
+    def run(self) -> None:
+        mask = self._mask() if self.step.mask else None
+        for head in range(self.keys.heads):
+            _Head(self, head, mask).run()
+
+    def _mask(self) -> Buffer:
+        """The tile's rows of the mask, in VB: all heads read them."""
+        name, tile = self.step.mask, self.tile
+        loaded, mask = (self.body.buffer(f"{name} {where}", where, tile * self.most) for where in ("PB", "VB"))
+        base = self.lowering.rows[name].base
+
+        def load(e: Emitter) -> None:
+            row = self.scores(e).granules
+            address = e.product(e.at, row, "_row") + base
+            e.b.load(address, e.region(loaded), row, self.m(e), row, 0, row, kind=LdKind.TABLES)
+
+        def copy(e: Emitter) -> None:
+            score = self.scores(e)
+            shape = (self.m(e), 1, score.words)
+            source, to = (At(e.region(b), score.words) for b in (loaded, mask))
+            e.b.vu_pass(shape, score.keys, p=source, d=to, src=Src.P)
+
+        self.issue(Unit.LD, [], [loaded], load, tile * self.most + self.config.read_latency)
+        self.issue(Unit.VU, [loaded], [mask], copy, self.passes(1))
+        return mask
+
+    # --- lengths -----------------------------------------------------------------------------------------
+
+    def issue(self, unit: Unit, reads, writes, emit, cycles: int) -> None:
+        self.lowering.issue(unit, self.step.operator, reads, writes, emit, cycles)
+
+    def passes(self, rows: int) -> int:
+        """Cycles of a pass over so many rows of scores a token."""
+        return self.tile * rows * self.most // self.config.granules_per_word + VU_LATENCY
+
+    def m(self, e: Emitter) -> Value:
+        return 1 if self.step.rows == 1 else e.m
+
+    def scores(self, e: Emitter) -> Scores:
+        """Constants, or registers that are set where they are first needed in the tile."""
+        keys, units, each = e.dim(self.step.n_keys), self.config.units, self.config.granules_per_word
+        if isinstance(keys, int):
+            granules = self._most_granules(keys)
+            return Scores(keys, granules // units, granules, granules // each)
+        return e.score_lengths(keys, self.lowering.arguments.most(self.step.n_keys))
+
+    def limit(self, e: Emitter) -> tuple[Value, int]:
+        """(keys that the tile's first row sees, how many more each further row sees)."""
+        keys = e.dim(self.step.n_keys)
+        if not self.step.causal:
+            return keys, 0
+        queries = e.dim(self.step.rows)
+        before: Value
+        if isinstance(keys, int) and isinstance(queries, int):
+            before = keys - queries
+        else:
+            before = e.b.alu(Op.SUB, e.b.reg("_limit"), keys, queries)
+        return e.sum(before, e.at, "_limit") + 1, 1
+
+
+class _Head:
+    """One key-value head, with the group of query heads that share it."""
+
+    def __init__(self, attention: _Attention, head: int, mask: Buffer | None) -> None:
+        self.a, self.head, self.mask = attention, head, mask
+        tile, group, most, new = attention.tile, attention.group, attention.most, attention.body.buffer
+        rows, words = tile * group, attention.words
+        each = attention.config.granules_per_word
+        self.scores = new("scores", "AB", rows * most)
+        self.key_scales, self.value_scales = new("key scales", "PB", most), new("value scales", "PB", most)
+        self.weights = new("probabilities", "VB", rows * most) if mask else new("value scales", "VB", most)
+        self.top, self.total = new("maxima", "RS", rows), new("sums", "RS", rows)
+        self.planes = new("planes", "OB", 2 * rows * most)
+        self.sums = new("weighted values", "AB", 2 * rows * words * each)
+        self.half = new("low planes", "VB", rows * words * each)
+
+    def run(self) -> None:
+        self._score()
+        for cache, buffer in ((self.a.keys, self.key_scales), (self.a.values, self.value_scales)):
+            self._load_scales(cache, buffer)
+        if self.mask is None:
+            self._softmax()
+        else:
+            self._masked_softmax()
+        self._weigh()
+        self._combine()
+
+    # --- matrix unit -------------------------------------------------------------------------------------
+
+    def _score(self) -> None:
+        a, blocks, cache = self.a, self.a.keys.size // 16, self.a.keys
+        at = cache.base + self.head * cache.beats(a.config)
+
+        def read(e: Emitter) -> None:
+            beats = e.times(a.scores(e).slots, blocks * weights.BLOCK_BEATS)
+            e.b.read(at, beats, fmt=StreamFormat.RAW, source=memory_region(f"h{cache.base}"))
+
+        def multiply(e: Emitter) -> None:
+            score = a.scores(e)
+            e.b.matmul(
+                e.region(a.query.buffer),
+                e.region(self.scores),
+                rows=e.times(a.m(e), a.group, "_rows"),
+                kb=blocks,
+                ob=score.slots,
+                act_stride=blocks,
+                out_stride=score.granules,
+                act_offset=e.times(a.m(e), self.head * a.group * blocks, "_act"),
+            )
+
+        a.issue(Unit.RD, [Memory(f"h{cache.base}")], [], read, a.most * blocks)
+        cycles = a.tile * a.group * a.most // a.config.units * blocks * a.config.passes
+        a.issue(Unit.MX, [a.query.buffer], [self.scores], multiply, cycles)
+
+    def _weigh(self) -> None:
+        a, blocks, cache = self.a, self.a.values.size // 16, self.a.values
+        at = cache.base + self.head * cache.beats(a.config)
+        stride = weights.v_strides(cache.context, a.config.units)["gran"]
+
+        def read(e: Emitter) -> None:
+            beats = e.times(a.scores(e).slots, weights.BLOCK_BEATS)
+            source = memory_region(f"h{cache.base}")
+            e.b.read(at, beats, rows=blocks, stride=stride, fmt=StreamFormat.RAW, source=source)
+
+        def multiply(e: Emitter) -> None:
+            score = a.scores(e)
+            e.b.matmul(
+                e.region(self.planes),
+                e.region(self.sums),
+                rows=e.times(a.m(e), 2 * a.group, "_rows"),
+                kb=score.slots,
+                ob=blocks,
+                act_stride=score.granules,
+                out_stride=blocks,
+                mode=MxMode.SPLIT_K,
+            )
+
+        a.issue(Unit.RD, [Memory(f"h{cache.base}")], [], read, a.most * blocks)
+        cycles = 2 * a.tile * a.group * a.most // a.config.units * blocks * a.config.passes
+        a.issue(Unit.MX, [self.planes], [self.sums], multiply, cycles)
+
+    def _load_scales(self, cache: Cache, buffer: Buffer) -> None:
+        a = self.a
+        at = cache.scales + self.head * cache.granules(a.config)
+
+        def load(e: Emitter) -> None:
+            source = memory_region(f"s{cache.scales}")
+            e.b.load(at, e.region(buffer), a.scores(e).granules, source=source, kind=LdKind.KV_SCALES)
+
+        a.issue(Unit.LD, [Memory(f"s{cache.scales}")], [buffer], load, a.most + a.config.read_latency)
+
+    # --- vector unit -------------------------------------------------------------------------------------
+
+    def _shape(self, e: Emitter) -> tuple[Value, int, Value]:
+        return self.a.m(e), self.a.group, self.a.scores(e).words
+
+    def _score_fields(self, e: Emitter) -> dict[str, Any]:
+        """The pass that turns sums into scores in units of log2."""
+        a, score = self.a, self.a.scores(e)
+        entries = Rows(e.region(a.entry.buffer), a.entry.row, 1, self.head * a.group)
+        return {
+            "a": At(e.region(self.scores), score.words, e.product(a.m(e), score.words, "_mid")),
+            "p": At(e.region(self.key_scales)),
+            "r0": entries,
+            "src": Src.A,
+            "mul1": Mul1.P,
+            "adj1": KEY_ADJUST,
+            "mul2": Mul2.R0,
+            "row0": Row.SCALE,
+            "adj2": QUERY_ADJUST,
+        }
+
+    def _rows(self, e: Emitter, buffer: Buffer) -> Rows:
+        return Rows(e.region(buffer), self.a.group, 1)
+
+    def _plane(self, e: Emitter, plane: int) -> At:
+        row, group = self.a.scores(e).granules, self.a.group
+        token = e.times(row, 2 * group, "_out")
+        return At(e.region(self.planes), token, e.times(row, 2, "_plane"), row if plane else 0)
+
+    def _softmax(self) -> None:
+        """As the hand-written kernels: scores are computed anew in every pass, which costs no storage."""
+        a = self.a
+
+        def reference(e: Emitter) -> None:
+            score = a.scores(e)
+            source, to = At(e.region(self.value_scales)), At(e.region(self.weights))
+            word = encode_scale(2.0**-21)
+            e.b.vu_pass(
+                (1, 1, score.words), score.keys, p=source, d=to, imm0=word, src=Src.P, mul1=Mul1.IMM, adj1=VALUE_ADJUST
+            )
+
+        def top(e: Emitter) -> None:
+            first, more = a.limit(e)
+            to = self._rows(e, self.top)
+            e.b.vu_pass(self._shape(e), first, step=more, w=to, reduce=Reduce.MAX, **self._score_fields(e))
+
+        reads = [self.scores, self.key_scales, a.entry.buffer]
+        a.issue(Unit.VU, [self.value_scales], [self.weights], reference, a.most + VU_LATENCY)
+        a.issue(Unit.VU, reads, [self.top], top, a.passes(a.group))
+        for plane in (0, 1):
+            self._power_plane(plane, reads)
+
+    def _power_plane(self, plane: int, reads: list[Buffer]) -> None:
+        a = self.a
+
+        def write(e: Emitter) -> None:
+            first, more = a.limit(e)
+            sums: dict[str, Any] = {}
+            if plane == 0:
+                sums = {"w": self._rows(e, self.total), "tap": Tap.FUNC, "reduce": Reduce.SUM, "fin": Fin.RECIP}
+            e.b.vu_pass(
+                self._shape(e),
+                first,
+                step=more,
+                v=At(e.region(self.weights)),
+                r1=self._rows(e, self.top),
+                row1=Row.RAW,
+                add=Add.SUB_R1,
+                func=Func.EXP2,
+                mul3=Mul3.V,
+                sh3=VALUE_SHIFT,
+                dst=Dst.OBL if plane else Dst.OBH,
+                d=self._plane(e, plane),
+                **sums,
+                **self._score_fields(e),
+            )
+
+        writes = [self.planes] if plane else [self.planes, self.total]
+        a.issue(Unit.VU, [*reads, self.weights, self.top], writes, write, a.passes(a.group))
+
+    def _masked_softmax(self) -> None:
+        """With a row of the mask added, port V is taken: scores and probabilities pass through VB."""
+        a = self.a
+        assert self.mask is not None
+        mask = self.mask
+
+        def own(e: Emitter) -> At:
+            words = a.scores(e).words
+            return At(e.region(self.weights), e.times(words, a.group, "_out"), words)
+
+        def scores(e: Emitter) -> None:
+            first, more = a.limit(e)
+            added, to = At(e.region(mask), a.scores(e).words), self._rows(e, self.top)
+            e.b.vu_pass(
+                self._shape(e),
+                first,
+                step=more,
+                v=added,
+                d=own(e),
+                w=to,
+                add=Add.V,
+                reduce=Reduce.MAX,
+                **self._score_fields(e),
+            )
+
+        def power(e: Emitter) -> None:
+            first, more = a.limit(e)
+            place, top, total = own(e), self._rows(e, self.top), self._rows(e, self.total)
+            e.b.vu_pass(
+                self._shape(e),
+                first,
+                step=more,
+                v=place,
+                d=place,
+                r1=top,
+                w=total,
+                src=Src.V,
+                add=Add.SUB_R1,
+                row1=Row.RAW,
+                func=Func.EXP2,
+                reduce=Reduce.SUM,
+                fin=Fin.RECIP,
+            )
+
+        reads = [self.scores, self.key_scales, a.entry.buffer, mask]
+        a.issue(Unit.VU, reads, [self.weights, self.top], scores, a.passes(a.group))
+        a.issue(Unit.VU, [self.weights, self.top], [self.weights, self.total], power, a.passes(a.group))
+        for plane in (0, 1):
+            self._masked_plane(plane, own)
+
+    def _masked_plane(self, plane: int, own) -> None:
+        a = self.a
+
+        def write(e: Emitter) -> None:
+            first, more = a.limit(e)
+            place = own(e)
+            row, group = a.scores(e).granules, a.group
+            target = At(
+                e.region(self.planes), e.times(row, 2 * group, "_planes"), e.times(row, 2, "_plane"), row if plane else 0
+            )
+            e.b.vu_pass(
+                self._shape(e),
+                first,
+                step=more,
+                p=At(e.region(self.value_scales)),
+                v=place,
+                d=target,
+                imm0=encode_scale(2.0**-21),
+                src=Src.P,
+                mul1=Mul1.IMM,
+                adj1=VALUE_ADJUST,
+                mul3=Mul3.V,
+                sh3=VALUE_SHIFT,
+                dst=Dst.OBL if plane else Dst.OBH,
+            )
+
+        a.issue(Unit.VU, [self.value_scales, self.weights], [self.planes], write, a.passes(a.group))
+
+    def _combine(self) -> None:
+        """(low planes / 16 + high planes * 16) / sum."""
+        a, group, step = self.a, self.a.group, self.a.words
+        size = a.step.layout.size
+
+        def low(e: Emitter) -> None:
+            source = At(e.region(self.sums), 2 * group * step, 2 * step, step)
+            to = At(e.region(self.half), group * step, step)
+            shape = (a.m(e), group, step)
+            e.b.vu_pass(shape, size, a=source, d=to, imm0=encode_scale(1 / 16), src=Src.A, mul1=Mul1.IMM)
+
+        def high(e: Emitter) -> None:
+            e.b.vu_pass(
+                (a.m(e), group, step),
+                size,
+                a=At(e.region(self.sums), 2 * group * step, 2 * step),
+                v=At(e.region(self.half), group * step, step),
+                r1=self._rows(e, self.total),
+                d=At(e.region(a.out.buffer), a.out.row, step, self.head * group * step),
+                imm0=encode_scale(16.0),
+                src=Src.A,
+                mul1=Mul1.IMM,
+                add=Add.V,
+                mul3=Mul3.R1,
+                row1=Row.FIN,
+                adj2=OUT_ADJUST,
+            )
+
+        cycles = a.tile * group * step + VU_LATENCY
+        a.issue(Unit.VU, [self.sums], [self.half], low, cycles)
+        a.issue(Unit.VU, [self.sums, self.half, self.total], [a.out.buffer], high, cycles)
+
+
+__all__ = ["Home", "Reg", "lower_attention"]

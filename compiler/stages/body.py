@@ -1,0 +1,58 @@
+"""A phase's body: what one tile of rows does, as instructions over values that have no place yet.
+
+Buffers are values here: each is written by one instruction after another until it is complete, and gets its place on
+the chip when the order of all instructions is known (`compiler.stages.place`).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from hw.spec.isa import Unit
+
+if TYPE_CHECKING:
+    from .emit import Emitter
+
+
+@dataclass(eq=False)
+class Buffer:
+    """`size` elements in an on-chip buffer, for the largest tile: granules, blocks in OB, entries in RS."""
+
+    name: str
+    where: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """A stretch of external memory, by name: instructions that touch the same one keep their order."""
+
+    name: str
+
+
+Place = Buffer | Memory
+
+
+@dataclass(eq=False)
+class Issue:
+    """One instruction of a unit. emit writes it, once buffers have places."""
+
+    unit: Unit
+    operator: str
+    reads: tuple[Place, ...]
+    writes: tuple[Place, ...]
+    emit: Callable[["Emitter"], None]
+    cycles: int = 1
+    """About what it takes for the largest tile."""
+
+
+@dataclass
+class Body:
+    """Instructions of one tile, in an order that keeps every value's readers behind its writers."""
+
+    tile: int
+    """Rows of the largest tile."""
+    issues: list[Issue] = field(default_factory=list)
+
+    def buffer(self, name: str, where: str, size: int) -> Buffer:
+        return Buffer(name, where, size)

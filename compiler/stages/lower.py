@@ -1,0 +1,312 @@
+"""Lowering: the steps of a phase as instructions of one tile.
+
+Lane steps go to the pass former; what is here moves data: rows from and to memory, constants, weight streams, keys
+and values. Attention has a file of its own.
+"""
+
+from collections.abc import Callable
+
+from hw.spec import weights
+from hw.spec.config import Config
+from hw.spec.errors import InternalError, UserError
+from hw.spec.isa import Dst, LdKind, Row, Src, StKind, StMode, Unit
+
+from ..integer import steps as s
+from ..integer.steps import Layout, Param, Step
+from ..kernels.builder import At
+from ..kernels.regions import memory_region
+from .body import Body, Issue, Memory
+from .emit import Arguments, Emitter
+from .memory import Cache, MemoryMap, Rows
+from .passes import Former, Home
+from .phases import Phase
+
+
+class PhaseLowering:
+    """One phase with tiles of a given number of rows. `rows`, `caches`: places of values and of state in memory."""
+
+    def __init__(
+        self,
+        phase: Phase,
+        steps: dict[str, Step],
+        memory: MemoryMap,
+        arguments: Arguments,
+        rows: dict[str, Rows],
+        caches: dict[str, Cache],
+        tile: int,
+    ) -> None:
+        self.phase, self.steps, self.memory, self.arguments = phase, steps, memory, arguments
+        self.rows, self.caches = rows, caches
+        self.config: Config = memory.config
+        self.body = Body(tile)
+        self.former = Former(self.body, self, steps, self._readers())
+        self.former.stored = set(phase.stores)
+        self._params: dict[tuple, Home] = {}
+
+    @property
+    def granules_per_word(self) -> int:
+        return self.config.granules_per_word
+
+    def words(self, size: int) -> int:
+        return self.memory.words(size)
+
+    def _readers(self) -> dict[str, list[Step]]:
+        readers: dict[str, list[Step]] = {}
+        for name in self.phase.steps:
+            for operand in self.steps[name].operands:
+                readers.setdefault(operand, []).append(self.steps[name])
+        return readers
+
+    def run(self) -> Body:
+        """All instructions of a tile."""
+        for name in self.phase.loads:
+            self.load(self.steps[name])
+        for name in self.phase.steps:
+            step = self.steps[name]
+            lower = LOWERED.get(type(step))
+            if lower is not None:
+                lower(self, step)
+            else:
+                self.former.lane(step)
+        for name in self.phase.stores:
+            self.store(name)
+        return self.body
+
+    def issue(self, unit: Unit, operator: str, reads, writes, emit: Callable[[Emitter], None], cycles: int) -> None:
+        self.body.issues.append(Issue(unit, operator, tuple(reads), tuple(writes), emit, cycles))
+
+    # --- rows in memory ----------------------------------------------------------------------------------
+
+    def load(self, step: Step) -> None:
+        """The tile's rows from memory into PB."""
+        kind = LdKind.TABLES if isinstance(step, s.Table) else LdKind.ACTIVATIONS
+        self.former.homes[step.name] = [self._loaded(step, self.rows[step.name], kind, step.name)]
+
+    def _loaded(self, step: Step, rows: Rows, kind: LdKind, name: str) -> Home:
+        home = self.former.new_home(step.name, "PB", name)
+        one = step.rows == 1
+
+        def emit(e: Emitter) -> None:
+            address = rows.base if one else e.row_address(rows.base, rows.beats)
+            count = 1 if one else e.m
+            e.b.load(address, e.region(home.buffer), rows.beats, count, rows.beats, 0, rows.beats, memory_region(name), kind)
+
+        latency = self.config.read_latency
+        self.issue(Unit.LD, step.operator, [Memory(name)], [home.buffer], emit, self.body.tile * rows.beats + latency)
+        return home
+
+    def store(self, name: str) -> None:
+        """The tile's rows of a value to memory."""
+        self._stored(self.steps[name], self.rows[name], name)
+
+    def _stored(self, step: Step, rows: Rows, name: str) -> None:
+        former = self.former
+        former.operator = step.operator
+        home = former.new_home(step.name, "SB", f"{name} stored")
+        chain = former.open.get(step.name) or former._source(step.name)
+        former.write(chain, step.name, home)
+        one = step.rows == 1
+
+        def emit(e: Emitter) -> None:
+            address = rows.base if one else e.row_address(rows.base, rows.beats)
+            e.b.store(
+                StMode.LIN,
+                e.region(home.buffer),
+                memory_region(name),
+                addr=address,
+                src_tok=rows.beats,
+                n_tok=1 if one else e.m,
+                n_gran=rows.beats,
+                stride_tok=rows.beats,
+                kind=StKind.ACTIVATIONS,
+            )
+
+        cycles = self.body.tile * rows.beats + self.config.write_latency
+        self.issue(Unit.ST, step.operator, [home.buffer], [Memory(name)], emit, cycles)
+
+    def bounce(self, former: Former, value: str) -> Home:
+        """A value from VB over memory into PB; returns its home there."""
+        step = self.steps[value]
+        name = f"{value}~"
+        if name not in self.rows:
+            self.rows[name] = self.memory.rows(step.layout, self.body.tile)
+        rows, home = self.rows[name], former.new_home(value, "SB", name)
+        former.write(former._source(value), value, home)
+        target = former.new_home(value, "PB", f"{name} back")
+        count: Callable[[Emitter], object] = lambda e: 1 if step.rows == 1 else e.m  # noqa: E731
+
+        def put(e: Emitter) -> None:
+            e.b.store(
+                StMode.LIN,
+                e.region(home.buffer),
+                memory_region(name),
+                addr=rows.base,
+                src_tok=rows.beats,
+                n_tok=count(e),
+                n_gran=rows.beats,
+                stride_tok=rows.beats,
+            )
+
+        def get(e: Emitter) -> None:
+            region = e.region(target.buffer)
+            e.b.load(rows.base, region, rows.beats, count(e), rows.beats, 0, rows.beats, memory_region(name))  # type: ignore[arg-type]
+
+        cycles = self.body.tile * rows.beats
+        self.issue(Unit.ST, step.operator, [home.buffer], [Memory(name)], put, cycles + self.config.write_latency)
+        self.issue(Unit.LD, step.operator, [Memory(name)], [target.buffer], get, cycles + self.config.read_latency)
+        return target
+
+    def parameter(self, former: Former, param: Param, layout: Layout) -> Home:
+        """A constant a channel in PB, loaded where it is first needed in the tile."""
+        key = (id(param.array), layout.groups, layout.size)
+        if key not in self._params:
+            beats = layout.groups * self.words(layout.size) * self.granules_per_word
+            address, words = self.memory.param(param, layout), self.words(layout.size)
+            buffer = self.body.buffer(param.name, "PB", beats)
+
+            def emit(e: Emitter) -> None:
+                e.b.load(address, e.region(buffer), beats, kind=LdKind.PARAMETERS)
+
+            self.issue(Unit.LD, former.operator, [], [buffer], emit, beats + self.config.read_latency)
+            self._params[key] = Home(buffer, 0, words)
+        return self._params[key]
+
+    # --- matrix unit -------------------------------------------------------------------------------------
+
+    def product(self, step: s.Product) -> None:
+        """int8 rows times a weight that streams through the units."""
+        before = self.steps[step.x]
+        at, beats = self.memory.stream(step.weight, before.layout, step.layout)
+        act = self.former.homes[step.x][0]
+        blocks = before.layout.groups * self.words(before.layout.size) * self.granules_per_word
+        out = step.layout.groups * self.words(step.layout.size) * self.config.lanes
+        steps = weights.output_blocks(out, self.config.units)
+        granules = steps * self.config.units
+        rows = 1 if step.rows == 1 else self.body.tile
+        buffer = self.body.buffer(step.name, "AB", rows * granules)
+        self.former.homes[step.name] = [Home(buffer, granules // self.granules_per_word, self.words(step.layout.size))]
+        self.issue(Unit.RD, step.operator, [], [], lambda e: e.b.read(at, beats), beats)
+
+        def emit(e: Emitter) -> None:
+            e.b.matmul(
+                e.region(act.buffer),
+                e.region(buffer),
+                rows=1 if step.rows == 1 else e.m,
+                kb=blocks,
+                ob=steps,
+                act_stride=blocks,
+                out_stride=granules,
+            )
+
+        cycles = rows * blocks * steps * self.config.passes
+        self.issue(Unit.MX, step.operator, [act.buffer], [buffer], emit, cycles)
+
+    def int8(self, step: s.ToInt8) -> None:
+        """int8 rows for the matrix unit, for attention's queries, or for keys and values on their way out."""
+        readers = self.former.readers.get(step.name, [])
+        self.former.homes[step.name] = []
+        if any(isinstance(r, s.Product) for r in readers):
+            self._operand(step, "OB", heads_first=False)
+        if any(isinstance(r, s.Attend) for r in readers):
+            self._operand(step, "OB", heads_first=True)
+        if any(isinstance(r, s.Hold) for r in readers):
+            home = self.former.new_home(step.name, "SB")
+            self.former.to_int8(step, home, clip8=1)
+            self.former.homes[step.name].append(home)
+
+    def _operand(self, step: s.ToInt8, where: str, heads_first: bool) -> None:
+        plain = self.former.new_home(step.name, where)
+        home = Home(plain.buffer, plain.row, plain.group, heads_first)
+        self.former.to_int8(step, home)
+        self.former.homes[step.name].append(home)
+
+    # --- keys and values ---------------------------------------------------------------------------------
+
+    def hold(self, step: s.Hold) -> None:
+        """Scales and int8 rows of keys or values behind those that are held; scales first, as they are read first."""
+        former, cache = self.former, self.caches[step.name]
+        x = self.steps[step.x]
+        n, words = x.layout.groups, self.words(x.layout.size)
+        self._hold_scales(step, cache, n)
+        home = next(h for h in former.homes[step.x] if h.buffer.where == "SB")
+        strides = (
+            weights.k_strides(cache.size) if step.key else weights.v_strides(cache.context, self.config.units)
+        )
+        gpw = self.granules_per_word
+
+        def emit(e: Emitter) -> None:
+            e.b.store(
+                StMode.K if step.key else StMode.V,
+                e.region(home.buffer),
+                memory_region(f"h{cache.base}"),
+                addr=cache.base,
+                src_tok=n * words * gpw,
+                src_head=words * gpw,
+                pos=self._position(e, step),
+                n_tok=1 if x.rows == 1 else e.m,
+                n_head=n,
+                n_gran=cache.size // weights.BLOCK,
+                stride_head=cache.beats(self.config),
+                stride_slot=strides["slot"],
+                stride_gran=strides["gran"],
+            )
+
+        cycles = self.body.tile * n * words * gpw * (1 if step.key else 4) + self.config.write_latency
+        self.issue(Unit.ST, step.operator, [home.buffer], [Memory(f"h{cache.base}")], emit, cycles)
+
+    def _position(self, e: Emitter, step: s.Hold):
+        """The key number of the tile's first row."""
+        before = self.steps[step.past].rows if step.past else 0
+        return e.sum(e.dim(before), e.at, "_pos")
+
+    def _hold_scales(self, step: s.Hold, cache: Cache, n: int) -> None:
+        former, entry = self.former, self.former.homes[step.entry][0]
+        x, gpw = self.steps[step.x], self.granules_per_word
+        tile = 1 if x.rows == 1 else self.body.tile
+        buffer = self.body.buffer(f"{step.name} scales", "SB", tile * n * gpw)
+        read = Row.SCALE if step.key else Row.RAW
+
+        def fill(e: Emitter) -> None:
+            rows = 1 if x.rows == 1 else e.m
+            target = At(e.region(buffer), n, 1)
+            e.b.vu_pass((rows, n, 1), 1, d=target, r0=e.entries(entry), src=Src.R0, row0=read, dst=Dst.SB)
+
+        def put(e: Emitter) -> None:
+            e.b.store(
+                StMode.SC,
+                e.region(buffer),
+                memory_region(f"s{cache.scales}"),
+                addr=cache.scales,
+                src_tok=n * gpw,
+                src_head=gpw,
+                pos=self._position(e, step),
+                n_tok=1 if x.rows == 1 else e.m,
+                n_head=n,
+                stride_head=cache.granules(self.config),
+                kind=StKind.KV_SCALES,
+            )
+
+        self.issue(Unit.VU, step.operator, [entry.buffer], [buffer], fill, tile * n)
+        self.issue(Unit.ST, step.operator, [buffer], [Memory(f"s{cache.scales}")], put, tile * n)
+        del former
+
+    def refuse(self, step: Step) -> None:
+        raise InternalError(f"step {step.name} of {type(step).__name__} cannot be lowered")
+
+
+def _attend(lowering: PhaseLowering, step: s.Attend) -> None:
+    from .attend import lower_attention
+
+    lower_attention(lowering, step)
+
+
+LOWERED: dict[type, Callable] = {
+    s.Product: PhaseLowering.product,
+    s.ToInt8: PhaseLowering.int8,
+    s.Reduction: lambda lowering, step: lowering.former.reduce(step),
+    s.Hold: PhaseLowering.hold,
+    s.Attend: _attend,
+}
+"""Steps that are more than a slot of a vector pass."""
+
+__all__ = ["LOWERED", "PhaseLowering", "UserError"]

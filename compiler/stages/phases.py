@@ -1,0 +1,118 @@
+"""Phases: which steps run together in one loop over tiles of rows.
+
+Steps that need their own row only share a loop, and what is between them stays on the chip. A step that needs other
+rows, such as attention over all keys, has to wait until these are there: it belongs to a later phase. What crosses
+from one phase to another goes through the auxiliary memory.
+
+    phase 0, rows of x    norm, q, k, v, rotate; keys and values to the channels, q to memory
+    phase 1, rows of x    attention of q, output layer, MLP
+
+Row scalars and int8 rows never cross: a later phase makes them again from the wide rows, which costs a pass or two.
+"""
+
+from dataclasses import dataclass, field
+
+from ..integer import steps as s
+from ..integer.steps import Step
+from ..integer.translate import Integers
+from ..ir import Dim
+
+
+@dataclass
+class Phase:
+    """One loop over tiles of `rows` rows. loads: wide values that come from memory; stores: those that go there."""
+
+    level: int
+    rows: Dim
+    steps: list[str] = field(default_factory=list)
+    loads: list[str] = field(default_factory=list)
+    stores: list[str] = field(default_factory=list)
+
+
+def phases(integers: Integers) -> list[Phase]:
+    """The phases of a module, in the order in which they run."""
+    return _Split(integers).run()
+
+
+def from_host(step: Step) -> bool:
+    """Whether the value is in memory before the program starts."""
+    return isinstance(step, s.Input | s.Table | s.Mask | s.Past)
+
+
+class _Split:
+    def __init__(self, integers: Integers) -> None:
+        self.integers, self.steps = integers, integers.steps
+        self.readers: dict[str, list[Step]] = {name: [] for name in self.steps}
+        for step in self.steps.values():
+            for operand in step.operands:
+                self.readers[operand].append(step)
+        self.level: dict[str, int] = {}
+        self.found: dict[tuple[int, str], Phase] = {}
+
+    def run(self) -> list[Phase]:
+        for step in self.steps.values():
+            self.level[step.name] = self._level(step)
+        for step in self.steps.values():
+            if not from_host(step) and not self._remade(step):
+                self._need(self._phase(step), step)
+        for view in self.integers.results.values():
+            self._store(view.base)
+        order = {name: at for at, name in enumerate(self.steps)}
+        for phase in self.found.values():
+            phase.steps.sort(key=order.__getitem__)
+        return sorted(self.found.values(), key=lambda p: p.level)
+
+    def _level(self, step: Step) -> int:
+        """Behind everything that it needs; one later where it needs other rows than its own."""
+        level = 0
+        for name in step.operands:
+            operand = self.steps[name]
+            if from_host(operand):
+                continue
+            apart = isinstance(operand, s.Hold) or str(operand.rows) != str(step.rows)
+            level = max(level, self.level[name] + apart)
+        return level
+
+    def _remade(self, step: Step) -> bool:
+        """Whether it is made wherever it is read: row scalars, int8 rows, and what only leads to int8 rows."""
+        if isinstance(step, s.Reduction | s.ToInt8):
+            return True
+        readers = self.readers[step.name]
+        return bool(readers) and all(isinstance(r, s.ToInt8) for r in readers) and not self._is_result(step.name)
+
+    def _is_result(self, name: str) -> bool:
+        return any(view.base == name for view in self.integers.results.values())
+
+    def _phase(self, step: Step) -> Phase:
+        key = (self.level[step.name], str(step.rows))
+        return self.found.setdefault(key, Phase(key[0], step.rows))
+
+    def _need(self, phase: Phase, step: Step) -> None:
+        """The step is computed in the phase, with all that it needs."""
+        if step.name in phase.steps:
+            return
+        phase.steps.append(step.name)
+        for name in step.operands:
+            operand = self.steps[name]
+            if isinstance(operand, s.Mask | s.Past | s.Hold):
+                continue
+            if from_host(operand):
+                self._load(phase, name)
+            elif self._remade(operand):
+                self._need(phase, operand)
+            elif self._phase(operand) is not phase:
+                self._load(phase, name)
+                self._store(name)
+
+    def _load(self, phase: Phase, name: str) -> None:
+        if name not in phase.loads:
+            phase.loads.append(name)
+
+    def _store(self, name: str) -> None:
+        step = self.steps[name]
+        if from_host(step):
+            return
+        phase = self._phase(step)
+        self._need(phase, step)
+        if name not in phase.stores:
+            phase.stores.append(name)

@@ -1,0 +1,136 @@
+"""A module's program: phases lowered with the largest tiles that fit, emitted one after the other."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from hw.spec.config import BEAT_BYTES, Config
+from hw.spec.errors import InternalError
+from hw.spec.isa import INSTRUCTION_BYTES
+from hw.spec.weights import cache_slots
+
+from ..integer import steps as s
+from ..integer.translate import Integers
+from .body import Body
+from .emit import Arguments, Emitter
+from .lower import PhaseLowering
+from .memory import Cache, MemoryMap, Rows
+from .phases import Phase, phases
+from .place import DoesNotFitError, places
+
+
+@dataclass
+class Lowered:
+    """Instructions, and where everything lies. rows: values in the auxiliary memory; caches: state by `Hold` step."""
+
+    config: Config
+    integers: Integers
+    words: list[int]
+    arguments: Arguments
+    memory: MemoryMap
+    rows: dict[str, Rows]
+    caches: dict[str, Cache]
+    operators: dict[int, str]
+    tiles: list[int]
+    """Rows of the largest tile of every phase."""
+
+    def argument_values(self, lengths: Mapping[str, int]) -> tuple[int, ...]:
+        return tuple(length.at(lengths) for length in self.arguments.names)
+
+
+def lower(integers: Integers, config: Config) -> Lowered:
+    """The program of a module on a machine; UserError where a tile of one row does not fit."""
+    return _Lowering(integers, config).run()
+
+
+class _Lowering:
+    def __init__(self, integers: Integers, config: Config) -> None:
+        self.integers, self.steps, self.config = integers, integers.steps, config
+        self.memory = MemoryMap(config)
+        self.memory.aux(config.imem_instructions * INSTRUCTION_BYTES // BEAT_BYTES)  # the program lies at 0
+        self.arguments = Arguments(integers.graph.lengths)
+        self.phases = phases(integers)
+        self.rows: dict[str, Rows] = {}
+        self.caches: dict[str, Cache] = {}
+
+    def run(self) -> Lowered:
+        self._allocate()
+        emitter, tiles = Emitter(self.config, self.arguments), []
+        for length in self._lengths():
+            emitter.dim(length)
+        for phase in self.phases:
+            body = self._fitting(phase)
+            tiles.append(body.tile)
+            emitter.phase(phase.rows, body)
+        emitter.b.halt()
+        words = emitter.b.words()
+        return Lowered(
+            self.config,
+            self.integers,
+            words,
+            self.arguments,
+            self.memory,
+            self.rows,
+            self.caches,
+            emitter.b.operators,
+            tiles,
+        )
+
+    def _lengths(self) -> list:
+        """Every symbolic length that the program looks at, so that all argument registers are known from the start."""
+        found = {}
+        for phase in self.phases:
+            for name in phase.steps:
+                step = self.steps[name]
+                dims = [step.rows, getattr(step, "n_keys", 1)]
+                if isinstance(step, s.Hold) and step.past:
+                    dims.append(self.steps[step.past].rows)
+                found |= {str(d): d for d in dims if not isinstance(d, int)}
+        return list(found.values())
+
+    # --- memory ------------------------------------------------------------------------------------------
+
+    def _allocate(self) -> None:
+        stored = {name for phase in self.phases for name in phase.stores}
+        loaded = {name for phase in self.phases for name in phase.loads}
+        for name, step in self.steps.items():
+            most = self.arguments.most(step.rows)
+            if isinstance(step, s.Mask):
+                granules = cache_slots(self.arguments.most(step.keys_length), self.config.units) * self.config.units
+                self.rows[name] = Rows(self.memory.aux(most * granules), granules, step.layout, most)
+            elif isinstance(step, s.Hold):
+                self.caches[name] = self.memory.cache(step.layout, most, step.key)
+            elif name in stored | loaded:
+                self.rows[name] = self.memory.rows(step.layout, most)
+
+    # --- tiles -------------------------------------------------------------------------------------------
+
+    def _fitting(self, phase: Phase) -> Body:
+        """The body with the largest tile that fits the machine's buffers."""
+        low, high, best = 1, self._bound(phase), None
+        problem: DoesNotFitError | None = None
+        while low <= high:
+            tile = high if best is None and problem is None else (low + high) // 2
+            try:
+                best, low = self._body(phase, tile), tile + 1
+            except DoesNotFitError as error:
+                problem, high = error, tile - 1
+        if best is None:
+            raise problem or InternalError("a phase without rows")
+        return best
+
+    def _bound(self, phase: Phase) -> int:
+        """Rows that the accumulators hold: of a product, or of the planes of a group of heads."""
+        bound = self.arguments.most(phase.rows)
+        for name in phase.steps:
+            step = self.steps[name]
+            if isinstance(step, s.Product):
+                bound = min(bound, self.config.acc_rows)
+            if isinstance(step, s.Attend):
+                group = step.layout.groups // self.caches[step.keys].heads
+                bound = min(bound, self.config.acc_rows // (2 * group))
+        return max(1, bound)
+
+    def _body(self, phase: Phase, tile: int) -> Body:
+        body = PhaseLowering(phase, self.steps, self.memory, self.arguments, self.rows, self.caches, tile).run()
+        places(body, self.config)
+        return body
