@@ -74,8 +74,8 @@ class Emitter:
 
     def times(self, value: Value, factor: int, scratch: str = "_t") -> Value:
         """value * factor."""
-        if isinstance(value, int):
-            return value * factor
+        if isinstance(value, int) or factor == 0:
+            return 0 if factor == 0 else value * factor
         return value if factor == 1 else self.b.scaled(scratch, value, factor)
 
     def product(self, left: Value, right: Value, scratch: str) -> Value:

@@ -205,7 +205,8 @@ class Former:
         row = step.layout.groups * words
         buffer = self.body.buffer(name or value, where, rows * row * each)
         scale = each if where == "OB" else 1
-        return Home(buffer, 0 if step.rows == 1 else row * scale, words * scale)
+        group = words * scale if step.layout.groups > 1 or where == "OB" else 0
+        return Home(buffer, 0 if step.rows == 1 else row * scale, group)
 
     def _copy(self, value: str) -> None:
         """From PB or AB to VB."""

@@ -69,7 +69,7 @@ class _Split:
             operand = self.steps[name]
             if from_host(operand):
                 continue
-            apart = isinstance(operand, s.Hold) or str(operand.rows) != str(step.rows)
+            apart = isinstance(operand, s.Hold) or str(operand.rows) != str(self._tiled(step))
             level = max(level, self.level[name] + apart)
         return level
 
@@ -84,8 +84,13 @@ class _Split:
         return any(view.base == name for view in self.integers.results.values())
 
     def _phase(self, step: Step) -> Phase:
-        key = (self.level[step.name], str(step.rows))
-        return self.found.setdefault(key, Phase(key[0], step.rows))
+        rows = self._tiled(step)
+        key = (self.level[step.name], str(rows))
+        return self.found.setdefault(key, Phase(key[0], rows))
+
+    def _tiled(self, step: Step) -> Dim:
+        """The rows over which the step's tiles go: of state, the new ones."""
+        return self.steps[step.x].rows if isinstance(step, s.Hold) else step.rows
 
     def _need(self, phase: Phase, step: Step) -> None:
         """The step is computed in the phase, with all that it needs."""
