@@ -1,17 +1,19 @@
 """The golden model of any module: its integer steps, one after the other, on NumPy arrays."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..ir import Length
 from .steps import Array
-from .translate import Integers
 from .views import CHANNEL, ROW, View
 
+if TYPE_CHECKING:
+    from .translate import Integers
 
-def interpret(integers: Integers, feed: Mapping[str, Any], lengths: Mapping[str, int]) -> dict[str, Any]:
+
+def interpret(integers: "Integers", feed: Mapping[str, Any], lengths: Mapping[str, int]) -> dict[str, Any]:
     """Every step's value. feed: values of what comes from outside, by step name: see `compiler.integer.steps`."""
     values: dict[str, Any] = dict(feed)
     for name, step in integers.steps.items():
@@ -20,7 +22,7 @@ def interpret(integers: Integers, feed: Mapping[str, Any], lengths: Mapping[str,
     return values
 
 
-def real(integers: Integers, name: str, value: Array) -> Array:
+def real(integers: "Integers", name: str, value: Array) -> Array:
     """A wide value as real numbers float64[rows, channels], channels in the module's order."""
     step = integers.steps[name]
     return step.layout.restore(value) / (1 << 16) / step.mult

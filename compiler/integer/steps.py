@@ -111,6 +111,56 @@ class Mask(Step):
     keys_length: Dim = 0
 
 
+# --- moves through memory -------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class Move(Step):
+    """A value that is put together in the auxiliary memory, of values that are there as a whole."""
+
+
+@dataclass(eq=False)
+class Rearranged(Move):
+    """Pieces of rows in another order. index: int64[rows, groups] numbers of the operand's pieces of `size` channels,
+    counted row by row; -1 for zeros."""
+
+    x: str
+    index: Array
+
+    def compute(self, values, lengths):
+        size = self.layout.size
+        pieces = values[self.x].reshape(-1, size)
+        pieces = np.concatenate([pieces, np.zeros((1, size), np.int64)])
+        return pieces[self.index]
+
+
+@dataclass(eq=False)
+class Joined(Move):
+    """Rows of several values behind each other."""
+
+    parts: tuple[str, ...]
+
+    @property
+    def operands(self) -> tuple[str, ...]:
+        return self.parts
+
+    def compute(self, values, lengths):
+        return np.concatenate([values[part] for part in self.parts])
+
+
+@dataclass(eq=False)
+class SumRows(Move):
+    """One row: the sum of all rows, from the first to the last; every sum saturates."""
+
+    x: str
+
+    def compute(self, values, lengths):
+        total = np.zeros_like(values[self.x][:1])
+        for row in values[self.x]:
+            total = nm.sat32(total + row)
+        return total
+
+
 # --- matrix unit ----------------------------------------------------------------------------------------
 
 
@@ -234,6 +284,20 @@ class Same(Step):
 
     def compute(self, values, lengths):
         return values[self.x]
+
+
+@dataclass(eq=False)
+class SumGroups(Step):
+    """The sum of a row's groups, from the first to the last; every sum saturates."""
+
+    x: str
+
+    def compute(self, values, lengths):
+        x = values[self.x]
+        total = x[:, :1]
+        for group in range(1, x.shape[1]):
+            total = nm.sat32(total + x[:, group : group + 1])
+        return total
 
 
 @dataclass(eq=False)

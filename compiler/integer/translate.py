@@ -11,12 +11,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from hw.spec import numerics as nm
+from hw.spec.config import GRANULE_LANES
 from hw.spec.errors import UserError
 from hw.spec.isa import Fin, Reduce, Row
 from ref_model.quantise import fixed
 
 from ..graph.ir import CONSTANT, HOST, Dim, Graph, Node
 from . import steps as s
+from .interpret import tensor
 from .steps import Array, Layout, Param, Step
 from .views import View, is_heads, is_rows, rows_view
 
@@ -87,7 +89,18 @@ class Translator:
                 raise refused(node, "the machine has no rule for it", "write it with the operators of docs/howto")
             self.views[node.name] = RULES[node.op](self, node)
         results = {o: self.view(o) for o in self.graph.outputs if o not in self.holds}
-        return Integers(self.graph, self.steps, results, {o: self.holds[o] for o in self.graph.outputs if o in self.holds})
+        states = {o: self.holds[o] for o in self.graph.outputs if o in self.holds}
+        return Integers(self.graph, self._living([v.base for v in results.values()] + [*states.values()]), results, states)
+
+    def _living(self, wanted: list[str]) -> dict[str, Step]:
+        """The steps that some result depends on."""
+        found: set[str] = set()
+        while wanted:
+            name = wanted.pop()
+            if name not in found:
+                found.add(name)
+                wanted += self.steps[name].operands
+        return {name: step for name, step in self.steps.items() if name in found}
 
     # --- steps -------------------------------------------------------------------------------------------
 
@@ -181,10 +194,36 @@ class Translator:
     def _moved(self, name: str) -> View:
         """The node's tensor in rows of its own. Views of what the host brings are the host's work."""
         node, view = self.graph.nodes[name], self.views[name]
-        if not isinstance(self.steps[view.base], s.Input):
-            raise refused(node, "it moves channels between rows", "views that split or join whole rows, or views of an input")
-        self.views[name] = self._input(node)
+        step = self.steps[view.base]
+        if isinstance(step, s.Input):
+            self.views[name] = self._input(node)
+            return self.views[name]
+        index, size = pieces(node, view, step)
+        moved = self.add(s.Rearranged, len(index), Layout(index.shape[1], size), view.base, mult=step.mult, index=index)
+        self.views[name] = rows_view(moved, node.shape)
         return self.views[name]
+
+
+def pieces(node: Node, view: View, step: Step) -> tuple[Array, int]:
+    """(int64[rows, pieces a row], channels of a piece) that a view of a value's rows takes, in its order."""
+    if any(not isinstance(d, int) for d in (*node.shape, step.rows)):
+        raise refused(node, "it moves channels between rows of a symbolic number", "constant lengths where rows are regrouped")
+    width = step.layout.width
+    places = tensor(view, np.arange(int(step.rows) * width).reshape(-1, width), {}).reshape(-1, int(node.shape[-1]))
+    size = int(np.gcd.reduce([step.layout.size, places.shape[1], *_run_starts(places)]))
+    if step.layout.order is not None or (size % GRANULE_LANES and size != step.layout.size):
+        raise refused(
+            node, f"it moves pieces of {size} channels", f"pieces of a multiple of {GRANULE_LANES} channels, or whole rows"
+        )
+    return places[:, ::size] // size, size
+
+
+def _run_starts(places: Array) -> list[int]:
+    """Where runs of neighbouring channels begin: places in the result's rows, and places in the operand."""
+    breaks = np.ones(places.shape, bool)
+    breaks[:, 1:] = np.diff(places, axis=1) != 1
+    columns = np.nonzero(breaks.any(axis=0))[0]
+    return [*columns.tolist(), *np.unique(places[breaks]).tolist()]
 
 
 def _flat(node: Node, rows) -> Dim:

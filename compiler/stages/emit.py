@@ -1,6 +1,6 @@
 """The emitter: a phase's instructions as words, with registers for what depends on lengths and on the tile."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from ..integer.steps import Layout
 from ..ir import Dim, Length
 from ..kernels.builder import At, Builder, Reg, Rows, Value
 from ..kernels.regions import Region
-from .body import Body, Buffer
+from .body import Body, Buffer, Issue
 from .passes import Home
 from .place import places
 
@@ -146,15 +146,50 @@ class Emitter:
         """The loop over tiles, or the one tile where all rows fit in it."""
         self.regions, self.rows = places(body, self.config), rows
         count, b = self.dim(rows), self.b
+        self._issue(body.before)
+        self._tiles(count, rows, body)
+        self._issue(body.behind)
+        b.fence_if_needed()
+
+    def straight(self, body: Body) -> None:
+        """Instructions that know nothing of tiles."""
+        self.regions, self.m, self.at = places(body, self.config), 1, 0
+        self._issue(body.issues)
+        self.b.fence_if_needed()
+
+    def each_row(self, buffer: Buffer, words: int, emit: Callable[[Value], None]) -> None:
+        """Code of the vector unit for every row of the tile, which lie in `buffer`; emit gets the row's word."""
+        b = self.b
+        row = b.set(b.reg("_each"), 0)
+        b.fence_if_needed()
+        count = self.m if isinstance(self.m, Reg) else b.set(b.reg("_count"), self.m)
+        with b.repeat(count):
+            b.walks(row, self.regions[buffer].size // self.config.granules_per_word - words)
+            emit(row)
+            b.close()
+            b.set(row, row + words)
+        b.free("_each", "_count")
+
+    def keep_sum(self, name: str, left: Value, right: Value) -> Value:
+        """left + right, in a register of that name where it is no constant."""
+        if isinstance(left, int) and isinstance(right, int):
+            return left + right
+        if left == 0:
+            return right
+        if isinstance(left, int) or isinstance(right, int):
+            return left + right
+        return self.b.alu(Op.ADD, self.b.reg(name), left, right)
+
+    def _tiles(self, count: Value, rows: Dim, body: Body) -> None:
+        b = self.b
         if self.arguments.most(rows) <= body.tile:
             self.m, self.at = count, 0
-            self._issue(body)
-            b.fence_if_needed()
+            self._issue(body.issues)
             return
         left, at, m = b.set(b.reg("left"), count), b.set(b.reg("at"), 0), b.reg("m")
         start = b.label()
         self.m, self.at = b.alu(Op.MIN, m, left, body.tile), at
-        self._issue(body)
+        self._issue(body.issues)
         b.fence_if_needed()
         b.set(at, self._plus(at, m))
         b.alu(Op.SUB, left, left, m)
@@ -164,9 +199,9 @@ class Emitter:
     def _plus(self, at: Reg, m: Reg) -> Reg:
         return self.b.alu(Op.ADD, at, at, m)
 
-    def _issue(self, body: Body) -> None:
+    def _issue(self, issues: list[Issue]) -> None:
         self._scores = set()
-        for issue in body.issues:
+        for issue in issues:
             self.b.operator = issue.operator
             issue.emit(self)
 

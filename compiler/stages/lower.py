@@ -9,7 +9,7 @@ from collections.abc import Callable
 from hw.spec import weights
 from hw.spec.config import Config
 from hw.spec.errors import InternalError, UserError
-from hw.spec.isa import Dst, LdKind, Row, Src, StKind, StMode, Unit
+from hw.spec.isa import Add, Dst, LdKind, Row, Src, StKind, StMode, Unit
 
 from ..integer import steps as s
 from ..integer.steps import Layout, Param, Step
@@ -171,6 +171,35 @@ class PhaseLowering:
             self._params[key] = Home(buffer, 0, words)
         return self._params[key]
 
+    def sum_groups(self, step: s.SumGroups) -> None:
+        """One group after the other is added to a sum in VB."""
+        former, words = self.former, self.words(step.layout.size)
+        former.operator = step.operator
+        former.settle(step.x)
+        home = former.home(step.x, "PB") or former.home(step.x, "AB")
+        if home is None:
+            home = self.bounce(former, step.x)
+            former.homes[step.x].append(home)
+        total, n = former.in_vb(step.name), self.steps[step.x].layout.groups
+        port, source = ("p", Src.P) if home.buffer.where == "PB" else ("a", Src.A)
+
+        def add(group: int) -> Callable[[Emitter], None]:
+            def emit(e: Emitter) -> None:
+                part = At(e.region(home.buffer), home.row, 0, group * words)
+                place = At(e.region(total.buffer), total.row)
+                fields = {port: part, "src": source}
+                if group and port == "p":
+                    fields = {"v": place, "src": Src.V, "p": part, "add": Add.P}
+                elif group:
+                    fields |= {"v": place, "add": Add.V}
+                e.b.vu_pass((1 if step.rows == 1 else e.m, 1, words), step.layout.size, d=place, **fields)
+
+            return emit
+
+        for group in range(n):
+            reads = [home.buffer, *([total.buffer] if group else [])]
+            self.issue(Unit.VU, step.operator, reads, [total.buffer], add(group), self.body.tile * words)
+
     # --- matrix unit -------------------------------------------------------------------------------------
 
     def product(self, step: s.Product) -> None:
@@ -304,6 +333,7 @@ LOWERED: dict[type, Callable] = {
     s.Product: PhaseLowering.product,
     s.ToInt8: PhaseLowering.int8,
     s.Reduction: lambda lowering, step: lowering.former.reduce(step),
+    s.SumGroups: PhaseLowering.sum_groups,
     s.Hold: PhaseLowering.hold,
     s.Attend: _attend,
 }

@@ -8,6 +8,7 @@ from one phase to another goes through the auxiliary memory.
     phase 1, rows of x    attention of q, output layer, MLP
 
 Row scalars and int8 rows never cross: a later phase makes them again from the wide rows, which costs a pass or two.
+A move through memory (`steps.Move`) is a phase of its own: what it reads and what it makes lies in memory as a whole.
 """
 
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ class Phase:
     steps: list[str] = field(default_factory=list)
     loads: list[str] = field(default_factory=list)
     stores: list[str] = field(default_factory=list)
+    move: str = ""
+    """The move that this phase is, instead of steps."""
 
 
 def phases(integers: Integers) -> list[Phase]:
@@ -53,7 +56,11 @@ class _Split:
         for step in self.steps.values():
             self.level[step.name] = self._level(step)
         for step in self.steps.values():
-            if not from_host(step) and not self._remade(step):
+            if isinstance(step, s.Move):
+                self._phase(step)
+                for operand in step.operands:
+                    self._store(operand)
+            elif not from_host(step) and not self._remade(step):
                 self._need(self._phase(step), step)
         for view in self.integers.results.values():
             self._store(view.base)
@@ -69,7 +76,8 @@ class _Split:
             operand = self.steps[name]
             if from_host(operand):
                 continue
-            apart = isinstance(operand, s.Hold) or str(operand.rows) != str(self._tiled(step))
+            apart = isinstance(operand, s.Hold | s.Move) or isinstance(step, s.Move)
+            apart |= str(operand.rows) != str(self._tiled(step))
             level = max(level, self.level[name] + apart)
         return level
 
@@ -84,9 +92,9 @@ class _Split:
         return any(view.base == name for view in self.integers.results.values())
 
     def _phase(self, step: Step) -> Phase:
-        rows = self._tiled(step)
-        key = (self.level[step.name], str(rows))
-        return self.found.setdefault(key, Phase(key[0], rows))
+        rows, move = self._tiled(step), step.name if isinstance(step, s.Move) else ""
+        key = (self.level[step.name], move or str(rows))
+        return self.found.setdefault(key, Phase(key[0], rows, move=move))
 
     def _tiled(self, step: Step) -> Dim:
         """The rows over which the step's tiles go: of state, the new ones."""
@@ -101,7 +109,7 @@ class _Split:
             operand = self.steps[name]
             if isinstance(operand, s.Mask | s.Past | s.Hold):
                 continue
-            if from_host(operand):
+            if from_host(operand) or isinstance(operand, s.Move):
                 self._load(phase, name)
             elif self._remade(operand):
                 self._need(phase, operand)
@@ -115,7 +123,7 @@ class _Split:
 
     def _store(self, name: str) -> None:
         step = self.steps[name]
-        if from_host(step):
+        if from_host(step) or isinstance(step, s.Move):
             return
         phase = self._phase(step)
         self._need(phase, step)

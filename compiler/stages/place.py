@@ -32,11 +32,16 @@ class _Life:
 def places(body: Body, config: Config) -> dict[Buffer, Region]:
     """A region for every buffer; `DoesNotFitError` where they are too many at once."""
     lives: dict[Buffer, _Life] = {}
+    end = len(body.issues)
     for at, issue in enumerate(body.issues):
         for place in (*issue.reads, *issue.writes):
             if isinstance(place, Buffer):
                 life = lives.setdefault(place, _Life(place, at, at))
                 life.last = at
+    for issue in (*body.before, *body.behind):
+        for place in (*issue.reads, *issue.writes):
+            if isinstance(place, Buffer):
+                lives[place] = _Life(place, 0, end)
     found: dict[Buffer, Region] = {}
     for where in FIELDS:
         found |= _in_one([life for life in lives.values() if life.buffer.where == where], where, config)

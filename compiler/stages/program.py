@@ -13,6 +13,7 @@ from ..integer.translate import Integers
 from .body import Body
 from .emit import Arguments, Emitter
 from .lower import PhaseLowering
+from .moves import MOVES
 from .memory import Cache, MemoryMap, Rows
 from .phases import Phase, phases
 from .place import DoesNotFitError, places
@@ -58,6 +59,9 @@ class _Lowering:
         for length in self._lengths():
             emitter.dim(length)
         for phase in self.phases:
+            if phase.move:
+                MOVES[type(self.steps[phase.move])](emitter, self.memory, self.rows, self.steps, phase.move)
+                continue
             body = self._fitting(phase)
             tiles.append(body.tile)
             emitter.phase(phase.rows, body)
@@ -99,8 +103,11 @@ class _Lowering:
                 self.rows[name] = Rows(self.memory.aux(most * granules), granules, step.layout, most)
             elif isinstance(step, s.Hold):
                 self.caches[name] = self.memory.cache(step.layout, most, step.key)
-            elif name in stored | loaded:
+            elif name in stored | loaded or isinstance(step, s.Move) or self._moved(name):
                 self.rows[name] = self.memory.rows(step.layout, most)
+
+    def _moved(self, name: str) -> bool:
+        return any(name in self.steps[phase.move].operands for phase in self.phases if phase.move)
 
     # --- tiles -------------------------------------------------------------------------------------------
 
