@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from alula.cross import CrossBackend, Outcome, executors
 from alula.runtime.module import Host
-from compiler.graph import capture, constants, evaluate
+from compiler.graph import capture, constants, values_of
 from compiler.graph.ir import Graph
 from compiler.integer import rules  # noqa: F401  # fills the table of rules
 from compiler.integer.feed import feed
@@ -61,7 +61,9 @@ def _named(module: nn.Module, inputs: Mapping[str, Tensor] | Sequence[Tensor]) -
 
     names = list(inspect.signature(module.forward).parameters)
     if len(inputs) > len(names):
-        raise UserError(f"module {type(module).__name__}: {len(inputs)} inputs were given, `forward` takes {len(names)}")
+        raise UserError(
+            f"module {type(module).__name__}: {len(inputs)} inputs were given, `forward` takes {len(names)}"
+        )
     return dict(zip(names, inputs, strict=False))
 
 
@@ -118,7 +120,9 @@ class Program:
         for name, value in found.items():
             allowed = self.graph.lengths[name]
             if not allowed.least <= value <= allowed.most:
-                raise UserError(f"{name} = {value:,} is outside {allowed.least:,}..{allowed.most:,}, which was compiled")
+                raise UserError(
+                    f"{name} = {value:,} is outside {allowed.least:,}..{allowed.most:,}, which was compiled"
+                )
         return found
 
     def inputs_at(self, lengths: Lengths) -> dict[str, Tensor]:
@@ -137,11 +141,18 @@ class Program:
         """The golden model's run and torch's."""
         chosen = self.check_lengths(lengths)
         given = self.inputs_at(chosen) if inputs is None else dict(inputs)
-        nodes = evaluate(self.graph, given, chosen, torch.float32)
+        nodes = values_of(self.graph, self.wanted(), given, chosen)
         found = feed(self.integers, lambda name: nodes[name].detach().numpy(), chosen)
         values = interpret(self.integers, found, chosen)
         expected = {name: nodes[name].detach().numpy() for name in self.graph.outputs}
         return Case(chosen, found, values, expected)
+
+    def wanted(self) -> set[str]:
+        """Nodes of the graph whose values the host needs: what it brings, and torch's results to compare with."""
+        brought: set[str] = set(self.graph.outputs)
+        for step in self.integers.steps.values():
+            brought |= {name for name in (*getattr(step, "nodes", ()), getattr(step, "node", "")) if name}
+        return brought
 
     def outputs(self, case: Case, values: Mapping[str, Any]) -> dict[str, Array]:
         """Results as real numbers, in the shapes of the module's."""

@@ -54,7 +54,9 @@ class Host:
         granules = cache_slots(keys, self.config.units) * self.config.units
         out = np.zeros((len(value), granules * GRANULE_LANES), "<i4")
         out[:, :keys] = value[:, 0]
-        image.write(self.config.aux_port, self.lowered.rows[step.name].base * BEAT_BYTES, out.reshape(-1).view(np.uint8))
+        image.write(
+            self.config.aux_port, self.lowered.rows[step.name].base * BEAT_BYTES, out.reshape(-1).view(np.uint8)
+        )
 
     def _cache_behind(self, past: str) -> Cache:
         """Where new rows go behind past ones: both lie in one cache."""
@@ -84,12 +86,17 @@ class Host:
         padded[..., : held.rows.shape[2]] = held.rows.transpose(1, 0, 2)
         units = self.config.units
         data, there = (
-            cache_blocks(each, units, cache.context, transposed=not cache.key) for each in (padded, np.ones_like(padded))
+            cache_blocks(each, units, cache.context, transposed=not cache.key)
+            for each in (padded, np.ones_like(padded))
         )
         found = [
-            Piece(name, unit, cache.base * BEAT_BYTES, data[unit], there[unit] != 0) for unit in range(units) if there[unit].any()
+            Piece(name, unit, cache.base * BEAT_BYTES, data[unit], there[unit] != 0)
+            for unit in range(units)
+            if there[unit].any()
         ]
-        words, marks = (cache_words(each, units, cache.context) for each in (held.words.T, np.full(held.words.T.shape, -1)))
+        words, marks = (
+            cache_words(each, units, cache.context) for each in (held.words.T, np.full(held.words.T.shape, -1))
+        )
         if marks.any():
             found.append(Piece(f"{name} scales", self.config.aux_port, cache.scales * BEAT_BYTES, words, marks != 0))
         return found
@@ -104,4 +111,3 @@ class Host:
             data = image.read(self.config.aux_port, rows.base * BEAT_BYTES, rows.beats * BEAT_BYTES * count)
             found[output] = rows.unpack(data, self.memory.words(rows.layout.size), self.config.lanes)
         return found
-

@@ -26,7 +26,7 @@ def feed(integers: Integers, value: Callable[[str], Array], lengths: Mapping[str
     for name, step in integers.steps.items():
         match step:
             case s.Input():
-                found[name] = _rows(step, value(step.node), lengths)
+                found[name] = _rows(step, step.literal if step.literal is not None else value(step.node), lengths)
             case s.Table():
                 found[name] = _table(step, *(value(node) for node in step.nodes))
             case s.Mask():
@@ -37,7 +37,15 @@ def feed(integers: Integers, value: Callable[[str], Array], lengths: Mapping[str
 
 
 def _rows(step: s.Input, values: Array, lengths: Mapping[str, int]) -> Array:
-    rows = np.asarray(values, np.float64).reshape(_count(step.rows, lengths), step.layout.width)
+    values = np.asarray(values, np.float64)
+    if step.share:
+        values = np.full(step.layout.width, values.shape[-1] / values.size)
+    if step.order is not None:
+        values = values.transpose(step.order)
+    if step.index is not None:
+        rows = values.reshape(-1, step.layout.size)
+        values = np.concatenate([rows, np.zeros((1, step.layout.size))])[step.index]
+    rows = values.reshape(_count(step.rows, lengths), step.layout.width)
     return step.layout.arrange(fixed_rows(rows, step.mult))
 
 
@@ -46,7 +54,9 @@ def _table(step: s.Table, cos: Array, sin: Array) -> Array:
     cos, sin = (np.asarray(part, np.float64).reshape(-1, part.shape[-1]) for part in (cos, sin))
     largest = max(float(np.abs(cos).max(initial=0)), float(np.abs(sin).max(initial=0)))
     if largest > TABLE_LIMIT:
-        raise UserError(f"rotary table {step.nodes[0]}: a factor of {largest:.3f}, the machine's tables hold up to {TABLE_LIMIT:.3f}")
+        raise UserError(
+            f"rotary table {step.nodes[0]}: a factor of {largest:.3f}, the machine's tables hold up to {TABLE_LIMIT:.3f}"
+        )
     size, width = step.layout.size, step.width
     c, sn = np.ones((len(cos), size)), np.zeros((len(cos), size))
     if step.style == "interleaved":

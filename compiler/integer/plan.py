@@ -77,7 +77,9 @@ class _Planner:
         while node.op in VIEWS:
             node = self.graph.nodes[node.inputs[0]]
         if node.op == "rope":
-            return Layout(layout.groups, layout.size, paired(layout.size, int(node.arguments["width"]), node.arguments["style"]))
+            return Layout(
+                layout.groups, layout.size, paired(layout.size, int(node.arguments["width"]), node.arguments["style"])
+            )
         return layout
 
     def _width(self, name: str) -> int:

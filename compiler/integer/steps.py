@@ -89,9 +89,22 @@ OPERANDS = ("x", "y", "entry", "query", "keys", "values", "mask", "table", "past
 
 @dataclass(eq=False)
 class Input(Step):
-    """Wide rows that the host has packed. node: whose values they are."""
+    """Wide rows that the host has packed: of the node's tensor, or of a literal.
+
+    order: of the tensor's axes, before it is flattened to rows. index: int64[rows, groups] rows of the tensor that come
+    side by side, -1 for zeros. share: one over the number of the tensor's rows instead of its values.
+    """
 
     node: str = ""
+    order: tuple[int, ...] | None = None
+    index: Array | None = None
+    literal: Array | None = None
+    share: bool = False
+
+    @property
+    def plain(self) -> bool:
+        """Whether these are the node's rows as they are."""
+        return self.order is None and self.index is None and self.literal is None and not self.share
 
 
 @dataclass(eq=False)

@@ -90,7 +90,9 @@ class Translator:
             self.views[node.name] = RULES[node.op](self, node)
         results = {o: self.view(o) for o in self.graph.outputs if o not in self.holds}
         states = {o: self.holds[o] for o in self.graph.outputs if o in self.holds}
-        return Integers(self.graph, self._living([v.base for v in results.values()] + [*states.values()]), results, states)
+        return Integers(
+            self.graph, self._living([v.base for v in results.values()] + [*states.values()]), results, states
+        )
 
     def _living(self, wanted: list[str]) -> dict[str, Step]:
         """The steps that some result depends on."""
@@ -104,7 +106,9 @@ class Translator:
 
     # --- steps -------------------------------------------------------------------------------------------
 
-    def add(self, kind: type[Step], rows: Dim, layout: Layout, *operands, mult: float = 1.0, name: str = "", **more) -> str:
+    def add(
+        self, kind: type[Step], rows: Dim, layout: Layout, *operands, mult: float = 1.0, name: str = "", **more
+    ) -> str:
         """A new step; returns its name. The same step twice is one."""
         key = (kind, str(rows), layout, operands, mult, tuple(more.items()))
         try:
@@ -126,9 +130,13 @@ class Translator:
     def then(self, kind: type[Step], x: str, *operands, mult: float | None = None, **more) -> str:
         """A step of the same rows and layout as its first operand."""
         before = self.steps[x]
-        return self.add(kind, before.rows, before.layout, x, *operands, mult=before.mult if mult is None else mult, **more)
+        return self.add(
+            kind, before.rows, before.layout, x, *operands, mult=before.mult if mult is None else mult, **more
+        )
 
-    def entry(self, x: str, kind: Reduce, fin: Fin = Fin.NONE, entry: str = "", constant: int = 0, whole: bool = True) -> str:
+    def entry(
+        self, x: str, kind: Reduce, fin: Fin = Fin.NONE, entry: str = "", constant: int = 0, whole: bool = True
+    ) -> str:
         """A reduction of `x`; whole: one entry a row, else one a group."""
         return self.then(s.Reduction, x, kind, fin, entry, constant, whole, mult=1.0)
 
@@ -189,7 +197,28 @@ class Translator:
         heads = 1 if len(node.shape) < 3 else int(node.shape[-3])
         if is_heads(_three(view), step.rows, heads, int(node.shape[-1])):
             return view.base
-        raise refused(node, "its heads do not lie side by side in the rows of one value", "split heads by view and transpose")
+        raise refused(
+            node, "its heads do not lie side by side in the rows of one value", "split heads by view and transpose"
+        )
+
+    def is_input(self, name: str) -> bool:
+        """Whether the host brings it, or what it is a view of."""
+        view = self.view(name)
+        step = self.steps[view.base]
+        return isinstance(step, s.Input) and step.plain
+
+    def flat(self, node: Node) -> Dim:
+        """The number of rows of a node's tensor, all axes but the last one."""
+        return _flat(node, node.shape[:-1])
+
+    def regrouped(self, node: Node, view: View, shape: tuple[int, int], groups: int) -> str:
+        """The tensor of a view as rows of pieces, `groups` of them a row."""
+        step = self.steps[view.base]
+        index, size = pieces(node, places_of(node, view, step), (shape[0] * groups, shape[1] // groups), step)
+        if size != shape[1] // groups:
+            raise refused(node, "its rows lie in pieces", "rows that were not regrouped before")
+        index = index.reshape(shape[0], groups)
+        return self.add(s.Rearranged, shape[0], Layout(groups, size), view.base, index=index, mult=step.mult)
 
     def _moved(self, name: str) -> View:
         """The node's tensor in rows of its own. Views of what the host brings are the host's work."""
@@ -198,22 +227,31 @@ class Translator:
         if isinstance(step, s.Input):
             self.views[name] = self._input(node)
             return self.views[name]
-        index, size = pieces(node, view, step)
+        index, size = pieces(node, places_of(node, view, step), node.shape, step)
         moved = self.add(s.Rearranged, len(index), Layout(index.shape[1], size), view.base, mult=step.mult, index=index)
         self.views[name] = rows_view(moved, node.shape)
         return self.views[name]
 
 
-def pieces(node: Node, view: View, step: Step) -> tuple[Array, int]:
-    """(int64[rows, pieces a row], channels of a piece) that a view of a value's rows takes, in its order."""
-    if any(not isinstance(d, int) for d in (*node.shape, step.rows)):
-        raise refused(node, "it moves channels between rows of a symbolic number", "constant lengths where rows are regrouped")
+def places_of(node: Node, view: View, step: Step) -> Array:
+    """Numbers of the operand's channels, counted row by row, in the shape of the view."""
+    if any(not isinstance(d, int) for d in (*view.shape, step.rows)):
+        raise refused(
+            node, "it moves channels between rows of a symbolic number", "constant lengths where rows are regrouped"
+        )
     width = step.layout.width
-    places = tensor(view, np.arange(int(step.rows) * width).reshape(-1, width), {}).reshape(-1, int(node.shape[-1]))
+    return tensor(view, np.arange(int(step.rows) * width).reshape(-1, width), {})
+
+
+def pieces(node: Node, places: Array, shape, step: Step) -> tuple[Array, int]:
+    """(int64[rows, pieces a row], channels of a piece) that rows of such places are made of."""
+    places = places.reshape(-1, int(shape[-1]))
     size = int(np.gcd.reduce([step.layout.size, places.shape[1], *_run_starts(places)]))
     if step.layout.order is not None or (size % GRANULE_LANES and size != step.layout.size):
         raise refused(
-            node, f"it moves pieces of {size} channels", f"pieces of a multiple of {GRANULE_LANES} channels, or whole rows"
+            node,
+            f"it moves pieces of {size} channels",
+            f"pieces of a multiple of {GRANULE_LANES} channels, or whole rows",
         )
     return places[:, ::size] // size, size
 

@@ -353,7 +353,10 @@ class _Head:
             place = own(e)
             row, group = a.scores(e).granules, a.group
             target = At(
-                e.region(self.planes), e.times(row, 2 * group, "_planes"), e.times(row, 2, "_plane"), row if plane else 0
+                e.region(self.planes),
+                e.times(row, 2 * group, "_planes"),
+                e.times(row, 2, "_plane"),
+                row if plane else 0,
             )
             e.b.vu_pass(
                 self._shape(e),

@@ -40,7 +40,9 @@ class Arguments:
         if length not in self.names:
             self.names.append(length)
         if len(self.names) > ARGUMENT_REGISTERS:
-            raise InternalError(f"a program has {ARGUMENT_REGISTERS} arguments, {len(self.names)} lengths are asked for")
+            raise InternalError(
+                f"a program has {ARGUMENT_REGISTERS} arguments, {len(self.names)} lengths are asked for"
+            )
         return self.names.index(length) + 1
 
     def most(self, dim: Dim) -> int:
@@ -126,13 +128,20 @@ class Emitter:
         return Rows(self.region(home.buffer), home.row, home.group)
 
     def vector_pass(
-        self, rows: Dim, layout: Layout, homes: Mapping[str, Home], to: Home | None, entry: Home | None, fields: dict[str, Any]
+        self,
+        rows: Dim,
+        layout: Layout,
+        homes: Mapping[str, Home],
+        to: Home | None,
+        entry: Home | None,
+        fields: dict[str, Any],
     ) -> None:
         """One pass over the tile's rows; see `Former.write`."""
         words = -(-layout.size // self.config.lanes)
         control, heads = dict(fields), layout.groups > 1
         operands: dict[str, Any] = {
-            port: self.entries(home) if port in ("r0", "r1") else self.operand(home, heads) for port, home in homes.items()
+            port: self.entries(home) if port in ("r0", "r1") else self.operand(home, heads)
+            for port, home in homes.items()
         }
         if to is not None:
             operands["d"] = self.operand(to, heads)

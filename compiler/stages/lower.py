@@ -89,7 +89,9 @@ class PhaseLowering:
         def emit(e: Emitter) -> None:
             address = rows.base if one else e.row_address(rows.base, rows.beats)
             count = 1 if one else e.m
-            e.b.load(address, e.region(home.buffer), rows.beats, count, rows.beats, 0, rows.beats, memory_region(name), kind)
+            e.b.load(
+                address, e.region(home.buffer), rows.beats, count, rows.beats, 0, rows.beats, memory_region(name), kind
+            )
 
         latency = self.config.read_latency
         self.issue(Unit.LD, step.operator, [Memory(name)], [home.buffer], emit, self.body.tile * rows.beats + latency)
@@ -258,9 +260,7 @@ class PhaseLowering:
         n, words = x.layout.groups, self.words(x.layout.size)
         self._hold_scales(step, cache, n)
         home = next(h for h in former.homes[step.x] if h.buffer.where == "SB")
-        strides = (
-            weights.k_strides(cache.size) if step.key else weights.v_strides(cache.context, self.config.units)
-        )
+        strides = weights.k_strides(cache.size) if step.key else weights.v_strides(cache.context, self.config.units)
         gpw = self.granules_per_word
 
         def emit(e: Emitter) -> None:

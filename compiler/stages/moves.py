@@ -47,7 +47,11 @@ def walks(pairs: Array) -> Iterator[Walk]:
     at = 0
     while at < len(runs):
         first, n = runs[at], 1
-        alike = [r for r in runs[at + 1 :] if (r.n_inner, r.from_inner, r.to_inner) == (first.n_inner, first.from_inner, first.to_inner)]
+        alike = [
+            r
+            for r in runs[at + 1 :]
+            if (r.n_inner, r.from_inner, r.to_inner) == (first.n_inner, first.from_inner, first.to_inner)
+        ]
         follow = runs[at + 1 : at + 2]
         if not follow or follow[0] not in alike:
             yield first
@@ -95,7 +99,16 @@ def rearrange(e: Emitter, memory: MemoryMap, places: Places, steps: Steps, name:
         if len(inside):
             last = int(inside[:, 0].max()) + granules - first
             beats = -(-last // memory.config.granules_per_word) * memory.config.granules_per_word
-            _chunk(body, memory, (step.operator, step.x, name), source.base + first, beats, inside - [first, 0], target.base, granules)
+            _chunk(
+                body,
+                memory,
+                (step.operator, step.x, name),
+                source.base + first,
+                beats,
+                inside - [first, 0],
+                target.base,
+                granules,
+            )
     e.straight(body)
 
 
@@ -114,7 +127,14 @@ def _piece_pairs(step: s.Rearranged, source: Rows, target: Rows, memory: MemoryM
 
 
 def _chunk(
-    body: Body, memory: MemoryMap, names: tuple[str, str, str], base: int, beats: int, pairs: Array, target: int, granules: int
+    body: Body,
+    memory: MemoryMap,
+    names: tuple[str, str, str],
+    base: int,
+    beats: int,
+    pairs: Array,
+    target: int,
+    granules: int,
 ) -> None:
     """One stretch of the source to PB, to SB, and its pieces from there to their targets."""
     operator, source_name, target_name = names
@@ -132,7 +152,9 @@ def _chunk(
     body.issues.append(Issue(Unit.LD, operator, (), (loaded,), load, beats + config.read_latency))
     body.issues.append(Issue(Unit.VU, operator, (loaded,), (stored,), copy, words + VU_LATENCY))
     for walk in walks(pairs):
-        body.issues.append(Issue(Unit.ST, operator, (stored,), (), _put(walk, stored, target, granules, target_name), len(pairs)))
+        body.issues.append(
+            Issue(Unit.ST, operator, (stored,), (), _put(walk, stored, target, granules, target_name), len(pairs))
+        )
 
 
 def _put(walk: Walk, stored, target: int, granules: int, name: str) -> Callable[[Emitter], None]:

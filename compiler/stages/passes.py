@@ -260,7 +260,9 @@ class Former:
             alone = len(self._left(step.x)) == 1
             self.write(chain, step.x, None if alone else self.in_vb(step.x), control)
         else:
-            self.write(self._source(step.x), step.x, None if self._has(step.x, "VB") else self._if_needed(step), control)
+            self.write(
+                self._source(step.x), step.x, None if self._has(step.x, "VB") else self._if_needed(step), control
+            )
         self.homes[step.name] = [into]
 
     def _if_needed(self, step: s.Reduction) -> Home | None:

@@ -23,7 +23,13 @@ def rope(t: Translator, node: Node) -> View:
     nodes = (a["cos"].name, a["sin"].name)
     table_layout = Layout(1, before.layout.size, before.layout.order)
     table = t.add(
-        s.Table, before.rows, table_layout, nodes=nodes, style=a["style"], width=int(a["width"]), name=f"{nodes[0]}.{nodes[1]}"
+        s.Table,
+        before.rows,
+        table_layout,
+        nodes=nodes,
+        style=a["style"],
+        width=int(a["width"]),
+        name=f"{nodes[0]}.{nodes[1]}",
     )
     return View(t.then(s.Rotate, x, table), t.view(name).axes)
 

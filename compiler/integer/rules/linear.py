@@ -28,7 +28,9 @@ def linear(t: Translator, node: Node) -> View:
     bias_node = node.operand("bias")
     n_out, n_in = weight.shape
     if n_in > MAX_INPUTS:
-        raise UserError(f"module {node.module}: a linear layer of {n_in:,} inputs, a matrix instruction takes {MAX_INPUTS:,}")
+        raise UserError(
+            f"module {node.module}: a linear layer of {n_in:,} inputs, a matrix instruction takes {MAX_INPUTS:,}"
+        )
     factor = t.plan.factors.get(node.name, 1.0)
     layout = t.plan.layouts.get(node.name, Layout(1, n_out))
     columns = before.layout.arrange(weight).reshape(n_out, n_in)

@@ -1,0 +1,40 @@
+"""The rewrites, in the order in which they run. Each leaves every value of the module as it was."""
+
+from collections.abc import Callable
+
+from ..edit import Editor
+from .activations import find_activations
+from .arithmetic import find_arithmetic
+from .attention import find_attention
+from .cleaning import drop_noise, drop_zeros, merge_views, share_equal_nodes
+from .convolution import find_convolutions
+from .linear import find_linears, split_linears
+from .norms import find_norms, fold_norm_weights
+from .reductions import find_pools, find_reductions
+from .rotary import find_rotary
+from .selection import find_routes, find_selection
+from .state import find_state
+from .views import find_views
+
+REWRITES: tuple[Callable[[Editor], None], ...] = (
+    drop_noise,
+    drop_zeros,
+    find_norms,
+    find_activations,
+    find_routes,
+    find_selection,
+    find_convolutions,
+    find_pools,
+    find_views,
+    find_linears,
+    find_arithmetic,
+    find_reductions,
+    merge_views,
+    find_rotary,
+    find_state,
+    find_attention,
+    split_linears,
+    fold_norm_weights,
+    merge_views,
+    share_equal_nodes,
+)

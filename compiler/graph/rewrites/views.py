@@ -1,0 +1,117 @@
+"""Views: reshape, permute, slice, expand, cat."""
+
+from ..edit import Editor, axis_of
+from ..ir import Dim, Length, Node, Ref
+
+RESHAPES = ("view", "reshape", "_unsafe_view", "flatten", "unflatten", "unsqueeze", "squeeze", "view_as", "reshape_as")
+PERMUTATIONS = ("permute", "transpose", "t", "movedim", "swapaxes", "numpy_T", "mT", "adjoint")
+FAR = 1 << 40
+"""Ends of slices beyond this mean the end of the axis."""
+
+
+def find_views(e: Editor) -> None:
+    """torch's many ways to say the same."""
+    for node in e.device():
+        if node.target is None:
+            continue
+        if node.op in RESHAPES:
+            e.turn(node, "reshape", x=Ref(node.inputs[0]), shape=list(node.shape))
+        elif node.op in PERMUTATIONS:
+            source = e.graph.nodes[node.inputs[0]]
+            e.turn(node, "permute", x=Ref(source.name), order=order_of(node, source))
+        elif node.op in ("slice", "narrow", "select"):
+            _slice(e, node)
+        elif node.op == "getitem":
+            _part(e, node)
+        elif node.op in ("expand", "expand_as", "broadcast_to"):
+            e.turn(node, "expand", x=Ref(node.inputs[0]), shape=list(node.shape))
+        elif node.op == "cat":
+            axis = axis_of(node.shape, node.arguments.get("dim", 0))
+            e.turn(node, "cat", parts=node.arguments["tensors"], axis=axis)
+        elif node.op == "stack":
+            _stack(e, node)
+    e.graph.drop_dead()
+
+
+def order_of(node: Node, source: Node) -> list[int]:
+    """The axes of the source, in the order in which a permutation has them."""
+    n, a = len(source.shape), node.arguments
+    order = list(range(n))
+    if node.op == "permute":
+        return [int(i) % n for i in a["dims"]]
+    if node.op == "movedim":
+        from_, to = (list(v) if isinstance(v, list | tuple) else [v] for v in (a["source"], a["destination"]))
+        rest = [i for i in order if i not in [int(f) % n for f in from_]]
+        for f, t in sorted(zip(from_, to, strict=True), key=lambda pair: int(pair[1]) % n):
+            rest.insert(int(t) % n, int(f) % n)
+        return rest
+    if node.op in ("transpose", "swapaxes"):
+        first, second = (int(v) % n for v in list(a.values())[1:3])
+    else:
+        first, second = (n - 2, n - 1) if n > 1 else (0, 0)
+    order[first], order[second] = order[second], order[first]
+    return order
+
+
+def _slice(e: Editor, node: Node) -> None:
+    source, a = e.graph.nodes[node.inputs[0]], node.arguments
+    axis = axis_of(source.shape, int(a.get("dim", 0)))
+    size, step = source.shape[axis], a.get("step", 1)
+    if node.op == "select":
+        start = _from_end(a["index"], size)
+        stop: Dim = start + 1 if isinstance(start, int) else Length(f"({start}) + 1")
+        shape = [1 if i == axis else d for i, d in enumerate(source.shape)]
+        part = e.insert(node, "part", "slice", shape, x=Ref(source.name), axis=axis, start=start, stop=stop, step=1)
+        e.turn(node, "reshape", x=part, shape=list(node.shape))
+        return
+    start = _from_end(a.get("start") or 0, size)
+    if node.op == "narrow":
+        stop = _plus(start, a["length"])
+    else:
+        stop = a.get("end", FAR)
+        stop = size if stop is None or (isinstance(stop, int) and stop >= FAR) else _from_end(stop, size)
+    if start == 0 and stop == size and step == 1:
+        e.bypass(node, source)
+        return
+    e.turn(node, "slice", x=Ref(source.name), axis=axis, start=start, stop=stop, step=step)
+
+
+def _from_end(place: Dim, size: Dim) -> Dim:
+    if isinstance(place, int) and place < 0:
+        return size + place if isinstance(size, int) else Length(f"({size}) - {-place}")
+    return place
+
+
+def _plus(a: Dim, b: Dim) -> Dim:
+    return a + b if isinstance(a, int) and isinstance(b, int) else Length(f"({a}) + ({b})")
+
+
+def _part(e: Editor, node: Node) -> None:
+    """One of several results: a part of chunk and split, a place of unbind."""
+    source = e.graph.nodes[node.inputs[0]]
+    if source.op not in ("chunk", "split", "split_with_sizes", "unbind"):
+        return
+    whole, index = e.graph.nodes[source.inputs[0]], int(node.arguments["index"])
+    axis = axis_of(whole.shape, int(source.arguments.get("dim", 0)))
+    size = whole.shape[axis]
+    if source.op == "unbind":
+        shape = [1 if i == axis else d for i, d in enumerate(whole.shape)]
+        part = e.insert(node, "part", "slice", shape, x=Ref(whole.name), axis=axis, start=index, stop=index + 1, step=1)
+        e.turn(node, "reshape", x=part, shape=list(node.shape))
+        return
+    if not isinstance(size, int):
+        return
+    if source.op == "split_with_sizes":
+        sizes = [int(s) for s in source.arguments["split_sizes"]]
+    else:
+        each = -(-size // int(source.arguments["chunks"])) if source.op == "chunk" else int(source.arguments["split_size"])
+        sizes = [min(each, size - at) for at in range(0, size, each)]
+    start = sum(sizes[:index])
+    e.turn(node, "slice", x=Ref(whole.name), axis=axis, start=start, stop=start + sizes[index], step=1)
+
+
+def _stack(e: Editor, node: Node) -> None:
+    axis = axis_of(node.shape, int(node.arguments.get("dim", 0)))
+    shape = [1 if i == axis else d for i, d in enumerate(node.shape)]
+    parts = [e.insert(node, "row", "reshape", shape, x=part, shape=shape) for part in node.arguments["tensors"]]
+    e.turn(node, "cat", parts=parts, axis=axis)
