@@ -66,9 +66,9 @@ class _Planner:
         elif node.op in SAME_CHANNELS:
             for operand in ("x", "y"):
                 source = node.operand(operand)
-                if source is not None and self._width(source) == layout.width:
+                if source is not None and self._has_width(source, layout):
                     self._arrange(source, layout)
-        elif self._width(name) == layout.width:
+        elif self._has_width(name, layout):
             self.plan.layouts.setdefault(name, layout)
 
     def _order_of(self, name: str, layout: Layout) -> Layout:
@@ -82,11 +82,13 @@ class _Planner:
             )
         return layout
 
-    def _width(self, name: str) -> int:
-        """Channels of a node's value: its last axis, or all heads of [heads, rows, channels]."""
+    def _has_width(self, name: str, layout: Layout) -> bool:
+        """Whether the node's rows have so many channels: its last axis, or all heads of [heads, rows, channels]."""
         shape = self.graph.nodes[name].shape
-        width = int(shape[-1]) if shape and isinstance(shape[-1], int) else 0
-        return width * int(shape[-3]) if len(shape) > 2 and isinstance(shape[-3], int) else width
+        width = shape[-1] if shape else 1
+        if width == layout.width:
+            return True
+        return len(shape) > 2 and (shape[-3], width) == (layout.groups, layout.size)
 
     # --- factors -----------------------------------------------------------------------------------------
 

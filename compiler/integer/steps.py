@@ -361,10 +361,12 @@ class Held:
 
 @dataclass(eq=False)
 class Past(Step):
-    """Keys or values of earlier runs, which stay in the machine. key: keys, else values. node: the input."""
+    """Keys or values of earlier runs, which stay in the machine. key: keys, else values. node: the input. reader: the
+    node that appends to them."""
 
     node: str = ""
     key: bool = True
+    reader: str = ""
 
 
 @dataclass(eq=False)

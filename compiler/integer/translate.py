@@ -195,8 +195,12 @@ class Translator:
         view, node = self.view(name), self.graph.nodes[name]
         step = self.steps[view.base]
         heads = 1 if len(node.shape) < 3 else int(node.shape[-3])
-        if is_heads(_three(view), step.rows, heads, int(node.shape[-1])):
+        lies = is_heads(_three(view), step.rows, heads, int(node.shape[-1]))
+        if lies and (step.layout.groups, step.layout.size) == (heads, node.shape[-1]):
             return view.base
+        if isinstance(step, s.Input) and step.plain and len(node.shape) == 3:
+            layout = self.plan.layouts.get(name, Layout(heads, int(node.shape[-1])))
+            return self.add(s.Input, node.shape[1], layout, node=name, order=(1, 0, 2), name=f"{name}.heads")
         raise refused(
             node, "its heads do not lie side by side in the rows of one value", "split heads by view and transpose"
         )

@@ -5,13 +5,13 @@ from ..ir import Node
 
 
 def find_state(e: Editor) -> None:
-    """cat(past, new) that the module returns, `past` being an input of which nothing else is read."""
+    """cat(past, new) of keys or values, `past` being an input."""
     for node in e.device():
-        if node.op != "cat" or len(node.arguments["parts"]) != 2 or node.name not in e.graph.outputs:
+        if node.op != "cat" or len(node.arguments["parts"]) != 2:
             continue
         past, new = node.arguments["parts"]
         source = e.of(past)
-        if source is not None and source.op == "input" and _grows(node) and len(e.graph.users(source.name)) == 1:
+        if source is not None and source.op == "input" and _grows(node):
             e.turn(node, "append", past=past, new=new, axis=node.arguments["axis"])
 
 

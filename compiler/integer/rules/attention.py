@@ -37,6 +37,8 @@ def rope(t: Translator, node: Node) -> View:
 @rule("append")
 def append(t: Translator, node: Node) -> View:
     """The new rows; attention makes state of them, once it is known whether they are keys or values."""
+    if any(user.op != "attention" for user in t.graph.users(node.name)):
+        raise refused(node, "something else than attention reads it", "keys and values that attention reads")
     return t.view(node.arguments["new"].name)
 
 
@@ -79,7 +81,9 @@ def _held(t: Translator, node: Node, operand: str, key: bool) -> tuple[str, floa
         new, past_node = source.arguments["new"].name, t.graph.nodes[source.arguments["past"].name]
         heads, _, size = past_node.shape[-3:]
         layout = t.plan.layouts.get(past_node.name, Layout(int(heads), int(size)))
-        past = t.add(s.Past, past_node.shape[-2], layout, node=past_node.name, key=key, name=past_node.name)
+        past = t.add(
+            s.Past, past_node.shape[-2], layout, node=past_node.name, key=key, reader=source.name, name=f"{source.name}.past"
+        )
     x = t.heads(new)
     before = t.steps[x]
     if past:
