@@ -66,7 +66,7 @@ class _Planner:
         elif node.op in SAME_CHANNELS:
             for operand in ("x", "y"):
                 source = node.operand(operand)
-                if source is not None and self._has_width(source, layout):
+                if source is not None:
                     self._arrange(source, layout)
         elif self._has_width(name, layout):
             self.plan.layouts.setdefault(name, layout)

@@ -153,3 +153,13 @@ def is_heads(view: View, rows: Dim, heads: int, size: int) -> bool:
     *lead, row, last = view.axes
     wanted = merged([Atom(heads, CHANNEL, size)]), merged([Atom(rows, ROW, 1)]), merged([Atom(size, CHANNEL, 1)])
     return (merged(a for axis in lead for a in axis), merged(row), merged(last)) == wanted
+
+
+def whole_groups(view: View, rows: Dim, groups: int, size: int) -> bool:
+    """Whether the last axis is the channels of one group, and the others are all groups of all rows in some order."""
+    *lead, last = view.axes
+    if view.row or view.channel or merged(last) != merged([Atom(size, CHANNEL, 1)]):
+        return False
+    atoms = [atom for axis in lead for atom in merged(axis)]
+    walks = {part: merged(sorted((a for a in atoms if a.part == part), key=lambda a: -a.stride)) for part in (ROW, CHANNEL)}
+    return walks == {ROW: merged([Atom(rows, ROW, 1)]), CHANNEL: merged([Atom(groups, CHANNEL, size)])}

@@ -66,16 +66,21 @@ def _written_out(e: Editor, node: Node) -> _Found | None:
     q, k_t = list(product.arguments.values())[:2]
     q, factor = _without_factors(e, q)
     k_t, factor_k = _without_factors(e, k_t)
-    transposed = e.is_op(k_t, "permute")
-    if transposed is None or not _swaps_last(transposed):
+    turned = e.is_op(k_t, "permute")
+    if turned is None:
         return None
-    k, factor_k2 = _without_factors(e, transposed.arguments["x"])
+    k, factor_k2 = _without_factors(e, _turned_back(e, node, turned))
     return _Found(q, k, v, scale * factor * factor_k * factor_k2, mask, softcap=softcap)
 
 
-def _swaps_last(node: Node) -> bool:
-    n = len(node.shape)
-    return list(node.arguments["order"]) == [*range(n - 2), n - 1, n - 2]
+def _turned_back(e: Editor, before: Node, turned: Node) -> Ref:
+    """A permutation's operand with the last two axes of the result exchanged once more."""
+    order, shape = list(turned.arguments["order"]), list(turned.shape)
+    for axes in (order, shape):
+        axes[-1], axes[-2] = axes[-2], axes[-1]
+    if order == sorted(order):
+        return turned.arguments["x"]
+    return e.insert(before, "keys", "permute", shape, x=turned.arguments["x"], order=order)
 
 
 def _without_mask(e: Editor, scores: Ref) -> tuple[Ref, Ref | None]:

@@ -8,7 +8,7 @@ from ref_model.quantise import norm as quantised
 
 from .. import steps as s
 from ..translate import Translator, fixed_rows, refused, rule
-from ..views import View, is_rows
+from ..views import View, is_rows, whole_groups
 from ...graph.ir import Node
 
 
@@ -42,8 +42,8 @@ def _operand(t: Translator, node: Node) -> tuple[str, bool]:
     step = t.steps[view.base]
     if is_rows(view, step.rows, step.layout.width):
         return view.base, True
-    if len(node.shape) > 2 and step.layout.size == node.shape[-1]:
-        return t.heads(name), False
+    if whole_groups(view, step.rows, step.layout.groups, step.layout.size):
+        return view.base, False
     x = t.rows(name)
     if t.steps[x].layout.width != node.shape[-1]:
         raise refused(node, "it is over a part of a row", "a norm over whole rows or over the channels of every head")
