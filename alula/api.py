@@ -50,7 +50,7 @@ def compile(
     machine = resolve(config)
     examples = _named(module, inputs)
     graph = capture(module, examples, dynamic or {}, lengths or {})
-    return Program(graph, machine, examples, dynamic or {})
+    return Program(type(module).__name__, graph, machine, examples, dynamic or {})
 
 
 def _named(module: nn.Module, inputs: Mapping[str, Tensor] | Sequence[Tensor]) -> dict[str, Tensor]:
@@ -85,9 +85,14 @@ class Program:
     """A compiled module: its graph, its integers, its instructions. Made by `compile`."""
 
     def __init__(
-        self, graph: Graph, config: Config, examples: Mapping[str, Tensor], dynamic: Mapping[str, Mapping[int, str]]
+        self,
+        name: str,
+        graph: Graph,
+        config: Config,
+        examples: Mapping[str, Tensor],
+        dynamic: Mapping[str, Mapping[int, str]],
     ) -> None:
-        self.graph, self.config = graph, config
+        self.name, self.graph, self.config = name, graph, config
         self.examples, self.dynamic = dict(examples), dynamic
         known = {name: value.numpy() for name, value in constants(graph).items()}
         self.constants = known
@@ -170,16 +175,18 @@ class Program:
         self.host.put(image, case.feed, case.lengths)
         return backend.run(self.config, image, self.host.invocation(case.lengths))
 
-    def verify(self, last: str = "rtl", **lengths: int | Iterable[int]) -> dict[str, Any]:
+    def verify(
+        self, last: str = "rtl", memory: MemoryModel | None = None, **lengths: int | Iterable[int]
+    ) -> dict[str, Any]:
         """Golden model, functional simulator, cycle simulator and RTL on the same program; see docs/reference/api.md.
 
         last: the last executor (functional, cycle or rtl). lengths: a number, or several, for every symbolic length;
-        by default the smallest ones, and those of the examples.
+        by default the smallest ones, and those of the examples. memory: by default the configuration's.
         """
         from alula.module_report import report
 
         cases = [self.case(each) for each in self.cases(lengths)]
-        outcomes = [self._outcome(case, last) for case in cases]
+        outcomes = [self._outcome(case, last, memory) for case in cases]
         return report(self, cases, outcomes, last)
 
     def cases(self, lengths: Mapping[str, int | Iterable[int]]) -> list[dict[str, int]]:
@@ -191,22 +198,23 @@ class Program:
         several = {name: [value] if isinstance(value, int) else list(value) for name, value in lengths.items()}
         return [dict(zip(several, each, strict=True)) for each in product(*several.values())]
 
-    def _outcome(self, case: Case, last: str) -> Outcome:
-        backend = CrossBackend(executors(last), model=MemoryModel.of(self.config))
+    def _outcome(self, case: Case, last: str, memory: MemoryModel | None) -> Outcome:
+        backend = CrossBackend(executors(last), model=memory or MemoryModel.of(self.config))
         self.run(backend, case)
         return backend.check(case.name, self.host.pieces(case.values))
 
-    def simulate(self, **lengths: int) -> Result:
-        """The cycle simulator's run: cycles, traffic counters and the trace of every instruction."""
-        case = self.case(lengths)
-        backend = CrossBackend(("cycle",), model=MemoryModel.of(self.config))
-        return self.run(backend, case)
+    def simulate(self, memory: MemoryModel | None = None, **lengths: int) -> Result:
+        """The cycle simulator's run: cycles, traffic counters and the trace of every instruction. Values have no
+        influence on cycles, so inputs are left at zero."""
+        chosen = self.check_lengths(lengths)
+        backend = CrossBackend(("cycle",), with_data=False, model=memory or MemoryModel.of(self.config))
+        return backend.run(self.config, self.host.image(), self.host.invocation(chosen))
 
-    def save(self, path: str | Path) -> None:
-        """Writes program, weights and memory map to a file; see docs/reference/api.md."""
+    def save(self, path: str | Path) -> dict[str, Any]:
+        """Writes program, weights and memory map to a file; returns its manifest. See docs/reference/api.md."""
         from alula.module_file import save
 
-        save(self, Path(path))
+        return save(self, Path(path))
 
 
 __all__ = ["Case", "InternalError", "Length", "Program", "compile"]

@@ -24,12 +24,14 @@ from alula.cli_options import (
     KeepSchedule,
     KeepVisual,
     Layers,
+    Length,
     Machine,
     Mask,
     Memory,
     MemorySeed,
     Mmproj,
     Model,
+    Module,
     Recipe,
     Seed,
     Set,
@@ -87,6 +89,7 @@ def _open(model: str, config: Config, **options):
 
 @app.command("compile")
 def compile_command(
+    module: Module = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Container file to write.")] = None,
     model: Model = "llava-tiny",
     config: Machine = "tiny",
@@ -117,6 +120,10 @@ def compile_command(
         raise UserError("there is no file to write: give -o FILE, or --timing-only for sizes alone")
     machine = resolve(config, set or ())
     began = time.monotonic()
+    if module is not None:
+        assert out is not None
+        _compile_module(module, machine, seed, out, json)
+        return
     options = {"compression": compression(bits, sparsity, recipe), "timing_only": timing_only, "program": lengths}
     flow = _open(model, machine, mmproj=mmproj, layers=layers, context=context, seed=seed, **options)
     if timing_only:
@@ -135,8 +142,20 @@ def compile_command(
     show_compiled(result, full)
 
 
+def _compile_module(text: str, machine: Config, seed: int, out: Path, json: Path | None) -> None:
+    """compile FILE.py:NAME -o FILE."""
+    with progress(f"compiling {text} for {machine}"):
+        from alula import module_commands as own
+
+        result = own.compile_to(own.open_module(text, machine, seed), out)
+    write_json(json, result)
+    own.show_compiled(result)
+
+
 @app.command()
 def simulate(
+    module: Module = None,
+    length: Length = None,
     model: Model = "llava-tiny",
     config: Machine = "tiny",
     set: Set = None,
@@ -175,6 +194,9 @@ def simulate(
     check_writable(trace)
     machine = resolve(config, set or ())
     timed_by = MemoryModel.of(machine, memory, jitter, memory_seed)
+    if module is not None:
+        _simulate_module(module, machine, seed, length, timed_by, json, trace)
+        return
     began = time.monotonic()
     first = phase == "ttft"
     options = {"vision": first or phase == "vision", "compression": compression(bits, sparsity, recipe)}
@@ -195,6 +217,29 @@ def simulate(
     show_simulation(result, full)
     if result["bit_exact"] is False or result["cycle_exact"] is False:
         raise InternalError(f"the executors disagree: {result['first_difference'] or 'cycles'}")
+
+
+def _simulate_module(
+    text: str,
+    machine: Config,
+    seed: int,
+    length: list[str] | None,
+    memory: MemoryModel,
+    json: Path | None,
+    trace: Path | None,
+) -> None:
+    """simulate FILE.py:NAME."""
+    from alula import module_commands as own
+
+    lengths = own.parse_lengths(length or ())
+    with progress(f"simulating {text} on {machine}"):
+        program = own.open_module(text, machine, seed)
+        result = own.simulate(program, lengths, memory)
+    events = result.pop("trace")
+    if trace is not None:
+        write_atomically(trace, own.trace_json(program, events))
+    write_json(json, result)
+    own.show_simulated(result)
 
 
 def _phase(flow, phase: str, attention_mask: str | None, **options) -> dict:
@@ -269,6 +314,8 @@ def report(
 
 @app.command()
 def verify(
+    module: Module = None,
+    length: Length = None,
     model: Model = "llava-tiny",
     config: Machine = "tiny",
     set: Set = None,
@@ -305,6 +352,9 @@ def verify(
     check_writable(json)
     machine = resolve(config, set or ())
     timed_by = MemoryModel.of(machine, memory, jitter, memory_seed)
+    if module is not None:
+        _verify_module(module, machine, seed, backend, length, timed_by, json)
+        return
     compressed = compression(bits, sparsity, recipe)
     reduction = asked(keep_schedule, exit_layer, fastv, image_tokens, image_start)
     options = {"compression": compressed, "program": program, "keep_visual": keep_visual, "strategy": strategy}
@@ -328,6 +378,22 @@ def verify(
     result["wall_seconds"] = time.monotonic() - began
     write_json(json, result)
     show_verified(result, full)
+    _conclude(result)
+
+
+def _verify_module(
+    text: str, machine: Config, seed: int, backend: str, length: list[str] | None, memory: MemoryModel, json: Path | None
+) -> None:
+    """verify FILE.py:NAME."""
+    from alula import module_commands as own
+
+    lengths = own.parse_lengths(length or ())
+    with progress(f"compiling {text} for {machine}"):
+        program = own.open_module(text, machine, seed)
+    with progress(f"verifying {text} on {machine}"):
+        result = own.verify(program, backend, lengths, memory)
+    write_json(json, result)
+    own.show_verified(result)
     _conclude(result)
 
 

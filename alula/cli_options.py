@@ -11,6 +11,14 @@ Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write
 Model = Annotated[
     str, typer.Option(help="llava-tiny, vits-smollm2, smollm2-135m, llava-1.5-7b, llava-1.5-13b, or a path.")
 ]
+Module = Annotated[
+    str | None,
+    typer.Argument(metavar="[FILE.py:NAME]", help="A module of your own instead of a model: docs/howto/own-module.md."),
+]
+Length = Annotated[
+    list[str] | None,
+    typer.Option("--length", metavar="SYMBOL=N", help="Symbolic length of a module of your own: seq=37 (repeatable)."),
+]
 Mmproj = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Vision half (mmproj-*.gguf) of a LLaVA whose model is a GGUF file.")
 ]

@@ -114,9 +114,10 @@ ONE_PHASE = (
     Rule(("attention_mask", *REDUCTIONS), _phase("prefill"), "with --phase prefill"),
     Rule(("keep_visual",), _phase("vision"), "with --phase vision (--phase ttft: say --image-tokens)"),
 )
+OWN = Rule(("length",), lambda values: values["module"] is not None, "together with a module of your own, FILE.py:NAME")
 RULES: dict[str, tuple[Rule, ...]] = {
     "simulate": (
-        *MEMORY, SEED, PAIR, RECIPE, *ONE_PHASE,
+        OWN, *MEMORY, SEED, PAIR, RECIPE, *ONE_PHASE,
         Rule(("tokens",), _phase("prefill", "ttft"), "with --phase prefill or ttft"),
         Rule(("seed",), _reads_weights, "where weights are read (--check, --backend functional or rtl, a choice by "
              "values), which the cycle simulator alone does not"),
@@ -136,7 +137,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
         Rule(("seed",), lambda values: values["fastv"] is not None or values["keep_visual"] is not None,
              "together with --fastv or --keep-visual (nothing else reads weights)"),
     ),
-    "verify": (*MEMORY, SEED, PAIR, RECIPE, RANKED, SYNTHETIC_PROMPT),
+    "verify": (OWN, *MEMORY, SEED, PAIR, RECIPE, RANKED, SYNTHETIC_PROMPT),
     "generate": (
         SEED, PAIR, RECIPE, RANKED,
         Rule(("draw_seed",), lambda values: values["temperature"] is not None, "together with --temperature"),
@@ -176,9 +177,27 @@ def check(context: typer.Context) -> None:
     for option, choices in (CHOICES_EVERYWHERE | CHOICES.get(command, {})).items():
         _check_choice(option, values.get(option), choices)
     given = [name for name in values if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"]
+    if values.get("module") is not None:
+        _check_module(given, values)
+        return
     for option in given:
         _check_limits(option, values[option])
         for rule in RULES.get(command, ()):
+            if option in rule.options and not rule.acts(values):
+                raise UserError(f"{flag(option)} has an effect only {rule.where}: leave it out")
+
+
+OF_MODULES = ("module", "config", "set", "seed", "backend", "length", "memory", "jitter", "memory_seed", "json", "out", "trace")
+"""Options that act on a module of the user's own."""
+
+
+def _check_module(given: list[str], values: Values) -> None:
+    """UserError for an option that is about models."""
+    for option in given:
+        if option not in OF_MODULES:
+            raise UserError(f"{flag(option)} is about models, a module of your own was given: leave it out")
+        _check_limits(option, values[option])
+        for rule in MEMORY:
             if option in rule.options and not rule.acts(values):
                 raise UserError(f"{flag(option)} has an effect only {rule.where}: leave it out")
 

@@ -23,7 +23,7 @@ def report(program: "Program", cases: "list[Case]", outcomes: list[Outcome], las
         for case, outcome, error in zip(cases, outcomes, errors, strict=True)
     ]
     return summary(outcomes) | {
-        "module": type(program.graph.module).__name__,
+        "module": program.name,
         "config": program.config.name,
         "backend": last,
         "float_error": max(found) if found else None,

@@ -29,13 +29,19 @@ MANIFEST_ROOM = 1 << 22
 
 
 def save(path: str | Path, compiled: Compiled, quant) -> dict:
-    """Write the container atomically; returns its manifest. quant None stores the program alone (timing-only)."""
-    path, temporary = Path(path), None
+    """Write the container of a model; returns its manifest. quant None stores the program alone (timing-only)."""
+    return write_container(Path(path), _facts(compiled, quant), _pieces(compiled, quant))
+
+
+def write_container(path: Path, facts: dict[str, Any], pieces: Iterator[pack.Piece]) -> dict:
+    """Write a container atomically: sections, then the manifest of `facts` and of their checksums, which is returned.
+    The first piece is the program."""
+    temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
         with os.fdopen(handle, "wb") as file:
-            manifest = _write(file, compiled, quant)
+            manifest = _write(file, facts, pieces)
         Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
     except OSError as error:
@@ -46,19 +52,33 @@ def save(path: str | Path, compiled: Compiled, quant) -> dict:
     return manifest
 
 
-def _write(file, compiled: Compiled, quant) -> dict:
-    layout = compiled.layout
+def _write(file, facts: dict[str, Any], pieces: Iterator[pack.Piece]) -> dict:
     sections: list[list[Any]] = []
-    for port, beat, data in _pieces(compiled, quant):
+    for port, beat, data in pieces:
         at = MANIFEST_ROOM if not sections else -(-file.tell() // ALIGN) * ALIGN
         file.seek(at)
         body = np.ascontiguousarray(data).reshape(-1).view(np.uint8).data
         file.write(body)
         sections.append([port, beat, at, len(body), hashlib.sha256(body).hexdigest()])
-    config = layout.config
-    manifest = {
-        "format": VERSION,
-        "isa_version": ISA_VERSION,
+    manifest = {"format": VERSION, "isa_version": ISA_VERSION} | facts
+    manifest |= {
+        "sections": sections,
+        "program_sha256": sections[0][4],
+        "weights_sha256": hashlib.sha256("".join(s[4] for s in sections[1:]).encode()).hexdigest(),
+    }
+    text = json.dumps(manifest, separators=(",", ":")).encode()
+    header = MAGIC + len(text).to_bytes(8, "little") + hashlib.sha256(text).digest() + text
+    if len(header) > MANIFEST_ROOM:
+        raise UserError(f"the manifest has {len(header)} bytes, {MANIFEST_ROOM} are reserved: compile fewer layers")
+    file.seek(0)
+    file.write(header)
+    return manifest
+
+
+def _facts(compiled: Compiled, quant) -> dict[str, Any]:
+    """What a manifest says of a model besides its sections."""
+    layout, config = compiled.layout, compiled.layout.config
+    return {
         "model": layout.model.name,
         "config": config.name,
         "config_digest": config.digest(),
@@ -72,20 +92,10 @@ def _write(file, compiled: Compiled, quant) -> dict:
         "operators": [list(change) for change in compiled.program.operator_changes()],
         "layer_loops": [list(loop) for loop in compiled.program.layer_loops],
         "memory_map": layout.memory_map(),
-        "sections": sections,
         "average_bits": layout.sizes.average_bits,
         "nonzeros": layout.sizes.nonzeros,
         "weight_bytes": layout.weight_bytes,
-        "program_sha256": sections[0][4],
-        "weights_sha256": hashlib.sha256("".join(s[4] for s in sections[1:]).encode()).hexdigest(),
     }
-    text = json.dumps(manifest, separators=(",", ":")).encode()
-    header = MAGIC + len(text).to_bytes(8, "little") + hashlib.sha256(text).digest() + text
-    if len(header) > MANIFEST_ROOM:
-        raise UserError(f"the manifest has {len(header)} bytes, {MANIFEST_ROOM} are reserved: compile fewer layers")
-    file.seek(0)
-    file.write(header)
-    return manifest
 
 
 def _pieces(compiled: Compiled, quant) -> Iterator[pack.Piece]:

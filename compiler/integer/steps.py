@@ -300,6 +300,16 @@ class Same(Step):
 
 
 @dataclass(eq=False)
+class Regrouped(Step):
+    """The same channels in other groups."""
+
+    x: str
+
+    def compute(self, values, lengths):
+        return values[self.x].reshape(-1, self.layout.groups, self.layout.size)
+
+
+@dataclass(eq=False)
 class SumGroups(Step):
     """The sum of a row's groups, from the first to the last; every sum saturates."""
 

@@ -211,6 +211,17 @@ class Translator:
         step = self.steps[view.base]
         return isinstance(step, s.Input) and step.plain
 
+    def in_layout(self, reader: Node, name: str, value: str, layout: Layout) -> str:
+        """The rows of node `name`, which are `value`'s, in another grouping of the same channels."""
+        step = self.steps[value]
+        if step.layout == layout:
+            return value
+        if self.is_input(name):
+            return self.add(s.Input, step.rows, layout, node=name, name=f"{name}.grouped")
+        if step.layout.width != layout.width or step.layout.order is not None or layout.order is not None:
+            raise refused(reader, "the channels of its operands lie in different orders", "operands of the same shape")
+        return self.add(s.Regrouped, step.rows, layout, value, mult=step.mult)
+
     def flat(self, node: Node) -> Dim:
         """The number of rows of a node's tensor, all axes but the last one."""
         return _flat(node, node.shape[:-1])

@@ -7,7 +7,7 @@ and values. Attention has a file of its own.
 from collections.abc import Callable
 
 from hw.spec import weights
-from hw.spec.config import Config
+from hw.spec.config import GRANULE_LANES, Config
 from hw.spec.errors import InternalError, UserError
 from hw.spec.isa import Add, Dst, LdKind, Row, Src, StKind, StMode, Unit
 
@@ -126,37 +126,72 @@ class PhaseLowering:
         cycles = self.body.tile * rows.beats + self.config.write_latency
         self.issue(Unit.ST, step.operator, [home.buffer], [Memory(name)], emit, cycles)
 
-    def bounce(self, former: Former, value: str) -> Home:
-        """A value from VB over memory into PB; returns its home there."""
+    def bounce(self, former: Former, value: str, to: Step | None = None) -> Home:
+        """A value from VB over memory into PB; returns its home there. to: a step with another grouping of the channels,
+        which they have on the way back."""
         step = self.steps[value]
-        name = f"{value}~"
+        target_step = to or step
+        name = f"{target_step.name}~"
         if name not in self.rows:
-            self.rows[name] = self.memory.rows(step.layout, self.body.tile)
+            self.rows[name] = self.memory.rows(target_step.layout, self.body.tile)
         rows, home = self.rows[name], former.new_home(value, "SB", name)
         former.write(former._source(value), value, home)
-        target = former.new_home(value, "PB", f"{name} back")
-        count: Callable[[Emitter], object] = lambda e: 1 if step.rows == 1 else e.m  # noqa: E731
+        target = former.new_home(target_step.name, "PB", f"{name} back")
+        walk = self._grouping(step, target_step)
+        one = step.rows == 1
 
         def put(e: Emitter) -> None:
-            e.b.store(
-                StMode.LIN,
-                e.region(home.buffer),
-                memory_region(name),
-                addr=rows.base,
-                src_tok=rows.beats,
-                n_tok=count(e),
-                n_gran=rows.beats,
-                stride_tok=rows.beats,
-            )
+            count = 1 if one else e.m
+            e.b.store(StMode.LIN, e.region(home.buffer), memory_region(name), addr=rows.base, n_tok=count, **walk)
 
         def get(e: Emitter) -> None:
-            region = e.region(target.buffer)
-            e.b.load(rows.base, region, rows.beats, count(e), rows.beats, 0, rows.beats, memory_region(name))  # type: ignore[arg-type]
+            count, region = 1 if one else e.m, e.region(target.buffer)
+            e.b.load(rows.base, region, rows.beats, count, rows.beats, 0, rows.beats, memory_region(name))
 
         cycles = self.body.tile * rows.beats
         self.issue(Unit.ST, step.operator, [home.buffer], [Memory(name)], put, cycles + self.config.write_latency)
         self.issue(Unit.LD, step.operator, [Memory(name)], [target.buffer], get, cycles + self.config.read_latency)
         return target
+
+    def _grouping(self, step: Step, to: Step) -> dict[str, int]:
+        """Strides of a store that brings rows into the grouping of `to`, piece by piece."""
+        before, behind = (self._row_granules(each.layout) for each in (step, to))
+        if step.layout == to.layout:
+            return {"src_tok": before, "n_gran": before, "stride_tok": behind}
+        fine, coarse = sorted((step.layout, to.layout), key=lambda layout: layout.size)
+        if fine.size % GRANULE_LANES or coarse.size % fine.size or coarse.groups != 1:
+            raise UserError(
+                f"operator {to.operator}: {step.layout.groups} groups of {step.layout.size} channels meet {to.layout.groups} "
+                f"of {to.layout.size}: a group must have a multiple of {GRANULE_LANES} channels"
+            )
+        piece = fine.size // GRANULE_LANES
+        apart = self.words(fine.size) * self.granules_per_word
+        source, target = (apart, piece) if step.layout == fine else (piece, apart)
+        return {
+            "src_tok": before,
+            "stride_tok": behind,
+            "n_head": fine.groups,
+            "src_head": source,
+            "stride_head": target,
+            "n_gran": piece,
+        }
+
+    def _row_granules(self, layout: Layout) -> int:
+        return layout.groups * self.words(layout.size) * self.granules_per_word
+
+    def regroup(self, step: s.Regrouped) -> None:
+        """Other groups of the same channels: nothing moves where groups are whole words."""
+        former, before = self.former, self.steps[step.x].layout
+        former.operator = step.operator
+        former.settle(step.x)
+        if any(self.words(layout.size) * self.config.lanes != layout.size for layout in (before, step.layout)):
+            former.homes[step.name] = [self.bounce(former, step.x, step)]
+            return
+        words = self.words(step.layout.size) if step.layout.groups > 1 else 0
+        if not any(h.buffer.where in ("VB", "PB") for h in former.homes[step.x]):
+            former._copy(step.x)
+        homes = [h for h in former.homes[step.x] if h.buffer.where in ("VB", "PB")]
+        former.homes[step.name] = [Home(h.buffer, h.row, words) for h in homes]
 
     def parameter(self, former: Former, param: Param, layout: Layout) -> Home:
         """A constant a channel in PB, loaded where it is first needed in the tile."""
@@ -334,6 +369,7 @@ LOWERED: dict[type, Callable] = {
     s.ToInt8: PhaseLowering.int8,
     s.Reduction: lambda lowering, step: lowering.former.reduce(step),
     s.SumGroups: PhaseLowering.sum_groups,
+    s.Regrouped: PhaseLowering.regroup,
     s.Hold: PhaseLowering.hold,
     s.Attend: _attend,
 }

@@ -56,11 +56,13 @@ def _pair(t: Translator, node: Node, x: str, y: str) -> tuple[str, str, View]:
     if other.axes != view.axes or other.base != view.base or (view.row, view.channel) != (other.row, other.channel):
         a, b = t.steps[t.rows(x)], t.steps[t.rows(y)]
         view, first = t.view(x), a
-        if a.layout != b.layout or (str(a.rows) != str(b.rows) and b.rows != 1):
+        if str(a.rows) != str(b.rows) and b.rows != 1:
             if a.rows == 1:
                 return _pair(t, node, y, x)
-            raise refused(node, "its operands do not lie alike", "operands of the same shape")
-        return a.name, b.name, view
+            raise refused(node, "its operands have different rows", "operands of the same shape")
+        if a.layout != b.layout and t.is_input(x):
+            return _pair(t, node, y, x)
+        return a.name, t.in_layout(node, y, b.name, a.layout), view
     return first.name, first.name, view
 
 

@@ -1,0 +1,131 @@
+"""compile, simulate and verify of a module of one's own: what the commands do when they are given FILE.py:NAME."""
+
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from alula import api
+from alula.module_source import read_source
+from alula.output import console, duration, percent, size, table
+from hw.spec.config import BEAT_BYTES, Config
+from hw.spec.errors import UserError
+from hw.spec.memory import MemoryModel
+from hw.spec.run import Event
+from sim.trace import chrome
+
+EXECUTORS = {
+    "functional": "functional simulator",
+    "cycle": "functional and cycle simulator",
+    "rtl": "functional and cycle simulator, RTL",
+}
+
+
+def open_module(text: str, machine: Config, seed: int) -> api.Program:
+    """The program of FILE.py:NAME."""
+    source = read_source(text, seed)
+    program = api.compile(source.module, source.inputs, source.dynamic, source.lengths, machine)
+    program.name = source.name
+    return program
+
+
+def parse_lengths(texts: Iterable[str]) -> dict[str, list[int]]:
+    """["seq=1,37", "cache=0"] -> lengths by symbol."""
+    found: dict[str, list[int]] = {}
+    for text in texts:
+        name, equals, values = text.partition("=")
+        if not equals or not all(value.strip().isdigit() for value in values.split(",")):
+            raise UserError(f"--length is {text!r}: give a symbol and its values, as seq=37 or seq=1,2,37")
+        found[name.strip()] = [int(value) for value in values.split(",")]
+    return found
+
+
+def verify(program: api.Program, last: str, lengths: dict[str, list[int]], memory: MemoryModel) -> dict:
+    """The JSON of `alula verify FILE.py:NAME`."""
+    began = time.monotonic()
+    result = program.verify(last, memory=memory, **lengths)
+    return result | {"wall_seconds": time.monotonic() - began}
+
+
+def show_verified(result: dict) -> None:
+    """A line about every case, and the verdict."""
+    exact = {True: "yes", False: "NO", None: "-"}
+    rows = [
+        [
+            case["name"],
+            case["compared_bytes"],
+            exact[case["bit_exact"]],
+            case["cycles_simulated"],
+            exact[case["cycle_exact"]],
+            "-" if case["float_error"] is None else percent(case["float_error"]),
+        ]
+        for case in result["cases"]
+    ]
+    console.print(f"{result['module']} on {result['config']}: {len(rows)} cases, {result['instructions']:,} instructions")
+    console.print(f"  executors    golden model, {EXECUTORS[result['backend']]}")
+    heads = ["case", "bytes\ncompared", "bit-\nexact", "cycles", "cycle-\nexact", "error\nto torch"]
+    console.print(table("", heads, rows))
+    console.print(f"  took         {duration(result['wall_seconds'])}")
+
+
+def simulate(program: api.Program, lengths: dict[str, list[int]], memory: MemoryModel) -> dict:
+    """The JSON of `alula simulate FILE.py:NAME`."""
+    began = time.monotonic()
+    if many := [name for name, values in lengths.items() if len(values) != 1]:
+        raise UserError(f"--length {many[0]} has several values, a simulation has one: use verify for several")
+    chosen = {name: values[0] for name, values in lengths.items()}
+    result = program.simulate(memory=memory, **chosen)
+    assert result.cycles is not None
+    seconds = result.cycles / program.config.clock_hz
+    return {
+        "module": program.name,
+        "config": program.config.name,
+        "lengths": program.check_lengths(chosen),
+        "cycles": result.cycles,
+        "seconds": seconds,
+        "clock_hz": program.config.clock_hz,
+        "instructions": len(program.words),
+        **memory.report(),
+        "counters": result.counters,
+        "trace": result.trace,
+        "wall_seconds": time.monotonic() - began,
+    }
+
+
+def show_simulated(result: dict) -> None:
+    lengths = ", ".join(f"{name} {value:,}" for name, value in result["lengths"].items()) or "fixed lengths"
+    counters = result["counters"]
+    channels = counters["read_beats_weights"] + counters["read_beats_kv"] if "read_beats_weights" in counters else None
+    lines = [
+        ("machine", f"{result['config']}, {result['memory']} memory"),
+        ("time", f"{result['cycles']:,} cycles, {duration(result['seconds'])} at {result['clock_hz'] / 1e6:g} MHz (assumed)"),
+        ("program", f"{result['instructions']:,} instructions"),
+    ]
+    if channels is not None:
+        lines.append(("channels", f"{size(channels * BEAT_BYTES)} read"))
+    console.print(f"{result['module']}: {lengths}")
+    for subject, text in lines:
+        console.print(f"  {subject:<11}  {text}", markup=False)
+
+
+def trace_json(program: api.Program, events: list[Event]) -> str:
+    """A trace for Chrome's and Perfetto's viewer; events have the names of the module's operators."""
+    names = program.lowered.operators
+    title = f"{program.name} on {program.config.name}"
+    return chrome(events, program.config.clock_hz, lambda event: names.get(event.tag, "program"), title)
+
+
+def compile_to(program: api.Program, out: Path) -> dict:
+    """The JSON of `alula compile FILE.py:NAME -o FILE`."""
+    manifest = program.save(out)
+    return manifest | {"file": str(out), "file_bytes": out.stat().st_size}
+
+
+def show_compiled(result: dict) -> None:
+    console.print(f"{result['model']} for {result['config']}")
+    lines = [
+        ("program", f"{result['instructions']:,} instructions, SHA-256 {result['program_sha256'][:12]}.."),
+        ("weights", f"{size(result['weight_bytes'])} in the channels"),
+        ("file", f"{result['file']}, {size(result['file_bytes'])}"),
+    ]
+    for subject, text in lines:
+        console.print(f"  {subject:<11}  {text}", markup=False)

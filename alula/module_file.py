@@ -1,0 +1,54 @@
+"""A module's program as a container (see `compiler.container`): program, weights, and where inputs and results lie."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from compiler.container import write_container
+from hw.spec.config import BEAT_BYTES
+
+if TYPE_CHECKING:
+    from alula.api import Program
+
+
+def save(program: "Program", path: Path) -> dict[str, Any]:
+    """Writes the file atomically; returns its manifest."""
+    lowered, config = program.lowered, program.config
+    words = np.array(lowered.words, np.uint64).view(np.uint8)
+    pieces = [(config.aux_port, 0, words), *lowered.memory.pieces]
+    weights = sum(len(data) for port, _, data in lowered.memory.pieces if port != config.aux_port)
+    facts = {
+        "model": program.name,
+        "config": config.name,
+        "config_digest": config.digest(),
+        "config_fields": asdict(config),
+        "weights": True,
+        "entries": {"run": {"entry": 0, "args": [str(length) for length in lowered.arguments.names]}},
+        "lengths": {name: [limits.least, limits.most] for name, limits in program.graph.lengths.items()},
+        "instructions": len(lowered.words),
+        "operators": _changes(lowered.operators),
+        "layer_loops": [],
+        "memory_map": _memory_map(program),
+        "weight_bytes": weights,
+    }
+    return write_container(path, facts, iter(pieces))
+
+
+def _changes(operators: dict[int, str]) -> list[list]:
+    """pc of every ISSUE that is for another operator than the one before it, and that operator."""
+    found: list[list] = []
+    for pc, name in sorted(operators.items()):
+        if not found or found[-1][1] != name:
+            found.append([pc, name])
+    return found
+
+
+def _memory_map(program: "Program") -> dict[str, Any]:
+    """name -> [first beat, beats a row, groups, channels] in the auxiliary memory; caches by the beat in the channels."""
+    lowered = program.lowered
+    rows = {name: [r.base, r.beats, r.layout.groups, r.layout.size] for name, r in lowered.rows.items()}
+    caches = {name: [c.base, c.scales, c.heads, c.size, c.context] for name, c in lowered.caches.items()}
+    results = {name: view.base for name, view in lowered.integers.results.items()}
+    return {"rows": rows, "caches": caches, "results": results, "bytes_a_beat": BEAT_BYTES}

@@ -1,0 +1,123 @@
+"""A module of one's own from a file: `my_file.py:MyModule`.
+
+The name is a class without required arguments, a function that returns a module, or a module. What it is called with is
+looked up on it first, then in the file:
+
+    inputs     a function without arguments that returns example tensors by the names of `forward`'s parameters
+    dynamic    axes with a symbolic length: {"x": {0: "seq"}} (may be absent)
+    lengths    the least and the largest value of every symbolic length: {"seq": (1, 616)} (may be absent)
+"""
+
+import importlib.util
+import inspect
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hw.spec.errors import UserError
+
+
+@dataclass(frozen=True)
+class Source:
+    """A module and what it is called with; see `alula.compile`."""
+
+    name: str
+    module: nn.Module
+    inputs: Mapping[str, Tensor]
+    dynamic: Mapping[str, Mapping[int, str]]
+    lengths: Mapping[str, tuple[int, int]]
+
+
+def read_source(text: str, seed: int = 0) -> Source:
+    """The module that `FILE.py:NAME` names, its weights and inputs drawn with that seed; UserError, one line, for a file
+    or a name that is not there or does not follow the convention."""
+    path, _, name = text.rpartition(":")
+    if not path.endswith(".py") or not name.isidentifier():
+        raise UserError(f"module is {text!r}: give FILE.py:NAME, as in examples/own_projector.py:Projector")
+    file = _execute(Path(path))
+    found = getattr(file, name, None)
+    if found is None:
+        raise UserError(f"{path} has no {name}{_meant(file, name)}: give the name of a class, a function or a module")
+    torch.manual_seed(seed)
+    module = _module(found, text)
+    inputs = _convention(found, file, "inputs", None)
+    if not callable(inputs):
+        raise UserError(
+            f"{text} has no inputs: add a function `inputs` that returns example tensors by the names of forward's "
+            'parameters, as in def inputs(): return {"x": torch.randn(16, 64)}'
+        )
+    examples = _examples(inputs(), module, text)
+    dynamic = _convention(found, file, "dynamic", {})
+    lengths = _convention(found, file, "lengths", {})
+    for what, value in (("dynamic", dynamic), ("lengths", lengths)):
+        if not isinstance(value, Mapping):
+            raise UserError(f"{text}: {what} is a {type(value).__name__}, a dict is needed: see docs/howto/own-module.md")
+    return Source(name, module.eval(), examples, dynamic, lengths)
+
+
+def _execute(path: Path) -> ModuleType:
+    """The file as a Python module; files beside it can be imported by it."""
+    if not path.is_file():
+        raise UserError(f"no file {path}: give the path of an existing file")
+    spec = importlib.util.spec_from_file_location(f"alula_user_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    file = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(path.resolve().parent))
+    sys.modules[spec.name] = file
+    try:
+        spec.loader.exec_module(file)
+    except Exception as error:  # whatever a user's file does
+        raise UserError(f"{path} cannot be executed ({type(error).__name__}: {error}): correct the file") from error
+    finally:
+        sys.path.pop(0)
+    return file
+
+
+def _meant(file: ModuleType, name: str) -> str:
+    close = get_close_matches(name, vars(file), 1)
+    return f", is {close[0]} meant?" if close else ""
+
+
+def _module(found: Any, text: str) -> nn.Module:
+    """An instance: of a class, from a function, or as it is."""
+    if isinstance(found, nn.Module):
+        return found
+    if not callable(found):
+        raise UserError(f"{text} is a {type(found).__name__}: give a class, a function or a module")
+    required = [
+        p.name
+        for p in inspect.signature(found).parameters.values()
+        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
+    if required:
+        raise UserError(f"{text} needs the argument {required[0]!r}: give it a default, or name a function without arguments")
+    try:
+        made = found()
+    except Exception as error:  # whatever a user's constructor does
+        raise UserError(f"{text} cannot be made ({type(error).__name__}: {error}): correct it") from error
+    if not isinstance(made, nn.Module):
+        raise UserError(f"{text} gives a {type(made).__name__}, a torch.nn.Module is needed")
+    return made
+
+
+def _convention(found: Any, file: ModuleType, name: str, otherwise: Any) -> Any:
+    """An attribute of the object, or of the file."""
+    own = inspect.getattr_static(found, name, None)
+    return getattr(found, name) if own is not None else getattr(file, name, otherwise)
+
+
+def _examples(values: Any, module: nn.Module, text: str) -> dict[str, Tensor]:
+    """Example tensors in the order of `forward`'s parameters."""
+    if not isinstance(values, Mapping) or not all(isinstance(v, Tensor) for v in values.values()):
+        raise UserError(f"{text}: `inputs` must return a dict of tensors, by the names of forward's parameters")
+    names = list(inspect.signature(module.forward).parameters)
+    if unknown := [name for name in values if name not in names]:
+        raise UserError(f"{text}: inputs names {unknown[0]!r}, forward takes {', '.join(names)}: correct the name")
+    return {name: values[name] for name in names if name in values}
