@@ -110,6 +110,9 @@ class VectorLane(wiring.Component):
     def _func(self, m, x):
         """x at FUNC."""
         exponential = self.ctl.func == Func.EXP2
+        # What the table gives is the result, and no factor.
+        alone = exponential | (self.ctl.func == Func.SIGMOID)
+        bare = (self.ctl.func == Func.NONE) | (self.ctl.func == Func.SIGMOID)
         m.submodules.table = table = SegmentTable()
         clamped = _clip(x, -nm.GATE_LIMIT, nm.GATE_LIMIT - 1)
         position = (clamped + nm.GATE_LIMIT)[:21]
@@ -117,10 +120,10 @@ class VectorLane(wiring.Component):
         down = nm.EXP2_FRAC - (power >> 16)
         fraction, amount = Signal(nm.GATE_SEGMENT_LOG2), Signal(7)
         m.d.sync += [
-            table.table.eq(self.ctl.func - 1),
+            table.table.eq(self.ctl.func - 1),  # SIGMOID wraps to SILU's
             table.segment.eq(Mux(exponential, power[8:16], position[nm.GATE_SEGMENT_LOG2 :])),
             fraction.eq(Mux(exponential, power[:8] << nm.GATE_SEGMENT_LOG2 - 8, position[: nm.GATE_SEGMENT_LOG2])),
-            amount.eq(Mux(exponential, Mux(down > 31, 31, down), Mux(self.ctl.func == Func.NONE, 0, nm.FRAC))),
+            amount.eq(Mux(exponential, Mux(down > 31, 31, down), Mux(bare, 0, nm.FRAC))),
         ]
         low = delayed(m, table.low, 2, "low")
         step = delayed(m, table.slope * delayed(m, fraction, TABLE_LATENCY, "fraction"), 2, "step")
@@ -129,8 +132,8 @@ class VectorLane(wiring.Component):
         x = delayed(m, x, GATE - FUNC - 1, "x_func")
         operand, gate = Signal(signed(32)), Signal(signed(18))
         m.d.sync += [
-            operand.eq(Mux(exponential, value, x)),
-            gate.eq(Mux(exponential | (self.ctl.func == Func.NONE), 1, value)),
+            operand.eq(Mux(alone, value, x)),
+            gate.eq(Mux(alone | bare, 1, value)),
         ]
         product = delayed(m, operand * gate, 2, "product_func")
         return round_shift(m, product, delayed(m, amount, GATE - FUNC - 1 + 2, "amount_func"), "func")

@@ -10,7 +10,7 @@ from amaranth.lib.wiring import In, Out
 from hw.spec import numerics as nm
 
 TABLES = (nm.SILU_TABLE, nm.GELU_TABLE, nm.QGELU_TABLE, nm.EXP2_TABLE)
-"""In the order of `isa.Func`, from SILU (1) on."""
+"""In the order of `isa.Func`, from SILU (1) on. SIGMOID (5) has SILU's: its number, less one, wraps to 0."""
 SEGMENTS = 256
 SLOPES = tuple(tuple(high - low for low, high in pairwise(table)) for table in TABLES)
 LOW_BITS = max(max(table[:SEGMENTS]) for table in TABLES).bit_length()

@@ -196,6 +196,7 @@ class Func(IntEnum):
     GELU = 2
     QGELU = 3
     EXP2 = 4
+    SIGMOID = 5  # the factor that SILU multiplies by, alone
 
 
 class Mul3(IntEnum):

@@ -192,14 +192,18 @@ def take(table, index):
     return numpy.asarray(table, dtype=numpy.int64)[index]
 
 
-def gate(x, table):
-    """x * g(x), g the interpolated gate in 0..1 (Q16), clamped outside -16..16. int32 Q16 -> int32 Q16."""
+def gate_factor(x, table):
+    """The interpolated gate g(x) in 0..1, clamped outside -16..16. int32 Q16 -> Q16."""
     clamped = clip(x, -GATE_LIMIT, GATE_LIMIT - 1) + GATE_LIMIT
     index = clamped >> GATE_SEGMENT_LOG2
     low, high = take(table, index), take(table, index + 1)
     fraction = clamped & ((1 << GATE_SEGMENT_LOG2) - 1)
-    g = low + (((high - low) * fraction) >> GATE_SEGMENT_LOG2)
-    return sat32(rshift_round(x * g, FRAC))
+    return low + (((high - low) * fraction) >> GATE_SEGMENT_LOG2)
+
+
+def gate(x, table):
+    """x * g(x), g from `gate_factor`. int32 Q16 -> int32 Q16."""
+    return sat32(rshift_round(x * gate_factor(x, table), FRAC))
 
 
 def exp2_prob(x):

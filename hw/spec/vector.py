@@ -43,6 +43,8 @@ def lane(ctl: dict, a, p, v, swap, r0, r1, imm0):
         x = nm.sat32(x - r1)
     if ctl["func"] in GATES:
         x = nm.gate(x, GATES[ctl["func"]])
+    elif ctl["func"] == Func.SIGMOID:
+        x = nm.gate_factor(x, nm.SILU_TABLE)
     elif ctl["func"] == Func.EXP2:
         x = nm.exp2_prob(x)
     after_func = x

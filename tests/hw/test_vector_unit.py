@@ -153,7 +153,7 @@ def test_range(program, operand, control, size):
         {"n_outer": 0},
         {"n_mid": 0},
         {"n_words": 0},
-        {"func": 5},
+        {"func": 6},
         {"mul3": 3},
         {"row0": 3},
         {"row1": 3},
