@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from alula.cross import CrossBackend, Outcome, executors
-from alula.runtime.module import Host
+from alula.module_host import Host
 from compiler.graph import capture, constants, values_of
 from compiler.graph.ir import Graph
 from compiler.integer import rules  # noqa: F401  # fills the table of rules
