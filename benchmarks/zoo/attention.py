@@ -16,11 +16,12 @@ HIDDEN, HEADS, KV_HEADS, HEAD_DIM = 64, 4, 2, 16
 class AttentionOptions:
     """What published decoders do differently; the defaults are Llama's.
 
-    interleaved: the channels 2i and 2i + 1 turn together, instead of i and i + width / 2. rotary_width: how many channels
-    of a head turn, the first ones, and columns of the tables; 0 means all. table_factor: a number that both tables are
-    multiplied with. window: keys that a query sees, itself included; 0 means all. prefix: keys at the front that every
-    query sees, later ones included. soft_cap: scores stay between plus and minus this; 0 means no cap. scale: of the
-    scores; 0 means 1 / sqrt(head_dim). head_gate: a learned number that each head's result is multiplied with.
+    interleaved: the channels 2i and 2i + 1 turn together, instead of i and i + width / 2. rotary_width: so many
+    channels of a head turn, the first ones, and the tables have as many columns; 0 means all. table_factor: a number
+    that both tables are multiplied with. window: keys that a query sees, itself included; 0 means all. prefix: keys
+    at the front that every query sees, later ones included. soft_cap: scores stay between plus and minus this; 0
+    means no cap. scale: of the scores; 0 means 1 / sqrt(head_dim). head_gate: a learned number that each head's
+    result is multiplied with.
     """
 
     head_dim: int = HEAD_DIM

@@ -28,6 +28,8 @@ class LearnedSelection(nn.Module):
 class ListedSelection(nn.Module):
     """Keeps the rows of a list that is known before the run, float[16, 48] -> float[4, 48]."""
 
+    kept: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("kept", torch.tensor([0, 3, 5, 12]))

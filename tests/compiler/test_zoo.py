@@ -1,16 +1,24 @@
 """Every module of the zoo is what it says: it runs at several lengths, is the same each time, and can be exported."""
 
+import importlib.util
 import inspect
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 from torch.export import Dim
 
-from benchmarks.zoo import CASES
+from benchmarks.zoo import CASES, Case
 
 NAMES = sorted(CASES)
+ROOT = Path(__file__).parents[2]
+EXAMPLES = [
+    (ROOT / "examples" / "own_projector.py", "Projector"),
+    (ROOT / "examples" / "own_attention.py", "Attention"),
+    (ROOT / "examples" / "own_token_reducer.py", "TokenReducer"),
+]
 
 
 def run(case, inputs):
@@ -79,3 +87,23 @@ def test_torch_exports_a_module_with_its_symbolic_lengths(name):
     out = program.module()(**case.inputs())
     for one, other in zip(run(case, case.inputs()), (out,) if isinstance(out, Tensor) else out, strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("path, name", EXAMPLES)
+def test_an_example_follows_the_convention_and_exports(path, name):
+    """Attributes are looked up on the class first, then in the file."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    file = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(file)
+    made = getattr(file, name)
+
+    def declared(attribute, otherwise):
+        return getattr(made, attribute, getattr(file, attribute, otherwise))
+
+    inputs, dynamic, lengths = declared("inputs", None), declared("dynamic", {}), declared("lengths", {})
+    case = Case(lambda: made().eval(), inputs, "examples", made.__doc__, dynamic, lengths)
+    assert list(case.inputs()) == list(inspect.signature(made().forward).parameters)
+    torch.manual_seed(0)
+    assert all(torch.isfinite(out).all() for out in run(case, case.inputs()))
+    assert exported(case).graph
+    assert len(path.read_text().splitlines()) <= 80
