@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.export import Dim
 
 from benchmarks.zoo import CASES, Case
+from compiler.graph.ir import ACTIVATIONS, DEVICE
 
 NAMES = sorted(CASES)
 ROOT = Path(__file__).parents[2]
@@ -107,3 +108,11 @@ def test_an_example_follows_the_convention_and_exports(path, name):
     assert all(torch.isfinite(out).all() for out in run(case, case.inputs()))
     assert exported(case).graph
     assert len(path.read_text().splitlines()) <= 80
+
+
+def test_the_page_about_own_modules_names_every_operator():
+    page = (ROOT / "docs" / "howto" / "own-module.md").read_text()
+    _, _, table = page.partition("## Operators")
+    first_column = "".join(line.split("|")[1] for line in table.splitlines() if line.startswith("|"))
+    assert [op for op in DEVICE if f"`{op}`" not in first_column] == []
+    assert [name for name in ACTIVATIONS if f"`{name}`" not in first_column] == []
