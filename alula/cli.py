@@ -382,7 +382,13 @@ def verify(
 
 
 def _verify_module(
-    text: str, machine: Config, seed: int, backend: str, length: list[str] | None, memory: MemoryModel, json: Path | None
+    text: str,
+    machine: Config,
+    seed: int,
+    backend: str,
+    length: list[str] | None,
+    memory: MemoryModel,
+    json: Path | None,
 ) -> None:
     """verify FILE.py:NAME."""
     from alula import module_commands as own

@@ -187,7 +187,20 @@ def check(context: typer.Context) -> None:
                 raise UserError(f"{flag(option)} has an effect only {rule.where}: leave it out")
 
 
-OF_MODULES = ("module", "config", "set", "seed", "backend", "length", "memory", "jitter", "memory_seed", "json", "out", "trace")
+OF_MODULES = (
+    "module",
+    "config",
+    "set",
+    "seed",
+    "backend",
+    "length",
+    "memory",
+    "jitter",
+    "memory_seed",
+    "json",
+    "out",
+    "trace",
+)
 """Options that act on a module of the user's own."""
 
 

@@ -60,7 +60,9 @@ def show_verified(result: dict) -> None:
         ]
         for case in result["cases"]
     ]
-    console.print(f"{result['module']} on {result['config']}: {len(rows)} cases, {result['instructions']:,} instructions")
+    console.print(
+        f"{result['module']} on {result['config']}: {len(rows)} cases, {result['instructions']:,} instructions"
+    )
     console.print(f"  executors    golden model, {EXECUTORS[result['backend']]}")
     heads = ["case", "bytes\ncompared", "bit-\nexact", "cycles", "cycle-\nexact", "error\nto torch"]
     console.print(table("", heads, rows))
@@ -97,7 +99,10 @@ def show_simulated(result: dict) -> None:
     channels = counters["read_beats_weights"] + counters["read_beats_kv"] if "read_beats_weights" in counters else None
     lines = [
         ("machine", f"{result['config']}, {result['memory']} memory"),
-        ("time", f"{result['cycles']:,} cycles, {duration(result['seconds'])} at {result['clock_hz'] / 1e6:g} MHz (assumed)"),
+        (
+            "time",
+            f"{result['cycles']:,} cycles, {duration(result['seconds'])} at {result['clock_hz'] / 1e6:g} MHz (assumed)",
+        ),
         ("program", f"{result['instructions']:,} instructions"),
     ]
     if channels is not None:

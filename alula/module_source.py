@@ -58,7 +58,9 @@ def read_source(text: str, seed: int = 0) -> Source:
     lengths = _convention(found, file, "lengths", {})
     for what, value in (("dynamic", dynamic), ("lengths", lengths)):
         if not isinstance(value, Mapping):
-            raise UserError(f"{text}: {what} is a {type(value).__name__}, a dict is needed: see docs/howto/own-module.md")
+            raise UserError(
+                f"{text}: {what} is a {type(value).__name__}, a dict is needed: see docs/howto/own-module.md"
+            )
     return Source(name, module.eval(), examples, dynamic, lengths)
 
 
@@ -97,7 +99,9 @@ def _module(found: Any, text: str) -> nn.Module:
         if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
     ]
     if required:
-        raise UserError(f"{text} needs the argument {required[0]!r}: give it a default, or name a function without arguments")
+        raise UserError(
+            f"{text} needs the argument {required[0]!r}: give it a default, or name a function without arguments"
+        )
     try:
         made = found()
     except Exception as error:  # whatever a user's constructor does

@@ -20,7 +20,9 @@ EXAMPLE_SIZES = (5, 7, 11, 13, 17, 19, 23)
 """Sizes of symbolic lengths while torch looks at the module: primes, so that no two lengths seem to belong together."""
 
 
-def export(module: nn.Module, inputs: Mapping[str, Tensor], dynamic: Dynamic, lengths: Mapping[str, tuple[int, int]]) -> Graph:
+def export(
+    module: nn.Module, inputs: Mapping[str, Tensor], dynamic: Dynamic, lengths: Mapping[str, tuple[int, int]]
+) -> Graph:
     """The module's graph in torch's operators; UserError for what torch cannot export."""
     ranges = _ranges(module, inputs, dynamic, lengths)
     examples, shapes = _examples(inputs, dynamic, ranges)
@@ -41,14 +43,22 @@ def _ranges(module, inputs, dynamic: Dynamic, lengths) -> dict[str, Range]:
     symbols = {symbol: (which, axis) for which, axes in dynamic.items() for axis, symbol in axes.items()}
     for which in dynamic:
         if which not in inputs:
-            raise UserError(f"module {name}: dynamic names {which!r}, its inputs are {', '.join(inputs)}: correct the name")
+            raise UserError(
+                f"module {name}: dynamic names {which!r}, its inputs are {', '.join(inputs)}: correct the name"
+            )
     if unknown := [symbol for symbol in lengths if symbol not in symbols]:
-        raise UserError(f"module {name}: lengths names {unknown[0]!r}, no axis in dynamic has it: add it or leave it out")
+        raise UserError(
+            f"module {name}: lengths names {unknown[0]!r}, no axis in dynamic has it: add it or leave it out"
+        )
     if missing := [symbol for symbol in symbols if symbol not in lengths]:
-        raise UserError(f"module {name}: the length {missing[0]!r} has no range: give lengths={{{missing[0]!r}: (1, 64)}}")
+        raise UserError(
+            f"module {name}: the length {missing[0]!r} has no range: give lengths={{{missing[0]!r}: (1, 64)}}"
+        )
     for symbol, (least, most) in lengths.items():
         if not 0 <= least <= most:
-            raise UserError(f"module {name}: the length {symbol!r} goes from {least} to {most}: give 0 <= least <= most")
+            raise UserError(
+                f"module {name}: the length {symbol!r} goes from {least} to {most}: give 0 <= least <= most"
+            )
     return {symbol: Range(*lengths[symbol]) for symbol in symbols}
 
 

@@ -1,10 +1,10 @@
 """What is decided about a graph before it is translated: layouts that readers want, factors that producers take over."""
 
-import math
 from collections.abc import Mapping
 
 import numpy as np
 
+from hw.spec import numerics as nm
 from ref_model.quantise import QUERY_FACTOR, value_factor
 
 from ..graph.ir import ON_DEVICE, Graph, Node
@@ -19,6 +19,8 @@ SAME_CHANNELS = ("add", "mul", "scale", "offset", "activation", "softmax", "norm
 def make_plan(graph: Graph, constants: Mapping[str, Array]) -> Plan:
     planner = _Planner(graph, constants)
     for node in graph.device():
+        if node.op == "norm":
+            planner.arrange_norm(node)
         if node.op == "rope":
             planner.arrange_rope(node)
     for node in graph.device():
@@ -36,11 +38,27 @@ def paired(size: int, width: int, style: str) -> tuple[int, ...] | None:
     return tuple(c for i in range(half) for c in (i, i + half)) + tuple(range(width, size))
 
 
+def query_factor(attention: Node) -> float:
+    """What queries are multiplied with: scores come out in units of log2, with a soft cap c in units of c / 2."""
+    softcap = attention.arguments.get("softcap")
+    scale = float(attention.arguments["scale"])
+    return QUERY_FACTOR * scale if softcap is None else QUERY_FACTOR / nm.LOG2_E * scale * 2 / float(softcap)
+
+
 class _Planner:
     def __init__(self, graph: Graph, constants: Mapping[str, Array]) -> None:
         self.graph, self.constants, self.plan = graph, constants, Plan()
 
     # --- layouts -----------------------------------------------------------------------------------------
+
+    def arrange_norm(self, node: Node) -> None:
+        """A norm over parts of a row wants these parts as groups."""
+        view = self.graph.nodes[node.arguments["x"].name]
+        source = self.graph.nodes[view.inputs[0]] if view.op == "reshape" else view
+        if source is not view and source.shape and isinstance(source.shape[-1], int):
+            groups, rest = divmod(source.shape[-1], int(view.shape[-1]))
+            if groups > 1 and not rest:
+                self._arrange(view.name, Layout(groups, int(view.shape[-1])))
 
     def arrange_rope(self, node: Node) -> None:
         a, heads = node.arguments, int(node.shape[-3]) if len(node.shape) > 2 else 1
@@ -96,7 +114,7 @@ class _Planner:
         """Queries in units of log2, values below 2**5: their producers take the factors over where nobody else looks."""
         producer = self._producer(node.arguments["q"].name, ("linear", "norm"))
         if producer is not None:
-            self.plan.factors[producer.name] = QUERY_FACTOR * float(node.arguments["scale"])
+            self.plan.factors[producer.name] = query_factor(node)
         producer = self._producer(node.arguments["v"].name, ("linear",))
         if producer is not None:
             self.plan.factors[producer.name] = self._value_factor(producer)
@@ -129,4 +147,4 @@ class _Planner:
         return value_factor(weight, gain, bias)
 
 
-__all__ = ["VIEWS", "make_plan", "math", "paired"]
+__all__ = ["VIEWS", "make_plan", "paired", "query_factor"]

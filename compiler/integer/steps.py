@@ -274,7 +274,9 @@ class Function(Step):
 
     def compute(self, values, lengths):
         x = values[self.x]
-        return nm.exp2_prob(x) if self.func == Func.EXP2 else nm.gate(x, vector.GATES[self.func])
+        if self.func == Func.EXP2:
+            return nm.exp2_prob(x)
+        return nm.gate_factor(x, nm.SILU_TABLE) if self.func == Func.SIGMOID else nm.gate(x, vector.GATES[self.func])
 
 
 @dataclass(eq=False)
@@ -405,7 +407,9 @@ VALUE_REFERENCE = nm.encode_scale(2.0**-21)
 class Attend(Step):
     """Attention of int8 queries over keys and values (operators 6 to 8 of docs/machine.md): wide rows.
 
-    causal: row i of n sees keys up to i + (keys - n). mask: a `Mask`'s value, added to the scores.
+    causal: row i of n sees keys up to i + (keys - n). mask: a `Mask`'s value, added to the scores. cap: a scale word; the
+    sigmoid of the scores times it takes their place (a soft cap c tanh(s / c) is 2 c sigmoid(2 s / c), less a constant
+    that softmax does not see).
     """
 
     query: str
@@ -415,6 +419,7 @@ class Attend(Step):
     mask: str = ""
     causal: bool = False
     n_keys: Dim = 0
+    cap: int = 0
 
     def compute(self, values, lengths):
         q8, (q_raw, _) = values[self.query], values[self.entry]
@@ -425,7 +430,7 @@ class Attend(Step):
             seen = np.tril(seen, len(keys.rows) - len(q8))
         group = q8.shape[1] // keys.rows.shape[1]
         heads = [
-            _attend(q8[:, h], q_raw[:, h, None], _head(keys, h // group), _head(held, h // group), seen, mask)
+            _attend(q8[:, h], q_raw[:, h, None], _head(keys, h // group), _head(held, h // group), seen, mask, self.cap)
             for h in range(q8.shape[1])
         ]
         return np.stack(heads, axis=1)
@@ -435,11 +440,13 @@ def _head(held: Held, head: int) -> tuple[Array, Array]:
     return held.rows[:, head], held.words[:, head]
 
 
-def _attend(q8: Array, q_raw: Array, keys, values, seen: Array, mask: Array | int) -> Array:
+def _attend(q8: Array, q_raw: Array, keys, values, seen: Array, mask: Array | int, cap: int) -> Array:
     """One head: int64[n, d]. seen: bool[n, m]."""
     k8, k_words = keys
     v8, v_raw = values
     scores = nm.mul_scale(nm.mul_scale(matmul(q8, k8), k_words, 14), nm.to_scale(q_raw), 16)
+    if cap:
+        scores = nm.mul_scale(nm.gate_factor(scores, nm.SILU_TABLE), cap)
     scores = nm.sat32(scores + mask)
     top = np.where(seen, scores, nm.INT32_MIN).max(axis=1, keepdims=True)
     p = np.where(seen, nm.exp2_prob(nm.sat32(scores - top)), 0)

@@ -88,11 +88,20 @@ class Translator:
             if node.op not in RULES:
                 raise refused(node, "the machine has no rule for it", "write it with the operators of docs/howto")
             self.views[node.name] = RULES[node.op](self, node)
-        results = {o: self.view(o) for o in self.graph.outputs if o not in self.holds}
+        results = {o: self._result(o) for o in self.graph.outputs if o not in self.holds}
         states = {o: self.holds[o] for o in self.graph.outputs if o in self.holds}
         return Integers(
             self.graph, self._living([v.base for v in results.values()] + [*states.values()]), results, states
         )
+
+    def _result(self, name: str) -> View:
+        """The view of an output; what the host brought goes through the machine, too."""
+        view = self.view(name)
+        step = self.steps[view.base]
+        if not isinstance(step, s.Input):
+            return view
+        copied = self.add(s.Joined, step.rows, step.layout, (view.base,), mult=step.mult, name=f"{name}.copied")
+        return View(copied, view.axes, view.row, view.channel)
 
     def _living(self, wanted: list[str]) -> dict[str, Step]:
         """The steps that some result depends on."""

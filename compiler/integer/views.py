@@ -161,5 +161,7 @@ def whole_groups(view: View, rows: Dim, groups: int, size: int) -> bool:
     if view.row or view.channel or merged(last) != merged([Atom(size, CHANNEL, 1)]):
         return False
     atoms = [atom for axis in lead for atom in merged(axis)]
-    walks = {part: merged(sorted((a for a in atoms if a.part == part), key=lambda a: -a.stride)) for part in (ROW, CHANNEL)}
+    walks = {
+        part: merged(sorted((a for a in atoms if a.part == part), key=lambda a: -a.stride)) for part in (ROW, CHANNEL)
+    }
     return walks == {ROW: merged([Atom(rows, ROW, 1)]), CHANNEL: merged([Atom(groups, CHANNEL, size)])}

@@ -66,6 +66,7 @@ class _Attention:
 
     def run(self) -> None:
         mask = self._mask() if self.step.mask else None
+        """In VB, where a score has it added; in PB with a soft cap, which leaves that port free."""
         for head in range(self.keys.heads):
             _Head(self, head, mask).run()
 
@@ -87,6 +88,8 @@ class _Attention:
             e.b.vu_pass(shape, score.keys, p=source, d=to, src=Src.P)
 
         self.issue(Unit.LD, [], [loaded], load, tile * self.most + self.config.read_latency)
+        if self.step.cap:
+            return loaded
         self.issue(Unit.VU, [loaded], [mask], copy, self.passes(1))
         return mask
 
@@ -134,7 +137,8 @@ class _Head:
         each = attention.config.granules_per_word
         self.scores = new("scores", "AB", rows * most)
         self.key_scales, self.value_scales = new("key scales", "PB", most), new("value scales", "PB", most)
-        self.weights = new("probabilities", "VB", rows * most) if mask else new("value scales", "VB", most)
+        self.through_vb = mask is not None or bool(attention.step.cap)
+        self.weights = new("probabilities", "VB", rows * most) if self.through_vb else new("value scales", "VB", most)
         self.top, self.total = new("maxima", "RS", rows), new("sums", "RS", rows)
         self.planes = new("planes", "OB", 2 * rows * most)
         self.sums = new("weighted values", "AB", 2 * rows * words * each)
@@ -144,10 +148,10 @@ class _Head:
         self._score()
         for cache, buffer in ((self.a.keys, self.key_scales), (self.a.values, self.value_scales)):
             self._load_scales(cache, buffer)
-        if self.mask is None:
-            self._softmax()
+        if self.through_vb:
+            self._stored_softmax()
         else:
-            self._masked_softmax()
+            self._softmax()
         self._weigh()
         self._combine()
 
@@ -295,11 +299,9 @@ class _Head:
         writes = [self.planes] if plane else [self.planes, self.total]
         a.issue(Unit.VU, [*reads, self.weights, self.top], writes, write, a.passes(a.group))
 
-    def _masked_softmax(self) -> None:
-        """With a row of the mask added, port V is taken: scores and probabilities pass through VB."""
-        a = self.a
-        assert self.mask is not None
-        mask = self.mask
+    def _stored_softmax(self) -> None:
+        """With a mask's row added, or a soft cap, port V or the function is taken: scores pass through VB."""
+        a, mask = self.a, self.mask
 
         def own(e: Emitter) -> At:
             words = a.scores(e).words
@@ -307,18 +309,23 @@ class _Head:
 
         def scores(e: Emitter) -> None:
             first, more = a.limit(e)
+            assert mask is not None
             added, to = At(e.region(mask), a.scores(e).words), self._rows(e, self.top)
-            e.b.vu_pass(
-                self._shape(e),
-                first,
-                step=more,
-                v=added,
-                d=own(e),
-                w=to,
-                add=Add.V,
-                reduce=Reduce.MAX,
-                **self._score_fields(e),
-            )
+            masked: dict[str, Any] = {"v": added, "add": Add.V, "w": to, "reduce": Reduce.MAX}
+            e.b.vu_pass(self._shape(e), first, step=more, d=own(e), **masked, **self._score_fields(e))
+
+        def sigmoids(e: Emitter) -> None:
+            first, more = a.limit(e)
+            e.b.vu_pass(self._shape(e), first, step=more, d=own(e), func=Func.SIGMOID, **self._score_fields(e))
+
+        def capped(e: Emitter) -> None:
+            first, more = a.limit(e)
+            added: dict[str, Any] = {}
+            if mask is not None:
+                added = {"p": At(e.region(mask), a.scores(e).words), "add": Add.P}
+            to = self._rows(e, self.top)
+            fields: dict[str, Any] = {"src": Src.V, "mul1": Mul1.IMM, "imm0": a.step.cap, "reduce": Reduce.MAX}
+            e.b.vu_pass(self._shape(e), first, step=more, v=own(e), d=own(e), w=to, **fields, **added)
 
         def power(e: Emitter) -> None:
             first, more = a.limit(e)
@@ -339,13 +346,18 @@ class _Head:
                 fin=Fin.RECIP,
             )
 
-        reads = [self.scores, self.key_scales, a.entry.buffer, mask]
-        a.issue(Unit.VU, reads, [self.weights, self.top], scores, a.passes(a.group))
+        masks = [] if mask is None else [mask]
+        reads = [self.scores, self.key_scales, a.entry.buffer]
+        if a.step.cap:
+            a.issue(Unit.VU, reads, [self.weights], sigmoids, a.passes(a.group))
+            a.issue(Unit.VU, [self.weights, *masks], [self.weights, self.top], capped, a.passes(a.group))
+        else:
+            a.issue(Unit.VU, [*reads, *masks], [self.weights, self.top], scores, a.passes(a.group))
         a.issue(Unit.VU, [self.weights, self.top], [self.weights, self.total], power, a.passes(a.group))
         for plane in (0, 1):
-            self._masked_plane(plane, own)
+            self._stored_plane(plane, own)
 
-    def _masked_plane(self, plane: int, own) -> None:
+    def _stored_plane(self, plane: int, own) -> None:
         a = self.a
 
         def write(e: Emitter) -> None:

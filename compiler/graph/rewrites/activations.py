@@ -3,7 +3,15 @@
 from ..edit import Editor, number
 from ..ir import Node, Ref
 
-NAMES = {"silu": "silu", "silu_": "silu", "relu": "relu", "relu_": "relu", "sigmoid": "sigmoid", "tanh": "tanh", "square": "square"}
+NAMES = {
+    "silu": "silu",
+    "silu_": "silu",
+    "relu": "relu",
+    "relu_": "relu",
+    "sigmoid": "sigmoid",
+    "tanh": "tanh",
+    "square": "square",
+}
 QUICK = 1.702
 
 

@@ -152,7 +152,9 @@ class _Normal:
         refs = [self._three(ref) for ref in (self.q, self.k, self.v)]
         heads = e.graph.nodes[refs[0].name].shape[0]
         shape = (heads, n, v.shape[-1])
-        a = {"scale": found.scale, "mask": None if causal else mask, "softcap": found.softcap} | ({"causal": True} if causal else {})
+        a = {"scale": found.scale, "mask": None if causal else mask, "softcap": found.softcap} | (
+            {"causal": True} if causal else {}
+        )
         names = dict(zip("qkv", refs, strict=True))
         if tuple(node.shape) == shape:
             e.turn(node, "attention", **names, **a)
@@ -176,7 +178,11 @@ class _Normal:
                 source = e.graph.nodes[inner.inputs[0]]
                 at = len(source.shape) - 2
                 added = (*source.shape[:at], 1, *source.shape[at:])
-                if tuple(inner.shape) == added and expanded.shape[at] != 1 and _but(expanded.shape, at) == _but(added, at):
+                if (
+                    tuple(inner.shape) == added
+                    and expanded.shape[at] != 1
+                    and _but(expanded.shape, at) == _but(added, at)
+                ):
                     return Ref(source.name)
         return ref
 
@@ -243,7 +249,9 @@ def _but(shape: tuple, at: int) -> tuple:
 class _Batched:
     """Attention in a batch: every query sees the keys of its own part only, which is a mask."""
 
-    def __init__(self, normal: _Normal, q: Node, k: Node, v: Node, batch: list[Dim], causal: bool, mask: Ref | None) -> None:
+    def __init__(
+        self, normal: _Normal, q: Node, k: Node, v: Node, batch: list[Dim], causal: bool, mask: Ref | None
+    ) -> None:
         self.normal, self.q, self.k, self.v, self.batch, self.causal, self.mask = normal, q, k, v, batch, causal, mask
 
     def turn(self) -> None:

@@ -22,7 +22,9 @@ def _convolution(e: Editor, node: Node) -> None:
     if source is None or weight is None or not e.is_constant(a["weight"]):
         return
     axes = len(weight.shape) - 2
-    if any(not isinstance(d, int) for d in (*source.shape, *node.shape)) or any(d != 1 for d in source.shape[: -axes - 1]):
+    if any(not isinstance(d, int) for d in (*source.shape, *node.shape)) or any(
+        d != 1 for d in source.shape[: -axes - 1]
+    ):
         return
     channels, out = int(source.shape[-axes - 1]), int(weight.shape[0])
     grid, result = ([int(d) for d in shape[-axes:]] for shape in (source.shape, node.shape))
@@ -37,11 +39,19 @@ def _convolution(e: Editor, node: Node) -> None:
         zeros = e.constant(node, "zeros", lambda n: torch.zeros(1, n), (1, channels), n=channels)
         rows = e.insert(node, "padded", "cat", (tokens + 1, channels), parts=[rows, zeros], axis=0)
         index = torch.where(index < 0, tokens, index)
-    listed = e.constant(node, "index", lambda values: torch.tensor(values), (places * taps,), values=index.reshape(-1).tolist())
+    listed = e.constant(
+        node, "index", lambda values: torch.tensor(values), (places * taps,), values=index.reshape(-1).tolist()
+    )
     taken = e.insert(node, "taken", "gather", (places * taps, channels), x=rows, index=listed, axis=0)
     wide = e.insert(node, "wide", "reshape", (places, taps * channels), x=taken, shape=[places, taps * channels])
     matrix = e.constant(
-        node, "matrix", _dense, (out, taps * channels), weight=a["weight"], groups=int(a.get("groups", 1)), channels=channels
+        node,
+        "matrix",
+        _dense,
+        (out, taps * channels),
+        weight=a["weight"],
+        groups=int(a.get("groups", 1)),
+        channels=channels,
     )
     bias = {"bias": a["bias"]} if a.get("bias") is not None else {}
     made = e.insert(node, "product", "linear", (places, out), x=wide, weight=matrix, **bias)
@@ -55,7 +65,9 @@ def _taps(node: Node, grid: list[int], kernel: list[int]) -> Tensor | None:
     padding = a.get("padding", 0)
     if isinstance(padding, str):
         return None
-    stride, pad, dilation = (_each(a.get(name, default), axes) for name, default in (("stride", 1), ("padding", 0), ("dilation", 1)))
+    stride, pad, dilation = (
+        _each(a.get(name, default), axes) for name, default in (("stride", 1), ("padding", 0), ("dilation", 1))
+    )
     numbers = torch.arange(1, int(torch.tensor(grid).prod()) + 1, dtype=torch.float64).reshape(1, 1, *grid)
     if axes == 1:
         numbers, kernel = numbers[..., None, :], [1, *kernel]

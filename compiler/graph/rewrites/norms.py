@@ -24,7 +24,7 @@ def _own(e: Editor, node: Node) -> None:
     shape = a["normalized_shape"]
     if len(shape) != 1 or any(name in a and not e.is_constant(a[name]) for name in ("weight", "bias") if a.get(name)):
         return
-    kind, default = ("rms", torch.finfo(torch.float32).eps) if node.op == "rms_norm" else ("layer", 1e-5)
+    kind, default = ("rms", None) if node.op == "rms_norm" else ("layer", 1e-5)
     epsilon = default if a.get("eps") is None else float(a["eps"])
     e.turn(node, "norm", x=a["input"], weight=a.get("weight"), bias=a.get("bias"), kind=kind, epsilon=epsilon)
 

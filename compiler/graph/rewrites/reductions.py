@@ -29,7 +29,9 @@ def find_reductions(e: Editor) -> None:
         source = e.graph.nodes[node.inputs[0]]
         n = len(source.shape)
         dims = node.arguments.get("dim")
-        axes = sorted({int(a) % n for a in (range(n) if dims is None else dims if isinstance(dims, list | tuple) else [dims])})
+        axes = sorted(
+            {int(a) % n for a in (range(n) if dims is None else dims if isinstance(dims, list | tuple) else [dims])}
+        )
         left = [d for i, d in enumerate(source.shape) if i not in axes]
         if list(node.shape) == left:
             e.turn(node, node.op, x=Ref(source.name), axes=axes)

@@ -131,9 +131,7 @@ def _terms(e: Editor, add: Node, sign: int) -> list[tuple[str, str, str, str]]:
     for left, right in pairs:
         one, other = e.is_op(left, "mul"), e.is_op(right, "mul")
         if one is not None and other is not None:
-            found += [
-                (a.name, b.name, c.name, d.name) for a, b in _pairs(one) for c, d in _pairs(other)
-            ]
+            found += [(a.name, b.name, c.name, d.name) for a, b in _pairs(one) for c, d in _pairs(other)]
     return found
 
 

@@ -8,7 +8,12 @@ def find_routes(e: Editor) -> None:
     """(w * (i == e)).sum(-1, keepdim) of (w, i) = p.topk(k): the probability of expert e, if it is among the k largest."""
     routes: dict[str, Ref] = {}
     for node in e.device():
-        if node.op != "sum" or node.target is None or not node.arguments.get("keepdim") or list(node.arguments["dim"]) != [-1]:
+        if (
+            node.op != "sum"
+            or node.target is None
+            or not node.arguments.get("keepdim")
+            or list(node.arguments["dim"]) != [-1]
+        ):
             continue
         product = e.is_op(node.inputs and Ref(node.inputs[0]), "mul")
         if product is None:
@@ -56,9 +61,9 @@ def find_selection(e: Editor) -> None:
         elif node.op == "index_select":
             axis = axis_of(node.shape, int(node.arguments["dim"]))
             _gather(e, node, node.arguments["self"], node.arguments["index"], axis)
-        elif node.op == "argmax" and axis_of(e.graph.nodes[node.inputs[0]].shape, int(node.arguments.get("dim", 0))) == (
-            len(e.graph.nodes[node.inputs[0]].shape) - 1
-        ):
+        elif node.op == "argmax" and axis_of(
+            e.graph.nodes[node.inputs[0]].shape, int(node.arguments.get("dim", 0))
+        ) == (len(e.graph.nodes[node.inputs[0]].shape) - 1):
             e.turn(node, "argmax", x=Ref(node.inputs[0]))
     e.graph.drop_dead()
 

@@ -30,6 +30,8 @@ def find_views(e: Editor) -> None:
             e.turn(node, "cat", parts=node.arguments["tensors"], axis=axis)
         elif node.op == "stack":
             _stack(e, node)
+        elif node.op in ("pixel_shuffle", "pixel_unshuffle"):
+            _pixels(e, node)
     e.graph.drop_dead()
 
 
@@ -104,10 +106,31 @@ def _part(e: Editor, node: Node) -> None:
     if source.op == "split_with_sizes":
         sizes = [int(s) for s in source.arguments["split_sizes"]]
     else:
-        each = -(-size // int(source.arguments["chunks"])) if source.op == "chunk" else int(source.arguments["split_size"])
+        each = (
+            -(-size // int(source.arguments["chunks"])) if source.op == "chunk" else int(source.arguments["split_size"])
+        )
         sizes = [min(each, size - at) for at in range(0, size, each)]
     start = sum(sizes[:index])
     e.turn(node, "slice", x=Ref(whole.name), axis=axis, start=start, stop=start + sizes[index], step=1)
+
+
+def _pixels(e: Editor, node: Node) -> None:
+    """Squares of r x r pixels from channels, or into channels: two reshapes with a permutation between them."""
+    source = e.graph.nodes[node.inputs[0]]
+    if any(not isinstance(d, int) for d in source.shape):
+        return
+    *lead, channels, height, width = (int(d) for d in source.shape)
+    at = len(lead)
+    if node.op == "pixel_shuffle":
+        r = int(node.arguments["upscale_factor"])
+        split, order = [*lead, channels // r**2, r, r, height, width], [0, 3, 1, 4, 2]
+    else:
+        r = int(node.arguments["downscale_factor"])
+        split, order = [*lead, channels, height // r, r, width // r, r], [0, 2, 4, 1, 3]
+    order = [*range(at), *(at + i for i in order)]
+    squares = e.insert(node, "squares", "reshape", split, x=Ref(source.name), shape=split)
+    moved = e.insert(node, "moved", "permute", [split[i] for i in order], x=squares, order=order)
+    e.turn(node, "reshape", x=moved, shape=list(node.shape))
 
 
 def _stack(e: Editor, node: Node) -> None:

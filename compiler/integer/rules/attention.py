@@ -1,11 +1,11 @@
 """Rotary positions, caches and attention (operators 5 to 8 of docs/machine.md)."""
 
 from hw.spec import numerics as nm
-from ref_model.quantise import QUERY_FACTOR
 
 from ...graph.ir import Node
 from .. import steps as s
 from ..steps import Layout
+from ..plan import query_factor
 from ..translate import Translator, refused, rule
 from ..views import View, heads_view
 
@@ -45,12 +45,11 @@ def append(t: Translator, node: Node) -> View:
 @rule("attention")
 def attention(t: Translator, node: Node) -> View:
     a = node.arguments
-    if a.get("softcap"):
-        raise refused(node, "the machine has no tanh for a soft cap", "attention without a soft cap")
     keys, k_mult, k_size = _held(t, node, "k", key=True)
     values, v_mult, v_size = _held(t, node, "v", key=False)
     query = t.heads(a["q"].name)
-    query = t.at_mult(query, QUERY_FACTOR * float(a["scale"]) / k_mult)
+    query = t.at_mult(query, query_factor(node) / k_mult)
+    cap = nm.encode_scale(2 * float(a["softcap"]) * nm.LOG2_E) if a.get("softcap") else 0
     q8, entry = t.int8(query, whole=False)
     before = t.steps[query]
     n_keys = t.graph.nodes[a["k"].name].shape[-2]
@@ -67,6 +66,7 @@ def attention(t: Translator, node: Node) -> View:
         mask,
         bool(a.get("causal", False)),
         n_keys,
+        cap,
         mult=v_mult * OUT_MULT,
     )
     return heads_view(out, layout.groups, before.rows, v_size)
@@ -82,7 +82,13 @@ def _held(t: Translator, node: Node, operand: str, key: bool) -> tuple[str, floa
         heads, _, size = past_node.shape[-3:]
         layout = t.plan.layouts.get(past_node.name, Layout(int(heads), int(size)))
         past = t.add(
-            s.Past, past_node.shape[-2], layout, node=past_node.name, key=key, reader=source.name, name=f"{source.name}.past"
+            s.Past,
+            past_node.shape[-2],
+            layout,
+            node=past_node.name,
+            key=key,
+            reader=source.name,
+            name=f"{source.name}.past",
         )
     x = t.heads(new)
     before = t.steps[x]
@@ -100,6 +106,3 @@ def _mask(t: Translator, node: Node, rows, n_keys) -> str:
     if name is None or node.arguments.get("causal"):
         return ""
     return t.add(s.Mask, rows, Layout(1, 1), node=name, keys_length=n_keys, name=f"{name}.added")
-
-
-__all__ = ["nm"]

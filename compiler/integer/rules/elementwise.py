@@ -183,6 +183,14 @@ def _square(t: Translator, x: str) -> str:
     return t.then(s.Multiply, x, x, nm.FRAC)
 
 
+def _tanh(t: Translator, x: str) -> str:
+    """2 sigmoid(2 x) - 1."""
+    layout = t.steps[x].layout
+    factor = t.then(s.Function, t.then(s.ScaleAll, x, nm.encode_scale(2.0)), Func.SIGMOID)
+    one = np.full((layout.groups, layout.size), -(1 << nm.FRAC), np.int64)
+    return t.then(s.Add, t.then(s.ScaleAll, factor, nm.encode_scale(2.0)), t.param("one", one))
+
+
 def _relu(t: Translator, x: str) -> str:
     """Saturating sums: x - 2**31 loses what is below 0, the next two sums bring the rest back."""
     layout = t.steps[x].layout
@@ -196,6 +204,8 @@ FUNCTIONS: dict[str, Callable[[Translator, str], str]] = {
     "gelu": _table(Func.GELU),
     "gelu_tanh": _table(Func.GELU),
     "quick_gelu": _table(Func.QGELU),
+    "sigmoid": _table(Func.SIGMOID),
+    "tanh": _tanh,
     "relu": _relu,
     "square": _square,
 }

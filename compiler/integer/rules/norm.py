@@ -12,6 +12,10 @@ from ..views import View, is_rows, whole_groups
 from ...graph.ir import Node
 
 
+EPSILON = 2.0**-23
+"""torch's epsilon of an RMSNorm that has none, in float32."""
+
+
 @rule("norm")
 def norm(t: Translator, node: Node) -> View:
     x, whole = _operand(t, node)
@@ -20,7 +24,7 @@ def norm(t: Translator, node: Node) -> View:
     factor = t.plan.factors.get(node.name, 1.0)
     weight_node, bias_node = node.operand("weight"), node.operand("bias")
     weight = np.ones(width) if weight_node is None else t.constant(weight_node)
-    q = quantised((weight * factor).astype(np.float32), float(node.arguments["epsilon"]) * before.mult**2)
+    q = quantised((weight * factor).astype(np.float32), float(node.arguments.get("epsilon", EPSILON)) * before.mult**2)
     if node.arguments["kind"] == "layer":
         mean = t.entry(x, Reduce.SUM, Fin.MEAN, constant=nm.encode_scale(1 / width), whole=whole)
         x = t.then(s.SubtractRows, x, mean)
