@@ -85,6 +85,7 @@ def test_every_input_has_an_effect(name):
         assert gradient is not None and gradient.abs().sum() > 0, key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_torch_exports_a_module_with_its_symbolic_lengths(name):
     case = CASES[name]
