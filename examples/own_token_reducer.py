@@ -7,7 +7,7 @@ learned scores, in their old order, and keep detail. Compile it, compare every b
     alula simulate examples/own_token_reducer.py:TokenReducer
 
 The machine takes its own scores in integers. Where two scores lie close together, it may keep another token than
-PyTorch does. `verify` says so.
+PyTorch does. The float error that `verify` reports shows it.
 """
 
 import torch

@@ -105,15 +105,15 @@ def rotary_tables(positions: Tensor, width: int) -> tuple[Tensor, Tensor]:
     return angles.cos(), angles.sin()
 
 
-def row_inputs(width: int, n_rows: int = 5) -> Inputs:
-    """Inputs of a module that takes `x: float[seq, width]`, whose example has `n_rows` rows."""
+def row_inputs(width: int, name: str = "x") -> Inputs:
+    """Inputs of a module that takes one tensor float[seq, width] under this name."""
 
-    def inputs(seq: int = n_rows) -> dict[str, Tensor]:
-        return {"x": rows("x", seq, width)}
+    def inputs(seq: int = 5) -> dict[str, Tensor]:
+        return {name: rows(name, seq, width)}
 
     return inputs
 
 
-def map_inputs(*shape: int) -> Inputs:
-    """Inputs of a module that takes `x: float[shape]`, all of whose lengths are fixed."""
-    return lambda: {"x": rows("x", *shape)}
+def fixed_inputs(*shape: int, name: str = "x") -> Inputs:
+    """Inputs of a module that takes one tensor float[shape] under this name, all of whose lengths are fixed."""
+    return lambda: {name: rows(name, *shape)}

@@ -198,7 +198,7 @@ def gated(activation: str, about: str, **options) -> Case:
 
 
 def plain(activation: str, about: str) -> Case:
-    """A Llama layer with a MLP without a gate."""
+    """A Llama layer with an MLP without a gate."""
     return layer(about, mlp=partial(PlainMlp, HIDDEN, FFN, ACTIVATIONS[activation]))
 
 
@@ -209,9 +209,7 @@ def low_rank_case(path: str, about: str, make: Callable[[], nn.Module]) -> Case:
 
 def experts(k: int, about: str) -> Case:
     """A Llama layer whose MLP is a mixture of four experts, `k` of which a token takes."""
-    return case(
-        partial(Decoder, DecoderOptions(mlp=partial(Experts, HIDDEN, FFN // 2, 4, k))), about, rotary_inputs(), True
-    )
+    return case(partial(Decoder, DecoderOptions(mlp=partial(Experts, HIDDEN, FFN, 4, k))), about, rotary_inputs(), True)
 
 
 Q_WIDTH = HEADS * HEAD_DIM
@@ -233,21 +231,21 @@ CASES = {
         SectionedDecoder, "Pairs turn by time, row or column (M-RoPE), as in Qwen2-VL.", sectioned_inputs
     ),
     "attention-scale": attention("Another scale of scores than 1 / sqrt(head_dim), as in Granite.", scale=0.1),
-    "attention-soft-cap": attention("Scores limited by a tanh, as in Gemma 2.", soft_cap=50.0),
-    "prefix-mask": attention("The first keys are visible to every query, as in PaliGemma.", prefix=3),
+    "attention-soft-cap": attention("Scores limited by a tanh, as in Gemma 2.", soft_cap=5.0),
+    "prefix-mask": attention("The first keys are visible to every query, as in PaliGemma.", prefix=5),
     "head-gate": attention("A factor on every head, as pruning of heads (YOPO) needs it.", head_gate=True),
     "head-dim-72": attention("Heads of 72 channels, as in SigLIP So400m.", head_dim=72),
     "head-dim-80": attention("Heads of 80 channels, as in Phi-2.", head_dim=80),
     "head-dim-88": attention("Heads of 88 channels, as in EVA-g.", head_dim=88),
     "head-dim-96": attention("Heads of 96 channels, as in Phi-3-mini.", head_dim=96),
     "mlp-bias": gated("silu", "Biases in the gated MLP, as Llama's `mlp_bias` has them.", bias=True),
-    "gelu-gated-mlp": gated("gelu", "A MLP gated by GELU (GeGLU), as in T5 and ModernBERT."),
-    "gelu-tanh-gated-mlp": gated("gelu_tanh", "A MLP gated by the tanh formula of GELU, as in Gemma."),
-    "relu-gated-mlp": gated("relu", "A MLP gated by ReLU (ReGLU), as in ReLULLaMA."),
-    "gelu-mlp": plain("gelu", "A MLP of two matrices with GELU, as in GPT-NeoX."),
-    "gelu-tanh-mlp": plain("gelu_tanh", "A MLP of two matrices with the tanh formula of GELU, as in Phi-2."),
-    "relu-mlp": plain("relu", "A MLP of two matrices with ReLU, as in OPT."),
-    "squared-relu-mlp": plain("squared_relu", "A MLP of two matrices with squared ReLU, as in Nemotron-4."),
+    "gelu-gated-mlp": gated("gelu", "An MLP gated by GELU (GeGLU), as in T5 and ModernBERT."),
+    "gelu-tanh-gated-mlp": gated("gelu_tanh", "An MLP gated by the tanh formula of GELU, as in Gemma."),
+    "relu-gated-mlp": gated("relu", "An MLP gated by ReLU (ReGLU), as in ReLULLaMA."),
+    "gelu-mlp": plain("gelu", "An MLP of two matrices with GELU, as in GPT-NeoX."),
+    "gelu-tanh-mlp": plain("gelu_tanh", "An MLP of two matrices with the tanh formula of GELU, as in Phi-2."),
+    "relu-mlp": plain("relu", "An MLP of two matrices with ReLU, as in OPT."),
+    "squared-relu-mlp": plain("squared_relu", "An MLP of two matrices with squared ReLU, as in Nemotron-4."),
     "fused-gate-up": layer(
         "Gate and up from one matrix, as in Phi-3 and GLM-4.", mlp=partial(FusedGatedMlp, HIDDEN, FFN)
     ),

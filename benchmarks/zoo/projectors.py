@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .case import Case, Inputs, map_inputs, row_inputs, rows, trained
+from .case import Case, Inputs, fixed_inputs, row_inputs, rows, trained
 from .vision import BlockOptions, VisionAttention
 
 VISION, TEXT, HEADS = 48, 64, 3
@@ -25,7 +25,7 @@ def mlp(*widths: int) -> nn.Sequential:
 
 
 class Projector(nn.Module):
-    """A MLP, float[rows, 48] -> float[rows, 64]; perhaps with a norm before it."""
+    """An MLP, float[rows, 48] -> float[rows, 64]; perhaps with a norm before it."""
 
     def __init__(self, *widths: int, norm: bool = False) -> None:
         super().__init__()
@@ -204,7 +204,7 @@ def case(module: Callable[[], nn.Module], about: str, refused: str = "") -> Case
 
 def fixed(module: Callable[[], nn.Module], about: str, inputs: Inputs | None = None) -> Case:
     """A case of this family that takes the 16 tokens of one grid."""
-    return Case(lambda: trained(module()), inputs or map_inputs(SIDE * SIDE, VISION), "projectors", about)
+    return Case(lambda: trained(module()), inputs or fixed_inputs(SIDE * SIDE, VISION), "projectors", about)
 
 
 def pooled(reduce: Callable[[Tensor], Tensor], about: str, channels: int = VISION) -> Case:
@@ -246,7 +246,7 @@ CASES = {
     "adaptive-pooling-2d": pooled(
         partial(functional.adaptive_avg_pool2d, output_size=3), "Means of windows that overlap, as in InfMLLM and DeCo."
     ),
-    "adaptive-pooling-3d": fixed(VideoProjector, "Means over frames, as in PLLaVA.", map_inputs(8, VISION)),
+    "adaptive-pooling-3d": fixed(VideoProjector, "Means over frames, as in PLLaVA.", fixed_inputs(8, VISION)),
     "bilinear-resize": pooled(resized("bilinear"), "Tokens by bilinear resizing, as in LLaVA-OneVision's video."),
     "nearest-resize": pooled(resized("nearest"), "Every second token of every second row, by nearest resizing."),
     "cross-attention": Case(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .case import Case, Inputs, map_inputs, row_inputs, trained
+from .case import Case, Inputs, fixed_inputs, row_inputs, trained
 
 WIDTH = 48
 KEPT = 3
@@ -91,16 +91,16 @@ CASES = {
         router=True,
     ),
     "listed-selection": case(
-        ListedSelection, "The rows of a list go on, as in TS-LLaVA's sampled tokens.", map_inputs(16, WIDTH)
+        ListedSelection, "The rows of a list go on, as in TS-LLaVA's sampled tokens.", fixed_inputs(16, WIDTH)
     ),
     "merged-pairs": case(
-        MergedPairs, "Neighbours become their mean, the simplest token merging (ToMe).", map_inputs(16, WIDTH)
+        MergedPairs, "Neighbours become their mean, the simplest token merging (ToMe).", fixed_inputs(16, WIDTH)
     ),
     "exit-network": case(ExitNetwork, "A small network decides where to stop, as in DyVTE.", lengths={"seq": (1, 64)}),
     "mamba": case(
         SelectiveScan,
         "A selective scan over rows, as in Mamba and Meteor.",
-        map_inputs(4, WIDTH),
+        fixed_inputs(4, WIDTH),
         refused="the machine has neither softplus nor a product of two rows that changes a state",
     ),
 }

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .case import Case, Inputs, map_inputs, row_inputs, trained
+from .case import Case, Inputs, fixed_inputs, row_inputs, trained
 from .parts import ACTIVATIONS, NORMS
 
 WIDTH, HEADS, FFN = 48, 3, 80
@@ -20,7 +20,7 @@ PATCHES, PATCH_WIDTH = 16, 588
 class BlockOptions:
     """What published encoders do differently; the defaults are CLIP's.
 
-    activation, norm: names of `ACTIVATIONS` and `NORMS`. gated: a MLP gated by SiLU. post_norm: norms behind the sums.
+    activation, norm: names of `ACTIVATIONS` and `NORMS`. gated: an MLP gated by SiLU. post_norm: norms behind the sums.
     qk_norm: norms of queries and keys over all heads together. layer_scale: a learned factor on every channel of what
     is added to the stream. causal: a token sees only itself and those before it.
     """
@@ -68,7 +68,7 @@ class VisionAttention(nn.Module):
 
 
 class VisionMlp(nn.Module):
-    """A MLP of two matrices, or of three with a gate; float[seq, width] -> float[seq, width]."""
+    """An MLP of two matrices, or of three with a gate; float[seq, width] -> float[seq, width]."""
 
     def __init__(self, options: BlockOptions) -> None:
         super().__init__()
@@ -180,29 +180,29 @@ CASES = {
         qk_norm=True,
         layer_scale=True,
     ),
-    "eva": block("A MLP gated by SiLU, as in EVA-02.", gated=True),
+    "eva": block("An MLP gated by SiLU, as in EVA-02.", gated=True),
     "vision-rms-norm": block("RMSNorm in an encoder, as in AIMv2.", norm="rms"),
     "bert": block("Norms behind the sums, as in BERT and the Q-Former.", activation="gelu", post_norm=True),
     "causal-encoder": block("A causal mask without a cache, as in CLIP's text tower.", causal=True),
     "register-stem": case(
         RegisterStem,
         "Tokens that belong to no patch, as DINOv2 with registers has them.",
-        lambda: {"patches": map_inputs(PATCHES, PATCH_WIDTH)()["x"]},
+        fixed_inputs(PATCHES, PATCH_WIDTH, name="patches"),
     ),
     "patch-convolution": case(
-        PatchConvolution, "Patches embedded by a convolution, as in every ViT.", map_inputs(1, 3, 56, 56)
+        PatchConvolution, "Patches embedded by a convolution, as in every ViT.", fixed_inputs(1, 3, 56, 56)
     ),
     "convolution": case(
         partial(nn.Conv2d, 3, 16, kernel_size=3, stride=2, padding=1),
         "A dense 3 x 3 convolution, as in the stem of FastViT.",
-        lambda: {"input": map_inputs(1, 3, 16, 16)()["x"]},
+        fixed_inputs(1, 3, 16, 16, name="input"),
     ),
     "depthwise-convolution": case(
-        DepthwiseConvolution, "A 3 x 3 kernel for every channel, as in MobileVLM's LDP.", map_inputs(PATCHES, WIDTH)
+        DepthwiseConvolution, "A 3 x 3 kernel for every channel, as in MobileVLM's LDP.", fixed_inputs(PATCHES, WIDTH)
     ),
     "batch-norm": Case(
         lambda: trained(nn.BatchNorm1d(WIDTH)),
-        lambda seq=5: {"input": row_inputs(WIDTH)(seq=seq)["x"]},
+        row_inputs(WIDTH, name="input"),
         "vision",
         "A norm with fixed statistics, as in MobileCLIP.",
         {"input": {0: "seq"}},
