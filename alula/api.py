@@ -36,7 +36,7 @@ def compile(
     inputs: Mapping[str, Tensor] | Sequence[Tensor],
     dynamic: Mapping[str, Mapping[int, str]] | None = None,
     lengths: Mapping[str, tuple[int, int]] | None = None,
-    config: str | Path | Config = "tiny",
+    config: str | Config = "tiny",
 ) -> "Program":
     """The program of a module on a machine.
 
@@ -204,10 +204,15 @@ class Program:
         return backend.check(case.name, self.host.pieces(case.values))
 
     def simulate(self, memory: MemoryModel | None = None, **lengths: int) -> Result:
-        """The cycle simulator's run: cycles, traffic counters and the trace of every instruction. Values have no
-        influence on cycles, so inputs are left at zero."""
+        """The cycle simulator's run: cycles, traffic counters and the trace of every instruction.
+
+        Inputs matter only where the program chooses rows by their values; they are those of the examples.
+        """
         chosen = self.check_lengths(lengths)
-        backend = CrossBackend(("cycle",), with_data=False, model=memory or MemoryModel.of(self.config))
+        model = memory or MemoryModel.of(self.config)
+        if self.lowered.own_scalars:
+            return self.run(CrossBackend(("cycle",), model=model), self.case(chosen))
+        backend = CrossBackend(("cycle",), with_data=False, model=model)
         return backend.run(self.config, self.host.image(), self.host.invocation(chosen))
 
     def save(self, path: str | Path) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def _changes(operators: dict[int, str]) -> list[list]:
 
 
 def _memory_map(program: "Program") -> dict[str, Any]:
-    """name -> [first beat, beats a row, groups, channels] in the auxiliary memory; caches by the beat in the channels."""
+    """Where values lie: name -> [first beat, beats a row, groups, channels], caches by their beat in the channels."""
     lowered = program.lowered
     rows = {name: [r.base, r.beats, r.layout.groups, r.layout.size] for name, r in lowered.rows.items()}
     caches = {name: [c.base, c.scales, c.heads, c.size, c.context] for name, c in lowered.caches.items()}

@@ -32,7 +32,8 @@ class Host:
         return image
 
     def invocation(self, lengths: Mapping[str, int]) -> Invocation:
-        return Invocation(0, len(self.lowered.words), 0, self.lowered.argument_values(lengths))
+        arguments = self.lowered.argument_values(lengths)
+        return Invocation(0, len(self.lowered.words), 0, arguments, own_scalars=self.lowered.own_scalars)
 
     def put(self, image: MemoryImage, feed: Mapping[str, Any], lengths: Mapping[str, int]) -> None:
         """Writes what the host brings; feed: as in `compiler.integer.feed`."""

@@ -36,8 +36,10 @@ class Source:
 
 
 def read_source(text: str, seed: int = 0) -> Source:
-    """The module that `FILE.py:NAME` names, its weights and inputs drawn with that seed; UserError, one line, for a file
-    or a name that is not there or does not follow the convention."""
+    """The module that `FILE.py:NAME` names, its weights and inputs drawn with that seed.
+
+    UserError, one line, for a file or a name that is not there or does not follow the convention.
+    """
     path, _, name = text.rpartition(":")
     if not path.endswith(".py") or not name.isidentifier():
         raise UserError(f"module is {text!r}: give FILE.py:NAME, as in examples/own_projector.py:Projector")

@@ -135,6 +135,3 @@ def number(argument: Any) -> float | None:
 def axis_of(node_shape: tuple, axis: int) -> int:
     """An axis counted from the first one."""
     return axis % max(1, len(node_shape))
-
-
-__all__ = ["Editor", "axis_of", "classify", "number", "torch"]

@@ -31,8 +31,8 @@ def export(
         exported = torch.export.export(module.eval(), (), examples, dynamic_shapes=shapes)
     except Exception as error:  # whatever a user's module and torch make of it
         raise UserError(
-            f"module {name}: torch.export refuses it ({type(error).__name__}: {first_line(error)}): its shapes may depend "
-            f"on its symbolic lengths ({', '.join(ranges) or 'none are declared'}) and on nothing else"
+            f"module {name}: torch.export refuses it ({type(error).__name__}: {first_line(error)}): its shapes may "
+            f"depend on its symbolic lengths ({', '.join(ranges) or 'none are declared'}) and on nothing else"
         ) from None
     return _Reader(module, exported, inputs, dynamic, ranges).read()
 

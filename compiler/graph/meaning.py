@@ -80,8 +80,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def norm(
     x: Tensor, kind: str, epsilon: float | None = None, weight: Tensor | None = None, bias: Tensor | None = None
 ) -> Tensor:
-    """(x - mean) / sqrt(variance + epsilon) * weight + bias of kind 'layer'; 'rms' has no mean. Without an epsilon it is
-    torch's for the type that is computed in."""
+    """(x - mean) / sqrt(variance + epsilon) * weight + bias of kind 'layer'; 'rms' has no mean.
+
+    Without an epsilon it is torch's for the type that is computed in.
+    """
     epsilon = torch.finfo(x.dtype).eps if epsilon is None else epsilon
     centred = x - x.mean(-1, keepdim=True) if kind == "layer" else x
     y = centred / torch.sqrt((centred * centred).mean(-1, keepdim=True) + epsilon)

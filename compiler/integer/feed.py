@@ -55,7 +55,8 @@ def _table(step: s.Table, cos: Array, sin: Array) -> Array:
     largest = max(float(np.abs(cos).max(initial=0)), float(np.abs(sin).max(initial=0)))
     if largest > TABLE_LIMIT:
         raise UserError(
-            f"rotary table {step.nodes[0]}: a factor of {largest:.3f}, the machine's tables hold up to {TABLE_LIMIT:.3f}"
+            f"rotary table {step.nodes[0]}: a factor of {largest:.3f}, the machine's tables hold up to "
+            f"{TABLE_LIMIT:.3f}"
         )
     size, width = step.layout.size, step.width
     c, sn = np.ones((len(cos), size)), np.zeros((len(cos), size))

@@ -1,4 +1,4 @@
-"""What is decided about a graph before it is translated: layouts that readers want, factors that producers take over."""
+"""What is decided before a graph is translated: layouts that readers want, factors that producers take over."""
 
 from collections.abc import Mapping
 
@@ -111,7 +111,7 @@ class _Planner:
     # --- factors -----------------------------------------------------------------------------------------
 
     def fold(self, node: Node) -> None:
-        """Queries in units of log2, values below 2**5: their producers take the factors over where nobody else looks."""
+        """Queries in units of log2, values below 2**5: producers that nobody else reads take these factors over."""
         producer = self._producer(node.arguments["q"].name, ("linear", "norm"))
         if producer is not None:
             self.plan.factors[producer.name] = query_factor(node)

@@ -174,6 +174,19 @@ class SumRows(Move):
         return total
 
 
+@dataclass(eq=False)
+class SelectRows(Move):
+    """The rows with the largest scores, in their old order; y: scores of one channel. Equal ones: the earlier row."""
+
+    x: str
+    y: str
+
+    def compute(self, values, lengths):
+        scores = values[self.y][:, 0, 0]
+        chosen = np.sort(np.argsort(-scores, kind="stable")[: self.rows])
+        return values[self.x][chosen]
+
+
 # --- matrix unit ----------------------------------------------------------------------------------------
 
 
@@ -407,9 +420,9 @@ VALUE_REFERENCE = nm.encode_scale(2.0**-21)
 class Attend(Step):
     """Attention of int8 queries over keys and values (operators 6 to 8 of docs/machine.md): wide rows.
 
-    causal: row i of n sees keys up to i + (keys - n). mask: a `Mask`'s value, added to the scores. cap: a scale word; the
-    sigmoid of the scores times it takes their place (a soft cap c tanh(s / c) is 2 c sigmoid(2 s / c), less a constant
-    that softmax does not see).
+    causal: row i of n sees keys up to i + (keys - n). mask: a `Mask`'s value, added to the scores. cap: a scale word;
+    the sigmoid of the scores times it takes their place (a soft cap c tanh(s / c) is 2 c sigmoid(2 s / c), less a
+    constant that softmax does not see).
     """
 
     query: str

@@ -119,7 +119,7 @@ class Translator:
         self, kind: type[Step], rows: Dim, layout: Layout, *operands, mult: float = 1.0, name: str = "", **more
     ) -> str:
         """A new step; returns its name. The same step twice is one."""
-        key = (kind, str(rows), layout, operands, mult, tuple(more.items()))
+        key: tuple = (kind, str(rows), layout, operands, mult, tuple(more.items()))
         try:
             known = self._made.get(key)
         except TypeError:  # an operand that cannot be compared

@@ -32,13 +32,12 @@ from hw.spec.numerics import encode_scale
 from hw.spec.timing import VU_LATENCY
 
 from ..integer import steps as s
-from ..kernels.builder import At, Reg, Rows, Value
+from ..kernels.builder import At, Rows, Value
 from ..kernels.regions import memory_region
 from .body import Buffer, Memory
 from .emit import Emitter, Scores
 from .lower import PhaseLowering
 from .memory import Cache
-from .passes import Home
 
 KEY_ADJUST, QUERY_ADJUST, VALUE_ADJUST, VALUE_SHIFT, OUT_ADJUST = 14, 16, -15, 15, -22
 
@@ -419,6 +418,3 @@ class _Head:
         cycles = a.tile * group * step + VU_LATENCY
         a.issue(Unit.VU, [self.sums], [self.half], low, cycles)
         a.issue(Unit.VU, [self.sums, self.half, self.total], [a.out.buffer], high, cycles)
-
-
-__all__ = ["Home", "Reg", "lower_attention"]

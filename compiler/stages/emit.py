@@ -6,7 +6,7 @@ from typing import Any
 
 from hw.spec.config import Config
 from hw.spec.errors import InternalError
-from hw.spec.isa import ARGUMENT_REGISTERS, Op, Unit
+from hw.spec.isa import ARGUMENT_REGISTERS, Op
 from hw.spec.weights import cache_slots
 
 from ..graph.ir import Range
@@ -33,7 +33,8 @@ class Arguments:
     """The lengths that a program is started with, one a register."""
 
     def __init__(self, ranges: Mapping[str, Range]) -> None:
-        self.ranges, self.names = ranges, []
+        self.ranges = ranges
+        self.names: list[Length] = []
 
     def index(self, length: Length) -> int:
         """The argument register of a length, from 1 on."""
@@ -76,8 +77,10 @@ class Emitter:
 
     def times(self, value: Value, factor: int, scratch: str = "_t") -> Value:
         """value * factor."""
-        if isinstance(value, int) or factor == 0:
-            return 0 if factor == 0 else value * factor
+        if factor == 0:
+            return 0
+        if isinstance(value, int):
+            return value * factor
         return value if factor == 1 else self.b.scaled(scratch, value, factor)
 
     def product(self, left: Value, right: Value, scratch: str) -> Value:
@@ -88,7 +91,9 @@ class Emitter:
         return self.b.alu(Op.MUL, self.b.reg(scratch), left, right)
 
     def sum(self, left: Value, right: Value, scratch: str) -> Value:
-        if isinstance(left, int) or isinstance(right, int):
+        if isinstance(left, int):
+            return right + left
+        if isinstance(right, int):
             return left + right
         return self.b.alu(Op.ADD, self.b.reg(scratch), left, right)
 
@@ -181,13 +186,7 @@ class Emitter:
 
     def keep_sum(self, name: str, left: Value, right: Value) -> Value:
         """left + right, in a register of that name where it is no constant."""
-        if isinstance(left, int) and isinstance(right, int):
-            return left + right
-        if left == 0:
-            return right
-        if isinstance(left, int) or isinstance(right, int):
-            return left + right
-        return self.b.alu(Op.ADD, self.b.reg(name), left, right)
+        return self.sum(left, right, name)
 
     def _tiles(self, count: Value, rows: Dim, body: Body) -> None:
         b = self.b
@@ -213,6 +212,3 @@ class Emitter:
         for issue in issues:
             self.b.operator = issue.operator
             issue.emit(self)
-
-
-__all__ = ["Emitter", "Unit"]

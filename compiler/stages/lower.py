@@ -5,6 +5,7 @@ and values. Attention has a file of its own.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from hw.spec import weights
 from hw.spec.config import GRANULE_LANES, Config
@@ -127,8 +128,10 @@ class PhaseLowering:
         self.issue(Unit.ST, step.operator, [home.buffer], [Memory(name)], emit, cycles)
 
     def bounce(self, former: Former, value: str, to: Step | None = None) -> Home:
-        """A value from VB over memory into PB; returns its home there. to: a step with another grouping of the channels,
-        which they have on the way back."""
+        """A value from VB over memory into PB; returns its home there.
+
+        to: a step with another grouping of the channels, which they have on the way back.
+        """
         step = self.steps[value]
         target_step = to or step
         name = f"{target_step.name}~"
@@ -161,8 +164,8 @@ class PhaseLowering:
         fine, coarse = sorted((step.layout, to.layout), key=lambda layout: layout.size)
         if fine.size % GRANULE_LANES or coarse.size % fine.size or coarse.groups != 1:
             raise UserError(
-                f"operator {to.operator}: {step.layout.groups} groups of {step.layout.size} channels meet {to.layout.groups} "
-                f"of {to.layout.size}: a group must have a multiple of {GRANULE_LANES} channels"
+                f"operator {to.operator}: {step.layout.groups} groups of {step.layout.size} channels meet "
+                f"{to.layout.groups} of {to.layout.size}: a group must have a multiple of {GRANULE_LANES} channels"
             )
         piece = fine.size // GRANULE_LANES
         apart = self.words(fine.size) * self.granules_per_word
@@ -224,7 +227,7 @@ class PhaseLowering:
             def emit(e: Emitter) -> None:
                 part = At(e.region(home.buffer), home.row, 0, group * words)
                 place = At(e.region(total.buffer), total.row)
-                fields = {port: part, "src": source}
+                fields: dict[str, Any] = {port: part, "src": source}
                 if group and port == "p":
                     fields = {"v": place, "src": Src.V, "p": part, "add": Add.P}
                 elif group:
@@ -374,5 +377,3 @@ LOWERED: dict[type, Callable] = {
     s.Attend: _attend,
 }
 """Steps that are more than a slot of a vector pass."""
-
-__all__ = ["LOWERED", "PhaseLowering", "UserError"]

@@ -66,15 +66,15 @@ class MemoryMap:
     aux_at: int = 0
     channel_at: int = 0
     pieces: list[tuple[int, int, Array]] = field(default_factory=list)
-    _params: dict[tuple, int] = field(default_factory=dict)
+    _params: dict[bytes, int] = field(default_factory=dict)
     _streams: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def aux(self, beats: int) -> int:
         at, self.aux_at = self.aux_at, self.aux_at + beats
         if self.aux_at * BEAT_BYTES > self.config.aux_bytes:
             raise UserError(
-                f"configuration {self.config} has {self.config.aux_bytes:,} bytes of auxiliary memory, the module needs "
-                "more: shorten its lengths or choose a larger configuration"
+                f"configuration {self.config} has {self.config.aux_bytes:,} bytes of auxiliary memory, the module "
+                "needs more: shorten its lengths or choose a larger configuration"
             )
         return at
 
@@ -82,8 +82,8 @@ class MemoryMap:
         at, self.channel_at = self.channel_at, self.channel_at + beats
         if self.channel_at * BEAT_BYTES > self.config.channel_bytes:
             raise UserError(
-                f"configuration {self.config} has {self.config.channel_bytes:,} bytes a channel, the module needs more: "
-                "shorten its lengths or choose a larger configuration"
+                f"configuration {self.config} has {self.config.channel_bytes:,} bytes a channel, the module needs "
+                "more: shorten its lengths or choose a larger configuration"
             )
         return at
 

@@ -22,6 +22,7 @@ from ..kernels.regions import memory_region
 from .body import Body, Issue
 from .emit import Emitter
 from .memory import MemoryMap, Rows
+from .select import select
 
 Places = Mapping[str, Rows]
 Steps = Mapping[str, Step]
@@ -282,4 +283,5 @@ MOVES: dict[type, Callable[[Emitter, MemoryMap, Places, Steps, str], None]] = {
     s.Rearranged: rearrange,
     s.Joined: join,
     s.SumRows: sum_rows,
+    s.SelectRows: select,
 }

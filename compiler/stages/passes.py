@@ -11,11 +11,11 @@ scalars. Where that ends, the value is written to VB and a new chain begins with
 Two values that both lie in VB cannot meet in a pass. One of them then takes the way over memory to PB.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from hw.spec.errors import InternalError
-from hw.spec.isa import Add, Dst, Func, Mul1, Mul2, Mul3, Reduce, Row, Src, Unit
+from hw.spec.isa import Add, Mul1, Mul2, Mul3, Row, Src, Unit
 from hw.spec.timing import VU_LATENCY
 
 from ..integer import steps as s
@@ -288,6 +288,3 @@ class Former:
     def finish(self) -> None:
         """What is still open is read by nobody."""
         self.open.clear()
-
-
-__all__ = ["Chain", "Dst", "Former", "Func", "Home", "Reduce", "replace"]

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from hw.spec.config import BEAT_BYTES, Config
 from hw.spec.errors import InternalError
@@ -13,8 +14,8 @@ from ..integer.translate import Integers
 from .body import Body
 from .emit import Arguments, Emitter
 from .lower import PhaseLowering
-from .moves import MOVES
 from .memory import Cache, MemoryMap, Rows
+from .moves import MOVES
 from .phases import Phase, phases
 from .place import DoesNotFitError, places
 
@@ -33,6 +34,11 @@ class Lowered:
     operators: dict[int, str]
     tiles: list[int]
     """Rows of the largest tile of every phase."""
+
+    @property
+    def own_scalars(self) -> bool:
+        """Whether the sequencer looks at values: cycles depend on them then."""
+        return bool(self.integers.of_kind(s.SelectRows))
 
     def argument_values(self, lengths: Mapping[str, int]) -> tuple[int, ...]:
         return tuple(length.at(lengths) for length in self.arguments.names)
@@ -81,7 +87,7 @@ class _Lowering:
 
     def _lengths(self) -> list:
         """Every symbolic length that the program looks at, so that all argument registers are known from the start."""
-        found = {}
+        found: dict[str, Any] = {}
         for phase in self.phases:
             for name in phase.steps:
                 step = self.steps[name]

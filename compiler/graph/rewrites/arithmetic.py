@@ -1,7 +1,5 @@
 """Sums and products: add, mul, scale, offset, softmax."""
 
-import torch
-
 from ..edit import Editor, axis_of, number
 from ..ir import Node, Ref
 
@@ -48,8 +46,6 @@ def _mul(e: Editor, node: Node) -> None:
     if number(y) is not None:
         e.turn(node, "scale", x=x, factor=float(y))
     elif isinstance(x, Ref) and isinstance(y, Ref):
-        scalar = [r for r in (x, y) if e.is_constant(r) and e.graph.nodes[r.name].shape == ()]
-        del scalar
         e.turn(node, "mul", x=x, y=y)
 
 
@@ -86,5 +82,3 @@ FORMS = {
     "softmax": _softmax,
     "_softmax": _softmax,
 }
-
-__all__ = ["find_arithmetic", "torch"]

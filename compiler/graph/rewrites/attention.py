@@ -1,17 +1,20 @@
 """Attention: torch's operator, and written out with softmax and products."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..edit import Editor, number
-from ..ir import Dim, Length, Node, Ref
+from ..edit import Editor
+from ..ir import Dim, Graph, Length, Node, Ref
 from ..meaning import values_of
 
-LOOKED_AT = ((1, 0), (3, 0), (5, 7), (2, 9))
-"""Symbolic lengths, in turn, at which a mask is compared with a causal one."""
+SMALL_LENGTHS = ((1, 0), (3, 0), (5, 7), (2, 9))
+"""Symbolic lengths, in turn, at which a mask is compared with a causal one; the largest ones come besides."""
+MASK_PLACES = 1 << 26
+"""Places of the largest mask that is looked at. A window shows in masks that are wider than it."""
 
 
 @dataclass
@@ -216,17 +219,33 @@ class _Normal:
         node = graph.nodes[mask.name]
         if _needs_input(graph, mask.name):
             return False
-        for sizes in LOOKED_AT if graph.lengths else ((),):
-            lengths = {
-                symbol: max(limits.least, min(size, limits.most))
-                for (symbol, limits), size in zip(graph.lengths.items(), sizes, strict=False)
-            }
-            lengths |= {symbol: limits.least for symbol, limits in graph.lengths.items() if symbol not in lengths}
-            value = values_of(graph, [node.name], {}, lengths)[node.name]
+        largest = 0
+        for lengths in _looked_at(graph):
             shape = [d.at(lengths) if isinstance(d, Length) else int(d) for d in (n, m)]
+            if shape[0] * shape[1] > MASK_PLACES:
+                continue
+            value = values_of(graph, [node.name], {}, lengths)[node.name]
             if not isinstance(value, Tensor) or not _same(value, shape):
                 return False
-        return True
+            largest = max(largest, shape[1])
+        most = (
+            m.at({symbol: limits.most for symbol, limits in graph.lengths.items()}) if isinstance(m, Length) else int(m)
+        )
+        return largest == most
+
+
+def _looked_at(graph: Graph) -> Iterator[dict[str, int]]:
+    """Small lengths, and each with one symbol, or all, at their largest values."""
+    ranges = graph.lengths
+    for sizes in SMALL_LENGTHS:
+        pairs = zip(ranges.items(), (*sizes, *([2] * len(ranges))), strict=False)
+        yield {symbol: max(limits.least, min(size, limits.most)) for (symbol, limits), size in pairs}
+    least = {symbol: limits.least for symbol, limits in ranges.items()}
+    most = {symbol: limits.most for symbol, limits in ranges.items()}
+    yield from (least | {symbol: most[symbol]} for symbol in ranges)
+    yield most
+    # As many keys as there can be, with as few queries as the module allows for them.
+    yield from (most | {symbol: max(1, least[symbol])} for symbol in ranges)
 
 
 def _same(value: Tensor, shape: list[int]) -> bool:

@@ -72,7 +72,7 @@ def _taps(node: Node, grid: list[int], kernel: list[int]) -> Tensor | None:
     if axes == 1:
         numbers, kernel = numbers[..., None, :], [1, *kernel]
         stride, pad, dilation = [1, *stride], [0, *pad], [1, *dilation]
-    columns = functional.unfold(numbers, kernel, dilation, pad, stride)
+    columns = functional.unfold(numbers, tuple(kernel), tuple(dilation), tuple(pad), tuple(stride))
     return columns[0].t().round().long() - 1
 
 

@@ -1,7 +1,5 @@
 """Linear layers: products with a constant matrix."""
 
-import torch
-
 from ..edit import Editor
 from ..ir import Node, Ref
 
@@ -14,7 +12,8 @@ def find_linears(e: Editor) -> None:
         if node.op == "linear" and e.is_constant(a["weight"]):
             e.turn(node, "linear", x=a["input"], weight=a["weight"], bias=a.get("bias"))
         elif node.op in ("matmul", "mm") and e.is_constant(a.get("other", a.get("mat2"))):
-            _product(e, node, a.get("self", a.get("input")), a.get("other", a.get("mat2")), None)
+            x, matrix = list(a.values())[:2]
+            _product(e, node, x, matrix, None)
         elif node.op == "addmm" and e.is_constant(a["mat2"]) and not {"beta", "alpha"} & set(a):
             _product(e, node, a["mat1"], a["mat2"], a["self"])
         elif node.op == "einsum":
@@ -66,6 +65,3 @@ def _rows(e: Editor, before: Node, matrix: Ref | None, start: int, stop: int) ->
         return None
     shape = (stop - start, *e.graph.nodes[matrix.name].shape[1:])
     return e.constant(before, "rows", lambda x, start, stop: x[start:stop], shape, x=matrix, start=start, stop=stop)
-
-
-__all__ = ["find_linears", "split_linears", "torch"]

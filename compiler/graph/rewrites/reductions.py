@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from ..edit import Editor
 from ..ir import Node, Ref
@@ -83,6 +82,3 @@ def _matrix(node: Node, name: str, grid: list[int]) -> Tensor:
     with torch.no_grad():
         result = node.target(**(node.arguments | {name: units}))
     return result.reshape(tokens, -1).t().contiguous()
-
-
-__all__ = ["find_pools", "find_reductions", "functional"]

@@ -113,7 +113,7 @@ def _interleaved(e: Editor, node: Node) -> None:
     for even, cos, odd, sin in found[0]:
         for other_odd, cos2, other_even, sin2 in found[1]:
             if (even, cos, odd, sin) == (other_even, cos2, other_odd, sin2):
-                x = e.graph.nodes[even].arguments.get("x")
+                x = e.graph.nodes[even].arguments.get("x", Ref(even))
                 width = int(node.shape[-1])
                 if _is_slice(e.graph.nodes[even], x, 0, width, 2) and _is_slice(e.graph.nodes[odd], x, 1, width, 2):
                     _turn(e, node, x, Ref(cos), Ref(sin), "interleaved")

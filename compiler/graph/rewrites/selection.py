@@ -5,7 +5,7 @@ from ..ir import Node, Ref
 
 
 def find_routes(e: Editor) -> None:
-    """(w * (i == e)).sum(-1, keepdim) of (w, i) = p.topk(k): the probability of expert e, if it is among the k largest."""
+    """(w * (i == e)).sum(-1, keepdim) of (w, i) = p.topk(k): expert e's probability, if it is among the k largest."""
     routes: dict[str, Ref] = {}
     for node in e.device():
         if (

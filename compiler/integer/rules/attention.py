@@ -4,8 +4,8 @@ from hw.spec import numerics as nm
 
 from ...graph.ir import Node
 from .. import steps as s
-from ..steps import Layout
 from ..plan import query_factor
+from ..steps import Layout
 from ..translate import Translator, refused, rule
 from ..views import View, heads_view
 
@@ -45,7 +45,7 @@ def append(t: Translator, node: Node) -> View:
 @rule("attention")
 def attention(t: Translator, node: Node) -> View:
     a = node.arguments
-    keys, k_mult, k_size = _held(t, node, "k", key=True)
+    keys, k_mult, _ = _held(t, node, "k", key=True)
     values, v_mult, v_size = _held(t, node, "v", key=False)
     query = t.heads(a["q"].name)
     query = t.at_mult(query, query_factor(node) / k_mult)

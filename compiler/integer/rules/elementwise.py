@@ -137,9 +137,24 @@ def _by_row(t: Translator, node: Node, x: str, factor: str) -> View:
     )
     if not positive:
         raise refused(node, "a factor a row may be negative", "factors of a softmax, sigmoid, relu or square")
-    view, rows = t.view(x), t.at_mult(t.rows(factor))
+    view, rows = t.view(x), t.at_mult(_one_channel(t, node, factor))
     entry = t.entry(rows, Reduce.SUM)
     return View(t.then(s.ScaleRows, view.base, entry, Row.SCALE, nm.FRAC), view.axes)
+
+
+def _one_channel(t: Translator, node: Node, name: str) -> str:
+    """A value whose sum over a row is the node's only channel: the others are multiplied by 0."""
+    view = t.view(name)
+    step = t.steps[view.base]
+    if step.layout.width == 1:
+        return view.base
+    *lead, last = view.axes
+    if merged(last) or view.row or any(atom.part == CHANNEL for axis in lead for atom in merged(axis)):
+        raise refused(node, "its factor is more than one channel of a row", "one factor a row")
+    one = np.zeros(step.layout.width)
+    one[view.channel] = 1.0
+    words = encode_scales(one).reshape(1, -1)
+    return t.then(s.ScaleChannels, view.base, t.param("channel", step.layout.arrange(words[0])))
 
 
 @rule("scale")
@@ -210,5 +225,3 @@ FUNCTIONS: dict[str, Callable[[Translator, str], str]] = {
     "square": _square,
 }
 """A value at multiplier 1 -> the function of it. gelu_tanh differs from gelu by 7e-4 at most, as its table does."""
-
-__all__ = ["CHANNEL", "channel_constant"]

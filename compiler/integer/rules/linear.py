@@ -1,7 +1,5 @@
 """Linear layers (operator 1 of docs/machine.md)."""
 
-from dataclasses import replace
-
 import numpy as np
 
 from hw.spec.errors import UserError
@@ -9,11 +7,11 @@ from hw.spec.isa import Row
 from hw.spec.weights import BLOCK, MAX_WINDOWS, WINDOW
 from ref_model.quantise import linear as quantised
 
+from ...graph.ir import Node
 from .. import steps as s
 from ..steps import Layout
 from ..translate import Translator, fixed_rows, rule
-from ..views import View, heads_view, rows_view
-from ...graph.ir import Node
+from ..views import View, rows_view
 
 MAX_INPUTS = MAX_WINDOWS * WINDOW * BLOCK
 """Inputs of one matrix instruction."""
@@ -45,6 +43,3 @@ def linear(t: Translator, node: Node) -> View:
         bias = layout.arrange(t.constant(bias_node))
         y = t.then(s.Add, y, t.param("bias", fixed_rows(bias, factor)))
     return rows_view(y, node.shape)
-
-
-__all__ = ["MAX_INPUTS", "heads_view", "linear", "replace"]

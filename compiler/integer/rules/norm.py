@@ -6,11 +6,10 @@ from hw.spec import numerics as nm
 from hw.spec.isa import Fin, Reduce, Row
 from ref_model.quantise import norm as quantised
 
+from ...graph.ir import Node
 from .. import steps as s
 from ..translate import Translator, fixed_rows, refused, rule
 from ..views import View, is_rows, whole_groups
-from ...graph.ir import Node
-
 
 EPSILON = 2.0**-23
 """torch's epsilon of an RMSNorm that has none, in float32."""

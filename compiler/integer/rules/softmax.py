@@ -3,10 +3,10 @@
 from hw.spec import numerics as nm
 from hw.spec.isa import Fin, Func, Reduce, Row
 
+from ...graph.ir import Node
 from .. import steps as s
 from ..translate import Translator, rule
 from ..views import View
-from ...graph.ir import Node
 
 
 @rule("softmax")
