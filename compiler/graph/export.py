@@ -1,5 +1,6 @@
 """torch.export of a module with symbolic lengths, read into nodes: still torch's own operators."""
 
+import inspect
 import operator
 import re
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ def export(
     module: nn.Module, inputs: Mapping[str, Tensor], dynamic: Dynamic, lengths: Mapping[str, tuple[int, int]]
 ) -> Graph:
     """The module's graph in torch's operators; UserError for what torch cannot export."""
+    _check_names(module, inputs)
     ranges = _ranges(module, inputs, dynamic, lengths)
     examples, shapes = _examples(inputs, dynamic, ranges)
     name = type(module).__name__
@@ -35,6 +37,19 @@ def export(
             f"depend on its symbolic lengths ({', '.join(ranges) or 'none are declared'}) and on nothing else"
         ) from None
     return _Reader(module, exported, inputs, dynamic, ranges).read()
+
+
+def _check_names(module: nn.Module, inputs: Mapping[str, Tensor]) -> None:
+    """UserError for an input that `forward` does not take, or that it needs and does not get."""
+    name, parameters = type(module).__name__, inspect.signature(module.forward).parameters
+    open_ended = any(p.kind == p.VAR_KEYWORD for p in parameters.values())
+    if unknown := [given for given in inputs if given not in parameters and not open_ended]:
+        raise UserError(
+            f"module {name}: inputs names {unknown[0]!r}, forward takes {', '.join(parameters)}: correct it"
+        )
+    needed = [p.name for p in parameters.values() if p.default is p.empty and p.kind == p.POSITIONAL_OR_KEYWORD]
+    if missing := [parameter for parameter in needed if parameter not in inputs]:
+        raise UserError(f"module {name}: forward needs {missing[0]!r}, inputs has no such tensor: add an example of it")
 
 
 def _ranges(module, inputs, dynamic: Dynamic, lengths) -> dict[str, Range]:

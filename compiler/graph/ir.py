@@ -30,7 +30,7 @@ DEVICE: dict[str, str] = {
     "mul": "x, y: x * y; y broadcasts as in torch, and may be constant or host",
     "scale": "x, factor: times a number",
     "offset": "x, value: plus a number",
-    "activation": "x, function: a name of `ACTIVATIONS`",
+    "activation": "x, function: a name of `meaning.FUNCTIONS`",
     "softmax": "x: over the last axis",
     "rope": "x[heads, n, d], cos, sin, style, width: rotates the first `width` channels, see `meaning.rope`",
     "attention": "q[h, n, d], k[g, m, d], v[g, m, e], mask[n, m] or absent; scale, causal, softcap: see `meaning`",
@@ -49,8 +49,6 @@ DEVICE: dict[str, str] = {
     "argmax": "x: the index of the largest value of the last axis, ties to the lowest",
 }
 """Operators of device nodes: operands (device unless said otherwise) and attributes, by name."""
-
-ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "sigmoid", "tanh", "square")
 
 
 @dataclass
@@ -144,4 +142,4 @@ class Graph:
             raise InternalError(f"graph: {missing} are not defined")
 
 
-__all__ = ["ACTIVATIONS", "DEVICE", "Dim", "Graph", "Length", "Node", "Range", "Ref", "references"]
+__all__ = ["DEVICE", "Dim", "Graph", "Length", "Node", "Range", "Ref", "references"]

@@ -40,6 +40,8 @@ def _rows(step: s.Input, values: Array, lengths: Mapping[str, int]) -> Array:
     values = np.asarray(values, np.float64)
     if step.share:
         values = np.full(step.layout.width, values.shape[-1] / values.size)
+    if step.shape is not None:
+        values = np.broadcast_to(values, [_count(size, lengths) for size in step.shape])
     if step.order is not None:
         values = values.transpose(step.order)
     if step.index is not None:

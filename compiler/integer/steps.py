@@ -91,11 +91,13 @@ OPERANDS = ("x", "y", "entry", "query", "keys", "values", "mask", "table", "past
 class Input(Step):
     """Wide rows that the host has packed: of the node's tensor, or of a literal.
 
-    order: of the tensor's axes, before it is flattened to rows. index: int64[rows, groups] rows of the tensor that come
-    side by side, -1 for zeros. share: one over the number of the tensor's rows instead of its values.
+    shape: what the tensor is broadcast to. order: of its axes, before it is flattened to rows. index:
+    int64[rows, groups] rows of the tensor that come side by side, -1 for zeros. share: one over the number of the
+    tensor's rows instead of its values.
     """
 
     node: str = ""
+    shape: tuple[Dim, ...] | None = None
     order: tuple[int, ...] | None = None
     index: Array | None = None
     literal: Array | None = None
@@ -104,7 +106,7 @@ class Input(Step):
     @property
     def plain(self) -> bool:
         """Whether these are the node's rows as they are."""
-        return self.order is None and self.index is None and self.literal is None and not self.share
+        return self.shape is self.order is self.index is self.literal is None and not self.share
 
 
 @dataclass(eq=False)
@@ -265,6 +267,16 @@ class Add(Step):
 
     def compute(self, values, lengths):
         return nm.sat32(values[self.x] + _second(self.y, values))
+
+
+@dataclass(eq=False)
+class FromEntry(Step):
+    """The raw number of the row's entry, as a channel."""
+
+    entry: str
+
+    def compute(self, values, lengths):
+        return values[self.entry][0][..., None]
 
 
 @dataclass(eq=False)

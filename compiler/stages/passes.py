@@ -77,6 +77,10 @@ class Former:
         if isinstance(step, s.Same):
             self._rename(step)
             return
+        if isinstance(step, s.FromEntry):
+            entry = self.home(step.entry, "RS")
+            self.open[step.name] = Chain({"r0": entry}, {"src": Src.R0, "row0": Row.RAW})
+            return
         for x, y in self._orders(step):
             for chain in self._chains(x, step):
                 longer = self._extended(chain, step, y)

@@ -2,16 +2,8 @@
 
 from ..edit import Editor, number
 from ..ir import Node, Ref
+from ..meaning import FUNCTIONS
 
-NAMES = {
-    "silu": "silu",
-    "silu_": "silu",
-    "relu": "relu",
-    "relu_": "relu",
-    "sigmoid": "sigmoid",
-    "tanh": "tanh",
-    "square": "square",
-}
 QUICK = 1.702
 
 
@@ -24,9 +16,10 @@ def find_activations(e: Editor) -> None:
 
 def _one(e: Editor, node: Node) -> None:
     values = list(node.arguments.values())
-    if node.op in NAMES:
-        e.turn(node, "activation", x=values[0], function=NAMES[node.op])
-    elif node.op in ("gelu", "gelu_"):
+    name = node.op.removesuffix("_")
+    if name in FUNCTIONS and len(node.arguments) == 1:
+        e.turn(node, "activation", x=values[0], function=name)
+    elif name == "gelu":
         tanh = node.arguments.get("approximate", "none") == "tanh"
         e.turn(node, "activation", x=values[0], function="gelu_tanh" if tanh else "gelu")
     elif node.op == "pow" and number(values[1]) == 2:

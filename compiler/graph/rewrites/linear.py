@@ -1,5 +1,7 @@
 """Linear layers: products with a constant matrix."""
 
+from math import prod
+
 from ..edit import Editor
 from ..ir import Node, Ref
 
@@ -29,20 +31,32 @@ def _product(e: Editor, node: Node, x: Ref, matrix: Ref, bias: Ref | None) -> No
 
 
 def _einsum(e: Editor, node: Node) -> None:
-    """...i,oi->...o and ...i,io->...o, whatever the letters are."""
+    """A contraction of the last axes of x with a constant, whatever its letters are: nc,chd->nhd, bsi,oi->bso."""
     equation = str(node.arguments["equation"]).replace(" ", "")
     operands = node.arguments["tensors"]
     if "->" not in equation or len(operands) != 2 or not e.is_constant(operands[1]):
         return
     terms, result = equation.split("->")
     x, w = terms.split(",")
-    if len(w) != 2 or not x or x[:-1] != result[:-1] or set(w) != {x[-1], result[-1]} or x[-1] in result:
+    inner = "".join(letter for letter in x if letter in w and letter not in result)
+    outer = "".join(letter for letter in w if letter not in inner)
+    lead = x.removesuffix(inner)
+    if not inner or lead + inner != x or lead + outer != result or set(lead) & set(w) or len(set(w)) != len(w):
         return
-    weight = operands[1]
-    if w == result[-1] + x[-1]:
-        e.turn(node, "linear", x=operands[0], weight=weight)
-    else:
-        _product(e, node, operands[0], weight, None)
+    source, weight = (e.graph.nodes[ref.name] for ref in operands)
+    sizes = {letter: int(size) for letter, size in zip(w, weight.shape, strict=True)}
+    n_out, n_in = (prod(sizes[letter] for letter in letters) for letters in (outer, inner))
+    order = [w.index(letter) for letter in outer + inner]
+    a = {"x": operands[1], "order": order, "shape": [n_out, n_in]}
+    matrix = e.constant(node, "weight", lambda x, order, shape: x.permute(order).reshape(shape), (n_out, n_in), **a)
+    rows, flat = list(source.shape[: len(lead)]), operands[0]
+    if len(inner) > 1:
+        flat = e.insert(node, "flat", "reshape", [*rows, n_in], x=flat, shape=[*rows, n_in])
+    if len(outer) == 1:
+        e.turn(node, "linear", x=flat, weight=matrix)
+        return
+    made = e.insert(node, "product", "linear", [*rows, n_out], x=flat, weight=matrix)
+    e.turn(node, "reshape", x=made, shape=list(node.shape))
 
 
 def split_linears(e: Editor) -> None:

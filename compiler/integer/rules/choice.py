@@ -1,5 +1,7 @@
 """Choices: the largest values of a row, and the rows with the largest values."""
 
+import numpy as np
+
 from hw.spec import numerics as nm
 from hw.spec.isa import Func, Reduce
 
@@ -35,6 +37,31 @@ def at_least(t: Translator, x: str, limit: str) -> str:
     for _ in range(2):
         difference = t.then(s.ScaleAll, difference, STEEP)
     return t.then(s.Function, difference, Func.EXP2)
+
+
+@rule("argmax")
+def argmax(t: Translator, node: Node) -> View:
+    """The index of a row's largest value, ties to the lowest (operator 13 of docs/machine.md).
+
+    What differs from the largest value by one or more loses at least 65,535; what does not keeps the number of places
+    behind it, which is largest at the lowest index.
+    """
+    x = t.rows(node.arguments["x"].name)
+    before = t.steps[x]
+    n, groups = before.layout.width, before.layout.groups
+    if n >= MOST_PLACES or before.layout != Layout(1, n):
+        raise refused(node, f"it looks at {n:,} values in {groups} groups", f"less than {MOST_PLACES:,} in one row")
+    difference = t.then(s.SubtractRows, x, t.entry(x, Reduce.MAX))
+    lost = t.then(s.ScaleAll, difference, nm.pack_scale(MOST_PLACES, 0))
+    places = t.then(s.Add, lost, t.param("places", n - np.arange(n).reshape(1, n)))
+    best = t.add(s.FromEntry, before.rows, Layout(1, 1), t.entry(places, Reduce.MAX))
+    negative = t.then(s.ScaleAll, best, nm.encode_scale(-1.0))
+    index = t.then(s.Add, negative, t.param("all", np.full((1, 1), n)), mult=2.0**-nm.FRAC)
+    return View(index, rows_view(index, (*node.shape, 1)).axes[:-1])
+
+
+MOST_PLACES = 65_535
+"""The largest factor of a scale word."""
 
 
 def _without(t: Translator, x: str, top: str) -> str:

@@ -51,6 +51,8 @@ def _row_scalar(node: Node, other: Node) -> bool:
 
 def _pair(t: Translator, node: Node, x: str, y: str) -> tuple[str, str, View]:
     """Values of two operands in the same layout, and the view of their result."""
+    if t.is_table(y) and t.graph.nodes[y].shape != node.shape:
+        return t.rows(x), _broadcast(t, node, x, y), t.view(x)
     view, other = t.view(x), t.view(y)
     first = t.steps[view.base]
     if other.axes != view.axes or other.base != view.base or (view.row, view.channel) != (other.row, other.channel):
@@ -64,6 +66,12 @@ def _pair(t: Translator, node: Node, x: str, y: str) -> tuple[str, str, View]:
             return _pair(t, node, y, x)
         return a.name, t.in_layout(node, y, b.name, a.layout), view
     return first.name, first.name, view
+
+
+def _broadcast(t: Translator, node: Node, x: str, table: str) -> str:
+    """What the host computes, as rows of its own in the layout of the other operand."""
+    base = t.steps[t.rows(x)]
+    return t.add(s.Input, base.rows, base.layout, node=table, shape=tuple(node.shape), name=f"{table}.rows")
 
 
 # --- rules ----------------------------------------------------------------------------------------------
