@@ -353,7 +353,7 @@ def verify(
     machine = resolve(config, set or ())
     timed_by = MemoryModel.of(machine, memory, jitter, memory_seed)
     if module is not None:
-        _verify_module(module, machine, seed, backend, length, timed_by, json)
+        _verify_module(module, machine, seed, backend, length, timed_by, full, json)
         return
     compressed = compression(bits, sparsity, recipe)
     reduction = asked(keep_schedule, exit_layer, fastv, image_tokens, image_start)
@@ -388,6 +388,7 @@ def _verify_module(
     backend: str,
     length: list[str] | None,
     memory: MemoryModel,
+    full: bool,
     json: Path | None,
 ) -> None:
     """verify FILE.py:NAME."""
@@ -399,7 +400,7 @@ def _verify_module(
     with progress(f"verifying {text} on {machine}"):
         result = own.verify(program, backend, lengths, memory)
     write_json(json, result)
-    own.show_verified(result)
+    own.show_verified(result, full)
     _conclude(result)
 
 

@@ -197,6 +197,7 @@ OF_MODULES = (
     "memory",
     "jitter",
     "memory_seed",
+    "full",
     "json",
     "out",
     "trace",

@@ -46,8 +46,8 @@ def verify(program: api.Program, last: str, lengths: dict[str, list[int]], memor
     return result | {"wall_seconds": time.monotonic() - began}
 
 
-def show_verified(result: dict) -> None:
-    """A line about every case, and the verdict."""
+def show_verified(result: dict, full: bool) -> None:
+    """A line about every case; full: one about every operator, too."""
     exact = {True: "yes", False: "NO", None: "-"}
     rows = [
         [
@@ -56,7 +56,7 @@ def show_verified(result: dict) -> None:
             exact[case["bit_exact"]],
             case["cycles_simulated"],
             exact[case["cycle_exact"]],
-            "-" if case["float_error"] is None else percent(case["float_error"]),
+            _share(case["float_error"]),
         ]
         for case in result["cases"]
     ]
@@ -66,7 +66,14 @@ def show_verified(result: dict) -> None:
     console.print(f"  executors    golden model, {EXECUTORS[result['backend']]}")
     heads = ["case", "bytes\ncompared", "bit-\nexact", "cycles", "cycle-\nexact", "error\nto torch"]
     console.print(table("", heads, rows))
+    if full:
+        operators = [[o["name"], o["operator"], o["module"], _share(o["error"])] for o in result["operators"]]
+        console.print(table("", ["value", "operator", "module", "error\nto torch"], operators))
     console.print(f"  took         {duration(result['wall_seconds'])}")
+
+
+def _share(error: float | None) -> str:
+    return "-" if error is None else percent(error)
 
 
 def simulate(program: api.Program, lengths: dict[str, list[int]], memory: MemoryModel) -> dict:

@@ -6,9 +6,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from alula.cross import Outcome
+from compiler.graph import values_of
+from compiler.integer.interpret import real, tensor
 
 if TYPE_CHECKING:
     from alula.api import Case, Program
+
+VIEWS = ("reshape", "permute", "slice", "expand", "append")
+"""Operators that compute nothing."""
 
 
 def report(program: "Program", cases: "list[Case]", outcomes: list[Outcome], last: str) -> dict[str, Any]:
@@ -29,8 +34,33 @@ def report(program: "Program", cases: "list[Case]", outcomes: list[Outcome], las
         "float_error": max(found) if found else None,
         "instructions": len(program.words),
         "program_sha256": hashlib.sha256(encoded).hexdigest(),
+        "operators": operator_errors(program, cases[-1]),
         "cases": rows,
     }
+
+
+def operator_errors(program: "Program", case: "Case") -> list[dict[str, Any]]:
+    """Of every operator of the graph, in order: how far its integers are from torch, relative to their own size.
+
+    Errors add up along the way: an operator's includes those of its operands.
+    """
+    graph, views = program.graph, program.integers.views
+    names = [name for name, view in views.items() if graph.nodes[name].op not in VIEWS]
+    wanted = values_of(graph, names, program.inputs_at(case.lengths), case.lengths)
+    found = []
+    for name in names:
+        want = wanted[name].numpy().astype(np.float64)
+        got = tensor(views[name], real(program.integers, views[name].base, case.values[views[name].base]), case.lengths)
+        node = graph.nodes[name]
+        error = relative_rms(got.reshape(want.shape), want) if want.size else None
+        found.append({"operator": node.op, "name": name, "module": node.module, "source": node.source, "error": error})
+    return found
+
+
+def relative_rms(got: np.ndarray, want: np.ndarray) -> float | None:
+    """Root mean square of the difference, relative to that of what is wanted; None where that is 0."""
+    size = np.sqrt(np.mean(want**2))
+    return float(np.sqrt(np.mean((got - want) ** 2)) / size) if size else None
 
 
 def float_error(program: "Program", case: "Case") -> float | None:

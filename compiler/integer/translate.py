@@ -64,6 +64,8 @@ class Integers:
     """Outputs of the graph as views of values; those that are state have no view."""
     states: dict[str, str]
     """Outputs that are state: the name of the `Hold` step."""
+    views: dict[str, View]
+    """Every node of the graph that is computed, as a view of a value."""
 
     def of_kind(self, kind: type) -> list:
         return [step for step in self.steps.values() if isinstance(step, kind)]
@@ -90,9 +92,11 @@ class Translator:
             self.views[node.name] = RULES[node.op](self, node)
         results = {o: self._result(o) for o in self.graph.outputs if o not in self.holds}
         states = {o: self.holds[o] for o in self.graph.outputs if o in self.holds}
-        return Integers(
-            self.graph, self._living([v.base for v in results.values()] + [*states.values()]), results, states
-        )
+        living = self._living([v.base for v in results.values()] + [*states.values()])
+        views = {
+            node.name: self.views[node.name] for node in self.graph.device() if self.views[node.name].base in living
+        }
+        return Integers(self.graph, living, results, states, views)
 
     def _result(self, name: str) -> View:
         """The view of an output; what the host brought goes through the machine, too."""

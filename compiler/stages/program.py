@@ -18,6 +18,7 @@ from .memory import Cache, MemoryMap, Rows
 from .moves import MOVES
 from .phases import Phase, phases
 from .place import DoesNotFitError, places
+from .schedule import scheduled
 
 
 @dataclass
@@ -129,7 +130,16 @@ class _Lowering:
                 problem, high = error, tile - 1
         if best is None:
             raise problem or InternalError("a phase without rows")
-        return best
+        return self._ordered(best)
+
+    def _ordered(self, body: Body) -> Body:
+        """The body in a better order, if its buffers fit in that, too."""
+        other = scheduled(body)
+        try:
+            places(other, self.config)
+        except DoesNotFitError:
+            return body
+        return other
 
     def _bound(self, phase: Phase) -> int:
         """Rows that the accumulators hold: of a product, or of the planes of a group of heads."""

@@ -6,6 +6,7 @@ from ..edit import Editor
 from .activations import find_activations
 from .arithmetic import find_arithmetic
 from .attention import find_attention
+from .choices import find_choices
 from .cleaning import drop_noise, drop_zeros, merge_views, share_equal_nodes
 from .convolution import find_convolutions
 from .linear import find_linears, split_linears
@@ -33,6 +34,7 @@ REWRITES: tuple[Callable[[Editor], None], ...] = (
     find_rotary,
     find_state,
     find_attention,
+    find_choices,
     split_linears,
     fold_norm_weights,
     merge_views,
