@@ -7,6 +7,7 @@ import numpy as np
 
 from alula.cross import Outcome
 from compiler.graph import values_of
+from compiler.graph.ir import ON_DEVICE, Graph
 from compiler.integer.interpret import real, tensor
 
 if TYPE_CHECKING:
@@ -63,19 +64,28 @@ def relative_rms(got: np.ndarray, want: np.ndarray) -> float | None:
     return float(np.sqrt(np.mean((got - want) ** 2)) / size) if size else None
 
 
+def _stream(graph: Graph, name: str) -> str | None:
+    """The input that a value is a sum with, over any number of sums; None if there is none."""
+    node = graph.nodes[name]
+    if node.op == "input":
+        return name
+    found = [_stream(graph, each) for each in node.inputs] if node.op == "add" and node.kind == ON_DEVICE else []
+    return next((each for each in found if each is not None), None)
+
+
 def float_error(program: "Program", case: "Case") -> float | None:
     """Root mean square of the golden model's distance to torch, of what the module adds, over all results.
 
-    A result of the shape of the first input is a sum with it in residual networks: what the module adds is the
-    difference. None where there is nothing to compare: no result, or no row.
+    A residual network gives its input and something besides: what it adds is the difference. None where there is
+    nothing to compare: no result, or no row.
     """
     got = program.outputs(case, case.values)
-    first = next(iter(program.integers.graph.inputs), None)
-    base = None if first is None else program.inputs_at(case.lengths)[first].numpy()
+    inputs = program.inputs_at(case.lengths)
     worst = None
     for name, value in got.items():
         want = case.expected[name].astype(np.float64)
-        added = want - base if base is not None and base.shape == want.shape else want
+        stream = _stream(program.graph, name)
+        added = want if stream is None else want - inputs[stream].numpy()
         size = np.sqrt(np.mean(added**2)) if added.size else 0.0
         if size:
             error = float(np.sqrt(np.mean((value - want) ** 2)) / size)

@@ -1,26 +1,18 @@
-"""Every module of the zoo is what it says: it runs at several lengths, is the same each time, and can be exported."""
+"""Every module of the zoo is what it says: it runs at several lengths, and is the same each time."""
 
-import importlib.util
 import inspect
-import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
-from torch.export import Dim
 
-from benchmarks.zoo import CASES, Case, decoders, projectors, tokens, vision
+from benchmarks.zoo import CASES, decoders, projectors, tokens, vision
 from compiler.graph.ir import DEVICE
 from compiler.graph.meaning import FUNCTIONS
 
 NAMES = sorted(CASES)
 ROOT = Path(__file__).parents[2]
-EXAMPLES = [
-    (ROOT / "examples" / "own_projector.py", "Projector"),
-    (ROOT / "examples" / "own_attention.py", "Attention"),
-    (ROOT / "examples" / "own_token_reducer.py", "TokenReducer"),
-]
 
 
 def run(case, inputs):
@@ -28,18 +20,6 @@ def run(case, inputs):
     with torch.no_grad():
         out = case.make()(**inputs)
     return (out,) if isinstance(out, Tensor) else out
-
-
-def exported(case):
-    """The graph that torch.export makes of a case with its declared lengths."""
-    least_and_most = {name: Dim(name, min=least, max=most) for name, (least, most) in case.lengths.items()}
-    shapes = {
-        name: {axis: least_and_most[length] for axis, length in case.dynamic.get(name, {}).items()}
-        for name in case.inputs()
-    }
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return torch.export.export(case.make(), (), case.inputs(), dynamic_shapes=shapes)
 
 
 def test_no_name_stands_in_two_families():
@@ -55,6 +35,7 @@ def test_a_module_runs_and_is_the_same_each_time(name):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in NAMES if CASES[name].lengths])
 def test_a_module_runs_at_its_smallest_and_its_largest_lengths(name):
     case = CASES[name]
@@ -75,6 +56,7 @@ def test_a_case_names_the_inputs_of_its_module(name):
     assert case.about.endswith(".")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_input_has_an_effect(name):
     """A compiler refuses an input that nothing depends on."""
@@ -84,36 +66,6 @@ def test_every_input_has_an_effect(name):
     total = sum(x.square().sum() for x in ((out,) if isinstance(out, Tensor) else out))
     for key, gradient in zip(inputs, torch.autograd.grad(total, list(inputs.values()), allow_unused=True), strict=True):
         assert gradient is not None and gradient.abs().sum() > 0, key
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-def test_torch_exports_a_module_with_its_symbolic_lengths(name):
-    case = CASES[name]
-    program = exported(case)
-    out = program.module()(**case.inputs())
-    for one, other in zip(run(case, case.inputs()), (out,) if isinstance(out, Tensor) else out, strict=True):
-        torch.testing.assert_close(one, other)
-
-
-@pytest.mark.parametrize("path, name", EXAMPLES)
-def test_an_example_follows_the_convention_and_exports(path, name):
-    """Attributes are looked up on the class first, then in the file."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    file = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(file)
-    made = getattr(file, name)
-
-    def declared(attribute, otherwise):
-        return getattr(made, attribute, getattr(file, attribute, otherwise))
-
-    inputs, dynamic, lengths = declared("inputs", None), declared("dynamic", {}), declared("lengths", {})
-    case = Case(lambda: made().eval(), inputs, "examples", made.__doc__, dynamic, lengths)
-    assert list(case.inputs()) == list(inspect.signature(made().forward).parameters)
-    torch.manual_seed(0)
-    assert all(torch.isfinite(out).all() for out in run(case, case.inputs()))
-    assert exported(case).graph
-    assert len(path.read_text().splitlines()) <= 80
 
 
 def test_the_page_about_own_modules_names_every_operator():

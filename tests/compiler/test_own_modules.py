@@ -1,0 +1,278 @@
+"""Modules of one mechanism each, compiled and run: golden model, functional simulator, cycle simulator and RTL agree.
+
+The modules are those of `benchmarks.zoo`. Here are some of every family; the slow tests run them all.
+"""
+
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import alula
+from benchmarks.zoo import CASES
+from hw.spec.errors import UserError
+
+LARGEST_ERROR = 0.03
+"""Of what a module adds, in the root mean square; choices of routers aside."""
+SOME = (
+    "query-key-norm",
+    "sliding-window",
+    "interleaved-rotary",
+    "attention-soft-cap",
+    "relu-gated-mlp",
+    "sandwich-norm",
+    "grouped-norm",
+    "top-2-experts",
+    "two-layers",
+    "siglip-head-72",
+    "register-stem",
+    "depthwise-convolution",
+    "pixel-unshuffle",
+    "bilinear-resize",
+    "region-attention",
+    "visual-vocabulary",
+    "gated-fusion",
+    "merged-pairs",
+    "exit-network",
+)
+IN_RTL = ("attention-soft-cap", "top-1-expert", "learned-selection")
+"""What nothing else in the tests runs in RTL: the sigmoid, choices by value, rows that the sequencer moves."""
+LONG = ("llama", "sliding-window", "head-dim-80", "cross-attention", "gated-fusion")
+"""Modules that are run at the borders of their tiles."""
+
+
+@cache
+def program_of(name: str, config: str = "tiny") -> "alula.Program":
+    case = CASES[name]
+    return alula.compile(case.make(), case.inputs(), case.dynamic, case.lengths, config)
+
+
+def agrees(name: str, last: str, **lengths) -> dict:
+    result = program_of(name).verify(last, **lengths)
+    differing = [(case["name"], case["first_difference"]) for case in result["cases"] if not case["bit_exact"]]
+    assert result["bit_exact"], f"{name}: {differing}"
+    assert result["cycle_exact"] in (True, None)
+    if not CASES[name].router:
+        assert result["float_error"] is None or result["float_error"] <= LARGEST_ERROR
+    return result
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_golden_equals_functional(name):
+    agrees(name, "functional")
+
+
+@pytest.mark.parametrize("name", IN_RTL)
+def test_golden_equals_rtl(name):
+    assert agrees(name, "rtl")["cycle_exact"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if not case.refused])
+def test_every_module_in_rtl(name):
+    assert agrees(name, "rtl")["cycle_exact"]
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.refused])
+def test_refused_modules_say_why(name):
+    """One line: the module, the operator, the shape, the line of the user's code, and what would be accepted."""
+    with pytest.raises(UserError) as refusal:
+        program_of(name)
+    text = str(refusal.value)
+    assert "\n" not in text and text.startswith("module ") and ".py:" in text and "operator" in text
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_lengths_at_the_borders_of_tiles(name):
+    """One program at 1, 2, and around the rows of its smallest tile."""
+    program = program_of(name)
+    tile = min(program.lowered.tiles)
+    most = program.graph.lengths["seq"].most
+    lengths = sorted({n for n in (1, 2, tile - 1, tile, tile + 1, 2 * tile + 3) if 1 <= n <= most})
+    result = program.verify("cycle", seq=lengths)
+    assert result["bit_exact"], [case["first_difference"] for case in result["cases"]]
+    assert len({case["program_sha256"] for case in result["cases"]}) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LONG)
+def test_lengths_at_the_borders_of_tiles_in_rtl(name):
+    program = program_of(name)
+    tile, most = min(program.lowered.tiles), program.graph.lengths["seq"].most
+    lengths = sorted({n for n in (1, 2, tile - 1, tile, tile + 1, 2 * tile + 3) if 1 <= n <= most})
+    result = program.verify("rtl", seq=lengths)
+    assert result["bit_exact"] and result["cycle_exact"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "head-dim-72",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("head-dim-80", "head-dim-96", "siglip-head-72")),
+    ],
+)
+def test_heads_narrower_than_a_word(name):
+    """On 64 lanes no head of these is whole words."""
+    result = program_of(name, "u280").verify("cycle")
+    assert result["bit_exact"]
+
+
+@pytest.mark.parametrize("config", [pytest.param("small", marks=pytest.mark.slow), "u280"])
+@pytest.mark.parametrize("name", ["region-attention", "depthwise-convolution", "learned-selection"])
+def test_other_machines(name, config):
+    """Words of 64 lanes pad groups of 48 and 16 channels."""
+    assert program_of(name, config).verify("cycle")["bit_exact"]
+
+
+# --- operators that the zoo does not have -----------------------------------------------------------------
+
+
+class Argmax(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(48, 300)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x).argmax(-1)
+
+
+class Choice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(48, 48)
+        self.register_buffer("every_third", torch.arange(16)[:, None] % 3 == 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.where(self.every_third, self.inner(x), x)
+
+
+class Contraction(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(48, 3, 16) / 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("nc,chd->nhd", x, self.weight)
+
+
+class Squashed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(48, 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.inner(x)) - functional.sigmoid(x.mean(0)) @ self.inner.weight.t()
+
+
+class JoinedRows(nn.Module):
+    """Rows of a symbolic number behind a constant one and ahead of themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Parameter(torch.randn(1, 48))
+        self.inner = nn.Linear(48, 48)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(torch.cat((self.first, self.inner(x), x)))
+
+
+@pytest.mark.parametrize("make", [Argmax, Choice, Contraction, Squashed, JoinedRows])
+def test_further_operators(make):
+    torch.manual_seed(3)
+    symbolic = make in (Argmax, JoinedRows)
+    dynamic, lengths = ({"x": {0: "seq"}}, {"seq": (1, 64)}) if symbolic else ({}, {})
+    result = alula.compile(make(), {"x": torch.randn(16, 48)}, dynamic, lengths).verify("cycle")
+    assert result["bit_exact"] and result["float_error"] <= LARGEST_ERROR
+
+
+def test_argmax_takes_the_lowest_of_equal_values():
+    """Also on the machine: its integers say which index."""
+    module = Argmax()
+    with torch.no_grad():
+        module.head.weight.zero_()
+        module.head.bias.zero_()
+        module.head.bias[[7, 9]] = 1.0
+    program = alula.compile(module, {"x": torch.randn(16, 48)})
+    case = program.case({})
+    assert (program.outputs(case, case.values)["argmax"] == 7).all()
+    assert program.verify("functional")["bit_exact"]
+
+
+def test_rows_with_equal_scores_are_taken_from_the_first_on():
+    class Select(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.score = nn.Linear(48, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x[torch.topk(self.score(x)[:, 0], 5).indices.sort().values]
+
+    module = Select()
+    with torch.no_grad():
+        module.score.weight.zero_()
+    program = alula.compile(module, {"x": torch.arange(16.0)[:, None].expand(16, 48).clone()})
+    assert program.verify("cycle")["bit_exact"]
+    case = program.case({})
+    (rows,) = program.outputs(case, case.values).values()
+    assert rows[:, 0].round().tolist() == [0, 1, 2, 3, 4]
+
+
+def test_attention_over_inputs_alone():
+    """Queries, keys and values that the host brings."""
+
+    class Bare(nn.Module):
+        def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return functional.scaled_dot_product_attention(q, k, v)
+
+    torch.manual_seed(4)
+    inputs = {name: torch.randn(2, n, 16) for name, n in (("q", 9), ("k", 21), ("v", 21))}
+    result = alula.compile(Bare(), inputs).verify("cycle")
+    assert result["bit_exact"] and result["float_error"] < LARGEST_ERROR
+
+
+# --- refusals and bad input -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"inputs": {"y": torch.zeros(4, 48)}}, "inputs names 'y', forward takes x"),
+        ({"inputs": {}}, "forward needs 'x'"),
+        ({"dynamic": {"z": {0: "seq"}}, "lengths": {"seq": (1, 4)}}, "dynamic names 'z'"),
+        ({"dynamic": {"x": {0: "seq"}}}, "the length 'seq' has no range"),
+        ({"lengths": {"seq": (1, 4)}}, "no axis in dynamic has it"),
+        ({"dynamic": {"x": {0: "seq"}}, "lengths": {"seq": (9, 4)}}, "give 0 <= least <= most"),
+        ({"config": "u2800"}, "unknown configuration"),
+    ],
+)
+def test_wrong_arguments_get_one_line(arguments, text):
+    given = {"inputs": {"x": torch.zeros(4, 48)}, "config": "tiny"} | arguments
+    with pytest.raises((UserError, ValueError)) as refusal:
+        alula.compile(_Plain(), **given)
+    assert text in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+class _Plain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(48, 48)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)
+
+
+def test_lengths_beyond_those_that_were_compiled():
+    program = alula.compile(_Plain(), {"x": torch.zeros(4, 48)}, {"x": {0: "seq"}}, {"seq": (1, 8)})
+    with pytest.raises(UserError, match=r"seq = 9 is outside 1\.\.8"):
+        program.simulate(seq=9)
+    with pytest.raises(UserError, match="no symbolic length 'rows': choose of seq"):
+        program.simulate(rows=1)
+
+
+def test_a_module_that_does_not_fit():
+    with pytest.raises(UserError, match="a tile needs more with"):
+        alula.compile(
+            nn.Sequential(nn.Linear(16, 60_000), nn.ReLU(), nn.Linear(60_000, 16)), {"input": torch.zeros(4, 16)}
+        )
