@@ -18,6 +18,7 @@ from benchmarks import (
     hbm,
     headline,
     lengths,
+    modules,
     multiplexers,
     perplexity,
     quality,
@@ -45,6 +46,7 @@ BENCHMARKS: dict[str, ModuleType] = {
         lengths,
         vlm,
         synthesis,
+        modules,
     )
 }
 """Each has `measure() -> dict` and `DEPENDS`; those that take hours have `confirm(result) -> rows` besides."""
