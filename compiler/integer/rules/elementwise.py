@@ -202,23 +202,26 @@ def _table(func: Func) -> Callable[[Translator, str], str]:
     return lambda t, x: t.then(s.Function, x, func)
 
 
+def _plus(t: Translator, x: str, name: str, value: int) -> str:
+    """Plus an integer; saturates."""
+    layout = t.steps[x].layout
+    return t.then(s.Add, x, t.param(name, np.full((layout.groups, layout.size), value, np.int64)))
+
+
 def _square(t: Translator, x: str) -> str:
     return t.then(s.Multiply, x, x, nm.FRAC)
 
 
 def _tanh(t: Translator, x: str) -> str:
     """2 sigmoid(2 x) - 1."""
-    layout = t.steps[x].layout
     factor = t.then(s.Function, t.then(s.ScaleAll, x, nm.encode_scale(2.0)), Func.SIGMOID)
-    one = np.full((layout.groups, layout.size), -(1 << nm.FRAC), np.int64)
-    return t.then(s.Add, t.then(s.ScaleAll, factor, nm.encode_scale(2.0)), t.param("one", one))
+    return _plus(t, t.then(s.ScaleAll, factor, nm.encode_scale(2.0)), "one", -(1 << nm.FRAC))
 
 
 def _relu(t: Translator, x: str) -> str:
     """Saturating sums: x - 2**31 loses what is below 0, the next two sums bring the rest back."""
-    layout = t.steps[x].layout
     for name, value in (("down", nm.INT32_MIN), ("up", nm.INT32_MAX), ("one", 1)):
-        x = t.then(s.Add, x, t.param(name, np.full((layout.groups, layout.size), value, np.int64)))
+        x = _plus(t, x, name, value)
     return x
 
 
