@@ -1,7 +1,6 @@
 """What people import: `alula.compile` makes a `Program` of any torch module."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from alula.cross import CrossBackend, Outcome, executors
+from alula.module_case import Case, outputs
+from alula.module_file import save
 from alula.module_host import Host
+from alula.module_report import report
 from compiler.graph import capture, constants, values_of
 from compiler.graph.ir import Graph
 from compiler.integer import rules  # noqa: F401  # fills the table of rules
 from compiler.integer.feed import feed
-from compiler.integer.interpret import interpret, real, tensor
+from compiler.integer.integers import Integers
+from compiler.integer.interpret import interpret
 from compiler.integer.plan import make_plan
-from compiler.integer.translate import Integers, Translator
+from compiler.integer.translate import Translator
 from compiler.ir import Length
 from compiler.stages.program import Lowered, lower
 from hw.spec.config import Config
@@ -65,20 +68,6 @@ def _named(module: nn.Module, inputs: Mapping[str, Tensor] | Sequence[Tensor]) -
             f"module {type(module).__name__}: {len(inputs)} inputs were given, `forward` takes {len(names)}"
         )
     return dict(zip(names, inputs, strict=False))
-
-
-@dataclass
-class Case:
-    """One run: inputs, the golden model's values, and what torch gives."""
-
-    lengths: dict[str, int]
-    feed: dict[str, Any]
-    values: dict[str, Any]
-    expected: dict[str, Array]
-
-    @property
-    def name(self) -> str:
-        return ", ".join(f"{name} {value}" for name, value in self.lengths.items()) or "fixed lengths"
 
 
 class Program:
@@ -149,8 +138,7 @@ class Program:
         nodes = values_of(self.graph, self.wanted(), given, chosen)
         found = feed(self.integers, lambda name: nodes[name].detach().numpy(), chosen)
         values = interpret(self.integers, found, chosen)
-        expected = {name: nodes[name].detach().numpy() for name in self.graph.outputs}
-        return Case(chosen, found, values, expected)
+        return Case(chosen, given, found, values, {name: nodes[name].detach().numpy() for name in self.graph.outputs})
 
     def wanted(self) -> set[str]:
         """Nodes of the graph whose values the host needs: what it brings, and torch's results to compare with."""
@@ -160,12 +148,8 @@ class Program:
         return brought
 
     def outputs(self, case: Case, values: Mapping[str, Any]) -> dict[str, Array]:
-        """Results as real numbers, in the shapes of the module's."""
-        found = {}
-        for name, view in self.integers.results.items():
-            rows = real(self.integers, view.base, values[view.base])
-            found[name] = tensor(view, rows, case.lengths)
-        return found
+        """Results as real numbers, in the shapes of the module's. values: of the steps, by name."""
+        return outputs(self.integers, values, case.lengths)
 
     # --- running -----------------------------------------------------------------------------------------
 
@@ -183,11 +167,9 @@ class Program:
         last: the last executor (functional, cycle or rtl). lengths: a number, or several, for every symbolic length;
         by default the smallest ones, and those of the examples. memory: by default the configuration's.
         """
-        from alula.module_report import report
-
         cases = [self.case(each) for each in self.cases(lengths)]
         outcomes = [self._outcome(case, last, memory) for case in cases]
-        return report(self, cases, outcomes, last)
+        return report(self.name, self.lowered, cases, outcomes, last)
 
     def cases(self, lengths: Mapping[str, int | Iterable[int]]) -> list[dict[str, int]]:
         """All combinations of the lengths asked for."""
@@ -217,9 +199,7 @@ class Program:
 
     def save(self, path: str | Path) -> dict[str, Any]:
         """Writes program, weights and memory map to a file; returns its manifest. See docs/reference/api.md."""
-        from alula.module_file import save
-
-        return save(self, Path(path))
+        return save(self.name, self.lowered, Path(path))
 
 
 __all__ = ["Case", "InternalError", "Length", "Program", "compile"]

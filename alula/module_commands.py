@@ -7,6 +7,7 @@ from pathlib import Path
 from alula import api
 from alula.module_source import read_source
 from alula.output import console, duration, percent, size, table
+from alula.summary import MEMORIES
 from hw.spec.config import BEAT_BYTES, Config
 from hw.spec.errors import UserError
 from hw.spec.memory import MemoryModel
@@ -60,9 +61,8 @@ def show_verified(result: dict, full: bool) -> None:
         ]
         for case in result["cases"]
     ]
-    console.print(
-        f"{result['module']} on {result['config']}: {len(rows)} cases, {result['instructions']:,} instructions"
-    )
+    cases = f"{len(rows)} case{'s' * (len(rows) != 1)}"
+    console.print(f"{result['module']} on {result['config']}: {cases}, {result['instructions']:,} instructions")
     console.print(f"  executors    golden model, {EXECUTORS[result['backend']]}")
     heads = ["case", "bytes\ncompared", "bit-\nexact", "cycles", "cycle-\nexact", "error\nto torch"]
     console.print(table("", heads, rows))
@@ -105,7 +105,7 @@ def show_simulated(result: dict) -> None:
     counters = result["counters"]
     channels = counters["read_beats_weights"] + counters["read_beats_kv"] if "read_beats_weights" in counters else None
     lines = [
-        ("machine", f"{result['config']}, {result['memory']} memory"),
+        ("machine", f"{result['config']}, {MEMORIES[result['memory']]}"),
         (
             "time",
             f"{result['cycles']:,} cycles, {duration(result['seconds'])} at {result['clock_hz'] / 1e6:g} MHz (assumed)",

@@ -2,35 +2,33 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from compiler.container import write_container
+from compiler.stages.program import Lowered
 from hw.spec.config import BEAT_BYTES
 
-if TYPE_CHECKING:
-    from alula.api import Program
 
-
-def save(program: "Program", path: Path) -> dict[str, Any]:
+def save(name: str, lowered: Lowered, path: Path) -> dict[str, Any]:
     """Writes the file atomically; returns its manifest."""
-    lowered, config = program.lowered, program.config
+    config = lowered.config
     words = np.array(lowered.words, np.uint64).view(np.uint8)
     pieces = [(config.aux_port, 0, words), *lowered.memory.pieces]
     weights = sum(len(data) for port, _, data in lowered.memory.pieces if port != config.aux_port)
     facts = {
-        "model": program.name,
+        "model": name,
         "config": config.name,
         "config_digest": config.digest(),
         "config_fields": asdict(config),
         "weights": True,
         "entries": {"run": {"entry": 0, "args": [str(length) for length in lowered.arguments.names]}},
-        "lengths": {name: [limits.least, limits.most] for name, limits in program.graph.lengths.items()},
+        "lengths": {symbol: [limits.least, limits.most] for symbol, limits in lowered.arguments.ranges.items()},
         "instructions": len(lowered.words),
         "operators": _changes(lowered.operators),
         "layer_loops": [],
-        "memory_map": _memory_map(program),
+        "memory_map": _memory_map(lowered),
         "weight_bytes": weights,
     }
     return write_container(path, facts, iter(pieces))
@@ -45,9 +43,8 @@ def _changes(operators: dict[int, str]) -> list[list]:
     return found
 
 
-def _memory_map(program: "Program") -> dict[str, Any]:
+def _memory_map(lowered: Lowered) -> dict[str, Any]:
     """Where values lie: name -> [first beat, beats a row, groups, channels], caches by their beat in the channels."""
-    lowered = program.lowered
     rows = {name: [r.base, r.beats, r.layout.groups, r.layout.size] for name, r in lowered.rows.items()}
     caches = {name: [c.base, c.scales, c.heads, c.size, c.context] for name, c in lowered.caches.items()}
     results = {name: view.base for name, view in lowered.integers.results.items()}

@@ -10,9 +10,10 @@ from hw.spec.errors import UserError
 from ref_model.golden.operators import quantise_rows
 
 from . import steps as s
-from .interpret import _count
+from .integers import Integers
 from .steps import Array, Held
-from .translate import Integers, fixed_rows
+from .translate import fixed_rows
+from .views import count
 
 MASKED = -(1 << 30)
 """Added to scores (Q16, units of log2) of keys that a query may not see: their probabilities become 0."""
@@ -41,13 +42,13 @@ def _rows(step: s.Input, values: Array, lengths: Mapping[str, int]) -> Array:
     if step.share:
         values = np.full(step.layout.width, values.shape[-1] / values.size)
     if step.shape is not None:
-        values = np.broadcast_to(values, [_count(size, lengths) for size in step.shape])
+        values = np.broadcast_to(values, [count(size, lengths) for size in step.shape])
     if step.order is not None:
         values = values.transpose(step.order)
     if step.index is not None:
         rows = values.reshape(-1, step.layout.size)
         values = np.concatenate([rows, np.zeros((1, step.layout.size))])[step.index]
-    rows = values.reshape(_count(step.rows, lengths), step.layout.width)
+    rows = values.reshape(count(step.rows, lengths), step.layout.width)
     return step.layout.arrange(fixed_rows(rows, step.mult))
 
 
@@ -78,7 +79,7 @@ def _q14(values: Array) -> Array:
 
 def _mask(step: s.Mask, mask: Array, lengths: Mapping[str, int]) -> Array:
     """int64[rows, 1, keys]: 0 for keys that may be seen, `MASKED` for others; numbers that are added as they are."""
-    shape = _count(step.rows, lengths), _count(step.keys_length, lengths)
+    shape = count(step.rows, lengths), count(step.keys_length, lengths)
     if mask.dtype == bool:
         added = np.where(mask, 0, MASKED)
     else:

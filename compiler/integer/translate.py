@@ -18,9 +18,9 @@ from ref_model.quantise import fixed
 
 from ..graph.ir import CONSTANT, HOST, Dim, Graph, Node
 from . import steps as s
-from .interpret import tensor
+from .integers import Integers
 from .steps import Array, Layout, Param, Step
-from .views import View, is_heads, is_rows, rows_view
+from .views import View, is_heads, is_rows, rows_view, tensor
 
 Rule = Callable[["Translator", Node], View]
 RULES: dict[str, Rule] = {}
@@ -52,23 +52,6 @@ class Plan:
     """Of values that some reader wants in groups or in another order."""
     factors: dict[str, float] = field(default_factory=dict)
     """Constant factors that linear layers and norms take over."""
-
-
-@dataclass
-class Integers:
-    """A module in integers: steps in execution order, and what comes out of it."""
-
-    graph: Graph
-    steps: dict[str, Step]
-    results: dict[str, View]
-    """Outputs of the graph as views of values; those that are state have no view."""
-    states: dict[str, str]
-    """Outputs that are state: the name of the `Hold` step."""
-    views: dict[str, View]
-    """Every node of the graph that is computed, as a view of a value."""
-
-    def of_kind(self, kind: type) -> list:
-        return [step for step in self.steps.values() if isinstance(step, kind)]
 
 
 class Translator:

@@ -11,11 +11,15 @@ of the linear layer's rows: nothing has moved. Reshapes, permutations and slices
 CuTe, has the same idea).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
-from ..ir import Dim
+import numpy as np
+
+from ..ir import Dim, Length
+
+Array = np.ndarray
 
 ROW, CHANNEL = "row", "channel"
 
@@ -165,3 +169,23 @@ def whole_groups(view: View, rows: Dim, groups: int, size: int) -> bool:
         part: merged(sorted((a for a in atoms if a.part == part), key=lambda a: -a.stride)) for part in (ROW, CHANNEL)
     }
     return walks == {ROW: merged([Atom(rows, ROW, 1)]), CHANNEL: merged([Atom(groups, CHANNEL, size)])}
+
+
+def tensor(view: View, rows: Array, lengths: Mapping[str, int]) -> Array:
+    """The tensor that a view shows of a value's real rows."""
+    shape = [int(np.prod([count(a.size, lengths) for a in axis], initial=1)) for axis in view.axes]
+    numbers = {ROW: np.full([1] * len(shape), view.row), CHANNEL: np.full([1] * len(shape), view.channel)}
+    for at, axis in enumerate(view.axes):
+        walks = {ROW: np.zeros(1, np.int64), CHANNEL: np.zeros(1, np.int64)}
+        for atom in axis:
+            steps = np.arange(count(atom.size, lengths))
+            for part, walk in walks.items():
+                walks[part] = (walk[:, None] + steps * (atom.stride if part == atom.part else 0)).reshape(-1)
+        for part, walk in walks.items():
+            numbers[part] = numbers[part] + walk.reshape([-1 if i == at else 1 for i in range(len(shape))])
+    return np.broadcast_to(rows[numbers[ROW], numbers[CHANNEL]], shape)
+
+
+def count(size: Dim, lengths: Mapping[str, int]) -> int:
+    """A length's value."""
+    return size.at(lengths) if isinstance(size, Length) else int(size)

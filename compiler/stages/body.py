@@ -6,12 +6,9 @@ the chip when the order of all instructions is known (`compiler.stages.place`).
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Any
 
 from hw.spec.isa import Unit
-
-if TYPE_CHECKING:
-    from .emit import Emitter
 
 
 @dataclass(eq=False)
@@ -21,6 +18,17 @@ class Buffer:
     name: str
     where: str
     size: int
+
+
+@dataclass(frozen=True)
+class Home:
+    """Where a value lies: words from one row to the next and from one group to the next (OB: blocks; RS: entries)."""
+
+    buffer: Buffer
+    row: int
+    group: int = 0
+    heads_first: bool = False
+    """int8 queries: [head][row] instead of [row][head], for attention."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +43,13 @@ Place = Buffer | Memory
 
 @dataclass(eq=False)
 class Issue:
-    """One instruction of a unit. emit writes it, once buffers have places."""
+    """One instruction of a unit. emit writes it with an `Emitter`, once buffers have places."""
 
     unit: Unit
     operator: str
     reads: tuple[Place, ...]
     writes: tuple[Place, ...]
-    emit: Callable[["Emitter"], None]
+    emit: Callable[[Any], None]
     cycles: int = 1
     """About what it takes for the largest tile."""
 

@@ -14,8 +14,7 @@ from ..integer.steps import Layout
 from ..ir import Dim, Length
 from ..kernels.builder import At, Builder, Reg, Rows, Value
 from ..kernels.regions import Region
-from .body import Body, Buffer, Issue
-from .passes import Home
+from .body import Body, Buffer, Home, Issue
 from .place import places
 
 

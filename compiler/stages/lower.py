@@ -9,17 +9,17 @@ from typing import Any
 
 from hw.spec import weights
 from hw.spec.config import GRANULE_LANES, Config
-from hw.spec.errors import InternalError, UserError
+from hw.spec.errors import UserError
 from hw.spec.isa import Add, Dst, LdKind, Row, Src, StKind, StMode, Unit
 
 from ..integer import steps as s
 from ..integer.steps import Layout, Param, Step
 from ..kernels.builder import At
 from ..kernels.regions import memory_region
-from .body import Body, Issue, Memory
+from .body import Body, Home, Issue, Memory
 from .emit import Arguments, Emitter
 from .memory import Cache, MemoryMap, Rows
-from .passes import Former, Home
+from .passes import Former
 from .phases import Phase
 
 
@@ -57,21 +57,6 @@ class PhaseLowering:
             for operand in self.steps[name].operands:
                 readers.setdefault(operand, []).append(self.steps[name])
         return readers
-
-    def run(self) -> Body:
-        """All instructions of a tile."""
-        for name in self.phase.loads:
-            self.load(self.steps[name])
-        for name in self.phase.steps:
-            step = self.steps[name]
-            lower = LOWERED.get(type(step))
-            if lower is not None:
-                lower(self, step)
-            else:
-                self.former.lane(step)
-        for name in self.phase.stores:
-            self.store(name)
-        return self.body
 
     def issue(self, unit: Unit, operator: str, reads, writes, emit: Callable[[Emitter], None], cycles: int) -> None:
         self.body.issues.append(Issue(unit, operator, tuple(reads), tuple(writes), emit, cycles))
@@ -356,24 +341,3 @@ class PhaseLowering:
         self.issue(Unit.VU, step.operator, [entry.buffer], [buffer], fill, tile * n)
         self.issue(Unit.ST, step.operator, [buffer], [Memory(f"s{cache.scales}")], put, tile * n)
         del former
-
-    def refuse(self, step: Step) -> None:
-        raise InternalError(f"step {step.name} of {type(step).__name__} cannot be lowered")
-
-
-def _attend(lowering: PhaseLowering, step: s.Attend) -> None:
-    from .attend import lower_attention
-
-    lower_attention(lowering, step)
-
-
-LOWERED: dict[type, Callable] = {
-    s.Product: PhaseLowering.product,
-    s.ToInt8: PhaseLowering.int8,
-    s.Reduction: lambda lowering, step: lowering.former.reduce(step),
-    s.SumGroups: PhaseLowering.sum_groups,
-    s.Regrouped: PhaseLowering.regroup,
-    s.Hold: PhaseLowering.hold,
-    s.Attend: _attend,
-}
-"""Steps that are more than a slot of a vector pass."""

@@ -20,21 +20,10 @@ from hw.spec.timing import VU_LATENCY
 
 from ..integer import steps as s
 from ..integer.steps import Param, Step
-from .body import Body, Buffer, Issue, Place
+from .body import Body, Home, Issue, Place
 
 SOURCE, MUL1, MUL2, ADD, FUNC, MUL3 = range(6)
 SOURCES = {"AB": ("a", Src.A), "VB": ("v", Src.V), "PB": ("p", Src.P)}
-
-
-@dataclass(frozen=True)
-class Home:
-    """Where a value lies: words from one row to the next and from one group to the next (OB: blocks; RS: entries)."""
-
-    buffer: Buffer
-    row: int
-    group: int = 0
-    heads_first: bool = False
-    """int8 queries: [head][row] instead of [row][head], for attention."""
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ A move through memory (`steps.Move`) is a phase of its own: what it reads and wh
 from dataclasses import dataclass, field
 
 from ..integer import steps as s
+from ..integer.integers import Integers
 from ..integer.steps import Step
-from ..integer.translate import Integers
 from ..ir import Dim
 
 

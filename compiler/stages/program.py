@@ -10,7 +10,7 @@ from hw.spec.isa import INSTRUCTION_BYTES
 from hw.spec.weights import cache_slots
 
 from ..integer import steps as s
-from ..integer.translate import Integers
+from ..integer.integers import Integers
 from .body import Body
 from .emit import Arguments, Emitter
 from .lower import PhaseLowering
@@ -19,6 +19,7 @@ from .moves import MOVES
 from .phases import Phase, phases
 from .place import DoesNotFitError, places
 from .schedule import scheduled
+from .table import lower_phase
 
 
 @dataclass
@@ -154,6 +155,6 @@ class _Lowering:
         return max(1, bound)
 
     def _body(self, phase: Phase, tile: int) -> Body:
-        body = PhaseLowering(phase, self.steps, self.memory, self.arguments, self.rows, self.caches, tile).run()
+        body = lower_phase(PhaseLowering(phase, self.steps, self.memory, self.arguments, self.rows, self.caches, tile))
         places(body, self.config)
         return body

@@ -16,9 +16,10 @@ from compiler.capture import _Head, _Stem
 from compiler.graph import capture, constants, values_of
 from compiler.integer import rules  # noqa: F401
 from compiler.integer.feed import feed
+from compiler.integer.integers import Integers
 from compiler.integer.interpret import interpret
 from compiler.integer.plan import make_plan
-from compiler.integer.translate import Integers, Translator
+from compiler.integer.translate import Translator
 from hw.spec import numerics as nm
 from ref_model.checkpoints import open_synthetic
 from ref_model.decoder import rope_tables

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import alula
-from compiler.integer.interpret import tensor
-from compiler.integer.views import View, heads_view, is_heads, is_rows, permuted, reshaped, rows_view, sliced
+from compiler.integer.views import View, heads_view, is_heads, is_rows, permuted, reshaped, rows_view, sliced, tensor
 from compiler.stages.body import Body, Buffer, Issue, Memory
 from compiler.stages.moves import walks
 from compiler.stages.phases import phases

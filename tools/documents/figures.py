@@ -330,6 +330,25 @@ def simulator_speed(found: dict) -> str:
     return table(["run", "cycles", "alula, wall time", f"SCALE-Sim ({other['scale_sim'][0]})"], rows)
 
 
+@figure("modules")
+def modules(found: dict) -> str:
+    """Modules of the zoo, one a line, by family."""
+    rows = []
+    for run in found["runs"]:
+        if run["compiled"]:
+            error = f"{run['float_error']:.1%}" + (" (a choice)" if run["router"] else "")
+            exact = "equal" if run["bit_exact"] and run["cycle_exact"] else "**DIFFERS**"
+            rows.append([run["name"], run["family"], exact, f"{run['cases'][-1]['cycles']:,}", error])
+        else:
+            rows.append(
+                [run["name"], run["family"], "refused", "", run["refusal"].split(" with result")[0].split(": ")[-1]]
+            )
+    total = f"{found['compiled']} of {found['modules']} compile; bits and cycles are equal in {found['cycle_exact']}."
+    return f"{total}\n\n" + table(
+        ["module", "family", "golden = functional = RTL, cycles", "cycles", "error to torch"], rows
+    )
+
+
 @figure("synthesis")
 def longest_paths(found: dict) -> str:
     """The longest path of each unit in LUT levels, and that of the whole."""

@@ -10,8 +10,9 @@ Example::
     ```
 
 A line that starts with `$ ` is a command; what follows up to the next command is what it printed. The commands of a
-document run one after another in one empty folder, with the project's programs first on PATH, on a terminal of 80
-columns without colours. `make` runs in the project's folder with the environment at hand.
+document run one after another in one folder, in which there is nothing but the project's `examples`, with its programs
+first on PATH, on a terminal of 80 columns without colours. `make` runs in the project's folder with the environment at
+hand.
 
 A comment on the line before a block changes how it runs. Several words are separated by commas.
 
@@ -119,6 +120,7 @@ def run(text: str, slow: bool, say: Callable[[str], None] = lambda _: None) -> t
     pieces, done = [], 0
     with tempfile.TemporaryDirectory(prefix="alula-documents-") as name:
         folder = Path(name)
+        (folder / "examples").symlink_to(ROOT / "examples")
         for block in blocks(text):
             if block.file:
                 (folder / block.file).write_text(block.body)
