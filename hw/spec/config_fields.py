@@ -111,7 +111,7 @@ FIELDS = {
     "imem_instructions": Field(
         "instructions of 8 bytes",
         64,
-        1 << 18,
+        1 << 24,
         "Instruction memory: the longest program.",
         "8 bytes of block RAM each.",
         "a multiple of 8",
