@@ -97,6 +97,7 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
     "relu": torch.relu,
+    "hardswish": functional.hardswish,
     "sigmoid": torch.sigmoid,
     "tanh": torch.tanh,
     "square": torch.square,

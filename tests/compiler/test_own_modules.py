@@ -166,6 +166,15 @@ class Squashed(nn.Module):
         return torch.tanh(self.inner(x)) - functional.sigmoid(x.mean(0)) @ self.inner.weight.t()
 
 
+class HardSwish(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(48, 64), nn.Linear(64, 48)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.outer(functional.hardswish(4 * self.inner(x)))
+
+
 class JoinedRows(nn.Module):
     """Rows of a symbolic number behind a constant one and ahead of themselves."""
 
@@ -178,7 +187,7 @@ class JoinedRows(nn.Module):
         return self.inner(torch.cat((self.first, self.inner(x), x)))
 
 
-@pytest.mark.parametrize("make", [Argmax, Choice, Contraction, Squashed, JoinedRows])
+@pytest.mark.parametrize("make", [Argmax, Choice, Contraction, Squashed, HardSwish, JoinedRows])
 def test_further_operators(make):
     torch.manual_seed(3)
     symbolic = make in (Argmax, JoinedRows)

@@ -225,6 +225,14 @@ def _relu(t: Translator, x: str) -> str:
     return x
 
 
+def _hardswish(t: Translator, x: str) -> str:
+    """x min(max(x + 3, 0), 6) / 6; the sixth goes into the multiplier."""
+    six = 6 << nm.FRAC
+    capped = _plus(t, _plus(t, x, "up", (3 << nm.FRAC) + nm.INT32_MAX - six), "down", six - nm.INT32_MAX)
+    product = t.then(s.Multiply, x, _relu(t, capped), nm.FRAC)
+    return t.then(s.Same, product, mult=6.0)
+
+
 FUNCTIONS: dict[str, Callable[[Translator, str], str]] = {
     "silu": _table(Func.SILU),
     "gelu": _table(Func.GELU),
@@ -233,6 +241,7 @@ FUNCTIONS: dict[str, Callable[[Translator, str], str]] = {
     "sigmoid": _table(Func.SIGMOID),
     "tanh": _tanh,
     "relu": _relu,
+    "hardswish": _hardswish,
     "square": _square,
 }
 """A value at multiplier 1 -> the function of it. gelu_tanh differs from gelu by 7e-4 at most, as its table does."""
