@@ -67,8 +67,10 @@ def show_verified(result: dict, full: bool) -> None:
     heads = ["case", "bytes\ncompared", "bit-\nexact", "cycles", "cycle-\nexact", "error\nto torch"]
     console.print(table("", heads, rows))
     if full:
-        operators = [[o["name"], o["operator"], o["module"], _share(o["error"])] for o in result["operators"]]
-        console.print(table("", ["value", "operator", "module", "error\nto torch"], operators))
+        operators = [
+            [o["name"], o["operator"], o["module"], _share(o["error"]), _share(o["own"])] for o in result["operators"]
+        ]
+        console.print(table("", ["value", "operator", "module", "error\nto torch", "own\nerror"], operators))
     console.print(f"  took         {duration(result['wall_seconds'])}")
 
 

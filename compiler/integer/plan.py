@@ -18,14 +18,17 @@ SAME_CHANNELS = ("add", "mul", "scale", "offset", "activation", "softmax", "norm
 
 def make_plan(graph: Graph, constants: Mapping[str, Array]) -> Plan:
     planner = _Planner(graph, constants)
-    for node in graph.device():
-        if node.op == "norm":
-            planner.arrange_norm(node)
-        if node.op == "rope":
-            planner.arrange_rope(node)
+    # The order of channels that a rotation needs comes first: groups alone leave it open.
+    for operator, arrange in (
+        ("rope", planner.arrange_rope),
+        ("attention", planner.arrange_attention),
+        ("norm", planner.arrange_norm),
+    ):
+        for node in graph.device():
+            if node.op == operator:
+                arrange(node)
     for node in graph.device():
         if node.op == "attention":
-            planner.arrange_attention(node)
             planner.fold(node)
     return planner.plan
 

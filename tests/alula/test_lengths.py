@@ -158,3 +158,12 @@ def test_compile_command(tmp_path, capsys):
     assert run("--timing-only", "--lengths", "rolled") == 1
     assert run() == 1
     assert "give -o FILE" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_baselines_of_a_large_model_have_sizes(capsys):
+    """A program for one long length of 7B has more instructions than any machine's memory: it is sized all the same."""
+    with pytest.raises(SystemExit) as end:
+        main(["compile", "--model", "llava-1.5-7b", "--config", "u280", "--timing-only"])
+    assert end.value.code == 0
+    assert "unrolled" in capsys.readouterr().out

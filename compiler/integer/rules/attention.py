@@ -4,7 +4,7 @@ from hw.spec import numerics as nm
 
 from ...graph.ir import Node
 from .. import steps as s
-from ..plan import query_factor
+from ..plan import paired, query_factor
 from ..steps import Layout
 from ..translate import Translator, refused, rule
 from ..views import View, heads_view
@@ -20,6 +20,8 @@ def rope(t: Translator, node: Node) -> View:
     x = t.heads(name)
     before = t.steps[x]
     a = node.arguments
+    if before.layout.order != paired(before.layout.size, int(a["width"]), a["style"]):
+        raise refused(node, "the channels of its operand lie in another order", "heads that are rotated once")
     nodes = (a["cos"].name, a["sin"].name)
     table_layout = Layout(1, before.layout.size, before.layout.order)
     table = t.add(
