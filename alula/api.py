@@ -17,6 +17,7 @@ from alula.module_report import report
 from compiler.graph import capture, constants, values_of
 from compiler.graph.ir import Graph
 from compiler.integer import rules  # noqa: F401  # fills the table of rules
+from compiler.integer.errors import operator_errors
 from compiler.integer.feed import feed
 from compiler.integer.integers import Integers
 from compiler.integer.interpret import interpret
@@ -53,7 +54,9 @@ def compile(
     machine = resolve(config)
     examples = _named(module, inputs)
     graph = capture(module, examples, dynamic or {}, lengths or {})
-    return Program(type(module).__name__, graph, machine, examples, dynamic or {})
+    program = Program(type(module).__name__, graph, machine, examples, dynamic or {})
+    program.check()
+    return program
 
 
 def _named(module: nn.Module, inputs: Mapping[str, Tensor] | Sequence[Tensor]) -> dict[str, Tensor]:
@@ -139,6 +142,11 @@ class Program:
         found = feed(self.integers, lambda name: nodes[name].detach().numpy(), chosen)
         values = interpret(self.integers, found, chosen)
         return Case(chosen, given, found, values, {name: nodes[name].detach().numpy() for name in self.graph.outputs})
+
+    def check(self) -> None:
+        """InternalError where the integers of an operator are not those of what it means, at the examples' lengths."""
+        case = self.case(self.example_lengths())
+        operator_errors(self.integers, case.inputs, case.lengths, case.values)
 
     def wanted(self) -> set[str]:
         """Nodes of the graph whose values the host needs: what it brings, and torch's results to compare with."""

@@ -1,6 +1,7 @@
 """What is decided before a graph is translated: layouts that readers want, factors that producers take over."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -69,9 +70,14 @@ class _Planner:
         self._arrange(a["x"].name, Layout(heads, size, paired(size, int(a["width"]), a["style"])))
 
     def arrange_attention(self, node: Node) -> None:
-        for operand in "qkv":
-            source = self.graph.nodes[node.arguments[operand].name]
-            self._arrange(source.name, Layout(int(source.shape[-3]), int(source.shape[-1])))
+        """Heads are groups. Queries and keys meet channel by channel: what rotates one of them orders both."""
+        names = {operand: node.arguments[operand].name for operand in "qkv"}
+        shapes = {operand: self.graph.nodes[name].shape for operand, name in names.items()}
+        plain = {operand: Layout(int(shape[-3]), int(shape[-1])) for operand, shape in shapes.items()}
+        orders = [self._order_of(names[operand], plain[operand]).order for operand in "qk"]
+        order = next((each for each in orders if each is not None), None)
+        for operand, name in names.items():
+            self._arrange(name, replace(plain[operand], order=None if operand == "v" else order))
 
     def _arrange(self, name: str, layout: Layout) -> None:
         """The value behind a node gets the layout, and so do those that it is computed from channel by channel."""
@@ -93,10 +99,10 @@ class _Planner:
             self.plan.layouts.setdefault(name, layout)
 
     def _order_of(self, name: str, layout: Layout) -> Layout:
-        """The layout that new rows of a state have: that of the rope which they come through."""
+        """The layout of heads that may come through a rope: in its order."""
         node = self.graph.nodes[name]
-        while node.op in VIEWS:
-            node = self.graph.nodes[node.inputs[0]]
+        while node.op in VIEWS or node.op == "append":
+            node = self.graph.nodes[node.arguments["new"].name if node.op == "append" else node.inputs[0]]
         if node.op == "rope":
             return Layout(
                 layout.groups, layout.size, paired(layout.size, int(node.arguments["width"]), node.arguments["style"])

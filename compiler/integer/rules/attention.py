@@ -54,6 +54,8 @@ def attention(t: Translator, node: Node) -> View:
     cap = nm.encode_scale(2 * float(a["softcap"]) * nm.LOG2_E) if a.get("softcap") else 0
     q8, entry = t.int8(query, whole=False)
     before = t.steps[query]
+    if before.layout.order != t.steps[keys].layout.order:
+        raise refused(node, "queries and keys have their channels in different orders", "both rotated, or both plain")
     n_keys = t.graph.nodes[a["k"].name].shape[-2]
     mask = _mask(t, node, before.rows, n_keys)
     layout = Layout(before.layout.groups, v_size)
