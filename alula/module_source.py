@@ -43,6 +43,7 @@ def read_source(text: str, seed: int = 0) -> Source:
     path, _, name = text.rpartition(":")
     if not path.endswith(".py") or not name.isidentifier():
         raise UserError(f"module is {text!r}: give FILE.py:NAME, as in examples/own_projector.py:Projector")
+    torch.manual_seed(seed)  # for what the file itself draws
     file = _execute(Path(path))
     found = getattr(file, name, None)
     if found is None:

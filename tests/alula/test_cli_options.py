@@ -71,6 +71,9 @@ REFUSED = {
     "compile timing": {"recipe", "seed", "mmproj"},
     "info": {"card", "bits", "sparsity", "recipe"},
 }  # fmt: skip
+REFUSED |= {
+    name: options | {"length"} for name, options in REFUSED.items() if name.split()[0] in ("simulate", "verify")
+}
 """Situation -> options that have no effect there when they come alone."""
 SAMPLES = {
     "model": "smollm2-135m", "config": "small", "phase": "decode", "tokens": "60", "kv": "30", "layers": "1",
@@ -81,6 +84,7 @@ SAMPLES = {
     "steps": "1", "program": "unrolled", "temperature": "9.0", "draw_seed": "4", "image": "{tmp}/other.png",
     "device": "sim", "xclbin": "{tmp}/x", "prompt": "something else", "timing_only": None, "synth": "yosys",
     "card": "u50", "mmproj": "{tmp}/p.gguf", "chat": None, "full": None, "set": "units=4",
+    "length": "seq=3",
 }  # fmt: skip
 """A value that differs from the default; None: a flag."""
 OTHERWISE = {
@@ -121,7 +125,9 @@ _bases = {}
 
 
 def options(command):
-    return [parameter.name for parameter in COMMANDS[command].params if parameter.name.isidentifier()]
+    """The module of one's own is an argument: what acts with it is in test_module_commands.py."""
+    found = [parameter for parameter in COMMANDS[command].params if parameter.param_type_name == "option"]
+    return [parameter.name for parameter in found if parameter.name.isidentifier()]
 
 
 def given(situation, option, companions=()):
