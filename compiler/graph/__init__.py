@@ -4,13 +4,15 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from hw.spec.errors import UserError
+from hw.spec.errors import InternalError, UserError
 
+from ..capture import first_line
 from .check import Checker
 from .edit import Editor, classify
 from .export import Dynamic, export
-from .ir import DEVICE, ON_DEVICE, Graph
-from .meaning import constants, evaluate, values_of
+from .ir import ON_DEVICE, Graph
+from .legal import refuse_others
+from .meaning import constants, evaluate, host_values, values_of
 from .rewrites import REWRITES
 
 
@@ -28,24 +30,19 @@ def capture(
     graph = export(module, inputs, dynamic or {}, lengths or {})
     classify(graph)
     checker, editor = Checker(graph, inputs, dynamic or {}), Editor(graph)
+    checker.check("export")
     for rewrite in REWRITES:
-        rewrite(editor)
+        try:
+            rewrite(editor)
+        except (UserError, InternalError):
+            raise
+        except Exception as error:  # an argument that the rewrite did not expect
+            name, fault = type(module).__name__, f"{type(error).__name__}: {first_line(error)}"
+            raise InternalError(f"rewrite {rewrite.__name__} fails on module {name} ({fault})") from error
         classify(graph)
         checker.check(rewrite.__name__)
-    _refuse_others(graph)
+    refuse_others(graph)
     return graph
 
 
-def _refuse_others(graph: Graph) -> None:
-    """UserError for the first node that is not of the device's operators."""
-    for node in graph.device():
-        if node.target is not None or node.op not in DEVICE:
-            shape = " x ".join(str(d) for d in node.shape) or "several results"
-            where = f", {node.source}" if node.source else ""
-            raise UserError(
-                f"module {node.module}: operator {node.op} with result [{shape}]{where} has no rule: write it with the "
-                "operators of docs/howto/own-module.md"
-            )
-
-
-__all__ = ["ON_DEVICE", "capture", "constants", "evaluate", "values_of"]
+__all__ = ["ON_DEVICE", "capture", "constants", "evaluate", "host_values", "values_of"]

@@ -1,62 +1,194 @@
 """The check of the graph level: after every rewrite, the graph still computes what the module does."""
 
-import copy
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
-from hw.spec.errors import InternalError
+from hw.spec.errors import InternalError, UserError
 
-from .ir import Graph
+from ..capture import first_line
+from .ir import Graph, Length
 from .meaning import evaluate
 
-TOLERANCE = 2e-6
-"""Of the largest magnitude of a result's row. The graph does not repeat casts to float32 in the module's own text."""
+TOLERANCE = 1e-9
+"""Of the largest magnitude of a result's row. Another order of summation changes 1e-14 of it."""
 SMALL = 0.02
 """Magnitude of the rows of one of the checks: at it, the epsilon of a norm shows."""
+HUGE = 1e4
+"""Inputs with larger values are masks that are added to scores: they are checked with the values of the example."""
+Lengths = Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class _Case:
+    """The module's results at some lengths. given: its inputs, float64 where they are floats."""
+
+    lengths: Lengths
+    given: Mapping[str, Tensor]
+    results: tuple[Tensor, ...]
 
 
 class Checker:
-    """Of one graph: the module's results at some lengths, computed once in float64."""
+    """Of one graph: the module's results at some lengths, computed once in float64 with random weights."""
 
     def __init__(self, graph: Graph, inputs: Mapping[str, Tensor], dynamic: Mapping[str, Mapping[int, str]]) -> None:
-        self.graph = graph
-        module = copy.deepcopy(graph.module)
-        assert module is not None
-        module = module.double().eval()
-        self.cases = []
-        for number, lengths in enumerate(_bindings(graph)):
-            given = _inputs(inputs, dynamic, lengths, SMALL if number == 1 else 1.0)
-            doubled = {name: t.double() if t.is_floating_point() else t for name, t in given.items()}
-            with torch.no_grad():
-                results = module(**doubled)
-            self.cases.append((lengths, given, results if isinstance(results, tuple | list) else (results,)))
+        assert graph.module is not None
+        self.graph, self.module, self.seen = graph, graph.module, ""
+        self.lengths = _bindings(graph)
+        self.inputs = [
+            _inputs(inputs, dynamic, lengths, SMALL if number == 1 else 1.0)
+            for number, lengths in enumerate(self.lengths)
+        ]
+        for drawn in (_random_weights, _own_weights):
+            weights = drawn(self.module)
+            self.state = dict(graph.state) | weights
+            self.cases = [
+                _Case(lengths, given, self._results(weights, lengths, given))
+                for lengths, given in zip(self.lengths, self.inputs, strict=True)
+            ]
+            if all(bool(r.isfinite().all()) for case in self.cases for r in case.results):
+                break  # weights of its own for a module that takes the logarithm of one, for instance
+        self._require_repeatable(weights)
 
     def check(self, rewrite: str) -> None:
         """InternalError if the graph gives other results; rewrite: the name of what changed it last."""
         self.graph.check()
-        for lengths, given, results in self.cases:
-            values = evaluate(self.graph, given, lengths, torch.float64)
-            for name, want in zip(self.graph.outputs, results, strict=True):
-                self._compare(values[name], want, f"after {rewrite}: result {name} at {dict(lengths)}")
-
-    def _compare(self, got: Tensor, want: Tensor, what: str) -> None:
-        if tuple(got.shape) != tuple(want.shape):
-            raise InternalError(f"{what} has the shape {tuple(got.shape)}, the module's has {tuple(want.shape)}")
-        if not want.numel():
+        if self.seen == (seen := repr((self.graph.nodes, self.graph.outputs))):
             return
-        got, want = got.double(), want.double()
-        limit = TOLERANCE * want.abs().amax(-1, keepdim=True).clamp_min(1e-30)
-        if bool(((got - want).abs() > limit).any()):
-            worst = float(((got - want).abs() / limit).max()) * TOLERANCE
-            raise InternalError(f"{what} differs from the module's by {worst:.1e} of its row's largest magnitude")
+        self.seen = seen
+        graph = replace(self.graph, state=self.state)
+        for case in self.cases:
+            where = f"at {dict(case.lengths)}" if case.lengths else "at its only lengths"
+            try:
+                values = evaluate(graph, case.given, case.lengths, torch.float64)
+            except Exception as error:  # operands that do not fit together, whatever torch says of it
+                raise InternalError(f"after {rewrite}: the graph cannot be run {where}: {first_line(error)}") from None
+            for name, want in zip(graph.outputs, case.results, strict=True):
+                _compare(values[name], want, f"after {rewrite}: result {name} {where}")
+            self._check_shapes(values, case.lengths, f"after {rewrite}: the shape of")
+
+    def _check_shapes(self, values: Mapping[str, Any], lengths: Lengths, what: str) -> None:
+        """InternalError for a device node whose declared shape is not that of its value."""
+        for node in self.graph.device():
+            value, shape = values[node.name], [d.at(lengths) if isinstance(d, Length) else d for d in node.shape]
+            if isinstance(value, Tensor) and list(value.shape) != shape:
+                raise InternalError(f"{what} {node.op} {node.name} is {shape}, its value has {list(value.shape)}")
+
+    def _results(self, weights: Mapping[str, Tensor], lengths: Lengths, given: Mapping[str, Tensor]) -> tuple:
+        try:
+            with torch.no_grad(), _InDouble():
+                found = torch.func.functional_call(self.module, dict(weights), (), dict(given), tie_weights=False)
+        except Exception as error:  # whatever the user's module makes of these lengths
+            raise UserError(
+                f"module {type(self.module).__name__}: it fails at {dict(lengths)} ({type(error).__name__}: "
+                f"{first_line(error)}): it has to run at every length in 'lengths'"
+            ) from None
+        return tuple(pytree.tree_leaves(found))
+
+    def _require_repeatable(self, weights: Mapping[str, Tensor]) -> None:
+        """UserError for a module that draws numbers: there is nothing to compare with."""
+        case = self.cases[-1]
+        again = self._results(weights, case.lengths, case.given)
+        if not all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(case.results, again, strict=True)):
+            raise UserError(
+                f"module {type(self.module).__name__}: it gives other results for the same inputs: leave out what is "
+                "random, such as dropout while training"
+            )
+
+
+class _InDouble(TorchFunctionMode):
+    """All that the module computes becomes float64, also behind casts of its own, so that it is exact to `TOLERANCE`.
+
+    Numbers that stand in its text are rounded to float32 first: so the exported graph has them.
+    """
+
+    CASTS = (Tensor.float, Tensor.half, Tensor.bfloat16)
+    LITERALS = (torch.tensor, torch.as_tensor, Tensor.new_tensor)
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        given = dict(kwargs or {})
+        if func in self.LITERALS:
+            if func is Tensor.new_tensor:
+                given.setdefault("dtype", torch.float32)
+            return _double(func(*args, **given))
+        if func in self.CASTS:
+            func = Tensor.double
+        result = func(*pytree.tree_map(_wide, args), **pytree.tree_map(_wide, given))
+        return _double(result) if isinstance(result, Tensor) else result
+
+
+def _wide(argument: Any) -> Any:
+    if isinstance(argument, Tensor):
+        return _double(argument)
+    return torch.float64 if isinstance(argument, torch.dtype) and argument.is_floating_point else argument
+
+
+# --- values ---------------------------------------------------------------------------------------------
+
+
+def _states(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers under each of their names."""
+    return dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
+
+
+def _own_weights(module: nn.Module) -> dict[str, Tensor]:
+    return {name: _double(tensor.detach()) for name, tensor in _states(module).items()}
+
+
+def _random_weights(module: nn.Module) -> dict[str, Tensor]:
+    """Vectors around 1, matrices that keep the magnitude of rows; buffers stay, they may be masks or tables.
+
+    Modules that were just built have weights of 1 and biases of 0, which would hide that a rewrite loses them.
+    """
+    random = torch.Generator().manual_seed(3)
+    drawn: dict[int, Tensor] = {}
+    for name, tensor in _states(module).items():
+        statistic = name.endswith(("running_mean", "running_var"))
+        changes = statistic or isinstance(tensor, nn.Parameter)
+        if id(tensor) not in drawn:
+            drawn[id(tensor)] = _draw(tensor, random) if changes and tensor.is_floating_point() else _double(tensor)
+    return {name: drawn[id(tensor)].detach() for name, tensor in _states(module).items()}
+
+
+def _draw(tensor: Tensor, random: torch.Generator) -> Tensor:
+    if tensor.ndim < 2:
+        return 0.5 + torch.rand(tensor.shape, generator=random, dtype=torch.float64)
+    return torch.randn(tensor.shape, generator=random, dtype=torch.float64) / prod(tensor.shape[1:]) ** 0.5
+
+
+def _double(tensor: Tensor) -> Tensor:
+    narrow = tensor.is_floating_point() and tensor.dtype != torch.float64
+    return tensor.double() if narrow else tensor
+
+
+def _compare(got: Any, want: Tensor, what: str) -> None:
+    """InternalError unless both are equal up to rounding, rows of small magnitude as exactly as others."""
+    if not isinstance(got, Tensor) or tuple(got.shape) != tuple(want.shape):
+        shape = tuple(got.shape) if isinstance(got, Tensor) else None
+        raise InternalError(f"{what} has the shape {shape}, the module's has {tuple(want.shape)}")
+    if got.is_floating_point() != want.is_floating_point():
+        raise InternalError(f"{what} is of {got.dtype}, the module's of {want.dtype}")
+    if not want.numel():
+        return
+    got, want = got.double(), want.double()
+    same = (got == want) | (got.isnan() & want.isnan())
+    size = want.nan_to_num(0.0, 0.0, 0.0).abs().amax(-1, keepdim=True).clamp_min(1e-30)
+    worst = float(torch.where(same, 0.0, ((got - want).abs() / size).nan_to_num(torch.inf, torch.inf)).max())
+    if worst > TOLERANCE:
+        raise InternalError(f"{what} differs from the module's by {worst:.1e} of its row's largest magnitude")
 
 
 def _bindings(graph: Graph) -> list[dict[str, int]]:
-    """Lengths to look at: the least ones, small ones, and larger ones that have no common divisor."""
+    """Lengths to look at: the least ones and the next, small ones, and larger ones that have no common divisor."""
     found: list[dict[str, int]] = []
-    for sizes in ((0, 0, 0, 0), (2, 3, 5, 7), (13, 9, 11, 4), (29, 41, 37, 23)):
+    next_to_least = tuple(limits.least + 1 for limits in graph.lengths.values())
+    for sizes in ((0, 0, 0, 0), (2, 3, 5, 7), next_to_least, (13, 9, 11, 4), (29, 41, 37, 23)):
         lengths = {
             symbol: max(limits.least, min(size, limits.most))
             for (symbol, limits), size in zip(graph.lengths.items(), sizes * 4, strict=False)
@@ -66,18 +198,28 @@ def _bindings(graph: Graph) -> list[dict[str, int]]:
     return found if len(found) > 1 else found * 2
 
 
-def _inputs(inputs, dynamic, lengths: Mapping[str, int], size: float) -> dict[str, Tensor]:
-    """Inputs of these lengths: new numbers of the magnitude of the examples, integers as they are."""
+def _inputs(inputs, dynamic, lengths: Lengths, size: float) -> dict[str, Tensor]:
+    """Inputs of these lengths: new numbers of the magnitude of the examples; integers and masks as they are."""
     random = torch.Generator().manual_seed(5)
     found = {}
     for name, example in inputs.items():
+        drawn = example.is_floating_point() and not bool((example.abs() > HUGE).any())
         shape = list(example.shape)
         for axis, symbol in dynamic.get(name, {}).items():
             shape[axis] = lengths[symbol]
-            if not example.is_floating_point():
-                example = example.index_select(axis, torch.arange(shape[axis]) % example.shape[axis])
-        if example.is_floating_point():
+            if not drawn:
+                example = example.index_select(axis, torch.arange(shape[axis]) % max(1, example.shape[axis]))
+        if drawn:
             deviation = float(example.std()) if example.numel() > 1 else 1.0
-            example = torch.randn(shape, generator=random) * (deviation if deviation > 0 else 1.0) * size
-        found[name] = example
+            scale = (deviation if deviation > 0 else 1.0) * size
+            example = torch.randn(shape, generator=random, dtype=torch.float64) * scale
+        found[name] = _double(_visible(example))
     return found
+
+
+def _visible(example: Tensor) -> Tensor:
+    """A mask of which every row has a True: attention that sees nothing means something else in each of its forms."""
+    if example.dtype != torch.bool or not example.ndim or not example.shape[-1]:
+        return example
+    last = torch.arange(example.shape[-1]) == example.shape[-1] - 1
+    return example | (~example.any(-1, keepdim=True) & last)

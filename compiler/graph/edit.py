@@ -6,7 +6,8 @@ from typing import Any
 import networkx as nx
 import torch
 
-from .ir import CONSTANT, HOST, ON_DEVICE, Graph, Length, Node, Ref
+from .ir import CONSTANT, HOST, ON_DEVICE, Graph, Length, Node, Ref, references
+from .meaning import values_of
 
 TABLES = {"rope": ("cos", "sin"), "attention": ("mask",), "gather": ("index",)}
 """Operands that the host computes: device operator -> names."""
@@ -29,19 +30,64 @@ class Editor:
         return next((self.of(node.arguments[name]) for name in names if name in node.arguments), None)
 
     def is_op(self, argument: Any, *operators: str) -> Node | None:
-        """The node that an argument refers to, if it is a device node of one of these operators."""
+        """The node that an argument refers to, if its operator is one of these, torch's or the device's."""
         node = self.of(argument) if not isinstance(argument, Node) else argument
         return node if node is not None and node.op in operators else None
+
+    def form(self, argument: Any, *operators: str) -> Node | None:
+        """The node that an argument refers to, if it is one of these operators of the device."""
+        node = self.is_op(argument, *operators)
+        return node if node is not None and node.target is None else None
 
     def single(self, node: Node) -> bool:
         """Whether one node reads it, and the module does not return it."""
         return len(self.graph.users(node.name)) == 1 and node.name not in self.graph.outputs
 
     def is_constant(self, argument: Any) -> bool:
+        """Whether an argument refers to a node that depends on parameters and literals only."""
         node = self.of(argument)
         return node is not None and node.kind == CONSTANT
 
+    def number_of(self, argument: Any) -> float | None:
+        """A number, or the value of a constant of one element without axes that depends on no parameter."""
+        node = self.of(argument)
+        if node is None:
+            return number(argument)
+        if node.kind != CONSTANT or node.shape != () or self.has_parameters(node):
+            return None
+        return float(values_of(self.graph, [node.name], {}, {})[node.name])
+
+    def has_parameters(self, node: Node) -> bool:
+        """Whether its value depends on parameters, which are other ones when the graph is checked."""
+        assert self.graph.module is not None
+        parameters = {name for name, _ in self.graph.module.named_parameters(remove_duplicate=False)}
+        return any(self.graph.nodes[name].weight in parameters for name in self.graph.ancestors(node.name))
+
+    def may_be_table(self, table: Ref, x: Ref) -> bool:
+        """Whether no input reaches the first value that reaches the other one too, except through tables."""
+        return not set(self.graph.inputs) & self._behind_activations(table.name) & self._behind_activations(x.name)
+
+    def _behind_activations(self, name: str) -> set[str]:
+        """The nodes that it depends on, itself among them; those are left out that only make tables."""
+        found, waiting = {name}, [name]
+        while waiting:
+            node = self.graph.nodes[waiting.pop()]
+            tables = TABLES.get(node.op, ()) if node.target is None else ()
+            kept = [value for argument, value in node.arguments.items() if argument not in tables]
+            new = [ref.name for value in kept for ref in references(value) if ref.name not in found]
+            found.update(new)
+            waiting += new
+        return found
+
+    def may_be_negative(self, index: Ref) -> bool:
+        """Whether a constant has negative values; what the host is given must have none."""
+        node = self.graph.nodes[index.name]
+        if node.kind != CONSTANT or self.has_parameters(node):
+            return False
+        return bool((values_of(self.graph, [node.name], {}, {})[node.name] < 0).any())
+
     def device(self) -> list[Node]:
+        """The device's nodes as they are now, in order: a rewrite may change the graph meanwhile."""
         return list(self.graph.device())
 
     # --- changing ----------------------------------------------------------------------------------------
@@ -74,10 +120,16 @@ class Editor:
         self.graph.nodes = nodes
         return Ref(chosen)
 
-    def fill(self, node: Node, value: float) -> None:
+    def insert_behind(self, after: Node, name: str, op: str, shape: Iterable, /, **arguments: Any) -> Ref:
+        """A new device node behind another one."""
+        names = list(self.graph.nodes)
+        following = self.graph.nodes[names[names.index(after.name) + 1]]
+        return self.insert(following, f"{after.name}.{name}", op, shape, **arguments)
+
+    def fill(self, node: Node, value: float, dtype: torch.dtype | None = None) -> None:
         """The node becomes a tensor of one value, which depends on lengths only."""
-        node.op, node.target = "full", lambda shape, value: torch.full(shape, value)
-        node.arguments = {"shape": list(node.shape), "value": value}
+        node.op, node.target = "full", torch.full
+        node.arguments = {"size": list(node.shape), "fill_value": value, "dtype": dtype or torch.float32}
 
     def constant(self, before: Node, name: str, function: Callable, shape: Iterable, /, **arguments: Any) -> Ref:
         """A new constant, computed by a function of constants."""

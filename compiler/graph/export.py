@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim as TorchDim
 from torch.export.graph_signature import InputKind, OutputKind
+from torch.fx.experimental import _config as settings
 
 from hw.spec.errors import UserError
 
@@ -19,6 +20,8 @@ from .ir import CONSTANT, Dim, Graph, Length, Node, Range, Ref
 Dynamic = Mapping[str, Mapping[int, str]]
 EXAMPLE_SIZES = (5, 7, 11, 13, 17, 19, 23)
 """Sizes of symbolic lengths while torch looks at the module: primes, so that no two lengths seem to belong together."""
+LENGTH_OF_INPUT = re.compile(r"L\['(\w+)'\]\.size\(\)\[(\d+)\]")
+"""How torch calls the length of an axis: the input's name and the axis."""
 
 
 def export(
@@ -28,20 +31,63 @@ def export(
     _check_names(module, inputs)
     ranges = _ranges(module, inputs, dynamic, lengths)
     examples, shapes = _examples(inputs, dynamic, ranges)
-    name = type(module).__name__
     try:
-        exported = torch.export.export(module.eval(), (), examples, dynamic_shapes=shapes)
+        exported = _exported(module.eval(), examples, shapes if ranges else None)
     except Exception as error:  # whatever a user's module and torch make of it
         raise UserError(
-            f"module {name}: torch.export refuses it ({type(error).__name__}: {first_line(error)}): its shapes may "
+            f"module {type(module).__name__}: torch.export refuses it ({_reason(error, dynamic)}): its shapes may "
             f"depend on its symbolic lengths ({', '.join(ranges) or 'none are declared'}) and on nothing else"
         ) from None
     return _Reader(module, exported, inputs, dynamic, ranges).read()
 
 
+def _reason(error: Exception, dynamic: Dynamic) -> str:
+    """What torch says, in one line; conditions on lengths in the user's names."""
+    condition = re.search(r"generated guard (.*?)\.?$", str(error), re.MULTILINE)
+    if condition is None:
+        return f"{type(error).__name__}: {first_line(error)}"
+
+    def symbol(found: re.Match) -> str:
+        return dynamic.get(found[1], {}).get(int(found[2]), found[0])
+
+    return f"it only holds for {LENGTH_OF_INPUT.sub(symbol, condition[1])}"
+
+
+def _exported(
+    module: nn.Module, examples: dict[str, Tensor], shapes: dict[str, Any] | None
+) -> torch.export.ExportedProgram:
+    """torch's exported program, in which every operator has a result of its own.
+
+    torch asks whether a length such as seq - 1 is 1 and then refuses to answer for all lengths. Where that is the only
+    obstacle, it is told that no symbolic length is; the check at the least lengths shows whether that was right.
+    """
+    try:
+        found = torch.export.export(module, (), examples, dynamic_shapes=shapes)
+    except Exception as error:
+        if "Constraints violated" not in str(error):
+            raise
+        with settings.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+            found = torch.export.export(module, (), examples, dynamic_shapes=shapes)
+    if any(_is_mutable(node) for node in found.graph.nodes):
+        found = found.run_decompositions({})  # takes no operator apart
+    return found
+
+
+def _is_mutable(node: torch.fx.Node) -> bool:
+    """Whether an operator writes into one of its operands; detaching writes nothing."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.is_mutable and not schema.name.endswith("::detach_")
+
+
 def _check_names(module: nn.Module, inputs: Mapping[str, Tensor]) -> None:
-    """UserError for an input that `forward` does not take, or that it needs and does not get."""
+    """UserError for an input that is no tensor or that `forward` does not take, and for one that it does not get."""
     name, parameters = type(module).__name__, inspect.signature(module.forward).parameters
+    for given, tensor in inputs.items():
+        if not isinstance(tensor, Tensor):
+            kind = type(tensor).__name__
+            raise UserError(
+                f"module {name}: input {given} is of type {kind}: pass tensors, each under a name of its own"
+            )
     open_ended = any(p.kind == p.VAR_KEYWORD for p in parameters.values())
     if unknown := [given for given in inputs if given not in parameters and not open_ended]:
         raise UserError(
@@ -60,6 +106,12 @@ def _ranges(module, inputs, dynamic: Dynamic, lengths) -> dict[str, Range]:
         if which not in inputs:
             raise UserError(
                 f"module {name}: dynamic names {which!r}, its inputs are {', '.join(inputs)}: correct the name"
+            )
+    for which, axes in dynamic.items():
+        if beyond := [axis for axis in axes if not 0 <= axis < inputs[which].ndim]:
+            raise UserError(
+                f"module {name}: dynamic names axis {beyond[0]} of {which!r}, which has {inputs[which].ndim} axes: "
+                "count them from 0"
             )
     if unknown := [symbol for symbol in lengths if symbol not in symbols]:
         raise UserError(
@@ -80,7 +132,8 @@ def _ranges(module, inputs, dynamic: Dynamic, lengths) -> dict[str, Range]:
 def _examples(inputs, dynamic: Dynamic, ranges: Mapping[str, Range]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors of their own for every input, and torch's description of their axes."""
     sizes = {}
-    for (symbol, limits), prime in zip(ranges.items(), EXAMPLE_SIZES, strict=False):
+    for number, (symbol, limits) in enumerate(ranges.items()):
+        prime = EXAMPLE_SIZES[number % len(EXAMPLE_SIZES)]
         sizes[symbol] = max(2, min(max(prime, limits.least), limits.most))
     dims = {symbol: TorchDim(symbol, min=limits.least, max=max(limits.most, 3)) for symbol, limits in ranges.items()}
     examples, shapes = {}, {}
@@ -125,6 +178,7 @@ class _Reader:
         return {**self.exported.state_dict, **self.exported.constants}
 
     def read(self) -> Graph:
+        """The whole graph, without what no result depends on."""
         for node in self.exported.graph.nodes:
             if node.op == "placeholder":
                 self.graph.add(self._placeholder(node))
@@ -140,7 +194,7 @@ class _Reader:
 
     def _placeholder(self, node) -> Node:
         value = node.meta["val"]
-        made = Node(self._named(node), "input", shape=self._shape(value), dtype=value.dtype, module=self.name)
+        made = Node(self._named(node), "input", shape=self._shape(value, node), dtype=value.dtype, module=self.name)
         if node.name not in self.roles:
             made.op, made.kind, made.weight = "parameter", CONSTANT, self.weights[node.name]
         return made
@@ -151,19 +205,26 @@ class _Reader:
         if op.startswith(("_assert", "sym_constrain")):
             return
         value = node.meta.get("val")
+        if any(isinstance(argument, torch.SymFloat) for argument in _symbols(node)):
+            what = "it takes a number computed from activations, or a fraction computed from a length"
+            raise self._refused(node, op, what, "take a tensor, or divide by the length itself")
         stack = list((node.meta.get("nn_module_stack") or {}).values())
         self.graph.add(
             Node(
                 self._named(node),
                 op,
                 self._arguments(node, schema),
-                self._shape(value) if isinstance(value, Tensor) else (),
+                self._shape(value, node) if isinstance(value, Tensor) else (),
                 target=_item if node.target is operator.getitem else node.target,
                 dtype=value.dtype if isinstance(value, Tensor) else None,
                 module=f"{self.name}.{stack[-1][0] if stack else ''}".rstrip("."),
                 source=_source(node.meta.get("stack_trace") or ""),
             )
         )
+
+    def _refused(self, node, op: str, what: str, accepted: str) -> UserError:
+        where = _source(node.meta.get("stack_trace") or "")
+        return UserError(f"module {self.name}: operator {op}{f', {where}' if where else ''}: {what}: {accepted}")
 
     def _named(self, node) -> str:
         """A node's name; those of inputs are taken."""
@@ -182,21 +243,33 @@ class _Reader:
 
     def _value(self, argument: Any) -> Any:
         if isinstance(argument, torch.fx.Node):
-            return self._dim(argument.meta["val"]) if _is_symbol(argument) else Ref(self._named(argument))
+            return self._dim(argument.meta["val"], argument) if _is_symbol(argument) else Ref(self._named(argument))
         return [self._value(part) for part in argument] if isinstance(argument, list | tuple) else argument
 
-    def _dim(self, value) -> Dim:
+    def _dim(self, value, node: torch.fx.Node) -> Dim:
         if isinstance(value, int):
             return value
+        names = set(re.findall(r"[A-Za-z_]\w*", str(value))) - {"Max", "Min"}
+        if names - set(self.symbols):
+            what = "its shape or a number in it depends on values of activations"
+            raise self._refused(node, str(node.target), what, "shapes may depend on symbolic lengths only")
         text = re.sub(r"[A-Za-z_]\w*", lambda found: self.symbols.get(found[0], found[0]), str(value))
         return int(text) if text.isdigit() else Length(text)
 
-    def _shape(self, value: Tensor) -> tuple[Dim, ...]:
-        return tuple(self._dim(d) for d in value.shape)
+    def _shape(self, value: Tensor, node: torch.fx.Node) -> tuple[Dim, ...]:
+        return tuple(self._dim(d, node) for d in value.shape)
+
+
+SYMBOLS = torch.SymInt | int | torch.SymFloat | float | torch.SymBool | bool
 
 
 def _is_symbol(node) -> bool:
-    return isinstance(node.meta.get("val"), torch.SymInt | int)
+    return isinstance(node.meta.get("val"), SYMBOLS)
+
+
+def _symbols(node: torch.fx.Node) -> list[Any]:
+    """Values of the operands that are numbers computed from lengths."""
+    return [source.meta["val"] for source in node.all_input_nodes if _is_symbol(source)]
 
 
 def _source(trace: str) -> str:

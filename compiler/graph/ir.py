@@ -123,6 +123,15 @@ class Graph:
             graph.add_edges_from((source, node.name) for source in node.inputs)
         return graph
 
+    def ancestors(self, name: str) -> set[str]:
+        """The nodes that it depends on, itself among them."""
+        found, waiting = {name}, [name]
+        while waiting:
+            new = [source for source in self.nodes[waiting.pop()].inputs if source not in found]
+            found.update(new)
+            waiting += new
+        return found
+
     def drop_dead(self) -> None:
         """Remove nodes that no output depends on, except the module's inputs."""
         network, keep = self.network(), set(self.outputs) | set(self.inputs)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .ir import CONSTANT, Graph, Length, Node, Ref
+from .ir import CONSTANT, HOST, Graph, Length, Node, Ref
 
 Values = dict[str, Any]
 
@@ -20,8 +20,9 @@ def evaluate(graph: Graph, inputs: Mapping[str, Tensor], lengths: Mapping[str, i
 
 
 def constants(graph: Graph) -> Values:
-    """The values of all constant nodes, in float32."""
-    return run(graph, (n for n in graph.nodes.values() if n.kind == CONSTANT), {}, {}, torch.float32)
+    """The values of all constant nodes that are tensors, in float32."""
+    found = run(graph, (n for n in graph.nodes.values() if n.kind == CONSTANT), {}, {}, torch.float32)
+    return {name: value for name, value in found.items() if isinstance(value, Tensor)}
 
 
 def values_of(graph: Graph, names: Iterable[str], inputs: Mapping[str, Tensor], lengths: Mapping[str, int]) -> Values:
@@ -30,6 +31,11 @@ def values_of(graph: Graph, names: Iterable[str], inputs: Mapping[str, Tensor], 
     wanted |= {name for each in names for name in nx.ancestors(network, each)}
     values: Values = {name: _cast(tensor, torch.float32) for name, tensor in inputs.items()}
     return run(graph, (n for n in graph.nodes.values() if n.name in wanted), values, lengths, torch.float32)
+
+
+def host_values(graph: Graph, tables: Mapping[str, Tensor], lengths: Mapping[str, int]) -> Values:
+    """The values of all host nodes in float32, for one run; tables: the inputs of kind host."""
+    return values_of(graph, [n.name for n in graph.nodes.values() if n.kind == HOST], tables, lengths)
 
 
 def run(graph: Graph, nodes: Iterable[Node], values: Values, lengths: Mapping[str, int], dtype: torch.dtype) -> Values:
@@ -45,9 +51,8 @@ def node_value(graph: Graph, node: Node, values: Values, lengths: Mapping[str, i
     if node.op == "parameter":
         return _cast(graph.state[node.weight].detach(), dtype)
     arguments = {name: _resolved(argument, values, lengths, dtype) for name, argument in node.arguments.items()}
-    if node.target is not None:
-        return node.target(**arguments)
-    return MEANING[node.op](**arguments)
+    value = MEANING[node.op](**arguments) if node.target is None else node.target(**arguments)
+    return _cast(value, dtype) if isinstance(value, Tensor) else value
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -131,8 +136,8 @@ def attention(
 ) -> Tensor:
     """softmax(q k scale) v for q[h, n, d], k[g, m, d], v[g, m, e]: h / g heads share a key-value head.
 
-    mask[n, m]: True where a query may look, or numbers that are added. causal: query i sees keys up to i + m - n.
-    softcap: scores become softcap * tanh(score / softcap).
+    mask[n, m]: True where a query may look, or numbers that are added. causal: query i sees keys up to i + m - n. Every
+    query sees one key at least. softcap: scores become softcap * tanh(score / softcap).
     """
     k, v = (t.repeat_interleave(q.shape[-3] // t.shape[-3], -3) for t in (k, v))
     scores = q @ k.transpose(-1, -2) * scale

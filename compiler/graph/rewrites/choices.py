@@ -1,5 +1,7 @@
 """Choices between two values that the host makes: where, masked_fill."""
 
+from math import inf
+
 import torch
 from torch import Tensor
 
@@ -23,7 +25,7 @@ def _where(e: Editor, node: Node) -> None:
     else:
         condition, y, x = node.arguments["mask"], node.arguments["self"], node.arguments["value"]
     mask = e.of(condition)
-    if mask is None or mask.kind == ON_DEVICE:
+    if mask is None or mask.kind == ON_DEVICE or any(number(v) in (inf, -inf) for v in (x, y)):
         return
     parts = []
     for name, value, chosen in (("chosen", x, True), ("others", y, False)):

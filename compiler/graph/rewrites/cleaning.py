@@ -2,7 +2,9 @@
 
 from typing import Any
 
-from ..edit import Editor
+import torch
+
+from ..edit import Editor, number
 from ..ir import ON_DEVICE, Node, Ref
 
 NOISE = (
@@ -26,7 +28,11 @@ NOISE = (
 def drop_noise(e: Editor) -> None:
     """Copies, dropout in evaluation, casts between floating types, and what nobody reads."""
     for node in list(e.graph.nodes.values()):
-        if node.op in NOISE and node.inputs:
+        if node.op in ("view", "_unsafe_view") and "size" in node.arguments:
+            # What it reads may have been contiguous only because of a copy that goes.
+            node.op, node.target = "reshape", torch.ops.aten.reshape.default
+            node.arguments = {"self": node.arguments["self"], "shape": node.arguments["size"]}
+        if node.op in NOISE and node.inputs and not node.arguments.get("train"):
             source = e.graph.nodes[node.inputs[0]]
             both = [t for t in (node.dtype, source.dtype) if t is not None]
             if len(set(both)) < 2 or all(t.is_floating_point for t in both):
@@ -34,21 +40,35 @@ def drop_noise(e: Editor) -> None:
     e.graph.drop_dead()
 
 
-LIKE = {"zeros_like": 0.0, "new_zeros": 0.0, "ones_like": 1.0, "new_ones": 1.0}
+LIKE = {"zeros_like": 0.0, "new_zeros": 0.0, "zero": 0.0, "ones_like": 1.0, "new_ones": 1.0}
+NAMED = {"full_like": "fill_value", "new_full": "fill_value"}
+"""Operators that make a tensor of one value, and take nothing but the type from their operand."""
 
 
 def drop_zeros(e: Editor) -> None:
     """Sums that begin with zeros begin with their first summand; other tensors of one value are the host's."""
     for node in e.device():
-        if node.op not in LIKE:
+        value = LIKE[node.op] if node.op in LIKE else node.arguments.get(NAMED.get(node.op, ""))
+        known = number(value)
+        if known is None:
             continue
-        value = LIKE[node.op]
-        e.fill(node, value)
-        if value == 0:
+        e.fill(node, known, node.dtype)
+        if known == 0:
             for user in [u for u in e.graph.users(node.name) if u.op in ("add", "add_") and "alpha" not in u.arguments]:
                 others = [e.graph.nodes[n] for n in user.inputs if n != node.name]
                 if len(others) == 1 and others[0].shape == user.shape:
                     e.bypass(user, others[0])
+    e.graph.drop_dead()
+
+
+def drop_neutral(e: Editor) -> None:
+    """Sums with 0 and products with 1."""
+    for node in e.device():
+        if (node.op, node.arguments.get("factor")) == ("scale", 1) or (node.op, node.arguments.get("value")) == (
+            "offset",
+            0,
+        ):
+            e.bypass(node, e.graph.nodes[node.inputs[0]])
     e.graph.drop_dead()
 
 

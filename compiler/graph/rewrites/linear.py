@@ -1,62 +1,71 @@
 """Linear layers: products with a constant matrix."""
 
-from math import prod
+import torch
+from torch import Tensor
 
 from ..edit import Editor
 from ..ir import Node, Ref
 
 
 def find_linears(e: Editor) -> None:
+    """Products with a constant from the right are linear layers, from the left mixtures of rows."""
     for node in e.device():
         if node.target is None:
             continue
         a = node.arguments
         if node.op == "linear" and e.is_constant(a["weight"]):
             e.turn(node, "linear", x=a["input"], weight=a["weight"], bias=a.get("bias"))
-        elif node.op in ("matmul", "mm") and e.is_constant(a.get("other", a.get("mat2"))):
-            x, matrix = list(a.values())[:2]
-            _product(e, node, x, matrix, None)
+        elif node.op in ("matmul", "mm", "bmm", "mv"):
+            x, y = list(a.values())[:2]
+            if e.is_constant(y):
+                _product(e, node, x, y, None)
+            elif e.is_constant(x):
+                _mix(e, node, x, y)
         elif node.op == "addmm" and e.is_constant(a["mat2"]) and not {"beta", "alpha"} & set(a):
-            _product(e, node, a["mat1"], a["mat2"], a["self"])
-        elif node.op == "einsum":
-            _einsum(e, node)
+            summand = a["self"]
+            vector = e.is_constant(summand) and len(e.graph.nodes[summand.name].shape) == 1
+            _product(e, node, a["mat1"], a["mat2"], summand if vector else None, None if vector else summand)
+    e.graph.drop_dead()
 
 
-def _product(e: Editor, node: Node, x: Ref, matrix: Ref, bias: Ref | None) -> None:
+def _product(e: Editor, node: Node, x: Ref, matrix: Ref, bias: Ref | None, summand: Ref | None = None) -> None:
+    """x @ matrix; summand: what is added besides and is no vector of constants."""
     shape = e.graph.nodes[matrix.name].shape
-    if len(shape) != 2:
-        return
-    weight = e.constant(node, "weight", lambda x: x.t(), (shape[1], shape[0]), x=matrix)
-    e.turn(node, "linear", x=x, weight=weight, bias=bias)
+    if len(shape) == 1:
+        weight = e.constant(node, "weight", torch.reshape, (1, *shape), input=matrix, shape=[1, *shape])
+        made = e.insert(node, "product", "linear", [*node.shape, 1], x=x, weight=weight)
+        e.turn(node, "reshape", x=made, shape=list(node.shape))
+    elif len(shape) == 2:
+        weight = e.constant(node, "weight", torch.t, (shape[1], shape[0]), input=matrix)
+        if summand is None:
+            e.turn(node, "linear", x=x, weight=weight, bias=bias)
+        else:
+            made = e.insert(node, "product", "linear", node.shape, x=x, weight=weight)
+            e.turn(node, "add", x=made, y=summand)
+    elif len(shape) == 3 and e.graph.nodes[x.name].shape[:-2] == (shape[0],):
+        _one_by_one(e, node, x, matrix, int(shape[0]))
 
 
-def _einsum(e: Editor, node: Node) -> None:
-    """A contraction of the last axes of x with a constant, whatever its letters are: nc,chd->nhd, bsi,oi->bso."""
-    equation = str(node.arguments["equation"]).replace(" ", "")
-    operands = node.arguments["tensors"]
-    if "->" not in equation or len(operands) != 2 or not e.is_constant(operands[1]):
-        return
-    terms, result = equation.split("->")
-    x, w = terms.split(",")
-    inner = "".join(letter for letter in x if letter in w and letter not in result)
-    outer = "".join(letter for letter in w if letter not in inner)
-    lead = x.removesuffix(inner)
-    if not inner or lead + inner != x or lead + outer != result or set(lead) & set(w) or len(set(w)) != len(w):
-        return
-    source, weight = (e.graph.nodes[ref.name] for ref in operands)
-    sizes = {letter: int(size) for letter, size in zip(w, weight.shape, strict=True)}
-    n_out, n_in = (prod(sizes[letter] for letter in letters) for letters in (outer, inner))
-    order = [w.index(letter) for letter in outer + inner]
-    a = {"x": operands[1], "order": order, "shape": [n_out, n_in]}
-    matrix = e.constant(node, "weight", lambda x, order, shape: x.permute(order).reshape(shape), (n_out, n_in), **a)
-    rows, flat = list(source.shape[: len(lead)]), operands[0]
-    if len(inner) > 1:
-        flat = e.insert(node, "flat", "reshape", [*rows, n_in], x=flat, shape=[*rows, n_in])
-    if len(outer) == 1:
-        e.turn(node, "linear", x=flat, weight=matrix)
-        return
-    made = e.insert(node, "product", "linear", [*rows, n_out], x=flat, weight=matrix)
-    e.turn(node, "reshape", x=made, shape=list(node.shape))
+def _one_by_one(e: Editor, node: Node, x: Ref, matrices: Ref, count: int) -> None:
+    """A matrix for each part of the first axis: a linear layer a part."""
+    _, n_in, n_out = e.graph.nodes[matrices.name].shape
+    rows, parts = node.shape[1], []
+    for at in range(count):
+        part = e.insert(node, "part", "slice", (1, rows, n_in), x=x, axis=0, start=at, stop=at + 1, step=1)
+        weight = e.constant(node, "weight", _transposed, (n_out, n_in), x=matrices, at=at)
+        parts.append(e.insert(node, "product", "linear", (1, rows, n_out), x=part, weight=weight))
+    e.turn(node, "cat", parts=parts, axis=0)
+
+
+def _transposed(x: Tensor, at: int) -> Tensor:
+    return x[at].t()
+
+
+def _mix(e: Editor, node: Node, matrix: Ref, x: Ref) -> None:
+    """matrix @ x: sums of the rows of x."""
+    source = e.graph.nodes[x.name]
+    if len(e.graph.nodes[matrix.name].shape) == 2 and len(source.shape) > 1:
+        e.turn(node, "mix", x=x, matrix=matrix, axis=len(source.shape) - 2)
 
 
 def split_linears(e: Editor) -> None:

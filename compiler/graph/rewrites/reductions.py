@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ..edit import Editor
 from ..ir import Node, Ref
+from ..sizes import times
 
 POOLS = {
     "avg_pool1d": 1,
@@ -13,7 +14,13 @@ POOLS = {
     "adaptive_avg_pool1d": 1,
     "adaptive_avg_pool2d": 2,
     "adaptive_avg_pool3d": 3,
+    "upsample_linear1d": 1,
+    "upsample_nearest1d": 1,
     "upsample_bilinear2d": 2,
+    "_upsample_bilinear2d_aa": 2,
+    "_upsample_bicubic2d_aa": 2,
+    "upsample_trilinear3d": 3,
+    "upsample_nearest3d": 3,
     "upsample_nearest2d": 2,
     "upsample_nearest_exact2d": 2,
     "upsample_bicubic2d": 2,
@@ -22,6 +29,7 @@ POOLS = {
 
 
 def find_reductions(e: Editor) -> None:
+    """Means and sums over any axes; axes that are kept come back as a reshape."""
     for node in e.device():
         if node.op not in ("mean", "sum") or node.target is None:
             continue
@@ -40,7 +48,7 @@ def find_reductions(e: Editor) -> None:
 
 
 def find_pools(e: Editor) -> None:
-    """[.., channels, *grid] -> [grid, channels], the matrix over the grid, and back."""
+    """[.., channels, *grid] -> [grid, channels], the matrix over the grid, and back; a batch counts as channels."""
     for node in e.device():
         if node.target is None or node.op.split(".")[0] not in POOLS:
             continue
@@ -48,9 +56,7 @@ def find_pools(e: Editor) -> None:
         source, axes = e.of(node.arguments[name]), POOLS[node.op]
         if source is None or any(not isinstance(d, int) for d in (*source.shape, *node.shape)):
             continue
-        lead, channels = source.shape[: -axes - 1], int(source.shape[-axes - 1])
-        if any(d != 1 for d in lead):
-            continue
+        channels = int(times(source.shape[:-axes]))
         grid, out = ([int(d) for d in shape[-axes:]] for shape in (source.shape, node.shape))
         matrix = _matrix(node, name, grid)
         tokens, results = (int(torch.tensor(g).prod()) for g in (grid, out))

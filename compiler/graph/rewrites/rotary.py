@@ -1,15 +1,22 @@
 """Rotary positions: half-split, partial and interleaved, with tables of any expression."""
 
+import torch
+
 from ..edit import Editor
-from ..ir import Node, Ref
+from ..ir import HOST, Node, Ref
+from .pairs import column, is_slice, pairs, terms
 
 
 def find_rotary(e: Editor) -> None:
+    """Every form of a rotation of pairs of channels by tables; those of a part of the channels come last."""
     for node in e.device():
-        if node.op == "add" and "alpha" not in node.arguments:
+        if node.op == "add" and node.arguments.get("alpha", 1) in (1, -1):
             _half(e, node)
         elif node.op == "reshape":
             _interleaved(e, node)
+    for node in e.device():
+        if node.op == "cat":
+            _halves(e, node)
     e.graph.drop_dead()
     for node in e.device():
         if node.op == "cat":
@@ -17,66 +24,194 @@ def find_rotary(e: Editor) -> None:
     e.graph.drop_dead()
 
 
+# --- x * cos + rotated(x) * sin -------------------------------------------------------------------------
+
+
 def _half(e: Editor, node: Node) -> None:
-    """x * cos + cat(-x2, x1) * sin."""
-    for one, other in ((node.arguments["x"], node.arguments["y"]), (node.arguments["y"], node.arguments["x"])):
-        plain, turned = e.is_op(one, "mul"), e.is_op(other, "mul")
+    """x * cos + rotated * sin; rotated: cat(-x2, x1), or its opposite; or the same of neighbours."""
+    x, y, alpha = node.arguments["x"], node.arguments["y"], node.arguments.get("alpha", 1)
+    for one, other in ((x, y), (y, x)) if alpha == 1 else ((x, y),):
+        plain, turned = e.form(one, "mul"), e.form(other, "mul")
         if plain is None or turned is None:
             continue
-        for x, cos in _pairs(plain):
-            for rotated, sin in _pairs(turned):
-                if _is_rotated(e, rotated, x):
-                    _turn(e, node, x, cos, sin, "half")
+        for source, cos in pairs(plain):
+            for rotated, sin in pairs(turned):
+                if sign := _rotated(e, rotated, source):
+                    _turn(e, node, source, cos, _signed(e, node, sin, sign * alpha), "half")
+                    return
+                if sign := _swapped_neighbours(e, rotated, source):
+                    _neighbours(e, node, source, cos, _signed(e, node, sin, sign * alpha))
                     return
 
 
-def _pairs(node: Node) -> tuple[tuple[Ref, Ref], tuple[Ref, Ref]]:
-    x, y = node.arguments["x"], node.arguments["y"]
-    return (x, y), (y, x)
+def _signed(e: Editor, before: Node, table: Ref, sign: float) -> Ref:
+    if sign == 1:
+        return table
+    return e.insert(before, "negative", "scale", e.graph.nodes[table.name].shape, x=table, factor=-1.0)
 
 
-def _is_rotated(e: Editor, rotated: Ref, x: Ref) -> bool:
-    """cat(-x[half:], x[:half]) over the channels."""
-    cat = e.is_op(rotated, "cat")
+def _rotated(e: Editor, rotated: Ref, x: Ref) -> int:
+    """1 for cat(-x[half:], x[:half]) over the channels, -1 for cat(x[half:], -x[:half]), 0 for anything else."""
+    cat = e.form(rotated, "cat")
     if cat is None or len(cat.arguments["parts"]) != 2 or cat.arguments["axis"] != len(cat.shape) - 1:
-        return False
-    negative, low = (e.of(part) for part in cat.arguments["parts"])
-    if negative is None or low is None or negative.op != "scale" or negative.arguments["factor"] != -1.0:
-        return False
-    width = cat.shape[-1]
-    return isinstance(width, int) and (
-        _is_slice(e.of(negative.arguments["x"]), x, width // 2, width, 1) and _is_slice(low, x, 0, width // 2, 1)
-    )
+        return 0
+    width, (first, second) = cat.shape[-1], cat.arguments["parts"]
+    if not isinstance(width, int) or width % 2:
+        return 0
+    for sign, high, low in ((1, _negated(e, first), e.of(second)), (-1, e.of(first), _negated(e, second))):
+        if is_slice(high, x, width // 2, width, 1) and is_slice(low, x, 0, width // 2, 1):
+            return sign
+    return 0
 
 
-def _is_slice(node: Node | None, x: Ref, start: int, stop: int, step: int) -> bool:
-    """x[..., start:stop:step]."""
-    if node is None or node.op != "slice" or node.arguments["x"] != x:
-        return False
-    a = node.arguments
-    return (a["axis"], a["start"], a["stop"], a["step"]) == (len(node.shape) - 1, start, stop, step)
+def _negated(e: Editor, ref: Ref) -> Node | None:
+    """x of -x."""
+    node = e.form(ref, "scale")
+    return e.of(node.arguments["x"]) if node is not None and node.arguments["factor"] == -1.0 else None
 
 
-def _turn(e: Editor, node: Node, x: Ref, cos: Ref, sin: Ref, style: str) -> None:
-    """The node becomes a rope of [heads, n, d]; tables lose their axes of length 1."""
-    source = e.graph.nodes[x.name]
-    tables = [_table(e, node, ref) for ref in (cos, sin)]
-    if any(table is None for table in tables):
+def _swapped_neighbours(e: Editor, rotated: Ref, x: Ref) -> int:
+    """1 for stack(-odd, even) with the two of a pair side by side, -1 for stack(odd, -even), 0 for anything else."""
+    flat = e.form(rotated, "reshape")
+    found = None if flat is None else _two_columns(e, flat)
+    if found is None:
+        return 0
+    first, second = found
+    for sign, odd, even in ((1, _negated(e, first), e.of(second)), (-1, e.of(first), _negated(e, second))):
+        if odd is not None and even is not None and column(e, odd, 1) == column(e, even, 0) == x:
+            return sign
+    return 0
+
+
+def _two_columns(e: Editor, flat: Node) -> tuple[Ref, Ref] | None:
+    """The operands of stack(.., -1).flatten(-2)."""
+    cat = e.form(flat.arguments["x"], "cat")
+    if cat is None or len(cat.arguments["parts"]) != 2 or cat.arguments["axis"] != len(cat.shape) - 1:
+        return None
+    if cat.shape[-1] != 2 or tuple(flat.shape[:-1]) != tuple(cat.shape[:-2]):
+        return None
+    found = [e.form(part, "reshape") for part in cat.arguments["parts"]]
+    refs = [node.arguments["x"] for node in found if node is not None]
+    if len(refs) != 2 or any(e.graph.nodes[ref.name].shape != cat.shape[:-1] for ref in refs):
+        return None
+    return refs[0], refs[1]
+
+
+def _neighbours(e: Editor, node: Node, x: Ref, cos: Ref, sin: Ref) -> None:
+    """The two of every pair apart by half of the channels, for x and tables, and side by side again afterwards.
+
+    Tables may differ within a pair, so this is no interleaved rope.
+    """
+    shape = list(e.graph.nodes[x.name].shape)
+    apart = [_apart(e, node, ref) for ref in (x, cos, sin)]
+    width, names = int(shape[-1]), ("x", "cos", "sin")
+    a = dict(zip(names, apart, strict=True)) | {"style": "half", "width": width}
+    turned = e.insert(node, "turned", "rope", shape, **a)
+    if not _turn(e, e.graph.nodes[turned.name], apart[0], apart[1], apart[2], "half"):
         return
-    rows = e.graph.nodes[tables[0].name].shape[0]  # type: ignore[union-attr]
+    halves = [*shape[:-1], 2, width // 2]
+    split = e.insert(node, "halves", "reshape", halves, x=turned, shape=halves)
+    n = len(halves)
+    side = [*shape[:-1], width // 2, 2]
+    moved = e.insert(node, "side", "permute", side, x=split, order=[*range(n - 2), n - 1, n - 2])
+    e.turn(node, "reshape", x=moved, shape=shape)
+
+
+def _apart(e: Editor, before: Node, ref: Ref) -> Ref:
+    """[.., (0, 1), (2, 3), ..] as [.., 0, 2, .., 1, 3, ..]."""
+    shape = list(e.graph.nodes[ref.name].shape)
+    twos, n = [*shape[:-1], int(shape[-1]) // 2, 2], len(shape) + 1
+    split = e.insert(before, "twos", "reshape", twos, x=ref, shape=twos)
+    moved = [*shape[:-1], 2, int(shape[-1]) // 2]
+    halves = e.insert(before, "moved", "permute", moved, x=split, order=[*range(n - 2), n - 1, n - 2])
+    return e.insert(before, "apart", "reshape", shape, x=halves, shape=shape)
+
+
+# --- written out by halves and by neighbours -----------------------------------------------------------------
+
+
+def _halves(e: Editor, node: Node) -> None:
+    """cat(low * cos - high * sin, high * cos + low * sin), each half with tables of its own."""
+    parts = node.arguments["parts"]
+    if len(parts) != 2 or node.arguments["axis"] != len(node.shape) - 1:
+        return
+    adds = [e.form(part, "add") for part in parts]
+    if adds[0] is None or adds[1] is None:
+        return
+    width = node.shape[-1]
+    for low, cos, high, sin in terms(adds[0], e, -1):
+        source = e.graph.nodes[low.name].arguments.get("x")
+        if not isinstance(source, Ref) or not isinstance(width, int) or e.graph.nodes[source.name].shape != node.shape:
+            continue
+        if not is_slice(e.of(low), source, 0, width // 2, 1) or not is_slice(e.of(high), source, width // 2, width, 1):
+            continue
+        for high2, cos2, low2, sin2 in terms(adds[1], e, 1):
+            if (high2, low2) == (high, low):
+                tables = [_joined(e, node, pair) for pair in ((cos, cos2), (sin, sin2))]
+                _turn(e, node, source, tables[0], tables[1], "half")
+                return
+
+
+def _joined(e: Editor, before: Node, tables: tuple[Ref, Ref]) -> Ref:
+    first = e.graph.nodes[tables[0].name]
+    shape = [*first.shape[:-1], 2 * int(first.shape[-1])]
+    return e.insert(before, "both", "both", shape, HOST, torch.cat, tensors=list(tables), dim=-1)
+
+
+def _interleaved(e: Editor, node: Node) -> None:
+    """stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2)."""
+    found = _two_columns(e, node)
+    adds = [] if found is None else [e.form(ref, "add") for ref in found]
+    if len(adds) != 2 or adds[0] is None or adds[1] is None:
+        return
+    for even, cos, odd, sin in terms(adds[0], e, -1):
+        x = column(e, e.graph.nodes[even.name], 0)
+        if x is None or column(e, e.graph.nodes[odd.name], 1) != x or e.graph.nodes[x.name].shape != node.shape:
+            continue
+        if (odd, cos, even, sin) in terms(adds[1], e, 1):
+            _turn(e, node, x, cos, sin, "interleaved")
+            return
+
+
+def _partial(e: Editor, node: Node) -> None:
+    """cat(rope(x[..., :p]), x[..., p:]) over the channels."""
+    parts, last = node.arguments["parts"], len(node.shape) - 1
+    if len(parts) != 2 or node.arguments["axis"] != last:
+        return
+    turned, rest = e.form(parts[0], "rope"), e.form(parts[1], "slice")
+    if turned is None or rest is None or not e.single(turned):
+        return
+    x, width = rest.arguments["x"], turned.arguments["width"]
+    if is_slice(e.of(turned.arguments["x"]), x, 0, width, 1) and is_slice(rest, x, width, int(node.shape[-1]), 1):
+        e.turn(node, "rope", **(turned.arguments | {"x": x}))
+
+
+# --- the normal form ------------------------------------------------------------------------------------
+
+
+def _turn(e: Editor, node: Node, x: Ref, cos: Ref, sin: Ref, style: str) -> bool:
+    """The node becomes a rope of [heads, n, d]; tables lose their axes of length 1. False if x has no such tables."""
+    source = e.graph.nodes[x.name]
+    if not e.may_be_table(cos, x) or not e.may_be_table(sin, x):
+        return False
+    tables = [_table(e, node, ref) for ref in (cos, sin)]
+    if tables[0] is None or tables[1] is None or not isinstance(source.shape[-1], int):
+        return False
+    rows = e.graph.nodes[tables[0].name].shape[0]
     axis = next((i for i in range(len(source.shape) - 2, -1, -1) if source.shape[i] == rows), None)
     if axis is None:
-        return
+        return False
     width = int(source.shape[-1])
     a = {"cos": tables[0], "sin": tables[1], "style": style, "width": width}
     if axis == len(source.shape) - 2:
         e.turn(node, "rope", x=x, **a)
-        return
+        return True
     order = [*(i for i in range(len(source.shape) - 1) if i != axis), axis, len(source.shape) - 1]
     shape = [source.shape[i] for i in order]
     moved = e.insert(node, "heads", "permute", shape, x=x, order=order)
     turned = e.insert(node, "turned", "rope", shape, x=moved, **a)
     e.turn(node, "permute", x=turned, order=[order.index(i) for i in range(len(order))])
+    return True
 
 
 def _table(e: Editor, before: Node, ref: Ref) -> Ref | None:
@@ -96,53 +231,3 @@ def _table(e: Editor, before: Node, ref: Ref) -> Ref | None:
             return Ref(source.name)
         node = source
     return e.insert(before, "table", "reshape", shape, x=ref, shape=shape)
-
-
-def _interleaved(e: Editor, node: Node) -> None:
-    """stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2)."""
-    cat = e.is_op(node.arguments["x"], "cat")
-    if cat is None or len(cat.arguments["parts"]) != 2 or cat.arguments["axis"] != len(cat.shape) - 1:
-        return
-    if cat.shape[-1] != 2 or node.shape[:-1] != cat.shape[:-2]:
-        return
-    rows = [e.of(e.of(part).arguments["x"]) for part in cat.arguments["parts"] if e.is_op(part, "reshape")]  # type: ignore[union-attr]
-    if len(rows) != 2 or any(row is None or row.op != "add" for row in rows):
-        return
-    first, second = rows
-    found = _terms(e, first, -1), _terms(e, second, 1)  # type: ignore[arg-type]
-    for even, cos, odd, sin in found[0]:
-        for other_odd, cos2, other_even, sin2 in found[1]:
-            if (even, cos, odd, sin) == (other_even, cos2, other_odd, sin2):
-                x = e.graph.nodes[even].arguments.get("x", Ref(even))
-                width = int(node.shape[-1])
-                if _is_slice(e.graph.nodes[even], x, 0, width, 2) and _is_slice(e.graph.nodes[odd], x, 1, width, 2):
-                    _turn(e, node, x, Ref(cos), Ref(sin), "interleaved")
-                    return
-
-
-def _terms(e: Editor, add: Node, sign: int) -> list[tuple[str, str, str, str]]:
-    """(a, b, c, d) of a * b + sign * c * d, in every order of the factors."""
-    pairs = [(add.arguments["x"], add.arguments["y"])]
-    if sign > 0:
-        pairs.append(pairs[0][::-1])
-    if float(add.arguments.get("alpha", 1)) != sign:
-        return []
-    found = []
-    for left, right in pairs:
-        one, other = e.is_op(left, "mul"), e.is_op(right, "mul")
-        if one is not None and other is not None:
-            found += [(a.name, b.name, c.name, d.name) for a, b in _pairs(one) for c, d in _pairs(other)]
-    return found
-
-
-def _partial(e: Editor, node: Node) -> None:
-    """cat(rope(x[..., :p]), x[..., p:]) over the channels."""
-    parts, last = node.arguments["parts"], len(node.shape) - 1
-    if len(parts) != 2 or node.arguments["axis"] != last:
-        return
-    turned, rest = e.is_op(parts[0], "rope"), e.is_op(parts[1], "slice")
-    if turned is None or rest is None or not e.single(turned):
-        return
-    x, width = rest.arguments["x"], turned.arguments["width"]
-    if _is_slice(e.of(turned.arguments["x"]), x, 0, width, 1) and _is_slice(rest, x, width, int(node.shape[-1]), 1):
-        e.turn(node, "rope", **(turned.arguments | {"x": x}))

@@ -1,12 +1,11 @@
 """Views: reshape, permute, slice, expand, cat."""
 
 from ..edit import Editor, axis_of
-from ..ir import Dim, Length, Node, Ref
+from ..ir import Node, Ref
+from ..sizes import bounds, from_end, plus
 
 RESHAPES = ("view", "reshape", "_unsafe_view", "flatten", "unflatten", "unsqueeze", "squeeze", "view_as", "reshape_as")
 PERMUTATIONS = ("permute", "transpose", "t", "movedim", "swapaxes", "numpy_T", "mT", "adjoint")
-FAR = 1 << 40
-"""Ends of slices beyond this mean the end of the axis."""
 
 
 def find_views(e: Editor) -> None:
@@ -60,38 +59,29 @@ def _slice(e: Editor, node: Node) -> None:
     axis = axis_of(source.shape, int(a.get("dim", 0)))
     size, step = source.shape[axis], a.get("step", 1)
     if node.op == "select":
-        start = _from_end(a["index"], size)
-        stop: Dim = start + 1 if isinstance(start, int) else Length(f"({start}) + 1")
+        if size == 1:
+            e.turn(node, "reshape", x=Ref(source.name), shape=list(node.shape))
+            return
+        start = from_end(a["index"], size)
+        stop = plus(start, 1)
         shape = [1 if i == axis else d for i, d in enumerate(source.shape)]
         part = e.insert(node, "part", "slice", shape, x=Ref(source.name), axis=axis, start=start, stop=stop, step=1)
         e.turn(node, "reshape", x=part, shape=list(node.shape))
         return
-    start = _from_end(a.get("start") or 0, size)
     if node.op == "narrow":
-        stop = _plus(start, a["length"])
+        start, stop = bounds(a["start"], plus(from_end(a["start"], size), a["length"]), size)
     else:
-        stop = a.get("end", FAR)
-        stop = size if stop is None or (isinstance(stop, int) and stop >= FAR) else _from_end(stop, size)
+        start, stop = bounds(a.get("start"), a.get("end"), size)
     if start == 0 and stop == size and step == 1:
         e.bypass(node, source)
         return
     e.turn(node, "slice", x=Ref(source.name), axis=axis, start=start, stop=stop, step=step)
 
 
-def _from_end(place: Dim, size: Dim) -> Dim:
-    if isinstance(place, int) and place < 0:
-        return size + place if isinstance(size, int) else Length(f"({size}) - {-place}")
-    return place
-
-
-def _plus(a: Dim, b: Dim) -> Dim:
-    return a + b if isinstance(a, int) and isinstance(b, int) else Length(f"({a}) + ({b})")
-
-
 def _part(e: Editor, node: Node) -> None:
     """One of several results: a part of chunk and split, a place of unbind."""
     source = e.graph.nodes[node.inputs[0]]
-    if source.op not in ("chunk", "split", "split_with_sizes", "unbind"):
+    if source.op not in ("chunk", "split", "split_with_sizes", "unbind", "tensor_split"):
         return
     whole, index = e.graph.nodes[source.inputs[0]], int(node.arguments["index"])
     axis = axis_of(whole.shape, int(source.arguments.get("dim", 0)))
@@ -103,15 +93,25 @@ def _part(e: Editor, node: Node) -> None:
         return
     if not isinstance(size, int):
         return
-    if source.op == "split_with_sizes":
-        sizes = [int(s) for s in source.arguments["split_sizes"]]
-    else:
-        each = (
-            -(-size // int(source.arguments["chunks"])) if source.op == "chunk" else int(source.arguments["split_size"])
-        )
-        sizes = [min(each, size - at) for at in range(0, size, each)]
+    sizes = _sizes(source, size)
+    if sizes is None:
+        return
     start = sum(sizes[:index])
     e.turn(node, "slice", x=Ref(whole.name), axis=axis, start=start, stop=start + sizes[index], step=1)
+
+
+def _sizes(node: Node, size: int) -> list[int] | None:
+    """The lengths of the parts of an axis."""
+    a = node.arguments
+    if node.op == "split_with_sizes":
+        return [int(s) for s in a["split_sizes"]]
+    if node.op == "tensor_split":
+        if not isinstance(a.get("sections"), int):
+            return None
+        count = a["sections"]
+        return [size // count + (at < size % count) for at in range(count)]
+    each = -(-size // int(a["chunks"])) if node.op == "chunk" else int(a["split_size"])
+    return [min(each, size - at) for at in range(0, size, each)]
 
 
 def _pixels(e: Editor, node: Node) -> None:
