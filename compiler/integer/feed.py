@@ -7,7 +7,7 @@ import numpy as np
 
 from hw.spec import numerics as nm
 from hw.spec.errors import UserError
-from ref_model.golden.operators import quantise_rows
+from hw.spec.rows import quantise_rows
 
 from . import steps as s
 from .integers import Integers

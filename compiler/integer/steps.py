@@ -18,10 +18,11 @@ from typing import Any
 
 import numpy as np
 
+from hw.spec import attention as at
 from hw.spec import numerics as nm
 from hw.spec import vector
 from hw.spec.isa import Fin, Func, Reduce, Row
-from ref_model.golden.operators import matmul
+from hw.spec.rows import matmul
 
 from ..ir import Dim
 
@@ -424,10 +425,6 @@ class Hold(Step):
         return Held(np.concatenate([past.rows, held.rows]), np.concatenate([past.words, held.words]))
 
 
-VALUE_REFERENCE = nm.encode_scale(2.0**-21)
-"""Brings a value's raw maximum to the weight of its probability (operator 7 of docs/machine.md)."""
-
-
 @dataclass(eq=False)
 class Attend(Step):
     """Attention of int8 queries over keys and values (operators 6 to 8 of docs/machine.md): wide rows.
@@ -469,16 +466,16 @@ def _attend(q8: Array, q_raw: Array, keys, values, seen: Array, mask: Array | in
     """One head: int64[n, d]. seen: bool[n, m]."""
     k8, k_words = keys
     v8, v_raw = values
-    scores = nm.mul_scale(nm.mul_scale(matmul(q8, k8), k_words, 14), nm.to_scale(q_raw), 16)
+    scores = nm.mul_scale(nm.mul_scale(matmul(q8, k8), k_words, at.KEY_ADJUST), nm.to_scale(q_raw), at.QUERY_ADJUST)
     if cap:
         scores = nm.mul_scale(nm.gate_factor(scores, nm.SILU_TABLE), cap)
     scores = nm.sat32(scores + mask)
     top = np.where(seen, scores, nm.INT32_MIN).max(axis=1, keepdims=True)
     p = np.where(seen, nm.exp2_prob(nm.sat32(scores - top)), 0)
     inverse = nm.recip_scale(p.sum(axis=1, keepdims=True))
-    weighted = nm.multiply_shift(p, nm.mul_scale(v_raw, VALUE_REFERENCE, -15), 15)
+    weighted = nm.multiply_shift(p, nm.mul_scale(v_raw, at.VALUE_REFERENCE, at.VALUE_ADJUST), at.VALUE_SHIFT)
     high, low = nm.split_planes(nm.clip(weighted, 0, nm.PROB_MAX))
     v = np.ascontiguousarray(v8.T)
-    out = nm.mul_scale(matmul(high.astype(np.int8), v), nm.encode_scale(16.0))
-    out = nm.sat32(nm.mul_scale(matmul(low.astype(np.int8), v), nm.encode_scale(1 / 16)) + out)
-    return nm.mul_scale(out, inverse, -22)
+    out = nm.mul_scale(matmul(high.astype(np.int8), v), at.HIGH_PLANE)
+    out = nm.sat32(nm.mul_scale(matmul(low.astype(np.int8), v), at.LOW_PLANE) + out)
+    return nm.mul_scale(out, inverse, at.OUT_ADJUST)

@@ -10,6 +10,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from hw.spec import weights
+from hw.spec.attention import (
+    HIGH_PLANE,
+    KEY_ADJUST,
+    LOW_PLANE,
+    OUT_ADJUST,
+    QUERY_ADJUST,
+    VALUE_ADJUST,
+    VALUE_REFERENCE,
+    VALUE_SHIFT,
+)
 from hw.spec.isa import (
     Add,
     Dst,
@@ -27,15 +37,12 @@ from hw.spec.isa import (
     StreamFormat,
     Tap,
 )
-from hw.spec.numerics import encode_scale
 
 from .. import ir
 from .builder import At, Reg, Rows, Value
 from .context import Context
 from .regions import Region, memory_region
 
-KEY_ADJUST, QUERY_ADJUST = 14, 16
-VALUE_REFERENCE = encode_scale(2.0**-21)
 ZERO = Reg(0)
 CACHE = {"k": memory_region("keys"), "v": memory_region("values")}
 SCALES = memory_region("scales")
@@ -295,7 +302,7 @@ class Heads:
             imm0=VALUE_REFERENCE,
             src=Src.P,
             mul1=Mul1.IMM,
-            adj1=-15,
+            adj1=VALUE_ADJUST,
         )
         b.vu_pass(shape, self.first_limit, w=top, reduce=Reduce.MAX, **self._score(s))
         for plane, dst in enumerate((Dst.OBH, Dst.OBL)):
@@ -314,7 +321,7 @@ class Heads:
                 add=Add.SUB_R1,
                 func=Func.EXP2,
                 mul3=Mul3.V,
-                sh3=15,
+                sh3=VALUE_SHIFT,
                 dst=dst,
                 d=At(s.planes or ctx["PLANES"], self.plane_token, self.plane_row, offset),
                 **sums,
@@ -330,19 +337,19 @@ class Heads:
         low = At(ctx["PV"], 2 * group * step, 2 * step, step)
         high = At(ctx["PV"], 2 * group * step, 2 * step)
         half = At(ctx["T"], group * step, step)
-        b.vu_pass(shape, hd, a=low, d=half, imm0=encode_scale(1 / 16), src=Src.A, mul1=Mul1.IMM)
+        b.vu_pass(shape, hd, a=low, d=half, imm0=LOW_PLANE, src=Src.A, mul1=Mul1.IMM)
         b.vu_pass(
             shape,
             hd,
             a=high,
             v=half,
             r1=s.sums or Rows(ctx["SUM"], group, 1),
-            imm0=encode_scale(16.0),
+            imm0=HIGH_PLANE,
             src=Src.A,
             mul1=Mul1.IMM,
             add=Add.V,
             mul3=Mul3.R1,
             row1=Row.FIN,
-            adj2=-22,
+            adj2=OUT_ADJUST,
             d=At(ctx["O"], s.out, step, out_at),
         )

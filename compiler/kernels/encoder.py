@@ -11,6 +11,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from hw.spec import weights
+from hw.spec.attention import (
+    HIGH_PLANE,
+    KEY_ADJUST,
+    LOW_PLANE,
+    OUT_ADJUST,
+    QUERY_ADJUST,
+    VALUE_ADJUST,
+    VALUE_REFERENCE,
+    VALUE_SHIFT,
+)
 from hw.spec.errors import UserError
 from hw.spec.isa import (
     Add,
@@ -31,13 +41,12 @@ from hw.spec.isa import (
     StreamFormat,
     Tap,
 )
-from hw.spec.numerics import encode_scale
 
 from .. import ir
 from ..layout import Layout
 from . import linear, mlp, norm
 from .allocate import Placer
-from .attention_heads import CACHE, KEY_ADJUST, QUERY_ADJUST, SCALES, VALUE_REFERENCE, Heads
+from .attention_heads import CACHE, SCALES, Heads
 from .builder import At, Reg, Rows, Value
 from .context import Context
 from .linear import ABSMAX
@@ -432,7 +441,7 @@ class Encoder:
             imm0=VALUE_REFERENCE,
             src=Src.P,
             mul1=Mul1.IMM,
-            adj1=-15,
+            adj1=VALUE_ADJUST,
         )
 
     # --- attention -------------------------------------------------------------------------------------
@@ -548,7 +557,7 @@ class Encoder:
                 add=Add.SUB_R1,
                 func=Func.EXP2,
                 mul3=Mul3.V,
-                sh3=15,
+                sh3=VALUE_SHIFT,
                 dst=dst,
                 d=At(ctx[f"PLANES{head % 2}"], 2 * self.row, 0, plane * self.row),
                 **tail,
@@ -589,7 +598,7 @@ class Encoder:
         high, low = (At(planes, 2 * step, 2 * self.tile * step, plane * step) for plane in (0, 1))
         half, shape = At(ctx["T"], count * step, step), (self.tile, count, step)
         b.operator = "values"
-        b.vu_pass(shape, hd, a=low, d=half, imm0=encode_scale(1 / 16), src=Src.A, mul1=Mul1.IMM)
+        b.vu_pass(shape, hd, a=low, d=half, imm0=LOW_PLANE, src=Src.A, mul1=Mul1.IMM)
         b.vu_pass(
             shape,
             hd,
@@ -597,12 +606,12 @@ class Encoder:
             v=half,
             r1=Rows(ctx["SUM"], 1, self.tile, first * self.tile),
             src=Src.A,
-            imm0=encode_scale(16.0),
+            imm0=HIGH_PLANE,
             mul1=Mul1.IMM,
             add=Add.V,
             mul3=Mul3.R1,
             row1=Row.FIN,
-            adj2=-22,
+            adj2=OUT_ADJUST,
             d=At(ctx["O"], self.geo.words(self.op.q.n_out), step, first * step),
             w=Rows(ctx["PART"], self._groups, 0, first // self.group),
             level=1,

@@ -11,15 +11,24 @@ from functools import cached_property
 from typing import Any
 
 from hw.spec import weights
+from hw.spec.attention import (
+    HIGH_PLANE,
+    KEY_ADJUST,
+    LOW_PLANE,
+    OUT_ADJUST,
+    QUERY_ADJUST,
+    VALUE_ADJUST,
+    VALUE_REFERENCE,
+    VALUE_SHIFT,
+)
 from hw.spec.config import BLOCK
 from hw.spec.isa import Add, Dst, Fin, Func, LdKind, Mul1, Mul2, Mul3, MxMode, Op, Reduce, Row, Src, StreamFormat, Tap
-from hw.spec.numerics import encode_scale
 
 from .. import ir
 from ..layout import Layout
 from . import linear, mlp, norm
 from .attention import store_cache
-from .attention_heads import CACHE, KEY_ADJUST, QUERY_ADJUST, SCALES, VALUE_REFERENCE
+from .attention_heads import CACHE, SCALES
 from .builder import At, Reg, Rows, Value
 from .context import Context, advance_layer
 from .linear import ABSMAX
@@ -284,7 +293,7 @@ class SingleToken:
             src=Src.P,
             mul1=Mul1.IMM,
             imm0=VALUE_REFERENCE,
-            adj1=-15,
+            adj1=VALUE_ADJUST,
             p=At(self._slice("P:v_scale", part, self.row), row),
             d=At(self._slice("V_ROW", part, self.row), row),
         )
@@ -322,7 +331,7 @@ class SingleToken:
                 add=Add.SUB_R1,
                 func=Func.EXP2,
                 mul3=Mul3.V,
-                sh3=15,
+                sh3=VALUE_SHIFT,
                 dst=dst,
                 d=At(planes, 2 * group * self.row, 2 * self.row, plane * self.row),
                 **sums,
@@ -355,7 +364,7 @@ class SingleToken:
             self.op.head_dim,
             src=Src.A,
             mul1=Mul1.IMM,
-            imm0=encode_scale(1 / 16),
+            imm0=LOW_PLANE,
             a=At(self._slice("PV", part, 2 * self.group * blocks), 0, 2 * self.step, self.step),
             d=At(self._slice("T", part, self.group * blocks), 0, self.step),
         )
@@ -370,13 +379,13 @@ class SingleToken:
             a=At(ctx["PV"], 0, 2 * step),
             v=At(ctx["T"], 0, step),
             r1=Rows(ctx["SUM"], 0, 1),
-            imm0=encode_scale(16.0),
+            imm0=HIGH_PLANE,
             src=Src.A,
             mul1=Mul1.IMM,
             add=Add.V,
             mul3=Mul3.R1,
             row1=Row.FIN,
-            adj2=-22,
+            adj2=OUT_ADJUST,
             d=At(out.region, 0, step),
             w=entry,
             level=1,

@@ -10,6 +10,16 @@ and divides them into two planes of int8; values stream against the planes; the 
 from typing import Any
 
 from hw.spec import weights
+from hw.spec.attention import (
+    HIGH_PLANE,
+    KEY_ADJUST,
+    LOW_PLANE,
+    OUT_ADJUST,
+    QUERY_ADJUST,
+    VALUE_ADJUST,
+    VALUE_REFERENCE,
+    VALUE_SHIFT,
+)
 from hw.spec.isa import (
     Add,
     Dst,
@@ -28,7 +38,6 @@ from hw.spec.isa import (
     Tap,
     Unit,
 )
-from hw.spec.numerics import encode_scale
 from hw.spec.timing import VU_LATENCY
 
 from ..integer import steps as s
@@ -38,8 +47,6 @@ from .body import Buffer, Memory
 from .emit import Emitter, Scores
 from .lower import PhaseLowering
 from .memory import Cache
-
-KEY_ADJUST, QUERY_ADJUST, VALUE_ADJUST, VALUE_SHIFT, OUT_ADJUST = 14, 16, -15, 15, -22
 
 
 def lower_attention(lowering: PhaseLowering, step: s.Attend) -> None:
@@ -254,7 +261,7 @@ class _Head:
         def reference(e: Emitter) -> None:
             score = a.scores(e)
             source, to = At(e.region(self.value_scales)), At(e.region(self.weights))
-            word = encode_scale(2.0**-21)
+            word = VALUE_REFERENCE
             e.b.vu_pass(
                 (1, 1, score.words), score.keys, p=source, d=to, imm0=word, src=Src.P, mul1=Mul1.IMM, adj1=VALUE_ADJUST
             )
@@ -376,7 +383,7 @@ class _Head:
                 p=At(e.region(self.value_scales)),
                 v=place,
                 d=target,
-                imm0=encode_scale(2.0**-21),
+                imm0=VALUE_REFERENCE,
                 src=Src.P,
                 mul1=Mul1.IMM,
                 adj1=VALUE_ADJUST,
@@ -396,7 +403,7 @@ class _Head:
             source = At(e.region(self.sums), 2 * group * step, 2 * step, step)
             to = At(e.region(self.half), group * step, step)
             shape = (a.m(e), group, step)
-            e.b.vu_pass(shape, size, a=source, d=to, imm0=encode_scale(1 / 16), src=Src.A, mul1=Mul1.IMM)
+            e.b.vu_pass(shape, size, a=source, d=to, imm0=LOW_PLANE, src=Src.A, mul1=Mul1.IMM)
 
         def high(e: Emitter) -> None:
             e.b.vu_pass(
@@ -406,7 +413,7 @@ class _Head:
                 v=At(e.region(self.half), group * step, step),
                 r1=self._rows(e, self.total),
                 d=At(e.region(a.out.buffer), a.out.row, step, self.head * group * step),
-                imm0=encode_scale(16.0),
+                imm0=HIGH_PLANE,
                 src=Src.A,
                 mul1=Mul1.IMM,
                 add=Add.V,

@@ -4,36 +4,16 @@ from dataclasses import replace
 
 import numpy as np
 
+from hw.spec import attention as at
 from hw.spec import numerics as nm
+from hw.spec.rows import absmax, matmul
+from hw.spec.rows import quantise_rows as quantise_rows
 from ref_model.quantise import QuantLinear, QuantNorm
 
 Array = np.ndarray
-EXACT_TERMS = 1024
-"""int8 products that float32 sums exactly (at most 1,040)."""
 GATED_SHIFT = 14
 IMPORTANCE_FRAC = 24
-VALUE_REFERENCE = nm.encode_scale(2.0**-21)
 GATES = {"silu": nm.SILU_TABLE, "gelu": nm.GELU_TABLE, "quick_gelu": nm.QGELU_TABLE}
-
-
-def matmul(a: Array, b: Array) -> Array:
-    """int64[n, m] = a @ b.T of int8[n, k] and int8[m, k]; float32 BLAS in exact pieces."""
-    total = np.zeros((a.shape[0], b.shape[0]), dtype=np.int64)
-    for k in range(0, a.shape[1], EXACT_TERMS):
-        piece = slice(k, k + EXACT_TERMS)
-        total += (a[:, piece].astype(np.float32) @ b[:, piece].astype(np.float32).T).astype(np.int64)
-    return total
-
-
-def absmax(x: Array) -> Array:
-    """Largest magnitude of each row, int64[n, 1], at most 2**31 - 1."""
-    return np.minimum(np.abs(x).max(axis=-1, keepdims=True), nm.INT32_MAX)
-
-
-def quantise_rows(x: Array) -> tuple[Array, Array]:
-    """(int8[..., k], raw absmax int64[..., 1]) of wide rows: 127 stands for the row's largest magnitude."""
-    raw = absmax(x)
-    return nm.to_int8(nm.mul_scale(x, nm.qrecip_scale(raw))).astype(np.int8), raw
 
 
 def linear(q: Array, raw: Array, w: QuantLinear) -> Array:
@@ -84,18 +64,18 @@ def attend(
     v8, v_raw = values
     p = probabilities(q, q_raw, keys, limit, present)
     inverse = nm.recip_scale(p.sum(axis=1, keepdims=True))
-    weighted = nm.multiply_shift(p, nm.mul_scale(v_raw, VALUE_REFERENCE, -15), 15)
+    weighted = nm.multiply_shift(p, nm.mul_scale(v_raw, at.VALUE_REFERENCE, at.VALUE_ADJUST), at.VALUE_SHIFT)
     high, low = nm.split_planes(nm.clip(weighted, 0, nm.PROB_MAX))
     v = np.ascontiguousarray(v8.T)
-    o = nm.mul_scale(matmul(high.astype(np.int8), v), nm.encode_scale(16.0))
-    o = nm.sat32(nm.mul_scale(matmul(low.astype(np.int8), v), nm.encode_scale(1 / 16)) + o)
-    return nm.mul_scale(o, inverse, -22)
+    o = nm.mul_scale(matmul(high.astype(np.int8), v), at.HIGH_PLANE)
+    o = nm.sat32(nm.mul_scale(matmul(low.astype(np.int8), v), at.LOW_PLANE) + o)
+    return nm.mul_scale(o, inverse, at.OUT_ADJUST)
 
 
 def probabilities(q: Array, q_raw: Array, keys: tuple[Array, Array], limit: Array, present: Array | None) -> Array:
     """Unnormalised probabilities int64[n, kv] of one head, 0..PROB_MAX; arguments as in `attend`."""
     k8, k_words = keys
-    scores = nm.mul_scale(nm.mul_scale(matmul(q, k8), k_words, 14), nm.to_scale(q_raw), 16)
+    scores = nm.mul_scale(nm.mul_scale(matmul(q, k8), k_words, at.KEY_ADJUST), nm.to_scale(q_raw), at.QUERY_ADJUST)
     seen = np.arange(len(k8)) < limit
     if present is not None:
         seen &= present
