@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from hw.spec import numerics as nm
+from hw.spec import rows
 from ref_model.calibrate import Maxima, smoothed_layer
 from ref_model.checkpoints import Checkpoint
 from ref_model.compress.format import BlockFormat
@@ -200,12 +201,9 @@ def norm(weight: Array, epsilon: float, bias: Array | None = None) -> QuantNorm:
 def rope_words(config: TextConfig, positions: Sequence[int]) -> Array:
     """int64[n, head_dim] table words: lane 2i carries (cos, -sin), lane 2i+1 (cos, +sin) of angle i."""
     cos, sin = rope_tables(config, torch.as_tensor(list(positions), dtype=torch.int64))
-    half = config.head_dim // 2
-    one = 1 << nm.ROPE_FRAC
-    c = np.rint(cos.numpy()[:, :half].astype(np.float64) * one).astype(np.int64)
-    s = np.rint(sin.numpy()[:, :half].astype(np.float64) * one).astype(np.int64)
-    words = np.stack([(c & 0xFFFF) | (-s & 0xFFFF) << 16, (c & 0xFFFF) | (s & 0xFFFF) << 16], axis=-1)
-    return words.reshape(len(c), config.head_dim)
+    c, s = (table.numpy()[:, : config.head_dim // 2] for table in (cos, sin))
+    pairs = rows.rope_words(np.stack([c, c], axis=-1), np.stack([-s, s], axis=-1))
+    return pairs.reshape(len(c), config.head_dim)
 
 
 def value_factor(weight: Array, gain: Array, bias: Array | None = None) -> float:

@@ -12,7 +12,7 @@ from .edit import Editor, classify
 from .export import Dynamic, export
 from .ir import ON_DEVICE, Graph
 from .legal import refuse_others
-from .meaning import constants, evaluate, host_values, values_of
+from .meaning import constants, evaluate, values_of
 from .rewrites import REWRITES
 
 
@@ -45,4 +45,4 @@ def capture(
     return graph
 
 
-__all__ = ["ON_DEVICE", "capture", "constants", "evaluate", "host_values", "values_of"]
+__all__ = ["ON_DEVICE", "capture", "constants", "evaluate", "values_of"]

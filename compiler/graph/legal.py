@@ -90,6 +90,3 @@ def _faults(graph: Graph, node: Node) -> Iterator[str]:
 def _places(graph: Graph, node: Node) -> tuple[str, str]:
     q, k = (graph.nodes[node.arguments[name].name].shape for name in "qk")
     return str(q[-2]), str(k[-2])
-
-
-__all__ = ["described", "refuse_others"]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .ir import CONSTANT, HOST, Graph, Length, Node, Ref
+from .ir import CONSTANT, Graph, Length, Node, Ref
 
 Values = dict[str, Any]
 
@@ -31,11 +31,6 @@ def values_of(graph: Graph, names: Iterable[str], inputs: Mapping[str, Tensor], 
     wanted |= {name for each in names for name in nx.ancestors(network, each)}
     values: Values = {name: _cast(tensor, torch.float32) for name, tensor in inputs.items()}
     return run(graph, (n for n in graph.nodes.values() if n.name in wanted), values, lengths, torch.float32)
-
-
-def host_values(graph: Graph, tables: Mapping[str, Tensor], lengths: Mapping[str, int]) -> Values:
-    """The values of all host nodes in float32, for one run; tables: the inputs of kind host."""
-    return values_of(graph, [n.name for n in graph.nodes.values() if n.kind == HOST], tables, lengths)
 
 
 def run(graph: Graph, nodes: Iterable[Node], values: Values, lengths: Mapping[str, int], dtype: torch.dtype) -> Values:
@@ -156,12 +151,18 @@ def mix(x: Tensor, matrix: Tensor, axis: int) -> Tensor:
 
 
 def select_rows(x: Tensor, scores: Tensor, k: int) -> Tensor:
-    return x[torch.topk(scores, k).indices.sort().values]
+    """The k rows with the largest scores, in their old order; of equal scores the earlier row."""
+    return x[torch.sort(scores, descending=True, stable=True).indices[:k].sort().values]
 
 
 def route(x: Tensor, k: int) -> Tensor:
-    chosen = torch.zeros_like(x).scatter(-1, x.topk(k, -1).indices, 1.0)
-    return x * chosen
+    """All values of the last axis that are smaller than the k-th largest become 0."""
+    return torch.where(x >= x.topk(k, -1).values[..., -1:], x, 0.0)
+
+
+def argmax(x: Tensor) -> Tensor:
+    """The index of the largest value of the last axis; of equal ones the lowest."""
+    return torch.sort(x, dim=-1, descending=True, stable=True).indices[..., 0]
 
 
 MEANING: dict[str, Callable] = {
@@ -187,6 +188,6 @@ MEANING: dict[str, Callable] = {
     "gather": lambda x, index, axis: x.index_select(axis, index),
     "select_rows": select_rows,
     "route": route,
-    "argmax": lambda x: x.argmax(-1),
+    "argmax": argmax,
 }
 """What every device operator gives; operands and attributes are those of `ir.DEVICE`."""

@@ -22,8 +22,6 @@ from .views import tensor
 
 VIEWS = ("reshape", "permute", "slice", "expand", "append")
 """Operators that compute nothing."""
-CHOICES = ("route", "select_rows", "argmax")
-"""Operators that may choose another of two close values."""
 OWN_LIMIT = 0.1
 """The largest own error that is taken for rounding."""
 
@@ -57,9 +55,9 @@ def operator_errors(
         if node.op in VIEWS:
             continue
         operands = {each: reals[each] for each in node.inputs}
-        meant = node_value(graph, node, operands, lengths, torch.float32)
+        meant = node_value(graph, node, operands, lengths, torch.float64)
         error, own = (relative_rms(reals[name].numpy(), want.numpy()) for want in (wanted[name], meant))
-        if own is not None and own > OWN_LIMIT and node.op not in CHOICES:
+        if own is not None and own > OWN_LIMIT:
             raise InternalError(
                 f"module {node.module}: the integers of {node.op} {name} differ by {own:.1%} from what it means"
             )
@@ -81,9 +79,10 @@ class _Reals(dict):
             found = torch.cat((past, new), node.arguments["axis"])
         elif view is None:
             found = self.wanted[name]
+            found = found.double() if found.is_floating_point() else found
         else:
             rows = real(self.integers, view.base, self.values_of[view.base])
-            found = torch.from_numpy(tensor(view, rows, self.lengths).astype(np.float32))
+            found = torch.from_numpy(tensor(view, rows, self.lengths).astype(np.float64))
             found = found.reshape(self.wanted[name].shape)
         self[name] = found
         return found

@@ -7,7 +7,7 @@ import numpy as np
 
 from hw.spec import numerics as nm
 from hw.spec.errors import UserError
-from hw.spec.rows import quantise_rows
+from hw.spec.rows import quantise_rows, rope_words
 
 from . import steps as s
 from .integers import Integers
@@ -69,12 +69,7 @@ def _table(step: s.Table, cos: Array, sin: Array) -> Array:
     else:
         c[:, :width] = cos[:, :width]
         sn[:, :width] = sin[:, :width] * np.repeat([-1, 1], width // 2)
-    words = (_q14(c) & 0xFFFF) | (_q14(sn) & 0xFFFF) << 16
-    return step.layout.arrange(words)
-
-
-def _q14(values: Array) -> Array:
-    return np.rint(values * (1 << nm.ROPE_FRAC)).astype(np.int64)
+    return step.layout.arrange(rope_words(c, sn))
 
 
 def _mask(step: s.Mask, mask: Array, lengths: Mapping[str, int]) -> Array:

@@ -154,6 +154,3 @@ class _Planner:
             if added is not None:
                 bias = (0 if bias is None else bias) + weight @ np.asarray(self.constants[added], np.float64)
         return value_factor(weight, gain, bias)
-
-
-__all__ = ["VIEWS", "make_plan", "paired", "query_factor"]

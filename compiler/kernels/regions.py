@@ -9,6 +9,15 @@ from dataclasses import dataclass, replace
 from hw.spec.config import Config
 from hw.spec.errors import UserError
 
+ROOM = {
+    "AB": "ab_granules",
+    "PB": "pb_granules",
+    "VB": "vb_granules",
+    "SB": "sb_granules",
+    "OB": "ob_blocks",
+    "RS": "rs_entries",
+}
+"""The field of a configuration that says how many elements a buffer holds."""
 UNITS = {"OB": "blocks", "RS": "entries"}
 """What sizes of other buffers than those of granules count."""
 
@@ -54,21 +63,22 @@ def memory_region(name: str) -> Region:
     return Region("MEMORY", name, int.from_bytes(name.encode()[:7], "big"), 1)
 
 
+def per_word(config: Config, buffer: str) -> int:
+    """Elements in a vector-unit word."""
+    return 1 if buffer in ("OB", "RS") else config.granules_per_word
+
+
+def alignment(config: Config, buffer: str) -> int:
+    """A region begins at a multiple of so many elements."""
+    return 1 if buffer == "RS" else max(config.granules_per_word, config.units if buffer == "OB" else 1)
+
+
 class Allocator:
     """Places regions in one buffer. `mark`/`release` reuse space between phases; `ring` wraps around."""
 
     def __init__(self, config: Config, buffer: str) -> None:
-        fields = {
-            "AB": "ab_granules",
-            "PB": "pb_granules",
-            "VB": "vb_granules",
-            "SB": "sb_granules",
-            "OB": "ob_blocks",
-            "RS": "rs_entries",
-        }
-        self.buffer, self.limit = buffer, getattr(config, fields[buffer])
-        self.per_word = 1 if buffer in ("OB", "RS") else config.granules_per_word
-        self.align = 1 if buffer == "RS" else max(config.granules_per_word, config.units if buffer == "OB" else 1)
+        self.buffer, self.limit = buffer, getattr(config, ROOM[buffer])
+        self.per_word, self.align = per_word(config, buffer), alignment(config, buffer)
         self.at, self.config = 0, config
 
     def take(self, name: str, size: int) -> Region:

@@ -79,7 +79,7 @@ class _Attention:
     def _mask(self) -> Buffer:
         """The tile's rows of the mask, in VB: all heads read them."""
         name, tile = self.step.mask, self.tile
-        loaded, mask = (self.body.buffer(f"{name} {where}", where, tile * self.most) for where in ("PB", "VB"))
+        loaded, mask = (Buffer(f"{name} {where}", where, tile * self.most) for where in ("PB", "VB"))
         base = self.lowering.rows[name].base
 
         def load(e: Emitter) -> None:
@@ -138,7 +138,7 @@ class _Head:
 
     def __init__(self, attention: _Attention, head: int, mask: Buffer | None) -> None:
         self.a, self.head, self.mask = attention, head, mask
-        tile, group, most, new = attention.tile, attention.group, attention.most, attention.body.buffer
+        tile, group, most, new = attention.tile, attention.group, attention.most, Buffer
         rows, words = tile * group, attention.words
         each = attention.config.granules_per_word
         self.scores = new("scores", "AB", rows * most)

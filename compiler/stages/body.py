@@ -65,6 +65,3 @@ class Body:
     """Once ahead of the loop over tiles; buffers that these touch keep their places until the end."""
     behind: list[Issue] = field(default_factory=list)
     """Once behind the loop."""
-
-    def buffer(self, name: str, where: str, size: int) -> Buffer:
-        return Buffer(name, where, size)

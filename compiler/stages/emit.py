@@ -49,9 +49,6 @@ class Arguments:
         """The largest value of a length."""
         return dim.at({name: r.most for name, r in self.ranges.items()}) if isinstance(dim, Length) else int(dim)
 
-    def least(self, dim: Dim) -> int:
-        return dim.at({name: r.least for name, r in self.ranges.items()}) if isinstance(dim, Length) else int(dim)
-
 
 class Emitter:
     """Writes phases into one builder. During a tile, `m` is its number of rows and `at` its first row."""
@@ -182,10 +179,6 @@ class Emitter:
             b.close()
             b.set(row, row + words)
         b.free("_each", "_count")
-
-    def keep_sum(self, name: str, left: Value, right: Value) -> Value:
-        """left + right, in a register of that name where it is no constant."""
-        return self.sum(left, right, name)
 
     def _tiles(self, count: Value, rows: Dim, body: Body) -> None:
         b = self.b

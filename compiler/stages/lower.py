@@ -16,7 +16,7 @@ from ..integer import steps as s
 from ..integer.steps import Layout, Param, Step
 from ..kernels.builder import At
 from ..kernels.regions import memory_region
-from .body import Body, Home, Issue, Memory
+from .body import Body, Buffer, Home, Issue, Memory
 from .emit import Arguments, Emitter
 from .memory import Cache, MemoryMap, Rows
 from .passes import Former
@@ -187,7 +187,7 @@ class PhaseLowering:
         if key not in self._params:
             beats = layout.groups * self.words(layout.size) * self.granules_per_word
             address, words = self.memory.param(param, layout), self.words(layout.size)
-            buffer = self.body.buffer(param.name, "PB", beats)
+            buffer = Buffer(param.name, "PB", beats)
 
             def emit(e: Emitter) -> None:
                 e.b.load(address, e.region(buffer), beats, kind=LdKind.PARAMETERS)
@@ -237,7 +237,7 @@ class PhaseLowering:
         steps = weights.output_blocks(out, self.config.units)
         granules = steps * self.config.units
         rows = 1 if step.rows == 1 else self.body.tile
-        buffer = self.body.buffer(step.name, "AB", rows * granules)
+        buffer = Buffer(step.name, "AB", rows * granules)
         self.former.homes[step.name] = [Home(buffer, granules // self.granules_per_word, self.words(step.layout.size))]
         self.issue(Unit.RD, step.operator, [], [], lambda e: e.b.read(at, beats), beats)
 
@@ -312,10 +312,10 @@ class PhaseLowering:
         return e.sum(e.dim(before), e.at, "_pos")
 
     def _hold_scales(self, step: s.Hold, cache: Cache, n: int) -> None:
-        former, entry = self.former, self.former.homes[step.entry][0]
+        entry = self.former.homes[step.entry][0]
         x, gpw = self.steps[step.x], self.granules_per_word
         tile = 1 if x.rows == 1 else self.body.tile
-        buffer = self.body.buffer(f"{step.name} scales", "SB", tile * n * gpw)
+        buffer = Buffer(f"{step.name} scales", "SB", tile * n * gpw)
         read = Row.SCALE if step.key else Row.RAW
 
         def fill(e: Emitter) -> None:
@@ -340,4 +340,3 @@ class PhaseLowering:
 
         self.issue(Unit.VU, step.operator, [entry.buffer], [buffer], fill, tile * n)
         self.issue(Unit.ST, step.operator, [buffer], [Memory(f"s{cache.scales}")], put, tile * n)
-        del former

@@ -19,7 +19,7 @@ from ..integer.steps import Array, Step
 from ..ir import Dim
 from ..kernels.builder import At, Value
 from ..kernels.regions import memory_region
-from .body import Body, Issue
+from .body import Body, Buffer, Issue
 from .emit import Emitter
 from .memory import MemoryMap, Rows
 from .select import select
@@ -140,7 +140,7 @@ def _chunk(
     """One stretch of the source to PB, to SB, and its pieces from there to their targets."""
     operator, source_name, target_name = names
     config = memory.config
-    loaded, stored = body.buffer(source_name, "PB", beats), body.buffer(target_name, "SB", beats)
+    loaded, stored = Buffer(source_name, "PB", beats), Buffer(target_name, "SB", beats)
     words = beats // config.granules_per_word
 
     def load(e: Emitter) -> None:
@@ -190,7 +190,7 @@ def join(e: Emitter, memory: MemoryMap, places: Places, steps: Steps, name: str)
     for part in step.parts:
         rows = steps[part].rows
         _append(e, memory, (step.operator, part, name), places[part], rows, target, offset)
-        offset = e.keep_sum("joined", offset, e.dim(rows))
+        offset = e.sum(offset, e.dim(rows), "joined")
 
 
 def _append(
@@ -200,7 +200,7 @@ def _append(
     config = memory.config
     tile = max(1, min(e.arguments.most(rows), min(config.pb_granules, config.sb_granules) // 2 // source.beats))
     body = Body(tile)
-    loaded, stored = (body.buffer(source_name, where, tile * source.beats) for where in ("PB", "SB"))
+    loaded, stored = (Buffer(source_name, where, tile * source.beats) for where in ("PB", "SB"))
     words = source.beats // config.granules_per_word
 
     def load(em: Emitter) -> None:
@@ -243,8 +243,8 @@ def sum_rows(e: Emitter, memory: MemoryMap, places: Places, steps: Steps, name: 
     rows, words = steps[step.x].rows, source.beats // config.granules_per_word
     tile = max(1, min(e.arguments.most(rows), config.pb_granules // 2 // source.beats))
     body = Body(tile)
-    loaded = body.buffer(step.x, "PB", tile * source.beats)
-    total, stored = body.buffer(name, "VB", source.beats), body.buffer(f"{name} stored", "SB", source.beats)
+    loaded = Buffer(step.x, "PB", tile * source.beats)
+    total, stored = Buffer(name, "VB", source.beats), Buffer(f"{name} stored", "SB", source.beats)
     lanes = words * config.lanes
 
     def clear(em: Emitter) -> None:

@@ -20,7 +20,7 @@ from hw.spec.timing import VU_LATENCY
 
 from ..integer import steps as s
 from ..integer.steps import Param, Step
-from .body import Body, Home, Issue, Place
+from .body import Body, Buffer, Home, Issue, Place
 
 SOURCE, MUL1, MUL2, ADD, FUNC, MUL3 = range(6)
 SOURCES = {"AB": ("a", Src.A), "VB": ("v", Src.V), "PB": ("p", Src.P)}
@@ -196,7 +196,7 @@ class Former:
         rows = 1 if step.rows == 1 else self.body.tile
         each = self.sizes.granules_per_word
         row = step.layout.groups * words
-        buffer = self.body.buffer(name or value, where, rows * row * each)
+        buffer = Buffer(name or value, where, rows * row * each)
         scale = each if where == "OB" else 1
         group = words * scale if step.layout.groups > 1 or where == "OB" else 0
         return Home(buffer, 0 if step.rows == 1 else row * scale, group)
@@ -240,7 +240,7 @@ class Former:
         layout = self.steps[step.x].layout
         groups = 1 if step.whole else layout.groups
         rows = 1 if step.rows == 1 else self.body.tile
-        into = Home(self.body.buffer(step.name, "RS", rows * groups), 0 if step.rows == 1 else groups, int(groups > 1))
+        into = Home(Buffer(step.name, "RS", rows * groups), 0 if step.rows == 1 else groups, int(groups > 1))
         control: dict[str, Any] = {"into": into, "reduce": step.kind, "fin": step.fin, "imm1": step.constant}
         control["level"] = int(step.whole and layout.groups > 1)
         control["r0"] = self.home(step.entry, "RS") if step.entry else None
@@ -277,7 +277,3 @@ class Former:
     def parameter(self, param: Param, step: Step) -> Home:
         """A constant a channel, loaded into PB."""
         return self.sizes.parameter(self, param, step.layout)
-
-    def finish(self) -> None:
-        """What is still open is read by nobody."""
-        self.open.clear()

@@ -5,17 +5,8 @@ from dataclasses import dataclass
 from hw.spec.config import Config
 from hw.spec.errors import UserError
 
-from ..kernels.regions import Region
+from ..kernels.regions import ROOM, Region, alignment, per_word
 from .body import Body, Buffer
-
-FIELDS = {
-    "AB": "ab_granules",
-    "PB": "pb_granules",
-    "VB": "vb_granules",
-    "SB": "sb_granules",
-    "OB": "ob_blocks",
-    "RS": "rs_entries",
-}
 
 
 class DoesNotFitError(UserError):
@@ -43,16 +34,15 @@ def places(body: Body, config: Config) -> dict[Buffer, Region]:
             if isinstance(place, Buffer):
                 lives[place] = _Life(place, 0, end)
     found: dict[Buffer, Region] = {}
-    for where in FIELDS:
+    for where in ROOM:
         found |= _in_one([life for life in lives.values() if life.buffer.where == where], where, config)
     return found
 
 
 def _in_one(lives: list[_Life], where: str, config: Config) -> dict[Buffer, Region]:
     """Next fit: a place behind the one given last is taken first, so that what was just in use stays undisturbed."""
-    limit = getattr(config, FIELDS[where])
-    plain = where in ("OB", "RS")
-    align = 1 if where == "RS" else max(config.granules_per_word, config.units if where == "OB" else 1)
+    limit = getattr(config, ROOM[where])
+    align = alignment(config, where)
     placed: list[tuple[int, int, int]] = []
     found, at = {}, 0
     for life in sorted(lives, key=lambda each: each.first):
@@ -66,8 +56,7 @@ def _in_one(lives: list[_Life], where: str, config: Config) -> dict[Buffer, Regi
             )
         placed.append((start, start + size, life.last))
         at = start + size
-        per_word = 1 if plain else config.granules_per_word
-        found[life.buffer] = Region(where, life.buffer.name, start, size, per_word)
+        found[life.buffer] = Region(where, life.buffer.name, start, size, per_word(config, where))
     return found
 
 

@@ -72,7 +72,7 @@ class _Selection:
         each, source = self.config.granules_per_word, self.scores
         tile = max(1, min(self.e.arguments.most(self.n_rows), self.config.sb_granules // 2 // each))
         body = Body(tile)
-        loaded, stored = (body.buffer("scores", where, tile * each) for where in ("PB", "SB"))
+        loaded, stored = (Buffer("scores", where, tile * each) for where in ("PB", "SB"))
 
         def load(e: Emitter) -> None:
             address = e.row_address(source.base, each)
@@ -97,7 +97,7 @@ class _Selection:
     def _search(self) -> None:
         each, words = self.config.granules_per_word, self.most_words
         body = Body(1)
-        new = body.buffer
+        new = Buffer
         self.row_in, self.steps_in = new("row", "PB", words * each), new("steps", "PB", len(STEPS) * each)
         self.constants_in = new("constants", "PB", 3 * each)
         self.work, self.limit, self.flag = (
@@ -198,7 +198,7 @@ class _Selection:
     def _walk(self) -> None:
         """Row by row, from the first one."""
         body = Body(1)
-        self.loaded, self.stored = (body.buffer("row", where, self.source.beats) for where in ("PB", "SB"))
+        self.loaded, self.stored = (Buffer("row", where, self.source.beats) for where in ("PB", "SB"))
         body.issues.append(Issue(Unit.LD, self.step.operator, (), (self.loaded, self.stored), self._emit_walk))
         self.e.straight(body)
 

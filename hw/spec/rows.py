@@ -29,3 +29,9 @@ def quantise_rows(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(int8[..., k], raw absmax int64[..., 1]) of wide rows: 127 stands for the row's largest magnitude."""
     raw = absmax(x)
     return nm.to_int8(nm.mul_scale(x, nm.qrecip_scale(raw))).astype(np.int8), raw
+
+
+def rope_words(cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
+    """int64 table words of lanes with these cosines and these sines, each signed as its lane adds it (operator 5)."""
+    c, s = (np.rint(np.asarray(part, np.float64) * (1 << nm.ROPE_FRAC)).astype(np.int64) for part in (cos, sin))
+    return (c & 0xFFFF) | (s & 0xFFFF) << 16

@@ -1,6 +1,7 @@
 """Rotary positions, caches and attention (operators 5 to 8 of docs/machine.md)."""
 
 from hw.spec import numerics as nm
+from ref_model.quantise import ATTENTION_OUT_FACTOR
 
 from ...graph.ir import Node
 from .. import steps as s
@@ -8,9 +9,6 @@ from ..plan import paired, query_factor
 from ..steps import Layout
 from ..translate import Translator, refused, rule
 from ..views import View, heads_view
-
-OUT_MULT = 2**4 * 127 / 128
-"""Attention gives its values times this."""
 
 
 @rule("rope")
@@ -71,7 +69,7 @@ def attention(t: Translator, node: Node) -> View:
         bool(a.get("causal", False)),
         n_keys,
         cap,
-        mult=v_mult * OUT_MULT,
+        mult=v_mult / ATTENTION_OUT_FACTOR,
     )
     return heads_view(out, layout.groups, before.rows, v_size)
 

@@ -65,9 +65,8 @@ MOST_PLACES = 65_535
 
 
 def _without(t: Translator, x: str, top: str) -> str:
-    """The values but for the largest, which become negative; all are no smaller than 0."""
-    twice = t.then(s.Multiply, x, at_least(t, x, top), 14)
-    return t.then(s.Add, x, t.then(s.ScaleAll, twice, nm.encode_scale(-1.0)))
+    """The values but for the largest, which become less than all others: 32,767 are taken away from it."""
+    return t.then(s.Add, x, t.then(s.ScaleAll, at_least(t, x, top), nm.encode_scale(-(2.0**16))))
 
 
 @rule("select_rows")

@@ -6,17 +6,13 @@ import numpy as np
 
 from hw.spec import numerics as nm
 from hw.spec.isa import Func, Reduce, Row
-from ref_model.quantise import encode_scales
+from ref_model.quantise import GATED_FRAC_BITS, encode_scales
 
 from ...graph.ir import Node
 from .. import steps as s
 from ..steps import Array
 from ..translate import Translator, fixed_rows, refused, rule
 from ..views import CHANNEL, ROW, View, merged
-
-GATED_FRAC_BITS = 2
-"""Extra fraction bits of a gated product: gates shrink values, and what follows takes the bits back."""
-
 
 # --- operands -------------------------------------------------------------------------------------------
 
@@ -129,10 +125,6 @@ def mul(t: Translator, node: Node) -> View:
     bits = GATED_FRAC_BITS if gated else 0
     product = t.then(s.Multiply, a, b, nm.FRAC - bits, mult=2.0**bits)
     return View(product, view.axes)
-
-
-NEVER_NEGATIVE = ("softmax", "route", "slice", "reshape")
-"""Operators whose results are no smaller than 0, or views on the way to one."""
 
 
 def _by_row(t: Translator, node: Node, x: str, factor: str) -> View:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compiler.graph import capture, constants, evaluate, host_values
+from compiler.graph import capture, constants, evaluate, values_of
 from hw.spec.errors import UserError
 from tests.compiler.graph.small import LENGTHS, SEQ, WIDTH, Of, graph_of, linear, only, operators, weight
 
@@ -91,7 +91,7 @@ def test_values_of_constants_and_of_the_host():
     (factor,) = (only(graph, "mul").operand("y"),)
     torch.testing.assert_close(constants(graph)[factor], 1 + graph.module.w.detach())
     (places,) = (only(graph, "add").operand("y"),)
-    assert host_values(graph, {}, {"seq": 3})[places].flatten().tolist() == [0, 1, 2]
+    assert values_of(graph, [places], {}, {"seq": 3})[places].flatten().tolist() == [0, 1, 2]
 
 
 def test_constants_are_tensors():
