@@ -174,6 +174,29 @@ class GatedFusion(nn.Module):
         return x + torch.sigmoid(self.gate(x)) * self.value(x)
 
 
+class TwoTowers(nn.Module):
+    """Features of two towers side by side; float[seq, 48] and float[seq, 32] -> float[seq, 64]."""
+
+    def __init__(self, norm: bool = False) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(VISION + 32) if norm else nn.Identity()
+        self.mlp = mlp(VISION + 32, TEXT, TEXT)
+
+    def forward(self, x: Tensor, other: Tensor) -> Tensor:
+        return self.mlp(self.norm(torch.cat((x, other), -1)))
+
+
+class TokenGate(nn.Module):
+    """A number between -1 and 1 for every token, on what is added to it; float[seq, 48] -> float[seq, 48]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.value = nn.Linear(VISION, 1), nn.Linear(VISION, VISION)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.tanh(self.gate(x)) * self.value(x)
+
+
 class ScaledProjector(nn.Module):
     """Rows times 8, the root of a width, then a linear layer; float[seq, 48] -> float[seq, 64]."""
 
@@ -215,6 +238,16 @@ def pooled(reduce: Callable[[Tensor], Tensor], about: str, channels: int = VISIO
 def cross_attention_inputs(seq: int = 5, keys: int = 7) -> dict[str, Tensor]:
     """Inputs of `CrossAttention`: the number of keys has nothing to do with the number of queries."""
     return {"queries": rows("queries", seq, VISION), "keys": rows("keys", keys, VISION)}
+
+
+def two_tower_inputs(seq: int = 5) -> dict[str, Tensor]:
+    """Features of one picture from two towers, token by token."""
+    return {"x": rows("x", seq, VISION), "other": rows("other", seq, 32)}
+
+
+def two_towers(norm: bool, about: str) -> Case:
+    dynamic = {"x": {0: "seq"}, "other": {0: "seq"}}
+    return Case(lambda: trained(TwoTowers(norm)), two_tower_inputs, "projectors", about, dynamic, {"seq": (1, 64)})
 
 
 def resized(mode: str) -> Callable[[Tensor], Tensor]:
@@ -262,6 +295,9 @@ CASES = {
     "region-attention": fixed(RegionAttention, "A query for every region of the picture, as in TokenPacker."),
     "visual-vocabulary": case(VisualVocabulary, "A softmax over a table of visual words, as in Ovis."),
     "gated-fusion": case(GatedFusion, "A sigmoid gate on a second view, as in MG-LLaVA."),
+    "two-towers": two_towers(False, "Channels of two towers are joined, as in Prismatic, Eagle and DeepSeek-VL."),
+    "normed-towers": two_towers(True, "The same with a norm over the joined channels."),
+    "token-gate": case(TokenGate, "A tanh gate of either sign on every token, as in Flamingo's gated layers."),
     "scaled-rows": case(ScaledProjector, "Embeddings times a number, as in Gemma."),
     "log-softmax": case(
         LogSoftmaxHead, "Logarithms of probabilities, as beam search takes them.", "the machine has no logarithm"

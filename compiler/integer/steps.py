@@ -152,16 +152,17 @@ class Rearranged(Move):
 
 @dataclass(eq=False)
 class Joined(Move):
-    """Rows of several values behind each other."""
+    """Rows of several values behind each other; beside: the channels of each row side by side."""
 
     parts: tuple[str, ...]
+    beside: bool = False
 
     @property
     def operands(self) -> tuple[str, ...]:
         return self.parts
 
     def compute(self, values, lengths):
-        return np.concatenate([values[part] for part in self.parts])
+        return np.concatenate([values[part] for part in self.parts], axis=2 if self.beside else 0)
 
 
 @dataclass(eq=False)

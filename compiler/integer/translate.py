@@ -174,6 +174,8 @@ class Translator:
 
     def _input(self, node: Node) -> View:
         *rows, width = node.shape if node.shape else (1,)
+        if not isinstance(width, int):
+            raise refused(node, f"its rows have {width} channels", "rows of a constant number of channels")
         layout = self.plan.layouts.get(node.name, Layout(1, int(width)))
         base = self.add(s.Input, _flat(node, rows), layout, name=node.name, node=node.name)
         return rows_view(base, node.shape)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hw.spec.config import GRANULE_LANES
 from hw.spec.isa import Add, LdKind, Src, StKind, StMode, Unit
 from hw.spec.timing import VU_LATENCY
 
@@ -183,19 +184,33 @@ def _put(walk: Walk, stored, target: int, granules: int, name: str) -> Callable[
 
 
 def join(e: Emitter, memory: MemoryMap, places: Places, steps: Steps, name: str) -> None:
-    """The rows of every part, tile by tile, behind those of the parts before."""
+    """The rows of every part, tile by tile, behind or beside those of the parts before."""
     target, step = places[name], steps[name]
     assert isinstance(step, s.Joined)
     offset: Value = 0
+    column = 0
     for part in step.parts:
-        rows = steps[part].rows
-        _append(e, memory, (step.operator, part, name), places[part], rows, target, offset)
-        offset = e.sum(offset, e.dim(rows), "joined")
+        rows, source = steps[part].rows, places[part]
+        granules = -(-source.layout.size // GRANULE_LANES) if step.beside else source.beats
+        _append(e, memory, (step.operator, part, name), source, rows, target, offset, column, granules)
+        if step.beside:
+            column += granules
+        else:
+            offset = e.sum(offset, e.dim(rows), "joined")
 
 
 def _append(
-    e: Emitter, memory: MemoryMap, names: tuple[str, str, str], source: Rows, rows: Dim, target: Rows, offset: Value
+    e: Emitter,
+    memory: MemoryMap,
+    names: tuple[str, str, str],
+    source: Rows,
+    rows: Dim,
+    target: Rows,
+    offset: Value,
+    column: int,
+    granules: int,
 ) -> None:
+    """`granules` of every row of the source to column `column` of the target's rows from row `offset` on."""
     operator, source_name, target_name = names
     config = memory.config
     tile = max(1, min(e.arguments.most(rows), min(config.pb_granules, config.sb_granules) // 2 // source.beats))
@@ -218,10 +233,10 @@ def _append(
             StMode.LIN,
             em.region(stored),
             memory_region(target_name),
-            addr=em.times(row, target.beats, "_row") + target.base,
+            addr=em.times(row, target.beats, "_row") + target.base + column,
             src_tok=source.beats,
             n_tok=em.m,
-            n_gran=source.beats,
+            n_gran=granules,
             stride_tok=target.beats,
         )
 

@@ -34,6 +34,9 @@ SOME = (
     "region-attention",
     "visual-vocabulary",
     "gated-fusion",
+    "two-towers",
+    "normed-towers",
+    "token-gate",
     "merged-pairs",
     "exit-network",
 )
@@ -187,10 +190,33 @@ class JoinedRows(nn.Module):
         return self.inner(torch.cat((self.first, self.inner(x), x)))
 
 
-@pytest.mark.parametrize("make", [Argmax, Choice, Contraction, Squashed, HardSwish, JoinedRows])
+class Centred(nn.Module):
+    """A sum, and a mean, over the channels of each row, both of either sign."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - x.mean(-1, keepdim=True)) * x.sum(-1, keepdim=True)
+
+
+class Broadcast(nn.Module):
+    """One number a row against a constant row: a sum and a product, float[rows, 48] -> float[rows, 24]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.row = nn.Linear(48, 1), nn.Parameter(torch.randn(24))
+
+    def forward(self, x: Tensor) -> Tensor:
+        one = self.inner(x)
+        return self.row * one + (self.row - 0.5 * one)
+
+
+FIXED = (Choice, Contraction, Squashed, HardSwish)
+SYMBOLIC = (Argmax, JoinedRows, Centred, Broadcast)
+
+
+@pytest.mark.parametrize("make", FIXED + SYMBOLIC)
 def test_further_operators(make):
     torch.manual_seed(3)
-    symbolic = make in (Argmax, JoinedRows)
+    symbolic = make in SYMBOLIC
     dynamic, lengths = ({"x": {0: "seq"}}, {"seq": (1, 64)}) if symbolic else ({}, {})
     result = alula.compile(make(), {"x": torch.randn(16, 48)}, dynamic, lengths).verify("cycle")
     assert result["bit_exact"] and result["float_error"] <= LARGEST_ERROR
@@ -239,6 +265,29 @@ def test_attention_over_inputs_alone():
     inputs = {name: torch.randn(2, n, 16) for name, n in (("q", 9), ("k", 21), ("v", 21))}
     result = alula.compile(Bare(), inputs).verify("cycle")
     assert result["bit_exact"] and result["float_error"] < LARGEST_ERROR
+
+
+REFUSED = {
+    "symbolic channels": (
+        lambda x: torch.softmax(x.t(), -1).t(),
+        "its rows have seq channels: rows of a constant number of channels",
+    ),
+    "odd parts": (lambda x: torch.cat((x[:, :20], x), -1), "a part has 20 channels: parts of a multiple of 16"),
+    "sums of both axes": (lambda x: x.mean(), "it goes over rows and channels: two sums"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_forms_that_the_integers_do_not_have(what):
+    function, text = REFUSED[what]
+
+    class Module(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return function(x)
+
+    with pytest.raises(UserError) as refusal:
+        alula.compile(Module(), {"x": torch.randn(8, 48)}, {"x": {0: "seq"}}, {"seq": (1, 64)})
+    assert text in str(refusal.value) and "\n" not in str(refusal.value)
 
 
 # --- refusals and bad input -------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from .choices import find_choices
 from .cleaning import drop_neutral, drop_noise, drop_zeros, merge_views, share_equal_nodes
 from .convolution import find_convolutions
 from .copies import find_copies
-from .linear import find_linears, split_linears
+from .linear import cut_joined_channels, find_linears, split_linears
 from .norms import find_norms, fold_norm_weights
 from .products import find_products
 from .reductions import find_pools, find_reductions
@@ -45,6 +45,7 @@ REWRITES: tuple[Callable[[Editor], None], ...] = (
     find_state,
     find_attention,
     find_choices,
+    cut_joined_channels,
     split_linears,
     fold_norm_weights,
     put_tables_second,

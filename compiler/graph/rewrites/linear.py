@@ -83,6 +83,35 @@ def split_linears(e: Editor) -> None:
     e.graph.drop_dead()
 
 
+def cut_joined_channels(e: Editor) -> None:
+    """A linear layer of values side by side is the sum of one layer a value: nothing has to be joined."""
+    for node in e.device():
+        joined = e.form(node.arguments.get("x"), "cat") if node.op == "linear" and node.target is None else None
+        if joined is None or int(joined.arguments["axis"]) % len(joined.shape) != len(joined.shape) - 1:
+            continue
+        products, start = [], 0
+        for part in joined.arguments["parts"]:
+            stop = start + int(e.graph.nodes[part.name].shape[-1])
+            weight = _columns(e, node, node.arguments["weight"], start, stop)
+            products.append(e.insert(node, "part", "linear", node.shape, x=part, weight=weight))
+            start = stop
+        e.graph.nodes[products[0].name].arguments |= (
+            {"bias": node.arguments["bias"]} if "bias" in node.arguments else {}
+        )
+        total = products[0]
+        for product in products[1:-1]:
+            total = e.insert(node, "sum", "add", node.shape, x=total, y=product)
+        e.turn(node, "add", x=total, y=products[-1])
+    e.graph.drop_dead()
+
+
+def _columns(e: Editor, before: Node, matrix: Ref, start: int, stop: int) -> Ref:
+    shape = (e.graph.nodes[matrix.name].shape[0], stop - start)
+    return e.constant(
+        before, "columns", lambda x, start, stop: x[:, start:stop], shape, x=matrix, start=start, stop=stop
+    )
+
+
 def _rows(e: Editor, before: Node, matrix: Ref | None, start: int, stop: int) -> Ref | None:
     if matrix is None:
         return None

@@ -10,9 +10,11 @@ from ref_model.quantise import GATED_FRAC_BITS, encode_scales
 
 from ...graph.ir import Node
 from .. import steps as s
-from ..steps import Array
+from ..steps import Array, Layout
 from ..translate import Translator, fixed_rows, refused, rule
-from ..views import CHANNEL, ROW, View, merged
+from ..views import CHANNEL, ROW, View, merged, rows_view
+
+MINUS = nm.encode_scale(-1.0)
 
 # --- operands -------------------------------------------------------------------------------------------
 
@@ -21,6 +23,8 @@ def channel_constant(t: Translator, x: View, values: Array) -> Array | None:
     """A constant that broadcasts against a view, as one number a channel of the base: [groups, size]; None where it
     differs from row to row."""
     values = values.reshape((1,) * (len(x.axes) - values.ndim) + values.shape)
+    if any(given not in (1, size) for given, size in zip(values.shape, x.shape, strict=True)):
+        return None
     axes = [merged(axis) for axis in x.axes]
     numbers: Array = np.zeros((1,) * len(axes), np.int64)
     for at, atoms in enumerate(axes):
@@ -40,9 +44,22 @@ def channel_constant(t: Translator, x: View, values: Array) -> Array | None:
     return layout.arrange(out)
 
 
-def _row_scalar(node: Node, other: Node) -> bool:
-    """Whether `other` is one number a row of the node's result."""
-    return len(other.shape) == len(node.shape) and other.shape[-1] == 1 and node.shape[-1] != 1
+def _row_operands(t: Translator, node: Node, x: str, y: str) -> tuple[str, str] | None:
+    """(operand of many channels, activation of one number a row) of a node that has two such operands."""
+    for many, one in ((x, y), (y, x)):
+        shape = t.graph.nodes[one].shape
+        if not t.is_table(one) and len(shape) == len(node.shape) and shape[-1] == 1 and node.shape[-1] != 1:
+            return many, one
+    return None
+
+
+def _rows_of(t: Translator, node: Node, name: str) -> View:
+    """An operand that has the channels of the node's result; what the host computes repeats along its rows."""
+    if not t.is_table(name):
+        return t.view(name)
+    layout = Layout(1, int(node.shape[-1]))
+    rows = t.add(s.Input, t.flat(node), layout, node=name, shape=tuple(node.shape), name=f"{name}.rows")
+    return rows_view(rows, node.shape)
 
 
 def _pair(t: Translator, node: Node, x: str, y: str) -> tuple[str, str, View]:
@@ -66,7 +83,10 @@ def _pair(t: Translator, node: Node, x: str, y: str) -> tuple[str, str, View]:
 
 def _broadcast(t: Translator, node: Node, x: str, table: str) -> str:
     """What the host computes, as rows of its own in the layout of the other operand."""
-    base = t.steps[t.rows(x)]
+    base, widths = t.steps[t.rows(x)], {t.graph.nodes[x].shape[-1:], node.shape[-1:]}
+    if len(widths) > 1 or str(base.rows) != str(t.flat(node)):
+        shape = " x ".join(str(d) for d in t.graph.nodes[x].shape)
+        raise refused(node, f"its operand [{shape}] repeats along the other one", "activations of the result's shape")
     return t.add(s.Input, base.rows, base.layout, node=table, shape=tuple(node.shape), name=f"{table}.rows")
 
 
@@ -86,6 +106,8 @@ def add(t: Translator, node: Node) -> View:
         if found is not None:
             base = t.steps[view.base]
             return View(t.then(s.Add, base.name, t.param("added", fixed_rows(found, base.mult))), view.axes)
+    if operands := _row_operands(t, node, x, y):
+        return _plus_row(t, node, *operands, alpha)
     a, b, view = _pair(t, node, x, y)
     a = t.at_mult(a)
     b = t.then(s.ScaleAll, b, nm.encode_scale(alpha / t.steps[b].mult), mult=1.0) if alpha != 1 else t.at_mult(b)
@@ -116,9 +138,8 @@ def mul(t: Translator, node: Node) -> View:
         if found is not None:
             words = encode_scales(found.reshape(-1)).reshape(found.shape)
             return View(t.then(s.ScaleChannels, view.base, t.param("factors", words)), view.axes)
-    for a, b in ((x, y), (y, x)):
-        if not t.is_table(b) and _row_scalar(node, t.graph.nodes[b]):
-            return _by_row(t, node, a, b)
+    if operands := _row_operands(t, node, x, y):
+        return _by_row(t, node, *operands)
     a, b, view = _pair(t, node, x, y)
     a, b = t.at_mult(a), t.at_mult(b)
     gated = any(t.graph.nodes[name].op == "activation" for name in (x, y))
@@ -128,18 +149,36 @@ def mul(t: Translator, node: Node) -> View:
 
 
 def _by_row(t: Translator, node: Node, x: str, factor: str) -> View:
-    """Rows times one number each, which must not be negative: row scalars are magnitudes."""
-    source = t.graph.nodes[factor]
+    """Rows times one number each. Row scalars are magnitudes: a factor of either sign is the difference of two."""
+    view, factors = _rows_of(t, node, x), t.at_mult(_one_channel(t, node, factor))
+    scaled = _scaled(t, view.base, factors)
+    if not _never_negative(t, factor):
+        less = _scaled(t, view.base, _relu(t, t.then(s.ScaleAll, factors, MINUS)))
+        scaled = t.then(s.Add, _scaled(t, view.base, _relu(t, factors)), t.then(s.ScaleAll, less, MINUS))
+    return View(scaled, view.axes)
+
+
+def _scaled(t: Translator, x: str, factors: str) -> str:
+    return t.then(s.ScaleRows, x, t.entry(factors, Reduce.SUM), Row.SCALE, nm.FRAC)
+
+
+def _never_negative(t: Translator, name: str) -> bool:
+    """Whether an operator gives nothing below 0, seen through views."""
+    source = t.graph.nodes[name]
     while source.op in ("slice", "reshape"):
         source = t.graph.nodes[source.inputs[0]]
-    positive = source.op in ("softmax", "route") or (
-        source.op == "activation" and source.arguments["function"] in ("sigmoid", "relu", "square")
-    )
-    if not positive:
-        raise refused(node, "a factor a row may be negative", "factors of a softmax, sigmoid, relu or square")
-    view, rows = t.view(x), t.at_mult(_one_channel(t, node, factor))
-    entry = t.entry(rows, Reduce.SUM)
-    return View(t.then(s.ScaleRows, view.base, entry, Row.SCALE, nm.FRAC), view.axes)
+    positive = source.op == "activation" and source.arguments["function"] in ("sigmoid", "relu", "square")
+    return positive or source.op == "softmax"
+
+
+def _plus_row(t: Translator, node: Node, x: str, summand: str, alpha: float) -> View:
+    """Rows plus one number each. alpha multiplies the node's second operand."""
+    view = _rows_of(t, node, x)
+    if node.arguments["y"].name == x and alpha != 1:
+        raise refused(node, "rows that are multiplied are added to one number each", "a factor of its own")
+    one, mult = _one_channel(t, node, summand), t.steps[view.base].mult
+    less = t.then(s.ScaleAll, one, nm.encode_scale(-alpha * mult / t.steps[one].mult), mult=mult)
+    return View(t.then(s.SubtractRows, view.base, t.entry(less, Reduce.SUM)), view.axes)
 
 
 def _one_channel(t: Translator, node: Node, name: str) -> str:

@@ -6,6 +6,8 @@ from math import prod
 import numpy as np
 
 from hw.spec import numerics as nm
+from hw.spec.config import GRANULE_LANES
+from hw.spec.isa import Reduce
 
 from ...graph.ir import Node
 from ...ir import Dim
@@ -25,7 +27,7 @@ def reduce(t: Translator, node: Node) -> View:
     last = len(shape) - 1
     axes = sorted(int(a) % len(shape) for a in node.arguments["axes"])
     if last in axes:
-        raise refused(node, "it goes over channels", "sums and means over rows")
+        return _over_channels(t, node, name, axes)
     kept = [i for i in range(last) if i not in axes]
     if any(not isinstance(shape[i], int) for i in axes):
         if any(shape[i] != 1 for i in kept):
@@ -37,6 +39,17 @@ def reduce(t: Translator, node: Node) -> View:
     mult = before.mult * (n if node.op == "mean" else 1)
     total = t.add(s.SumGroups, before.rows, Layout(1, before.layout.size), groups, mult=mult)
     return rows_view(total, node.shape)
+
+
+def _over_channels(t: Translator, node: Node, name: str, axes: list[int]) -> View:
+    """One entry a row, read back as a channel."""
+    if len(axes) > 1:
+        raise refused(node, "it goes over rows and channels", "two sums, one after the other")
+    x = t.rows(name)
+    before = t.steps[x]
+    mult = before.mult * (before.layout.width if node.op == "mean" else 1)
+    total = t.add(s.FromEntry, before.rows, Layout(1, 1), t.entry(x, Reduce.SUM), mult=mult)
+    return View(total, rows_view(total, (*node.shape, 1)).axes[:-1])
 
 
 def _all_rows(t: Translator, node: Node, name: str) -> View:
@@ -148,16 +161,28 @@ def gather(t: Translator, node: Node) -> View:
 
 @rule("cat")
 def cat(t: Translator, node: Node) -> View:
-    """Rows behind each other."""
+    """Rows behind each other, or channels of the same rows side by side."""
     names = [ref.name for ref in node.arguments["parts"]]
     axis = int(node.arguments["axis"]) % len(node.shape)
-    if any(d != 1 for d in node.shape[:axis]) or axis == len(node.shape) - 1:
-        raise refused(node, "it joins channels", "parts that are joined row behind row")
+    beside = axis == len(node.shape) - 1
+    if not beside and any(d != 1 for d in node.shape[:axis]):
+        raise refused(node, "it joins inner axes", "parts that are joined row behind row, or channel beside channel")
     parts = [t.rows(name) for name in names]
     mult = next((t.steps[p].mult for p in parts if t.steps[p].mult != 1.0), 1.0)
     parts = [t.at_mult(part, mult) for part in parts]
-    layout = t.steps[parts[0]].layout
-    if any(t.steps[part].layout != layout for part in parts):
+    layouts = [t.steps[part].layout for part in parts]
+    layout = Layout(1, int(node.shape[-1])) if beside else layouts[0]
+    if beside:
+        _check_beside(node, layouts)
+    elif any(other != layout for other in layouts):
         raise refused(node, "its parts do not lie alike", "parts of the same channels")
-    joined = t.add(s.Joined, t.flat(node), layout, tuple(parts), mult=mult)
+    joined = t.add(s.Joined, t.flat(node), layout, tuple(parts), beside, mult=mult)
     return rows_view(joined, node.shape)
+
+
+def _check_beside(node: Node, layouts: list[Layout]) -> None:
+    """Stores write whole granules: every part but the last one fills its own."""
+    if any(layout != Layout(1, layout.size) for layout in layouts):
+        raise refused(node, "its parts lie in groups or in another order", "parts that are whole rows")
+    if odd := [layout.size for layout in layouts[:-1] if layout.size % GRANULE_LANES]:
+        raise refused(node, f"a part has {odd[0]} channels", f"parts of a multiple of {GRANULE_LANES} channels")

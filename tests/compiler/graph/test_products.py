@@ -51,6 +51,14 @@ def test_sums_of_rows(function):
     assert node.arguments["axis"] == 0
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_layer_of_joined_channels_is_a_sum_of_layers(bias):
+    graph = graph_of(lambda m, x: m.inner(torch.cat((x, x * x, 2 * x), -1)), inner=nn.Linear(3 * WIDTH, 8, bias=bias))
+    assert "cat" not in operators(graph)
+    assert operators(graph).count("linear") == 3 and operators(graph).count("add") == 2
+    assert sum("bias" in node.arguments for node in graph.device() if node.op == "linear") == bias
+
+
 @pytest.mark.parametrize("parts", [lambda y: y.chunk(3, -1), lambda y: y.split([8, 8, 16], -1), lambda y: (y[:, 4:8],)])
 def test_a_layer_that_is_read_in_parts_is_one_a_part(parts):
     graph = graph_of(lambda m, x: [part * 2 for part in parts(m.inner(x))], inner=linear())
