@@ -95,10 +95,9 @@ def cut_joined_channels(e: Editor) -> None:
             weight = _columns(e, node, node.arguments["weight"], start, stop)
             products.append(e.insert(node, "part", "linear", node.shape, x=part, weight=weight))
             start = stop
-        e.graph.nodes[products[0].name].arguments |= (
-            {"bias": node.arguments["bias"]} if "bias" in node.arguments else {}
-        )
         total = products[0]
+        if "bias" in node.arguments:
+            e.graph.nodes[total.name].arguments["bias"] = node.arguments["bias"]
         for product in products[1:-1]:
             total = e.insert(node, "sum", "add", node.shape, x=total, y=product)
         e.turn(node, "add", x=total, y=products[-1])
