@@ -15,7 +15,7 @@ from alula.module_file import save
 from alula.module_host import Host
 from alula.module_report import report
 from compiler.graph import capture, constants, values_of
-from compiler.graph.ir import Graph
+from compiler.graph.ir import Graph, Length
 from compiler.integer import rules  # noqa: F401  # fills the table of rules
 from compiler.integer.errors import operator_errors
 from compiler.integer.feed import feed
@@ -23,7 +23,6 @@ from compiler.integer.integers import Integers
 from compiler.integer.interpret import interpret
 from compiler.integer.plan import make_plan
 from compiler.integer.translate import Translator
-from compiler.ir import Length
 from compiler.stages.program import Lowered, lower
 from hw.spec.config import Config
 from hw.spec.errors import InternalError, UserError

@@ -16,16 +16,16 @@ FORMS = {
 }
 
 
-def check(graphs: dict[str, ir.Graph]) -> None:
+def check(found: dict[str, list[ir.Fused]]) -> None:
     """UserError for a part of another form, or parts whose widths do not fit together."""
-    for name, graph in graphs.items():
-        if not _fits(name, graph.fused):
-            found = ", ".join(_shown(op) for op in graph.fused)
+    for name, ops in found.items():
+        if not _fits(name, ops):
+            shown = ", ".join(_shown(op) for op in ops)
             raise UserError(
-                f"module {name}: its operators are {found}; kernels take {FORMS[name]}: write it in that "
+                f"module {name}: its operators are {shown}; kernels take {FORMS[name]}: write it in that "
                 "form, or add kernels for this one"
             )
-    _check_widths({name: graph.fused for name, graph in graphs.items()})
+    _check_widths(found)
 
 
 def _fits(part: str, ops: Sequence[ir.Fused]) -> bool:

@@ -1,7 +1,8 @@
 """From a model to a program: the compiler's table of contents."""
 
+import inspect
 from collections.abc import Callable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -13,15 +14,19 @@ from hw.spec.errors import UserError
 from ref_model.config import LlavaConfig
 
 from . import forms, ir
-from .capture import Part, capture_model, capture_parts
 from .codegen import generate
+from .graph import Checker, export, rewrite_all
+from .graph.ir import Length
 from .layout import Layout
+from .meaning import chain
 from .model import ModelIr, TextIr, VisionIr
-from .passes import PASSES
+from .parts import LENGTHS, Part, parts
 from .program import Compiled
+from .recognise import recognise
 from .sizes import Plan
-from .verify import Verifier
 
+Operators = dict[str, list]
+"""The operators of every part of a model."""
 Remember = Callable[[str, Callable[[], None]], None]
 """Called with a digest and with checks. It runs the checks, which raise where they fail, or knows that checks with this
 digest have passed before: a model of 7 billion parameters takes seconds to check, and nothing about it changes."""
@@ -51,7 +56,7 @@ def compile_model(
 
     context: tokens the caches hold (default: the model's). n_layers: compile only the first decoder layers. plan: how
     weights are compressed (default: not at all). replaced: modules of the user's own in place of the model's, by the
-    names of `capture.parts`. remember: runs the checks of the model's own modules, or knows that they have passed (see
+    names of `parts.parts`. remember: runs the checks of the model's own modules, or knows that they have passed (see
     `Remember`). Weights are not needed: the same program serves any of that shape.
     """
     if config.queue_depth < QUEUE_DEPTH:
@@ -67,12 +72,12 @@ def compile_model(
 
 
 @lru_cache(maxsize=8)
-def _fused(model: LlavaConfig, remember: Remember = always) -> dict[str, ir.Graph]:
-    """Graphs of a model without modules of the user's own: they follow from its configuration, and so does whether they
-    pass their checks."""
-    found: dict[str, ir.Graph] = {}
-    remember(_checks_digest(model), lambda: found.update(optimise(capture_model(model))))
-    return found or optimise(capture_model(model), checked=False)
+def _fused(model: LlavaConfig, remember: Remember = always) -> Operators:
+    """Operators of a model without modules of the user's own: they follow from its configuration, and so does whether
+    they pass their checks."""
+    found: Operators = {}
+    remember(_checks_digest(model), lambda: found.update(operators(parts(model))))
+    return found or operators(parts(model), checked=False)
 
 
 def _checks_digest(model: LlavaConfig) -> str:
@@ -84,49 +89,77 @@ def _checks_digest(model: LlavaConfig) -> str:
     return state.hexdigest()[:32]
 
 
-def _with_replaced(model: LlavaConfig, replaced: Mapping[str, Part], remember: Remember) -> dict[str, ir.Graph]:
-    """Graphs of a model, some of them of the user's modules, which are checked each time."""
-    own = optimise(capture_parts(replaced))
-    graphs = _fused(model, remember)
-    if unknown := sorted(set(own) - set(graphs)):
-        raise UserError(f"model {model.name} has no part {unknown[0]!r}: choose of {', '.join(graphs)}")
-    return graphs | own
+def _with_replaced(model: LlavaConfig, replaced: Mapping[str, Part], remember: Remember) -> Operators:
+    """Operators of a model, some of them of the user's modules, which are checked each time."""
+    own = operators(replaced)
+    known = _fused(model, remember)
+    if unknown := sorted(set(own) - set(known)):
+        raise UserError(f"model {model.name} has no part {unknown[0]!r}: choose of {', '.join(known)}")
+    return known | own
 
 
-def optimise(graphs: dict[str, ir.Graph], checked: bool = True) -> dict[str, ir.Graph]:
-    """Every pass on every graph, each checked against the module that was captured (checked False: they are known to
-    pass)."""
-    for graph in graphs.values():
-        verifier = Verifier(graph) if checked else None
-        for rewrite in PASSES:
-            rewrite(graph)
-            if verifier is not None:
-                verifier.check(rewrite.__name__)
-        if verifier is not None:
-            verifier.check_list()
-    return graphs
+def operators(found: Mapping[str, Part], checked: bool = True) -> Operators:
+    """The operators that kernels compute, of every part."""
+    return {name: part_operators(name, part, checked) for name, part in found.items()}
 
 
-def describe(model: LlavaConfig, graphs: dict[str, ir.Graph], n_layers: int | None, with_vision: bool) -> ModelIr:
-    """What layout and kernels need, from the fused graphs; the configuration only says how often layers repeat."""
-    forms.check(graphs)
-    norm, head = graphs["head"].fused
+def part_operators(name: str, part: Part, checked: bool = True) -> list[ir.Fused]:
+    """The operators of one part. Every rewrite of its graph, and the list, are checked against the module (checked
+    False: they are known to pass)."""
+    taken = inspect.signature(part.module.forward).parameters.values()
+    needed, names = [p for p in taken if p.default is p.empty], [p.name for p in taken][: len(part.inputs)]
+    if not len(needed) <= len(part.inputs) == len(names):
+        raise UserError(
+            f"module {name}: `forward` takes {len(needed)} tensors, {len(part.inputs)} inputs were named: name "
+            "every one"
+        )
+    roles = dict(zip(part.inputs, names, strict=True))
+    shapes = dict(zip(names, part.inputs.values(), strict=True))
+    dynamic = {
+        given: {axis: str(d) for axis, d in enumerate(shape) if isinstance(d, Length)}
+        for given, shape in shapes.items()
+    }
+    used = {symbol: LENGTHS[symbol] for axes in dynamic.values() for symbol in axes.values()}
+    device = next((t.device for t in part.module.parameters()), torch.device("cpu"))
+    examples = {
+        given: torch.randn([3 if isinstance(d, Length) else d for d in shape]) for given, shape in shapes.items()
+    }
+    graph = export(part.module, {given: tensor.to(device) for given, tensor in examples.items()}, dynamic, used)
+    checker = Checker(graph, examples, dynamic) if checked else None
+    rewrite_all(graph, checker)
+    ops = recognise(name, graph, roles)
+    if checker is not None:
+        checker.check_result(partial(_run, ops, names, tuple(roles)), f"the list of operators of {name}")
+    return ops
+
+
+def _run(ops: list[ir.Fused], names: list[str], roles: tuple[str, ...], weights, given) -> torch.Tensor:
+    """The list of operators on weights and inputs of a check."""
+    named = {ir.parameter_name(state): tensor for state, tensor in weights.items()}
+    rows, *others = (given[name] for name in names)
+    return chain(ops, named.__getitem__, rows, **dict(zip(roles[1:], others, strict=True)))
+
+
+def describe(model: LlavaConfig, found: Operators, n_layers: int | None, with_vision: bool) -> ModelIr:
+    """What layout and kernels need, from the operators; the configuration only says how often layers repeat."""
+    forms.check(found)
+    norm, head = found["head"]
     count = model.text.layers if n_layers is None else n_layers
     if not 1 <= count <= model.text.layers:
         raise UserError(
             f"{count} layers were asked for, {model.name} has {model.text.layers}: choose 1..{model.text.layers}"
         )
-    text = TextIr(norm.width, head.n_out, count, list(graphs["layer"].fused), norm, head)
+    text = TextIr(norm.width, head.n_out, count, list(found["layer"]), norm, head)
     vision = None
     if model.vision is not None and with_vision:
-        mlp, last = graphs["projector"].fused
-        patch, _, *pre = graphs["stem"].fused
+        mlp, last = found["projector"]
+        patch, _, *pre = found["stem"]
         vision = VisionIr(
             model.vision.n_patches,
             patch.n_out,
             model.num_executed_vision_layers,
             [patch, *pre],
-            list(graphs["vision_layer"].fused),
+            list(found["vision_layer"]),
             [mlp.fc, last],
             mlp.func,
             model.vision.drop_class,

@@ -1,13 +1,19 @@
 """What tests of several folders share."""
 
 import logging
+import os
 
 import pytest
+import torch
 
 from compiler.pipeline import compile_model
 from hw.spec import config
 from ref_model.checkpoints import open_synthetic
 from ref_model.quantise import quantise
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)
+"""Workers of pytest share the processors: threads of their own would wait for each other."""
 
 logging.getLogger("torch.__trace").propagate = False
 """torch.export writes thousands of lines a module to it, all of which pytest would keep."""

@@ -4,9 +4,8 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from hw.spec.errors import InternalError, UserError
+from hw.spec.errors import InternalError, UserError, first_line
 
-from ..capture import first_line
 from .check import Checker
 from .edit import Editor, classify
 from .export import Dynamic, export
@@ -28,21 +27,26 @@ def capture(
     cannot export, and for an operator that no rewrite brings to one of `ir.DEVICE`.
     """
     graph = export(module, inputs, dynamic or {}, lengths or {})
+    rewrite_all(graph, Checker(graph, inputs, dynamic or {}))
+    return graph
+
+
+def rewrite_all(graph: Graph, checker: Checker | None) -> None:
+    """Every rewrite, each followed by a check; None: the graph is known to pass them."""
+    check, editor = checker.check if checker is not None else lambda _: None, Editor(graph)
     classify(graph)
-    checker, editor = Checker(graph, inputs, dynamic or {}), Editor(graph)
-    checker.check("export")
+    check("export")
     for rewrite in REWRITES:
         try:
             rewrite(editor)
         except (UserError, InternalError):
             raise
         except Exception as error:  # an argument that the rewrite did not expect
-            name, fault = type(module).__name__, f"{type(error).__name__}: {first_line(error)}"
+            name, fault = type(graph.module).__name__, f"{type(error).__name__}: {first_line(error)}"
             raise InternalError(f"rewrite {rewrite.__name__} fails on module {name} ({fault})") from error
         classify(graph)
-        checker.check(rewrite.__name__)
+        check(rewrite.__name__)
     refuse_others(graph)
-    return graph
 
 
-__all__ = ["ON_DEVICE", "capture", "constants", "evaluate", "values_of"]
+__all__ = ["ON_DEVICE", "Checker", "capture", "constants", "evaluate", "export", "rewrite_all", "values_of"]

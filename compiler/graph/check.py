@@ -1,7 +1,8 @@
 """The check of the graph level: after every rewrite, the graph still computes what the module does."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import cycle
 from math import prod
 from typing import Any
 
@@ -10,11 +11,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from hw.spec.errors import InternalError, UserError
+from hw.spec.errors import InternalError, UserError, first_line
 
-from ..capture import first_line
-from .ir import Graph, Length
-from .meaning import evaluate
+from .ir import Graph, Length, Ref
+from .meaning import node_value
 
 TOLERANCE = 1e-9
 """Of the largest magnitude of a result's row. Another order of summation changes 1e-14 of it."""
@@ -22,6 +22,14 @@ SMALL = 0.02
 """Magnitude of the rows of one of the checks: at it, the epsilon of a norm shows."""
 HUGE = 1e4
 """Inputs with larger values are masks that are added to scores: they are checked with the values of the example."""
+MANY = 1 << 22
+"""Elements of all matrices together beyond which they are stretches of one random sequence."""
+PERIOD = 1_048_573
+"""Length of that sequence, a prime, repeated: no two rows are equal."""
+STEP = 8191
+"""From where one matrix begins in it to where the next one does."""
+SIZES = ((0, 0, 0, 0), (2, 3, 5, 7), (13, 9, 11, 4), (29, 41, 37, 23))
+"""Values of symbolic lengths, in turn: the least, and larger ones without a common divisor."""
 Lengths = Mapping[str, int]
 
 
@@ -32,6 +40,10 @@ class _Case:
     lengths: Lengths
     given: Mapping[str, Tensor]
     results: tuple[Tensor, ...]
+    known: dict[Hashable, Any] = field(default_factory=dict)
+    """Values of nodes by what they compute, with a number each: a rewrite costs what it changed."""
+    compared: set[tuple[int, Hashable]] = field(default_factory=set)
+    """Results that were found equal, by the numbers of their values."""
 
 
 class Checker:
@@ -40,7 +52,7 @@ class Checker:
     def __init__(self, graph: Graph, inputs: Mapping[str, Tensor], dynamic: Mapping[str, Mapping[int, str]]) -> None:
         assert graph.module is not None
         self.graph, self.module, self.seen = graph, graph.module, ""
-        self.lengths = _bindings(graph)
+        self.lengths = _bindings(graph, SIZES[:-1] if _elements(self.module) > MANY else SIZES)
         self.inputs = [
             _inputs(inputs, dynamic, lengths, SMALL if number == 1 else 1.0)
             for number, lengths in enumerate(self.lengths)
@@ -66,12 +78,24 @@ class Checker:
         for case in self.cases:
             where = f"at {dict(case.lengths)}" if case.lengths else "at its only lengths"
             try:
-                values = evaluate(graph, case.given, case.lengths, torch.float64)
+                values, numbers = _evaluate(graph, case)
             except Exception as error:  # operands that do not fit together, whatever torch says of it
                 raise InternalError(f"after {rewrite}: the graph cannot be run {where}: {first_line(error)}") from None
-            for name, want in zip(graph.outputs, case.results, strict=True):
-                _compare(values[name], want, f"after {rewrite}: result {name} {where}")
+            for at, (name, want) in enumerate(zip(graph.outputs, case.results, strict=True)):
+                if (at, numbers[name]) not in case.compared:
+                    _compare(values[name], want, f"after {rewrite}: result {name} {where}")
+                    case.compared.add((at, numbers[name]))
             self._check_shapes(values, case.lengths, f"after {rewrite}: the shape of")
+
+    def check_result(self, run: Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Tensor], what: str) -> None:
+        """InternalError if another form of the module gives another first result. run: weights, inputs -> result."""
+        for case in self.cases:
+            try:
+                with torch.no_grad():
+                    found = run(self.state, case.given)
+            except Exception as error:  # operands that do not fit together
+                raise InternalError(f"{what} cannot be run at {dict(case.lengths)}: {first_line(error)}") from None
+            _compare(found, case.results[0], f"{what} at {dict(case.lengths)}: its result")
 
     def _check_shapes(self, values: Mapping[str, Any], lengths: Lengths, what: str) -> None:
         """InternalError for a device node whose declared shape is not that of its value."""
@@ -132,6 +156,38 @@ def _wide(argument: Any) -> Any:
 # --- values ---------------------------------------------------------------------------------------------
 
 
+def _evaluate(graph: Graph, case: _Case) -> tuple[dict[str, Any], dict[str, Hashable]]:
+    """The value of every node, and its number; only those are computed that no graph before had."""
+    values: dict[str, Any] = dict(case.given)
+    numbers: dict[str, Hashable] = {name: name for name in case.given}
+    with torch.no_grad():
+        for node in graph.nodes.values():
+            if node.name in values:
+                continue
+            key: Hashable = (node.op, node.target, node.weight, _frozen(node.arguments, numbers))
+            try:
+                known = key in case.known
+            except TypeError:  # an argument that cannot be compared
+                key, known = (object(),), False
+            if not known:
+                value = node_value(graph, node, values, case.lengths, torch.float64)
+                case.known[key] = len(case.known), value
+            numbers[node.name], values[node.name] = case.known[key]
+    return values, numbers
+
+
+def _frozen(argument: Any, numbers: Mapping[str, Hashable]) -> Hashable:
+    """An argument that can be compared; tensors by the number of their value."""
+    match argument:
+        case Ref():
+            return "value", numbers[argument.name]
+        case dict():
+            return tuple((name, _frozen(part, numbers)) for name, part in argument.items())
+        case list() | tuple():
+            return tuple(_frozen(part, numbers) for part in argument)
+    return type(argument), argument
+
+
 def _states(module: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers under each of their names."""
     return dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
@@ -147,7 +203,7 @@ def _random_weights(module: nn.Module) -> dict[str, Tensor]:
     Modules that were just built have weights of 1 and biases of 0, which would hide that a rewrite loses them.
     """
     random = torch.Generator().manual_seed(3)
-    drawn: dict[int, Tensor] = {}
+    drawn: dict[int, Tensor] = _stretches(module, random)
     for name, tensor in _states(module).items():
         statistic = name.endswith(("running_mean", "running_var"))
         changes = statistic or isinstance(tensor, nn.Parameter)
@@ -160,6 +216,23 @@ def _draw(tensor: Tensor, random: torch.Generator) -> Tensor:
     if tensor.ndim < 2:
         return 0.5 + torch.rand(tensor.shape, generator=random, dtype=torch.float64)
     return torch.randn(tensor.shape, generator=random, dtype=torch.float64) / prod(tensor.shape[1:]) ** 0.5
+
+
+def _elements(module: nn.Module) -> int:
+    """Of all matrices."""
+    return sum(tensor.numel() for tensor in module.parameters() if tensor.ndim > 1)
+
+
+def _stretches(module: nn.Module, random: torch.Generator) -> dict[int, Tensor]:
+    """Matrices of a large module by their identity, all in one stretch of memory: it costs no more than the largest of
+    them. Their magnitude is that of the narrowest."""
+    shapes = {id(tensor): tensor.shape for tensor in module.parameters() if tensor.ndim > 1}
+    if _elements(module) <= MANY:
+        return {}
+    width = min(prod(shape[1:]) for shape in shapes.values())
+    sequence = torch.randn(PERIOD, generator=random, dtype=torch.float64) / width**0.5
+    sequence = sequence.repeat((max(map(prod, shapes.values())) + STEP * len(shapes)) // PERIOD + 1)
+    return {key: sequence[STEP * at :][: prod(shape)].view(shape) for at, (key, shape) in enumerate(shapes.items())}
 
 
 def _double(tensor: Tensor) -> Tensor:
@@ -184,14 +257,14 @@ def _compare(got: Any, want: Tensor, what: str) -> None:
         raise InternalError(f"{what} differs from the module's by {worst:.1e} of its row's largest magnitude")
 
 
-def _bindings(graph: Graph) -> list[dict[str, int]]:
-    """Lengths to look at: the least ones and the next, small ones, and larger ones that have no common divisor."""
+def _bindings(graph: Graph, sets: Sequence[Sequence[int]]) -> list[dict[str, int]]:
+    """Lengths to look at, of these sets, within their ranges; the next to the least ones besides."""
     found: list[dict[str, int]] = []
     next_to_least = tuple(limits.least + 1 for limits in graph.lengths.values())
-    for sizes in ((0, 0, 0, 0), (2, 3, 5, 7), next_to_least, (13, 9, 11, 4), (29, 41, 37, 23)):
+    for sizes in (*sets[:2], next_to_least, *sets[2:]):
         lengths = {
             symbol: max(limits.least, min(size, limits.most))
-            for (symbol, limits), size in zip(graph.lengths.items(), sizes * 4, strict=False)
+            for (symbol, limits), size in zip(graph.lengths.items(), cycle(sizes), strict=False)
         }
         if lengths not in found:
             found.append(lengths)

@@ -12,9 +12,8 @@ from torch.export import Dim as TorchDim
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx.experimental import _config as settings
 
-from hw.spec.errors import UserError
+from hw.spec.errors import UserError, first_line
 
-from ..capture import first_line
 from .ir import CONSTANT, Dim, Graph, Length, Node, Range, Ref
 
 Dynamic = Mapping[str, Mapping[int, str]]
@@ -142,7 +141,7 @@ def _examples(inputs, dynamic: Dynamic, ranges: Mapping[str, Range]) -> tuple[di
         for axis, symbol in axes.items():
             if tensor.shape[axis] == 0:
                 tensor = tensor.new_zeros([1 if i == axis else n for i, n in enumerate(tensor.shape)])
-            tensor = tensor.index_select(axis, torch.arange(sizes[symbol]) % tensor.shape[axis])
+            tensor = tensor.index_select(axis, torch.arange(sizes[symbol], device=tensor.device) % tensor.shape[axis])
         examples[name] = tensor.clone()
         shapes[name] = {axis: dims[symbol] for axis, symbol in axes.items()}
     return examples, shapes

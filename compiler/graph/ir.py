@@ -19,7 +19,34 @@ from torch import Tensor, nn
 
 from hw.spec.errors import InternalError
 
-from ..ir import Dim, Length, Ref, references
+
+class Length(str):
+    """A symbolic length: the name of a symbol, or an expression of several, as in "seq + cache"."""
+
+    def at(self, lengths: Mapping[str, int]) -> int:
+        """Its value where every symbol has the given one."""
+        return int(eval(self, {"__builtins__": {}, "Max": max, "Min": min}, dict(lengths)))
+
+
+Dim = int | Length
+"""A constant or a symbolic length."""
+
+
+@dataclass(frozen=True)
+class Ref:
+    """An operand that is a tensor: the name of the node that makes it."""
+
+    name: str
+
+
+def references(argument: Any) -> Iterator[Ref]:
+    """The tensors in an argument, lists included."""
+    if isinstance(argument, Ref):
+        yield argument
+    elif isinstance(argument, list | tuple):
+        for part in argument:
+            yield from references(part)
+
 
 CONSTANT, HOST, ON_DEVICE = "constant", "host", "device"
 
@@ -149,6 +176,3 @@ class Graph:
             seen.add(node.name)
         if missing := [name for name in (*self.inputs, *self.outputs) if name not in seen]:
             raise InternalError(f"graph: {missing} are not defined")
-
-
-__all__ = ["DEVICE", "Dim", "Graph", "Length", "Node", "Range", "Ref", "references"]

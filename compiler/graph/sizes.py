@@ -2,10 +2,17 @@
 
 from collections.abc import Iterable
 
+import sympy  # type: ignore[import-untyped]
+
 from .ir import Dim, Length
 
 FAR = 1 << 40
 """Ends of slices beyond this mean the end of the axis."""
+
+
+def same(a: Dim, b: Dim) -> bool:
+    """Whether two dimensions are equal at all lengths."""
+    return a == b or sympy.simplify(sympy.sympify(f"({a}) - ({b})")) == 0
 
 
 def plus(a: Dim, b: Dim) -> Dim:

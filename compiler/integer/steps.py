@@ -24,7 +24,7 @@ from hw.spec import vector
 from hw.spec.isa import Fin, Func, Reduce, Row
 from hw.spec.rows import matmul
 
-from ..ir import Dim
+from ..graph.ir import Dim
 
 Array = np.ndarray
 

@@ -17,7 +17,7 @@ from math import prod
 
 import numpy as np
 
-from ..ir import Dim, Length
+from ..graph.ir import Dim, Length
 
 Array = np.ndarray
 

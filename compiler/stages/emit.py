@@ -9,9 +9,8 @@ from hw.spec.errors import InternalError
 from hw.spec.isa import ARGUMENT_REGISTERS, Op
 from hw.spec.weights import cache_slots
 
-from ..graph.ir import Range
+from ..graph.ir import Dim, Length, Range
 from ..integer.steps import Layout
-from ..ir import Dim, Length
 from ..kernels.builder import At, Builder, Reg, Rows, Value
 from ..kernels.regions import Region
 from .body import Body, Buffer, Home, Issue

@@ -15,9 +15,9 @@ from hw.spec.config import GRANULE_LANES
 from hw.spec.isa import Add, LdKind, Src, StKind, StMode, Unit
 from hw.spec.timing import VU_LATENCY
 
+from ..graph.ir import Dim
 from ..integer import steps as s
 from ..integer.steps import Array, Step
-from ..ir import Dim
 from ..kernels.builder import At, Value
 from ..kernels.regions import memory_region
 from .body import Body, Buffer, Issue

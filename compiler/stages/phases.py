@@ -13,10 +13,10 @@ A move through memory (`steps.Move`) is a phase of its own: what it reads and wh
 
 from dataclasses import dataclass, field
 
+from ..graph.ir import Dim
 from ..integer import steps as s
 from ..integer.integers import Integers
 from ..integer.steps import Step
-from ..ir import Dim
 
 
 @dataclass

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from compiler.capture import Part
+from compiler.parts import Part
 
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, FFN = 64, 4, 2, 16, 176
 VISION, VISION_HEADS, VISION_FFN, PATCHES, PATCH = 48, 3, 80, 16, 588

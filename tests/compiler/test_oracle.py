@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compiler.capture import _Head, _Stem
 from compiler.graph import capture, constants, values_of
 from compiler.integer import rules  # noqa: F401
 from compiler.integer.feed import feed
@@ -20,6 +19,7 @@ from compiler.integer.integers import Integers
 from compiler.integer.interpret import interpret
 from compiler.integer.plan import make_plan
 from compiler.integer.translate import Translator
+from compiler.parts import Head, Stem
 from hw.spec import numerics as nm
 from ref_model.checkpoints import open_synthetic
 from ref_model.decoder import rope_tables
@@ -136,7 +136,7 @@ def test_stem():
     """Patches, class token, positions, norm."""
     checkpoint, quant = model("llava-tiny")
     vision = checkpoint.config.vision
-    module = loaded(_Stem(vision), checkpoint, "vision_tower.")
+    module = loaded(Stem(vision), checkpoint, "vision_tower.")
     patches = wide(np.random.default_rng(SEED), (vision.n_patches, vision.patch_width))
     assert np.array_equal(rows_of(module, patches), GoldenVision(quant).stem(patches / ONE))
 
@@ -145,7 +145,7 @@ def test_head():
     """Final norm and vocabulary."""
     checkpoint, quant = model("llava-tiny")
     text = checkpoint.config.text
-    module = _Head(text)
+    module = Head(text)
     module.norm.load_state_dict({"weight": checkpoint.read("language_model.norm.weight", torch.float32)})
     module.lm_head.load_state_dict({"weight": checkpoint.read("lm_head.weight", torch.float32)})
     x = wide(np.random.default_rng(SEED), (3, text.hidden))

@@ -6,9 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hw.spec.errors import UserError
+
 from ..edit import Editor
 from ..ir import HOST, Dim, Graph, Length, Node, Ref
+from ..legal import described
 from ..meaning import values_of
+from ..sizes import minus, same
 
 SMALL_LENGTHS = ((1, 0), (3, 0), (5, 7), (2, 9))
 """Symbolic lengths, in turn, at which a mask is compared with a causal one; the largest ones come besides."""
@@ -109,6 +113,8 @@ def _upper_left(n: int, m: int) -> Tensor:
 def is_causal(e: Editor, mask: Ref, n: Dim, m: Dim) -> bool:
     """Whether query i sees the keys up to i + m - n, at every length that is looked at."""
     graph, node = e.graph, e.graph.nodes[mask.name]
+    if _is_built_causal(graph, node, n, m):
+        return True
     if e.has_parameters(node) or any(graph.nodes[name].op == "input" for name in graph.ancestors(node.name)):
         return False
     largest = 0
@@ -117,11 +123,27 @@ def is_causal(e: Editor, mask: Ref, n: Dim, m: Dim) -> bool:
         if shape[0] * shape[1] > MASK_PLACES:
             continue
         value = values_of(graph, [mask.name], {}, lengths)[mask.name]
-        if not isinstance(value, Tensor) or not _same(value, shape):
+        if not isinstance(value, Tensor):
+            return False
+        if _is_blind(value):
+            raise UserError(f"{described(node)}: at {lengths} a query sees no key: let each query see one")
+        if not _same(value, shape):
             return False
         largest = max(largest, shape[1])
     most = {symbol: limits.most for symbol, limits in graph.lengths.items()}
     return largest == (m.at(most) if isinstance(m, Length) else int(m))
+
+
+def _is_built_causal(graph: Graph, node: Node, n: Dim, m: Dim) -> bool:
+    """Whether it is torch's `tril` of Trues, from the diagonal that makes it causal: then it is so at all lengths."""
+    while node.target in (_spread, torch.reshape):
+        node = graph.nodes[node.inputs[0]]
+    if node.op != "tril" or len(node.inputs) != 1:
+        return False
+    ones = graph.nodes[node.inputs[0]]
+    square = tuple(map(str, node.shape)) == (str(n), str(m))
+    whole = ones.op == "ones" and ones.arguments.get("dtype") == torch.bool
+    return whole and square and same(node.arguments.get("diagonal", 0), minus(m, n))
 
 
 def _looked_at(graph: Graph) -> Iterator[dict[str, int]]:
@@ -136,6 +158,12 @@ def _looked_at(graph: Graph) -> Iterator[dict[str, int]]:
     yield most
     # As many keys as there can be, with as few queries as the module allows for them.
     yield from (most | {symbol: max(1, least[symbol])} for symbol in ranges)
+
+
+def _is_blind(value: Tensor) -> bool:
+    """Whether the mask hides all keys from some query."""
+    seen = value if value.dtype == torch.bool else value > LOW
+    return bool(value.numel()) and not bool(seen.any(-1).all())
 
 
 def _same(value: Tensor, shape: list[int]) -> bool:

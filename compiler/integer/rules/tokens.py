@@ -9,8 +9,7 @@ from hw.spec import numerics as nm
 from hw.spec.config import GRANULE_LANES
 from hw.spec.isa import Reduce
 
-from ...graph.ir import Node
-from ...ir import Dim
+from ...graph.ir import Dim, Node
 from .. import steps as s
 from ..steps import Array, Layout
 from ..translate import Translator, refused, rule
