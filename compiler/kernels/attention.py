@@ -23,11 +23,17 @@ def keys_and_values(ctx: Context, op: ir.Attention, position: Value, context: in
     """k and v of the tile's rows (int8 in XQ) into the caches at `position`."""
     matmul(ctx, op.k, "XQ", ctx["ACC_K"])
     matmul(ctx, op.v, "XQ", ctx["ACC_V"])
-    for linear, acc, rope in ((op.k, "ACC_K", op.rope), (op.v, "ACC_V", False)):
-        which = "k" if linear is op.k else "v"
+    cache_heads(ctx, op, position, context)
+
+
+def cache_heads(ctx: Context, op: ir.Attention, position: Value, context: int) -> None:
+    """k and v from accumulators into the caches, their scales first: they are read first."""
+    entries = Rows(ctx["EH"], op.kv_heads, 1)
+    for linear, which, rope in ((op.k, "k", op.rope), (op.v, "v", False)):
         rows = ctx.rows("W" + which, linear.n_out)
-        project_heads(ctx, linear, ctx[acc], rows, op.kv_heads, rope)
-        store_cache(ctx, op, rows, which, position, context)
+        project_heads(ctx, linear, ctx["ACC_" + which.upper()], rows, op.kv_heads, rope)
+        store_scales(ctx, op, which, entries, position, context)
+        store_heads(ctx, op, rows, which, entries, position, context)
 
 
 def quantise_heads(
@@ -36,12 +42,6 @@ def quantise_heads(
     """int8 heads of wide rows by the maxima in their entries; clip: what does not go to OB."""
     x = vec(replace(rows, mid=ctx.geo.words(head_dim))).scaled(entries.fin)
     ctx.run(head_dim, x.int8() if clip else x, heads=heads, to=to)
-
-
-def store_cache(ctx: Context, op: ir.Attention, rows: At, which: str, position: Value, context: int) -> None:
-    """Wide heads into the cache and their scales, which are there first: they are read first."""
-    store_scales(ctx, op, which, Rows(ctx["EH"], op.kv_heads, 1), position, context)
-    store_heads(ctx, op, rows, which, Rows(ctx["EH"], op.kv_heads, 1), position, context)
 
 
 def store_scales(ctx: Context, op: ir.Attention, which: str, entries: Rows, position: Value, context: int) -> None:

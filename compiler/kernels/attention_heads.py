@@ -6,7 +6,7 @@ latency is then paid once, not once a head.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from hw.spec import weights
 from hw.spec.isa import LdKind, MxMode, Op, StreamFormat
@@ -244,12 +244,19 @@ class Heads:
             out_offset=pv_at,
         )
 
-    def row_of(self, entry: Reg, score_at: Value = 0, scale_at: Value = 0) -> Scores:
-        """The scores of one row, whose query has that entry; its maximum and total are where those of row 0 are."""
-        s = Strides(1, 0, 0, 0, 0, 0, 0, entry, scale_at=scale_at, score_at=score_at)
-        return replace(self._rows(s), top=Rows(self.ctx["MAX"]), total=Rows(self.ctx["SUM"]))
+    def row_of(self, query: Reg, row: Value = 0, score_at: Value = 0, scale_at: Value = 0) -> Scores:
+        """The scores of one row, whose query has that entry."""
+        ctx = self.ctx
+        return Scores(
+            At(ctx["SCORES"], 0, 0, score_at),
+            At(ctx["P:k_scale"], 0, 0, scale_at),
+            Rows(ctx["EH"], 0, 1, query),
+            Rows(ctx["MAX"], 0, 0, row),
+            Rows(ctx["SUM"], 0, 0, row),
+        )
 
     def _rows(self, s: Strides) -> Scores:
+        """The rows of scores that a softmax works on."""
         ctx = self.ctx
         return Scores(
             At(s.scores or ctx["SCORES"], s.score, s.score_head, s.score_at),

@@ -7,11 +7,8 @@ survivors: the address of a survivor's residual row (table `rows`) and of its Ro
 segment's lists; table `rope` is compacted with them, for a ranking that follows.
 """
 
-from dataclasses import replace
-
 from hw.spec.config import GRANULE_LANES
 from hw.spec.isa import LdKind, Op, StKind, StMode
-from hw.spec.numerics import PROB_MAX
 
 from ..layout import Layout
 from .attention_heads import Heads
@@ -51,9 +48,7 @@ class AttentionScores:
         ctx, b, before = self.ctx, self.ctx.b, self.ctx["P:v_scale"]
         b.operator = "selection"
         b.load(self.address, before, heads.score_row, source=RANKING)
-        top, total = (Rows(ctx[name], 0, 0, entry) for name in ("MAX", "SUM"))
-        row = replace(heads.row_of(entry, scores, scales), top=top, total=total)
-        to = At(ctx["SB_SCORES"])
+        row, to = heads.row_of(entry, entry, scores, scales), At(ctx["SB_SCORES"])
         add_shares(b, (1, 1, heads.words), heads.length, row, At(ctx["V_ROW"]), At(before), to)
         self._store(heads)
 
@@ -100,29 +95,12 @@ class Ranking(Survivors):
         b.set(r["table"], self.address("rows"))
         b.set(r["moved"], 0)
         b.shift(r["granules"], b.set(r["granules"], tokens + (GRANULE_LANES - 1)), -4)
-        with b.repeat(r["granules"]):
-            b.load_word(r["at_least"], r["masks"])
-            b.load_word(r["above"], r["masks"] + 1)
-            b.set(r["masks"], r["masks"] + 2)
-            for word in ("above", "at_least"):
-                b.shift(r[word], r[word], 16)
-            with b.repeat(b.set(b.reg("_left"), GRANULE_LANES)):
-                self._value(r, allowed, rows, rope)
+        with self._each_value(r, r["granules"]):
+            with self._surviving(r, allowed):
+                self._append(r, rows, rope)
+                b.set(r["moved"], r["moved"] + 1)
+            b.set(r["table"], r["table"] + 1)
         b.free(*r)
-
-    def _value(self, r: dict[str, Reg], allowed: Reg, rows: Reg, rope: Reg) -> None:
-        """One token: its bits are the highest of the two words."""
-        b = self.b
-        hit = b.set(b.reg("_g"), r["above"])
-        with b.unless(Op.BGEU, hit, r["top"]), b.unless(Op.BEQ, allowed, 0), b.unless(Op.BLTU, r["at_least"], r["top"]):
-            b.set(allowed, allowed + -PROB_MAX)
-            b.set(hit, r["top"])
-        with b.unless(Op.BLTU, hit, r["top"]):
-            self._append(r, rows, rope)
-            b.set(r["moved"], r["moved"] + 1)
-        for word in ("above", "at_least"):
-            b.shift(r[word], r[word], 1)
-        b.set(r["table"], r["table"] + 1)
 
     def _append(self, r: dict[str, Reg], rows: Reg, rope: Reg) -> None:
         """A survivor's two addresses behind the others; `table` is at its entry of table `rows`."""

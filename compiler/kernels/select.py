@@ -231,33 +231,42 @@ class Survivors:
         b.set(r["masks"], self.address("masks") * 16)
         b.set(moved, 0)
         self._prepare(span)
-        with b.repeat(b.set(b.reg("_left"), self.granules)):
+        with self._each_value(r, b.set(b.reg("_left"), self.granules)):
+            with self._surviving(r, allowed):
+                self._survivor(r, moved)
+                b.alu(Op.ADD, r["target"], r["target"], r["step"])
+                b.alu(Op.ADD, moved, moved, span)
+                b.close()  # rows move within X, numbers lie ready: nothing to wait for
+            b.alu(Op.ADD, r["source"], r["source"], r["step"])
+            b.alu(Op.ADD, r["number"], r["number"], r["number_step"])
+        b.fence()
+        b.free(*names)
+
+    @contextmanager
+    def _each_value(self, r: dict[str, Reg], granules: Reg):
+        """The body for every value of so many pairs of words; its bits are the highest of the two."""
+        b = self.b
+        with b.repeat(granules):
             b.load_word(r["at_least"], r["masks"])
             b.load_word(r["above"], r["masks"] + 1)
             b.set(r["masks"], r["masks"] + 2)
             for word in ("above", "at_least"):
                 b.shift(r[word], r[word], 16)
             with b.repeat(b.set(b.reg("_left"), GRANULE_LANES)):
-                self._walk(r, allowed, span, moved)
-        b.fence()
-        b.free(*names)
+                yield
 
-    def _walk(self, r: dict[str, Reg], allowed: Reg, span: Reg, moved: Reg) -> None:
-        """One value: its bits are the highest of the two words."""
+    @contextmanager
+    def _surviving(self, r: dict[str, Reg], allowed: Reg):
+        """The body where the value survives, then on to the next value's bits."""
         b = self.b
         hit = b.set(b.reg("_g"), r["above"])
         with b.unless(Op.BGEU, hit, r["top"]), b.unless(Op.BEQ, allowed, 0), b.unless(Op.BLTU, r["at_least"], r["top"]):
             b.set(allowed, allowed + -PROB_MAX)
             b.set(hit, r["top"])
         with b.unless(Op.BLTU, hit, r["top"]):
-            self._survivor(r, moved)
-            b.alu(Op.ADD, r["target"], r["target"], r["step"])
-            b.alu(Op.ADD, moved, moved, span)
-            b.close()  # rows move within X, numbers lie ready: nothing to wait for
+            yield
         for word in ("above", "at_least"):
             b.shift(r[word], r[word], 1)
-        b.alu(Op.ADD, r["source"], r["source"], r["step"])
-        b.alu(Op.ADD, r["number"], r["number"], r["number_step"])
 
     def _prepare(self, span: Reg) -> None:
         """Descriptor fields that every survivor shares."""

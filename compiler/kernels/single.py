@@ -16,7 +16,7 @@ from hw.spec.isa import LdKind, MxMode, Op, StreamFormat
 from .. import ir
 from ..layout import Layout
 from . import attention_math, linear, mlp, norm
-from .attention import quantise_heads, store_cache
+from .attention import cache_heads, quantise_heads
 from .attention_heads import CACHE, SCALES
 from .attention_math import Scores
 from .builder import At, Reg, Rows, Value
@@ -220,11 +220,7 @@ class SingleToken:
 
     def _keys_and_values(self) -> None:
         """Into the caches; then the newest scales."""
-        ctx, op, context = self.ctx, self.op, self.layout.context
-        for each, acc, rope in ((op.k, "ACC_K", op.rope), (op.v, "ACC_V", False)):
-            which = "k" if each is op.k else "v"
-            linear.project_heads(ctx, each, ctx[acc], ctx.rows("W" + which, each.n_out), op.kv_heads, rope)
-            store_cache(ctx, op, ctx.rows("W" + which, each.n_out), which, self.position, context)
+        cache_heads(self.ctx, self.op, self.position, self.layout.context)
         granule = self.b.shift(self.b.reg("_g"), self.position, -4)
         for which in "kv":
             for part in self.parts:
