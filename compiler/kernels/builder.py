@@ -494,23 +494,16 @@ class Builder:
         w: Rows | None = None,
         imm0: Value | None = None,
         imm1: Value | None = None,
-        adj2: Value = 0,
+        ctl1: Value | None = None,
         **control,
     ) -> None:
-        """One vector pass over n = (outer, mid, words); control holds the names of CTL0 and CTL1.
-
-        A register as adj2 holds it where ctl1 has it.
-        """
+        """One vector pass over n = (outer, mid, words); control holds the names of CTL0 and CTL1."""
         if d is not None and "dst" not in control:
             control["dst"] = {"VB": isa.Dst.VB, "SB": isa.Dst.SB, "OB": isa.Dst.OB}[d.region.buffer]
-        shifts = {k: control.pop(k) for k in ("adj1", "sh3") if k in control}
-        if isinstance(adj2, int):
-            ctl1: Value = isa.pack_bits(isa.CTL1, shifts | {"adj2": adj2})
-        else:
-            ctl1 = adj2 + isa.pack_bits(isa.CTL1, shifts)
+        shifts = {k: control.pop(k) for k in ("adj1", "adj2", "sh3") if k in control}
         fields: dict[str, Value] = {
             "ctl0": isa.pack_bits(isa.CTL0, control),
-            "ctl1": ctl1,
+            "ctl1": isa.pack_bits(isa.CTL1, shifts) if ctl1 is None else ctl1,
             "n_outer": n[0],
             "n_mid": n[1],
             "n_words": n[2],

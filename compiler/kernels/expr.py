@@ -20,9 +20,9 @@ from enum import IntEnum
 from typing import Any
 
 from hw.spec.errors import InternalError
-from hw.spec.isa import Add, Dst, Fin, Func, Mul1, Mul2, Mul3, Reduce, Src, Tap
+from hw.spec.isa import CTL1, Add, Dst, Fin, Func, Mul1, Mul2, Mul3, Reduce, Src, Tap, pack_bits
 
-from .builder import At, Builder, Rows, Scalar, Value
+from .builder import At, Builder, Reg, Rows, Scalar, Value
 
 PORTS = {"AB": "a", "PB": "p", "VB": "v"}
 """The operand of a pass that reads a buffer."""
@@ -192,4 +192,8 @@ def run(
     fields = value.fields
     if reduce is not None:
         fields = _joined(fields, {**reduce.fields, "tap": reduce.tap(value)}, "slot REDUCE")
+    if isinstance(adjust := fields.get("adj2"), Reg):
+        rest = {name: fields.get(name, 0) for name in ("adj1", "sh3")}
+        fields = {name: each for name, each in fields.items() if name not in ("adj2", *rest)}
+        fields["ctl1"] = adjust + pack_bits(CTL1, rest)
     b.vu_pass(shape, length, step=step, d=to, **fields)
