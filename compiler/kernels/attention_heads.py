@@ -248,22 +248,22 @@ class Heads:
         """The scores of one row, whose query has that entry."""
         ctx = self.ctx
         return Scores(
-            At(ctx["SCORES"], 0, 0, score_at),
-            At(ctx["P:k_scale"], 0, 0, scale_at),
-            Rows(ctx["EH"], 0, 1, query),
-            Rows(ctx["MAX"], 0, 0, row),
-            Rows(ctx["SUM"], 0, 0, row),
+            sums=At(ctx["SCORES"], 0, 0, score_at),
+            k_scale=At(ctx["P:k_scale"], 0, 0, scale_at),
+            query=Rows(ctx["EH"], 0, 1, query),
+            top=Rows(ctx["MAX"], 0, 0, row),
+            total=Rows(ctx["SUM"], 0, 0, row),
         )
 
     def _rows(self, s: Strides) -> Scores:
         """The rows of scores that a softmax works on."""
         ctx = self.ctx
         return Scores(
-            At(s.scores or ctx["SCORES"], s.score, s.score_head, s.score_at),
-            At(ctx["P:k_scale"], s.scale, 0, s.scale_at),
-            Rows(ctx["EH"], s.entry, 1, s.entry_at),
-            Rows(ctx["MAX"], self.group, 1),
-            s.sums or Rows(ctx["SUM"], self.group, 1),
+            sums=At(s.scores or ctx["SCORES"], s.score, s.score_head, s.score_at),
+            k_scale=At(ctx["P:k_scale"], s.scale, 0, s.scale_at),
+            query=Rows(ctx["EH"], s.entry, 1, s.entry_at),
+            top=Rows(ctx["MAX"], self.group, 1),
+            total=s.sums or Rows(ctx["SUM"], self.group, 1),
         )
 
     def _planes(self, s: Strides) -> Iterator[At]:

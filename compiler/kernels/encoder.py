@@ -329,11 +329,11 @@ class Encoder:
         """Probability planes [token][plane]; sums of all heads are kept."""
         ctx, at, region = self.ctx, head * self.row_words, self.ctx[f"PLANES{head % 2}"]
         rows = Scores(
-            At(ctx[f"SCORES{head % 2}"], self.row_words),
-            At(ctx["P:k_scale"], 0, 0, at),
-            Rows(ctx["EQ"], self.op.heads, 0, query + head),
-            Rows(ctx["MAX"], 1),
-            Rows(ctx["SUM"], 1, 0, head * self.tile),
+            sums=At(ctx[f"SCORES{head % 2}"], self.row_words),
+            k_scale=At(ctx["P:k_scale"], 0, 0, at),
+            query=Rows(ctx["EQ"], self.op.heads, 0, query + head),
+            top=Rows(ctx["MAX"], 1),
+            total=Rows(ctx["SUM"], 1, 0, head * self.tile),
         )
         planes = [At(region, 2 * self.row, 0, plane * self.row) for plane in (0, 1)]
         self.b.operator = "softmax"

@@ -44,9 +44,7 @@ def _joined(fields: Mapping[str, Any], more: Mapping[str, Any], user: str) -> di
     """Both sets of fields; InternalError where they differ about one."""
     for name, value in more.items():
         if name in fields and fields[name] != value:
-            raise InternalError(
-                f"field {name} of a vector pass is taken: {user} needs {value}, what is before it {fields[name]}"
-            )
+            raise InternalError(f"field {name} of a vector pass is taken by {fields[name]}, {user} needs {value}")
     return {**fields, **more}
 
 
@@ -60,7 +58,7 @@ def _port(place: At, *allowed: str) -> str:
 
 @dataclass(frozen=True)
 class Expr:
-    """What a lane holds behind slot `slot`; `fields` are the arguments of `Builder.vu_pass` that make it."""
+    """What a lane holds behind `slot`, made of `before`; `fields` are the arguments of `Builder.vu_pass` for it."""
 
     slot: Slot
     fields: Mapping[str, Any]
@@ -69,7 +67,7 @@ class Expr:
     def _then(self, slot: Slot, **fields: Any) -> "Expr":
         """The next expression, in a slot behind this one's."""
         if slot <= self.slot:
-            raise InternalError(f"slot {slot.name} of a vector pass is taken: the expression is at {self.slot.name}")
+            raise InternalError(f"slot {self.slot.name} of a vector pass is taken, {slot.name} does not come behind it")
         return Expr(slot, _joined(self.fields, fields, f"slot {slot.name}"), self)
 
     def scaled(self, by: At | Scalar | Value, adjust: Value = 0) -> "Expr":

@@ -273,9 +273,11 @@ class SingleToken:
     def _softmax(self, part: Part) -> None:
         group, row = self.group, self.row // self.geo.gpw
         rows = Scores(
-            At(self._slice("SCORES", part, group * self.row), group * row, row),
-            self._scales("P:k_scale", part),
-            *(self._entries(name, part) for name in ("EH", "MAX", "SUM")),
+            sums=At(self._slice("SCORES", part, group * self.row), group * row, row),
+            k_scale=self._scales("P:k_scale", part),
+            query=self._entries("EH", part),
+            top=self._entries("MAX", part),
+            total=self._entries("SUM", part),
         )
         region = self._slice("PLANES", part, 2 * group * self.row)
         planes = [At(region, 2 * group * self.row, 2 * self.row, plane * self.row) for plane in (0, 1)]
