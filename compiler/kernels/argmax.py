@@ -5,9 +5,7 @@ the maximum, (x - m) * HUGE, saturating, is 0 where x is the maximum and below a
 1, so the largest place among the maxima is the first of them.
 """
 
-from typing import Any
-
-from hw.spec.isa import Add, Func, LdKind, Mul1, Mul3, Reduce, Row, Src, StKind, StMode
+from hw.spec.isa import LdKind, StKind, StMode
 from hw.spec.numerics import PROB_MAX, pack_scale
 
 from .. import ir
@@ -15,6 +13,7 @@ from ..layout import Layout
 from . import linear
 from .builder import At, Reg, Rows, Value
 from .context import Context
+from .expr import Expr, run, vec, zero
 from .regions import memory_region
 
 HUGE = pack_scale((1 << 30) // PROB_MAX, 0)
@@ -32,85 +31,39 @@ class Choice:
 
     def prepare(self) -> None:
         """A word of HUGE values."""
-        ctx, b = self.ctx, self.b
-        b.vu_pass(
-            (1, 1, 1),
-            1,
-            r0=Rows(ctx["BEST"]),
-            w=Rows(ctx["TOP"]),
-            imm0=0,
-            src=Src.R0,
-            mul1=Mul1.IMM,
-            func=Func.EXP2,
-            reduce=Reduce.MAX,
-        )
-        b.vu_pass((1, 1, 1), self.lanes, r0=Rows(ctx["TOP"]), d=At(ctx["HUGE"]), imm0=HUGE, src=Src.R0, mul1=Mul1.IMM)
+        top = Rows(self.ctx["TOP"])
+        run(self.b, (1, 1, 1), 1, zero(Rows(self.ctx["BEST"])).exp2().max(top))
+        run(self.b, (1, 1, 1), self.lanes, vec(top.raw).scaled(HUGE), to=At(self.ctx["HUGE"]))
 
-    def best(self, number: Reg) -> dict[str, Any]:
-        """What the pass that makes the logits does besides."""
-        return {"w": Rows(self.ctx["BEST"], 0, 0, number), "reduce": Reduce.MAX}
+    def best(self, number: Reg) -> Rows:
+        """Entry of the slice's largest logit."""
+        return Rows(self.ctx["BEST"], 0, 0, number)
 
     def distance(self, head: ir.Linear, number: Reg) -> None:
         """The slice's logits once more, as distances from their maximum."""
-        linear.project(
-            self.ctx,
-            head,
-            self.ctx["ACC_HEAD"],
-            At(self.ctx["DISTANCE"]),
-            by_word=True,
-            r1=Rows(self.ctx["BEST"], 0, 0, number),
-            row1=Row.RAW,
-            add=Add.SUB_R1,
-            v=At(self.ctx["HUGE"]),
-            mul3=Mul3.V,
-        )
+        sums, to, top = self.ctx["ACC_HEAD"], At(self.ctx["DISTANCE"]), self.best(number).raw
+        linear.project(self.ctx, head, sums, to, by_word=True, then=lambda x: self._far(x - top))
+
+    def _far(self, distances: Expr) -> Expr:
+        """Distances other than 0 beyond any place."""
+        return distances.times(At(self.ctx["HUGE"]))
 
     def place(self, number: Reg, places: Reg, length: Value) -> None:
         """First place of the slice's maximum; its scale words are not needed any more."""
-        ctx, b, table = self.ctx, self.b, self.ctx["P:head.words"]
-        b.load(places, table, self.slices.granules, kind=LdKind.TABLES)
-        b.vu_pass(
-            (1, 1, self.words),
-            length,
-            v=At(ctx["DISTANCE"]),
-            p=At(table),
-            w=Rows(ctx["PLACE"], 0, 0, number),
-            src=Src.V,
-            add=Add.P,
-            reduce=Reduce.MAX,
-        )
+        ctx, table = self.ctx, self.ctx["P:head.words"]
+        self.b.load(places, table, self.slices.granules, kind=LdKind.TABLES)
+        found = vec(At(ctx["DISTANCE"])) + At(table)
+        run(self.b, (1, 1, self.words), length, found.max(Rows(ctx["PLACE"], 0, 0, number)))
 
     def store(self) -> None:
         """The first slice with the largest maximum, and what its place says."""
         ctx, b, n, table = self.ctx, self.b, self.slices.count, self.ctx["P:head.words"]
-        b.vu_pass((1, n, 1), 1, r0=Rows(ctx["BEST"], 0, 1), w=Rows(ctx["TOP"]), src=Src.R0, reduce=Reduce.MAX, level=1)
-        b.vu_pass(
-            (n, 1, 1),
-            1,
-            r0=Rows(ctx["BEST"], 1),
-            r1=Rows(ctx["TOP"]),
-            v=At(ctx["HUGE"]),
-            d=At(ctx["DISTANCE"], 1),
-            src=Src.R0,
-            row1=Row.RAW,
-            add=Add.SUB_R1,
-            mul3=Mul3.V,
-        )
-        b.vu_pass(
-            (1, n, 1),
-            1,
-            r0=Rows(ctx["PLACE"], 0, 1),
-            v=At(ctx["DISTANCE"], 0, 1),
-            w=Rows(ctx["TOP"]),
-            src=Src.R0,
-            add=Add.V,
-            reduce=Reduce.MAX,
-            level=1,
-        )
+        top, distance = Rows(ctx["TOP"]), ctx["DISTANCE"]
+        run(b, (1, n, 1), 1, vec(Rows(ctx["BEST"], 0, 1).raw).max(top, level=1))
+        run(b, (n, 1, 1), 1, self._far(vec(Rows(ctx["BEST"], 1).raw) - top.raw), to=At(distance, 1))
+        run(b, (1, n, 1), 1, (vec(Rows(ctx["PLACE"], 0, 1).raw) + At(distance, 0, 1)).max(top, level=1))
         b.load(self.places, table, 1, kind=LdKind.TABLES)
-        b.vu_pass(
-            (1, 1, 1), 1, p=At(table), r1=Rows(ctx["TOP"]), d=At(ctx["LOGITS"]), src=Src.P, row1=Row.RAW, add=Add.SUB_R1
-        )
+        run(b, (1, 1, 1), 1, vec(At(table)) - top.raw, to=At(ctx["LOGITS"]))
         b.store(StMode.LIN, ctx["LOGITS"], TOKEN, addr=self.token, kind=StKind.RESULTS)
 
 

@@ -4,9 +4,10 @@ Here: projections and cache writes; `attention_heads` has what happens between q
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from hw.spec import weights
-from hw.spec.isa import Mul2, Op, Row, Src, StKind, StMode
+from hw.spec.isa import Op, StKind, StMode
 
 from .. import ir
 from .attention_heads import CACHE, SCALES, Heads
@@ -14,6 +15,7 @@ from .attention_mask import MaskedHeads
 from .attention_pipeline import PipelinedHeads, pipelined_granules
 from .builder import At, Reg, Rows, Value
 from .context import Context
+from .expr import run, vec
 from .linear import absmax, matmul, project_heads, quantise
 
 
@@ -21,21 +23,33 @@ def keys_and_values(ctx: Context, op: ir.Attention, position: Value, context: in
     """k and v of the tile's rows (int8 in XQ) into the caches at `position`."""
     matmul(ctx, op.k, "XQ", ctx["ACC_K"])
     matmul(ctx, op.v, "XQ", ctx["ACC_V"])
-    for linear, acc, rope in ((op.k, "ACC_K", op.rope), (op.v, "ACC_V", False)):
-        which = "k" if linear is op.k else "v"
+    cache_heads(ctx, op, position, context)
+
+
+def cache_heads(ctx: Context, op: ir.Attention, position: Value, context: int) -> None:
+    """k and v from accumulators into the caches, their scales first: they are read first."""
+    entries = Rows(ctx["EH"], op.kv_heads, 1)
+    for linear, which, rope in ((op.k, "k", op.rope), (op.v, "v", False)):
         rows = ctx.rows("W" + which, linear.n_out)
-        project_heads(ctx, linear, ctx[acc], rows, op.kv_heads, rope)
-        store_cache(ctx, op, rows, which, position, context)
+        project_heads(ctx, linear, ctx["ACC_" + which.upper()], rows, op.kv_heads, rope)
+        store_scales(ctx, op, which, entries, position, context)
+        store_heads(ctx, op, rows, which, entries, position, context)
 
 
-def store_cache(ctx: Context, op: ir.Attention, rows: At, which: str, position: Value, context: int) -> None:
-    """Wide heads into the cache and their scales, which are there first: they are read first."""
-    geo, b, n, hd = ctx.geo, ctx.b, op.kv_heads, op.head_dim
-    step, width = geo.words(hd), geo.words(op.k.n_out)
-    b.operator = "cache"
-    entries, cache, scales = Rows(ctx["EH"], n, 1), ctx["SB_" + which], ctx["SB_scale_" + which]
-    b.vu_pass((ctx.m, n, 1), 1, d=At(scales, n, 1), r0=entries, src=Src.R0, row0=Row.SCALE if which == "k" else Row.RAW)
-    b.store(
+def quantise_heads(
+    ctx: Context, rows: At, heads: int, head_dim: int, entries: Rows, to: At, clip: bool = False
+) -> None:
+    """int8 heads of wide rows by the maxima in their entries; clip: what does not go to OB."""
+    x = vec(replace(rows, mid=ctx.geo.words(head_dim))).scaled(entries.fin)
+    ctx.run(head_dim, x.int8() if clip else x, heads=heads, to=to)
+
+
+def store_scales(ctx: Context, op: ir.Attention, which: str, entries: Rows, position: Value, context: int) -> None:
+    """Scales of a tile's keys or values, which have these entries."""
+    geo, n, scales = ctx.geo, op.kv_heads, ctx["SB_scale_" + which]
+    ctx.b.operator = "cache"
+    run(ctx.b, (ctx.m, n, 1), 1, vec(entries.scale if which == "k" else entries.raw), to=At(scales, n, 1))
+    ctx.b.store(
         StMode.SC,
         scales,
         SCALES,
@@ -48,19 +62,18 @@ def store_cache(ctx: Context, op: ir.Attention, rows: At, which: str, position: 
         stride_head=geo.cache_granules(context),
         kind=StKind.KV_SCALES,
     )
-    b.vu_pass(
-        (ctx.m, n, step),
-        hd,
-        v=At(rows.region, rows.out, step),
-        d=At(cache, width, step),
-        r0=entries,
-        src=Src.V,
-        mul2=Mul2.R0,
-        row0=Row.FIN,
-        clip8=1,
-    )
+
+
+def store_heads(
+    ctx: Context, op: ir.Attention, rows: At, which: str, entries: Rows, position: Value, context: int
+) -> None:
+    """A tile's wide keys or values, quantised by their entries, into the cache."""
+    geo, n, hd, cache = ctx.geo, op.kv_heads, op.head_dim, ctx["SB_" + which]
+    step, width = geo.words(hd), geo.words(op.k.n_out)
+    ctx.b.operator = "cache"
+    quantise_heads(ctx, rows, n, hd, entries, At(cache, width, step), clip=True)
     strides = weights.k_strides(hd) if which == "k" else weights.v_strides(context, geo.config.units)
-    b.store(
+    ctx.b.store(
         StMode.K if which == "k" else StMode.V,
         cache,
         CACHE[which],
@@ -126,18 +139,10 @@ def queries(
     matmul(ctx, op.q, "XQ", ctx["ACC_Q"])
     rows = ctx.rows("WQ", op.q.n_out)
     project_heads(ctx, op.q, ctx["ACC_Q"], rows, op.heads, op.rope)
-    step, blocks = geo.words(op.head_dim), geo.granules(op.head_dim)
+    blocks = geo.granules(op.head_dim)
     head_blocks = b.scaled("_g", ctx.m, blocks) if isinstance(ctx.m, Reg) else ctx.m * blocks
-    b.vu_pass(
-        (ctx.m, op.heads, step),
-        op.head_dim,
-        v=At(rows.region, rows.out, step),
-        d=At(ctx["QQ"], blocks, head_blocks),
-        r0=Rows(ctx["EH"], op.heads, 1),
-        src=Src.V,
-        mul2=Mul2.R0,
-        row0=Row.FIN,
-    )
+    queries_at = At(ctx["QQ"], blocks, head_blocks)
+    quantise_heads(ctx, rows, op.heads, op.head_dim, Rows(ctx["EH"], op.heads, 1), queries_at)
     shape = (ctx, op, length, slots, score_row, first_limit, context)
     heads = MaskedHeads(*shape)
     if mask is None or not isinstance(first_limit, Reg):

@@ -5,40 +5,15 @@ planes [token][head][plane]. A single token takes all heads together, [kv head][
 latency is then paid once, not once a head.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from hw.spec import weights
-from hw.spec.attention import (
-    HIGH_PLANE,
-    KEY_ADJUST,
-    LOW_PLANE,
-    OUT_ADJUST,
-    QUERY_ADJUST,
-    VALUE_ADJUST,
-    VALUE_REFERENCE,
-    VALUE_SHIFT,
-)
-from hw.spec.isa import (
-    Add,
-    Dst,
-    Fin,
-    Func,
-    LdKind,
-    Mul1,
-    Mul2,
-    Mul3,
-    MxMode,
-    Op,
-    Reduce,
-    Row,
-    Src,
-    StreamFormat,
-    Tap,
-)
+from hw.spec.isa import LdKind, MxMode, Op, StreamFormat
 
 from .. import ir
+from . import attention_math
+from .attention_math import Scores
 from .builder import At, Reg, Rows, Value
 from .context import Context
 from .regions import Region, memory_region
@@ -269,87 +244,50 @@ class Heads:
             out_offset=pv_at,
         )
 
-    def _score(self, s: Strides) -> dict[str, Any]:
-        """Operands and control of the pass that turns accumulators into log2 scores."""
+    def row_of(self, query: Reg, row: Value = 0, score_at: Value = 0, scale_at: Value = 0) -> Scores:
+        """The scores of one row, whose query has that entry."""
         ctx = self.ctx
-        return {
-            "step": s.step,
-            "a": At(s.scores or ctx["SCORES"], s.score, s.score_head, s.score_at),
-            "p": At(ctx["P:k_scale"], s.scale, 0, s.scale_at),
-            "r0": Rows(ctx["EH"], s.entry, 1, s.entry_at),
-            "src": Src.A,
-            "mul1": Mul1.P,
-            "adj1": KEY_ADJUST,
-            "mul2": Mul2.R0,
-            "row0": Row.SCALE,
-            "adj2": QUERY_ADJUST,
-        }
+        return Scores(
+            sums=At(ctx["SCORES"], 0, 0, score_at),
+            k_scale=At(ctx["P:k_scale"], 0, 0, scale_at),
+            query=Rows(ctx["EH"], 0, 1, query),
+            top=Rows(ctx["MAX"], 0, 0, row),
+            total=Rows(ctx["SUM"], 0, 0, row),
+        )
 
-    def score_of(self, entry: Reg) -> dict[str, Any]:
-        """Operands of a pass over the scores of the first row, whose query has that entry."""
-        return {key: value for key, value in self._score(Strides(1, 0, 0, 0, 0, 0, 0, entry)).items() if key != "step"}
+    def _rows(self, s: Strides) -> Scores:
+        """The rows of scores that a softmax works on."""
+        ctx = self.ctx
+        return Scores(
+            sums=At(s.scores or ctx["SCORES"], s.score, s.score_head, s.score_at),
+            k_scale=At(ctx["P:k_scale"], s.scale, 0, s.scale_at),
+            query=Rows(ctx["EH"], s.entry, 1, s.entry_at),
+            top=Rows(ctx["MAX"], self.group, 1),
+            total=s.sums or Rows(ctx["SUM"], self.group, 1),
+        )
+
+    def _planes(self, s: Strides) -> Iterator[At]:
+        """Places of the high and of the low planes."""
+        b, planes, offset = self.ctx.b, s.planes or self.ctx["PLANES"], s.plane_at
+        yield At(planes, self.plane_token, self.plane_row, offset)
+        offset = self.score_row if offset == 0 else b.alu(Op.ADD, b.reg("_left"), offset, self.score_row)
+        yield At(planes, self.plane_token, self.plane_row, offset)
 
     def _softmax(self, s: Strides, heads: int) -> None:
         ctx, b = self.ctx, self.ctx.b
-        shape = (s.outer, self.group, self.words)
         b.operator = "softmax"
-        top, total = Rows(ctx["MAX"], self.group, 1), s.sums or Rows(ctx["SUM"], self.group, 1)
-        b.vu_pass(
-            (heads, 1, self.words),
-            self.length,
-            p=At(ctx["P:v_scale"], s.scale, 0, s.scale_at),
-            d=At(ctx["V_ROW"], s.scale),
-            imm0=VALUE_REFERENCE,
-            src=Src.P,
-            mul1=Mul1.IMM,
-            adj1=VALUE_ADJUST,
-        )
-        b.vu_pass(shape, self.first_limit, w=top, reduce=Reduce.MAX, **self._score(s))
-        for plane, dst in enumerate((Dst.OBH, Dst.OBL)):
-            sums: dict[str, Any] = {}
-            if plane == 0:
-                sums = {"w": total, "tap": Tap.FUNC, "reduce": Reduce.SUM, "fin": Fin.RECIP}
-            offset = s.plane_at
-            if plane:
-                offset = self.score_row if offset == 0 else b.alu(Op.ADD, b.reg("_left"), offset, self.score_row)
-            b.vu_pass(
-                shape,
-                self.first_limit,
-                v=At(ctx["V_ROW"], s.scale),
-                r1=top,
-                row1=Row.RAW,
-                add=Add.SUB_R1,
-                func=Func.EXP2,
-                mul3=Mul3.V,
-                sh3=VALUE_SHIFT,
-                dst=dst,
-                d=At(s.planes or ctx["PLANES"], self.plane_token, self.plane_row, offset),
-                **sums,
-                **self._score(s),
-            )
+        scales, v_scale = At(ctx["P:v_scale"], s.scale, 0, s.scale_at), At(ctx["V_ROW"], s.scale)
+        attention_math.value_scales(b, (heads, 1, self.words), self.length, scales, v_scale)
+        shape = (s.outer, self.group, self.words)
+        attention_math.softmax(b, shape, self.first_limit, self._rows(s), v_scale, self._planes(s), s.step)
 
     def _combine(self, s: Strides) -> None:
-        """(low planes / 16 + high planes * 16) / sum into O."""
+        """Values of both planes, combined into O."""
         ctx, b, hd, step, group = self.ctx, self.ctx.b, self.op.head_dim, self.step, self.group
         shape = (s.outer, group, step)
         b.operator = "values"
         out_at = s.entry_at if s.entry_at == ZERO else self._scaled("_g", s.entry_at, step)
-        low = At(ctx["PV"], 2 * group * step, 2 * step, step)
-        high = At(ctx["PV"], 2 * group * step, 2 * step)
-        half = At(ctx["T"], group * step, step)
-        b.vu_pass(shape, hd, a=low, d=half, imm0=LOW_PLANE, src=Src.A, mul1=Mul1.IMM)
-        b.vu_pass(
-            shape,
-            hd,
-            a=high,
-            v=half,
-            r1=s.sums or Rows(ctx["SUM"], group, 1),
-            imm0=HIGH_PLANE,
-            src=Src.A,
-            mul1=Mul1.IMM,
-            add=Add.V,
-            mul3=Mul3.R1,
-            row1=Row.FIN,
-            adj2=OUT_ADJUST,
-            d=At(ctx["O"], s.out, step, out_at),
-        )
+        high, low = (At(ctx["PV"], 2 * group * step, 2 * step, plane * step) for plane in (0, 1))
+        half, total = At(ctx["T"], group * step, step), s.sums or Rows(ctx["SUM"], group, 1)
+        attention_math.low_sums(b, shape, hd, low, half)
+        attention_math.combine(b, shape, hd, high, half, total, At(ctx["O"], s.out, step, out_at))

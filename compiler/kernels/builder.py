@@ -59,6 +59,26 @@ class Rows:
     def address(self) -> Value:
         return self.offset + self.region.base
 
+    @property
+    def raw(self) -> "Scalar":
+        return Scalar(self, isa.Row.RAW)
+
+    @property
+    def scale(self) -> "Scalar":
+        return Scalar(self, isa.Row.SCALE)
+
+    @property
+    def fin(self) -> "Scalar":
+        return Scalar(self, isa.Row.FIN)
+
+
+@dataclass(frozen=True)
+class Scalar:
+    """One value a row: entries, and what is read of them."""
+
+    entries: Rows
+    kind: isa.Row
+
 
 def _times(most: Most, factor: int) -> Most:
     return None if most is None else most * factor

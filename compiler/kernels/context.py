@@ -8,7 +8,8 @@ from hw.spec.isa import LdKind, Op
 from ..geometry import Geometry
 from ..ir import Norm, linears
 from ..layout import TABLE, Record, Table
-from .builder import At, Builder, Reg, Rows, Value
+from .builder import At, Builder, Reg, Rows
+from .expr import Expr, Reduction, run
 from .regions import Region
 
 POINTERS = ("params", "cache", "scales")
@@ -60,6 +61,20 @@ class Context:
     def parameter(self, name: str) -> At:
         return At(self["P:" + name])
 
+    # --- passes ----------------------------------------------------------------------------------------
+
+    def run(
+        self,
+        width: int,
+        value: Expr | Reduction,
+        *,
+        heads: int = 1,
+        to: At | None = None,
+        reduce: Reduction | None = None,
+    ) -> None:
+        """One pass over the tile's rows of `heads` times `width` values."""
+        run(self.b, (self.m, heads, self.geo.words(width)), width, value, to=to, reduce=reduce)
+
     # --- loads -----------------------------------------------------------------------------------------
 
     def load_parameter(self, name: str) -> None:
@@ -106,13 +121,13 @@ class Context:
         for word in range(self.table.shift_words):
             self.b.load_word(self.b.reg(f"shifts{word}"), address + word)
 
-    def control(self, linear: str, sh3: int = 0) -> Value:
-        """ctl1 of a linear pass: G in adj2."""
+    def adjust(self, linear: str) -> Reg:
+        """G of a linear layer in a register, where ctl1 has adj2."""
         word, byte = self.table.shift(self.linears.index(linear))
         target = self.b.reg("_g")
         self.b.shift(target, self.b.reg(f"shifts{word}"), 24 - 8 * byte)
         self.b.shift(target, target, -24)
-        return self.b.shift(target, target, 8) + (sh3 << 16)
+        return self.b.shift(target, target, 8)
 
     # --- weights ---------------------------------------------------------------------------------------
 

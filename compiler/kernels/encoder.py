@@ -8,48 +8,21 @@ what it needs. `vision` takes layers that do not fit tile by tile.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 from hw.spec import weights
-from hw.spec.attention import (
-    HIGH_PLANE,
-    KEY_ADJUST,
-    LOW_PLANE,
-    OUT_ADJUST,
-    QUERY_ADJUST,
-    VALUE_ADJUST,
-    VALUE_REFERENCE,
-    VALUE_SHIFT,
-)
 from hw.spec.errors import UserError
-from hw.spec.isa import (
-    Add,
-    Dst,
-    Fin,
-    Func,
-    LdKind,
-    Mul1,
-    Mul2,
-    Mul3,
-    MxMode,
-    Op,
-    Reduce,
-    Row,
-    Src,
-    StKind,
-    StMode,
-    StreamFormat,
-    Tap,
-)
+from hw.spec.isa import LdKind, MxMode, Op, StreamFormat
 
 from .. import ir
 from ..layout import Layout
-from . import linear, mlp, norm
+from . import attention_math, linear, mlp, norm
 from .allocate import Placer
+from .attention import quantise_heads, store_heads, store_scales
 from .attention_heads import CACHE, SCALES, Heads
+from .attention_math import Scores
 from .builder import At, Reg, Rows, Value
 from .context import Context
-from .linear import ABSMAX
+from .expr import run, vec, zero
 from .regions import Region
 from .select import Saliency
 
@@ -193,7 +166,7 @@ class Encoder:
         """Ahead of the first layer."""
         with self.b.for_next_layer():
             self.ctx.load_parameters(self.norms[0])
-            self._norm(0, self.norms[0])
+            norm.norm(self.tiles[0], self.norms[0])
         self.b.fence()
 
     def layer(self, watched: Reg, slots: Reg, score_row: Reg) -> None:
@@ -210,88 +183,6 @@ class Encoder:
     def _matmul(self, tile: Context, op: ir.Linear, act: str, acc: str) -> None:
         tile.seek(op.name)
         linear.matmul(tile, op, act, tile[acc])
-
-    # --- norms -----------------------------------------------------------------------------------------
-
-    def _centre(self, index: int, op: ir.Norm) -> None:
-        """Rows minus their mean in Y, what they are to be scaled by in S; needs no parameters of the layer."""
-        tile, b, constants = self.tiles[index], self.b, norm.constants_of(op)
-        shape, sums, maxima, rows = (
-            (tile.m, 1, self.geo.words(op.width)),
-            Rows(tile["S"], 1),
-            Rows(tile["C"], 1),
-            tile.rows("Y", op.width),
-        )
-        b.operator = op.name
-        b.vu_pass(
-            shape,
-            op.width,
-            v=tile.residual(),
-            w=sums,
-            imm1=constants["mean_word"],
-            src=Src.V,
-            reduce=Reduce.SUM,
-            fin=Fin.MEAN,
-        )
-        b.vu_pass(
-            shape,
-            op.width,
-            v=tile.residual(),
-            r1=sums,
-            d=rows,
-            w=maxima,
-            src=Src.V,
-            row1=Row.RAW,
-            add=Add.SUB_R1,
-            **ABSMAX,
-        )
-        b.vu_pass(
-            shape,
-            op.width,
-            v=rows,
-            r0=maxima,
-            w=sums,
-            imm1=constants["epsilon"],
-            src=Src.V,
-            row0=Row.RAW,
-            reduce=Reduce.SUMSQ,
-            fin=Fin.RSQRT,
-        )
-
-    def _scale(self, index: int, op: ir.Norm) -> None:
-        """Centred rows scaled and quantised into XQ with entries E."""
-        tile, b = self.tiles[index], self.b
-        shape, rows, entries = (tile.m, 1, self.geo.words(op.width)), tile.rows("Y", op.width), Rows(tile["E"], 1)
-        b.operator = op.name
-        b.vu_pass(
-            shape,
-            op.width,
-            v=rows,
-            p=tile.parameter(f"{op.name}.words"),
-            r0=Rows(tile["S"], 1),
-            d=rows,
-            src=Src.V,
-            mul1=Mul1.P,
-            mul2=Mul2.R0,
-            row0=Row.FIN,
-            adj2=norm.constants_of(op)["adjust"],
-        )
-        b.vu_pass(
-            shape,
-            op.width,
-            v=rows,
-            p=tile.parameter(f"{op.name}.bias"),
-            d=rows,
-            src=Src.V,
-            add=Add.P,
-            w=entries,
-            **ABSMAX,
-        )
-        linear.quantise(tile, rows, op.width, "XQ", entries)
-
-    def _norm(self, index: int, op: ir.Norm) -> None:
-        self._centre(index, op)
-        self._scale(index, op)
 
     # --- front -----------------------------------------------------------------------------------------
 
@@ -311,20 +202,13 @@ class Encoder:
         self.b.operator = "softmax"
         for half in "01" if padding else "":
             planes = At(self.ctx["PLANES" + half], self.row, 0, self.key_words * self.geo.gpw)
-            self.b.vu_pass(
-                (2 * self.tile, 1, padding),
-                padding * self.geo.config.lanes,
-                r0=Rows(self.ctx["E"]),
-                d=planes,
-                imm0=0,
-                src=Src.R0,
-                mul1=Mul1.IMM,
-            )
+            shape, length = (2 * self.tile, 1, padding), padding * self.geo.config.lanes
+            run(self.b, shape, length, zero(Rows(self.ctx["E"])), to=planes)
 
     def _first_norm(self, index: int) -> None:
         """Of all tiles but the first."""
         if index:
-            self._norm(index, self.norms[0])
+            norm.norm(self.tiles[index], self.norms[0])
 
     def _keys_values(self, index: int) -> None:
         self._matmul(self.tiles[index], self.op.k, "XQ", "ACC_K")
@@ -335,88 +219,24 @@ class Encoder:
 
     def _cache(self, index: int) -> None:
         """Scales first: they are read first, and nothing waits for the long store of the values."""
-        parts = ((self.op.k, "k", Row.SCALE), (self.op.v, "v", Row.RAW))
-        for op, which, _ in parts:
-            entries = Rows(self.ctx["EH_" + which], self.op.heads, 1)
-            self._heads(index, op, f"ACC_{which.upper()}", "W" + which, entries)
-        for _, which, row in parts:
-            self._store_scales(index, which, row)
-        for _, which, _ in parts:
-            self._store(index, which)
-
-    def _heads(self, index: int, op: ir.Linear, acc: str, target: str, entries: Rows) -> None:
-        """Wide heads, maxima of each (token, head) in `entries`."""
-        tile = self.tiles[index]
-        linear.project(tile, op, tile[acc], tile.rows(target, op.n_out), heads=self.op.heads, w=entries, **ABSMAX)
-
-    def _store_scales(self, index: int, which: str, row: Row) -> None:
-        tile, heads, words = self.tiles[index], self.op.heads, self.ctx["SB_scale_" + which]
-        self.b.operator = "cache"
-        self.b.vu_pass(
-            (tile.m, heads, 1), 1, d=At(words, heads, 1), r0=Rows(tile["EH_" + which], heads, 1), src=Src.R0, row0=row
-        )
-        self.b.store(
-            StMode.SC,
-            words,
-            SCALES,
-            addr=tile.pointers["scales"] + tile.records["scales"][which],
-            src_tok=heads * self.geo.gpw,
-            src_head=self.geo.gpw,
-            pos=index * self.tile,
-            n_tok=tile.m,
-            n_head=heads,
-            stride_head=self.row,
-            kind=StKind.KV_SCALES,
-        )
-
-    def _store(self, index: int, which: str) -> None:
-        tile, b, units, heads, hd = self.tiles[index], self.b, self.geo.config.units, self.op.heads, self.op.head_dim
-        words, width = tile["SB_" + which], heads * self.step
-        strides = weights.k_strides(hd) if which == "k" else weights.v_strides(self.tokens, units)
-        b.operator = "cache"
-        b.vu_pass(
-            (tile.m, heads, self.step),
-            hd,
-            v=At(tile["W" + which], width, self.step),
-            d=At(words, width, self.step),
-            r0=Rows(tile["EH_" + which], heads, 1),
-            src=Src.V,
-            mul2=Mul2.R0,
-            row0=Row.FIN,
-            clip8=1,
-        )
-        b.store(
-            StMode.K if which == "k" else StMode.V,
-            words,
-            CACHE[which],
-            addr=tile.pointers["cache"] + tile.records["cache"][which],
-            src_tok=width * self.geo.gpw,
-            src_head=self.step * self.geo.gpw,
-            pos=index * self.tile,
-            n_tok=tile.m,
-            n_head=heads,
-            n_gran=hd // 16,
-            stride_head=weights.cache_beats(hd, self.tokens, units),
-            stride_slot=strides["slot"],
-            stride_gran=strides["gran"],
-        )
+        tile, op, at = self.tiles[index], self.op, index * self.tile
+        entries = {which: Rows(self.ctx["EH_" + which], op.heads, 1) for which in "kv"}
+        rows = {which: tile.rows("W" + which, op.k.n_out) for which in "kv"}
+        for each, which in ((op.k, "k"), (op.v, "v")):
+            acc = tile[f"ACC_{which.upper()}"]
+            linear.project(tile, each, acc, rows[which], heads=op.heads, entries=entries[which])
+        for which in "kv":
+            store_scales(tile, op, which, entries[which], at, self.tokens)
+        for which in "kv":
+            store_heads(tile, op, rows[which], which, entries[which], at, self.tokens)
 
     def _queries(self, index: int) -> None:
         """Rows [token][head] in QQ, maxima in EQ."""
-        tile, heads = self.tiles[index], self.op.heads
-        entries = Rows(tile["EQ"], heads, 1, index * self.tile * heads)
-        self._heads(index, self.op.q, "ACC_Q", "WQ", entries)
-        first = index * self.tile * heads * self.hd
-        self.b.vu_pass(
-            (tile.m, heads, self.step),
-            self.op.head_dim,
-            r0=entries,
-            src=Src.V,
-            mul2=Mul2.R0,
-            row0=Row.FIN,
-            v=At(tile["WQ"], heads * self.step, self.step),
-            d=At(tile["QQ"].part(first, tile.m * heads * self.hd), heads * self.hd, self.hd),
-        )
+        tile, op, first = self.tiles[index], self.op, index * self.tile * self.op.heads
+        entries, rows = Rows(tile["EQ"], op.heads, 1, first), tile.rows("WQ", op.q.n_out)
+        linear.project(tile, op.q, tile["ACC_Q"], rows, heads=op.heads, entries=entries)
+        region = tile["QQ"].part(first * self.hd, tile.m * op.heads * self.hd)
+        quantise_heads(tile, rows, op.heads, op.head_dim, entries, At(region, op.heads * self.hd, self.hd))
 
     def _load_scales(self) -> None:
         """Scales of all keys and values, as soon as they are written."""
@@ -433,16 +253,8 @@ class Encoder:
                 source=SCALES,
                 kind=LdKind.KV_SCALES,
             )
-        self.b.vu_pass(
-            (heads, 1, self.key_words),
-            self.tokens,
-            p=At(self.ctx["P:v_scale"], self.row_words),
-            d=At(self.ctx["V_ROW"], self.row_words),
-            imm0=VALUE_REFERENCE,
-            src=Src.P,
-            mul1=Mul1.IMM,
-            adj1=VALUE_ADJUST,
-        )
+        scales, to = (At(self.ctx[name], self.row_words) for name in ("P:v_scale", "V_ROW"))
+        attention_math.value_scales(self.b, (heads, 1, self.key_words), self.tokens, scales, to)
 
     # --- attention -------------------------------------------------------------------------------------
 
@@ -473,26 +285,10 @@ class Encoder:
         ctx, width, groups = replace(self.ctx, m=self.tile), self.op.q.n_out, self._groups
         entries = Rows(ctx["E"], 1, 0, first)
         self.b.operator = "values"
-        self.b.vu_pass(
-            (self.tile, groups, 1),
-            1,
-            r0=Rows(ctx["PART"], groups, 1),
-            w=entries,
-            src=Src.R0,
-            row0=Row.RAW,
-            level=1,
-            **ABSMAX,
-        )
-        self.b.vu_pass(
-            (self.tile, 1, self.geo.words(width)),
-            width,
-            v=ctx.rows("O", width),
-            r0=entries,
-            src=Src.V,
-            mul2=Mul2.R0,
-            row0=Row.FIN,
-            d=At(ctx["XQ"], self.geo.granules(width), 0, block),
-        )
+        maxima = vec(Rows(ctx["PART"], groups, 1).raw).absmax(entries, level=1)
+        run(self.b, (self.tile, groups, 1), 1, maxima)
+        to = At(ctx["XQ"], self.geo.granules(width), 0, block)
+        ctx.run(width, vec(ctx.rows("O", width)).scaled(entries.fin), to=to)
 
     @property
     def _groups(self) -> int:
@@ -531,38 +327,18 @@ class Encoder:
 
     def _softmax(self, head: int, query: Value) -> None:
         """Probability planes [token][plane]; sums of all heads are kept."""
-        ctx, b, shape, at = self.ctx, self.b, (self.tile, 1, self.key_words), head * self.row_words
-        top, total = Rows(ctx["MAX"], 1), Rows(ctx["SUM"], 1, 0, head * self.tile)
-        score: dict[str, Any] = {
-            "a": At(ctx[f"SCORES{head % 2}"], self.row_words),
-            "p": At(ctx["P:k_scale"], 0, 0, at),
-            "r0": Rows(ctx["EQ"], self.op.heads, 0, query + head),
-            "src": Src.A,
-            "mul1": Mul1.P,
-            "adj1": KEY_ADJUST,
-            "mul2": Mul2.R0,
-            "row0": Row.SCALE,
-            "adj2": QUERY_ADJUST,
-        }
-        b.operator = "softmax"
-        b.vu_pass(shape, self.tokens, w=top, reduce=Reduce.MAX, **score)
-        sums: dict[str, Any] = {"w": total, "tap": Tap.FUNC, "reduce": Reduce.SUM, "fin": Fin.RECIP}
-        for plane, (dst, tail) in enumerate(((Dst.OBH, sums), (Dst.OBL, {}))):
-            b.vu_pass(
-                shape,
-                self.tokens,
-                v=At(ctx["V_ROW"], 0, 0, at),
-                r1=top,
-                row1=Row.RAW,
-                add=Add.SUB_R1,
-                func=Func.EXP2,
-                mul3=Mul3.V,
-                sh3=VALUE_SHIFT,
-                dst=dst,
-                d=At(ctx[f"PLANES{head % 2}"], 2 * self.row, 0, plane * self.row),
-                **tail,
-                **score,
-            )
+        ctx, at, region = self.ctx, head * self.row_words, self.ctx[f"PLANES{head % 2}"]
+        rows = Scores(
+            sums=At(ctx[f"SCORES{head % 2}"], self.row_words),
+            k_scale=At(ctx["P:k_scale"], 0, 0, at),
+            query=Rows(ctx["EQ"], self.op.heads, 0, query + head),
+            top=Rows(ctx["MAX"], 1),
+            total=Rows(ctx["SUM"], 1, 0, head * self.tile),
+        )
+        planes = [At(region, 2 * self.row, 0, plane * self.row) for plane in (0, 1)]
+        self.b.operator = "softmax"
+        shape, v_scale = (self.tile, 1, self.key_words), At(ctx["V_ROW"], 0, 0, at)
+        attention_math.softmax(self.b, shape, self.tokens, rows, v_scale, planes)
 
     def _values(self, head: int) -> None:
         ctx, b, hb = self.ctx, self.b, self.op.head_dim // 16
@@ -589,7 +365,7 @@ class Encoder:
         )
 
     def _combine(self, head: int) -> None:
-        """(low planes / 16 + high planes * 16) / sum into O, of a few heads at a time."""
+        """Values of both planes, combined into O, of a few heads at a time."""
         ctx, b, step, hd, count = self.ctx, self.b, self.step, self.op.head_dim, head % self.group + 1
         if count < self.group and head + 1 < self.op.heads:
             return
@@ -597,26 +373,12 @@ class Encoder:
         planes = ctx["PV"].part(first * size, count * size)
         high, low = (At(planes, 2 * step, 2 * self.tile * step, plane * step) for plane in (0, 1))
         half, shape = At(ctx["T"], count * step, step), (self.tile, count, step)
+        total = Rows(ctx["SUM"], 1, self.tile, first * self.tile)
+        out = At(ctx["O"], self.geo.words(self.op.q.n_out), step, first * step)
+        maxima = Rows(ctx["PART"], self._groups, 0, first // self.group)
         b.operator = "values"
-        b.vu_pass(shape, hd, a=low, d=half, imm0=LOW_PLANE, src=Src.A, mul1=Mul1.IMM)
-        b.vu_pass(
-            shape,
-            hd,
-            a=high,
-            v=half,
-            r1=Rows(ctx["SUM"], 1, self.tile, first * self.tile),
-            src=Src.A,
-            imm0=HIGH_PLANE,
-            mul1=Mul1.IMM,
-            add=Add.V,
-            mul3=Mul3.R1,
-            row1=Row.FIN,
-            adj2=OUT_ADJUST,
-            d=At(ctx["O"], self.geo.words(self.op.q.n_out), step, first * step),
-            w=Rows(ctx["PART"], self._groups, 0, first // self.group),
-            level=1,
-            **ABSMAX,
-        )
+        attention_math.low_sums(b, shape, hd, low, half)
+        attention_math.combine(b, shape, hd, high, half, total, out, maxima)
 
     def _watch(self, slots: Reg, score_row: Reg) -> None:
         """The class token's attention once more, alone: its shares of all heads into the saliency."""
@@ -647,13 +409,13 @@ class Encoder:
 
     def _second_norm(self, index: int) -> None:
         tile = self.tiles[index]
-        linear.project(tile, self.out, tile["OUT"], tile.residual(), residual=True, w=tile.maxima(), **ABSMAX)
-        self._norm(index, self.norms[1])
+        linear.project(tile, self.out, tile["OUT"], tile.residual(), residual=True, entries=tile.maxima())
+        norm.norm(self.tiles[index], self.norms[1])
 
     def _activate(self, index: int) -> None:
         tile, fc = self.tiles[index], self.mlp.fc
         entries, hidden = Rows(tile["F"], 1), tile.rows("H", fc.n_out)
-        linear.project(tile, fc, tile["UP"], hidden, func=mlp.FUNCS[self.mlp.func], w=entries, **ABSMAX)
+        mlp.activate(tile, fc, tile["UP"], hidden, self.mlp.func, entries)
         linear.quantise(tile, hidden, fc.n_out, "HQ", entries)
 
     def _last_residual(self, index: int) -> None:
@@ -662,7 +424,7 @@ class Encoder:
         if last and index:
             self._next_norm()
         tile = replace(tile, regions=tile.regions | {"E": tile["F"]})
-        linear.project(tile, self.down, tile["DOWN"], tile.residual(), residual=True, w=tile.maxima(), **ABSMAX)
+        linear.project(tile, self.down, tile["DOWN"], tile.residual(), residual=True, entries=tile.maxima())
         if last and not index:
             self._next_norm()
 
@@ -673,5 +435,5 @@ class Encoder:
         following = b.alu(Op.MIN, b.reg("following"), self.ctx.pointers["params"] + record.beats, last)
         with b.for_next_layer():
             replace(self.ctx, pointers=self.ctx.pointers | {"params": following}).load_parameters(self.norms[0])
-            self._norm(0, self.norms[0])
+            norm.norm(self.tiles[0], self.norms[0])
         b.free("following")

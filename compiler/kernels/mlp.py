@@ -1,15 +1,17 @@
 """Gated and plain feed-forward layers (operator 9); their down projection is a `Residual`."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 from hw.spec.config import BLOCK
-from hw.spec.isa import Func, Mul3, Src
+from hw.spec.isa import Func
 from hw.spec.weights import ceil_div
 
 from .. import ir
-from .builder import Rows
+from .builder import At, Rows
 from .context import Context
-from .linear import ABSMAX, matmul, project, quantise
+from .expr import Expr, run, vec
+from .linear import matmul, project, quantise
 from .regions import Region
 
 GATED_SHIFT = 14
@@ -54,7 +56,7 @@ def gated(ctx: Context, op: ir.GatedMlp) -> None:
             act_stride=geo.granules(op.up.n_in),
             out_stride=part.row,
         )
-    project(ctx, op.gate, ctx["GATE"], hidden, func=Func.SILU)
+    project(ctx, op.gate, ctx["GATE"], hidden, then=partial(Expr.apply, func=Func.SILU))
     maxima = Rows(ctx["F_SLICES"], 1)
     for number, part in enumerate(slices):
         narrow, rows = replace(op.up, n_out=part.width), replace(hidden, offset=geo.words(part.first))
@@ -64,23 +66,13 @@ def gated(ctx: Context, op: ir.GatedMlp) -> None:
             narrow,
             part.region.part(part.at, part.region.size - part.at),
             rows,
-            v=rows,
-            mul3=Mul3.V,
-            sh3=GATED_SHIFT,
-            w=replace(maxima, offset=number * _tile(ctx)),
             acc_row=part.row // geo.gpw,
             first_word=geo.words(part.first),
-            **ABSMAX,
+            then=partial(Expr.times, other=rows, shift=GATED_SHIFT),
+            entries=replace(maxima, offset=number * _tile(ctx)),
         )
-    b.vu_pass(
-        (ctx.m, len(slices), 1),
-        1,
-        r0=replace(maxima, mid=_tile(ctx)),
-        w=Rows(ctx["F"], 1),
-        src=Src.R0,
-        level=1,
-        **ABSMAX,
-    )
+    parts = replace(maxima, mid=_tile(ctx))
+    run(b, (ctx.m, len(slices), 1), 1, vec(parts.raw).absmax(Rows(ctx["F"], 1), level=1))
     _finish(ctx, width)
 
 
@@ -110,8 +102,13 @@ def _up_slices(ctx: Context, op: ir.GatedMlp) -> list[Slice]:
 def plain(ctx: Context, op: ir.PlainMlp) -> None:
     """func(fc) of the rows in XQ, quantised into HQ with entries E."""
     matmul(ctx, op.fc, "XQ", ctx["UP"])
-    project(ctx, op.fc, ctx["UP"], ctx.rows("H", op.fc.n_out), func=FUNCS[op.func], w=Rows(ctx["F"], 1), **ABSMAX)
+    activate(ctx, op.fc, ctx["UP"], ctx.rows("H", op.fc.n_out), op.func, Rows(ctx["F"], 1))
     _finish(ctx, op.fc.n_out)
+
+
+def activate(ctx: Context, op: ir.Linear, acc: Region, hidden: At, func: str, entries: Rows) -> None:
+    """func of a linear layer's outputs, with their maxima."""
+    project(ctx, op, acc, hidden, then=partial(Expr.apply, func=FUNCS[func]), entries=entries)
 
 
 def _finish(ctx: Context, width: int) -> None:

@@ -2,13 +2,13 @@
 
 import math
 
-from hw.spec.isa import Add, Fin, Mul1, Mul2, Reduce, Row, Src
 from hw.spec.numerics import FRAC, encode_scale
 
 from .. import ir
 from .builder import At, Rows
 from .context import Context
-from .linear import ABSMAX, quantise
+from .expr import vec
+from .linear import quantise
 
 
 def constants_of(op: ir.Norm) -> dict[str, int]:
@@ -23,48 +23,19 @@ def constants_of(op: ir.Norm) -> dict[str, int]:
 
 def normalise(ctx: Context, op: ir.Norm, source: At, target: At, entries: Rows) -> None:
     """Wide normalised rows in `target` with their absolute maxima in `entries`."""
-    constants = constants_of(op)
-    b, shape = ctx.b, (ctx.m, 1, ctx.geo.words(op.width))
-    b.operator = op.name
-    maxima, sums = ctx.maxima(), Rows(ctx["S"], 1)
+    constants, maxima, sums, x = constants_of(op), ctx.maxima(), Rows(ctx["S"], 1), vec(source)
+    ctx.b.operator = op.name
     if op.kind == "layer":
-        b.vu_pass(
-            shape, op.width, v=source, w=sums, imm1=constants["mean_word"], src=Src.V, reduce=Reduce.SUM, fin=Fin.MEAN
-        )
-        maxima = Rows(ctx["C"], 1)
-        b.vu_pass(
-            shape, op.width, v=source, r1=sums, d=target, w=maxima, src=Src.V, row1=Row.RAW, add=Add.SUB_R1, **ABSMAX
-        )
-        source = target
-    b.vu_pass(
-        shape,
-        op.width,
-        v=source,
-        r0=maxima,
-        w=sums,
-        imm1=constants["epsilon"],
-        src=Src.V,
-        row0=Row.RAW,
-        reduce=Reduce.SUMSQ,
-        fin=Fin.RSQRT,
-    )
-    last = dict(w=entries, **ABSMAX)
-    b.vu_pass(
-        shape,
-        op.width,
-        v=source,
-        p=ctx.parameter(f"{op.name}.words"),
-        r0=sums,
-        d=target,
-        src=Src.V,
-        mul1=Mul1.P,
-        mul2=Mul2.R0,
-        row0=Row.FIN,
-        adj2=constants["adjust"],
-        **(last if op.kind == "rms" else {}),
-    )
+        ctx.run(op.width, x.mean(sums, constants["mean_word"]))
+        maxima, centred = Rows(ctx["C"], 1), x - sums.raw
+        ctx.run(op.width, centred, to=target, reduce=centred.absmax(maxima))
+        x = vec(target)
+    ctx.run(op.width, x.inverse_norm(sums, maxima, constants["epsilon"]))
+    x = x.scaled(ctx.parameter(f"{op.name}.words")).scaled(sums.fin, constants["adjust"])
     if op.kind == "layer":
-        b.vu_pass(shape, op.width, v=target, p=ctx.parameter(f"{op.name}.bias"), d=target, src=Src.V, add=Add.P, **last)
+        ctx.run(op.width, x, to=target)
+        x = vec(target) + ctx.parameter(f"{op.name}.bias")
+    ctx.run(op.width, x, to=target, reduce=x.absmax(entries))
 
 
 def norm(ctx: Context, op: ir.Norm) -> None:

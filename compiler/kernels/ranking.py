@@ -8,15 +8,16 @@ segment's lists; table `rope` is compacted with them, for a ranking that follows
 """
 
 from hw.spec.config import GRANULE_LANES
-from hw.spec.isa import Add, Func, LdKind, Mul1, Mul2, Op, Row, Src, StKind, StMode
-from hw.spec.numerics import PROB_MAX
+from hw.spec.isa import LdKind, Op, StKind, StMode
 
 from ..layout import Layout
 from .attention_heads import Heads
+from .attention_math import add_shares
 from .builder import At, Reg, Rows
 from .context import Context
+from .expr import run, vec, zero
 from .regions import memory_region
-from .select import SHARE_FRAC, TOP_BIT, Survivors
+from .select import TOP_BIT, Survivors
 
 RANKING = memory_region("ranking")
 LISTS = memory_region("lists")
@@ -32,15 +33,7 @@ class AttentionScores:
     def add_up(self, heads: Heads) -> None:
         """Behind the softmax of `Heads.together`: its registers that are not needed any more are used."""
         ctx, b = self.ctx, self.ctx.b
-        b.vu_pass(
-            (1, 1, heads.words),
-            heads.length,
-            r0=Rows(ctx["E"]),
-            d=At(ctx["SB_SCORES"]),
-            imm0=0,
-            src=Src.R0,
-            mul1=Mul1.IMM,
-        )
+        run(b, (1, 1, heads.words), heads.length, zero(Rows(ctx["E"])), to=At(ctx["SB_SCORES"]))
         self._store(heads)
         scores, entry, scales = (b.set(b.reg(name), 0) for name in ("score_step", "score_group", "kv_at"))
         with b.loop(b.set(b.reg("_left"), heads.op.kv_heads)):
@@ -52,35 +45,11 @@ class AttentionScores:
 
     def _add(self, heads: Heads, scores: Reg, entry: Reg, scales: Reg) -> None:
         """One head's shares."""
-        ctx, b, shape = self.ctx, self.ctx.b, (1, 1, heads.words)
-        share, before = At(ctx["V_ROW"]), ctx["P:v_scale"]
+        ctx, b, before = self.ctx, self.ctx.b, self.ctx["P:v_scale"]
         b.operator = "selection"
         b.load(self.address, before, heads.score_row, source=RANKING)
-        places = {"a": At(ctx["SCORES"], 0, 0, scores), "p": At(ctx["P:k_scale"], 0, 0, scales)}
-        operands = heads.score_of(entry) | places
-        b.vu_pass(
-            shape,
-            heads.length,
-            r1=Rows(ctx["MAX"], 0, 0, entry),
-            row1=Row.RAW,
-            add=Add.SUB_R1,
-            func=Func.EXP2,
-            d=share,
-            **operands,
-        )
-        b.vu_pass(
-            shape,
-            heads.length,
-            v=share,
-            p=At(before),
-            r0=Rows(ctx["SUM"], 0, 0, entry),
-            src=Src.V,
-            mul2=Mul2.R0,
-            row0=Row.FIN,
-            adj2=-SHARE_FRAC,
-            add=Add.P,
-            d=At(ctx["SB_SCORES"]),
-        )
+        row, to = heads.row_of(entry, entry, scores, scales), At(ctx["SB_SCORES"])
+        add_shares(b, (1, 1, heads.words), heads.length, row, At(ctx["V_ROW"]), At(before), to)
         self._store(heads)
 
     def _store(self, heads: Heads) -> None:
@@ -114,8 +83,9 @@ class Ranking(Survivors):
         b.load(self.address("bits"), ctx["BITS"], self.geo.gpw**2, kind=LdKind.TABLES)
         b.load(bias, ctx["BIAS"], self.granules, kind=LdKind.TABLES)
         b.load(self.address("scores"), ctx["SALIENCY"], self.granules, source=RANKING)
-        b.vu_pass(shape, tokens, p=At(ctx["BIAS"]), d=At(ctx["VALUES"]), src=Src.P)
-        b.vu_pass(shape, tokens, p=At(ctx["SALIENCY"]), v=At(ctx["VALUES"]), d=At(ctx["VALUES"]), src=Src.P, add=Add.V)
+        values = At(ctx["VALUES"])
+        run(b, shape, tokens, vec(At(ctx["BIAS"])), to=values)
+        run(b, shape, tokens, vec(At(ctx["SALIENCY"])) + values, to=values)
 
     def _walk_all(self, allowed: Reg, tokens: Reg, rows: Reg, rope: Reg) -> None:
         b = self.b
@@ -125,36 +95,19 @@ class Ranking(Survivors):
         b.set(r["table"], self.address("rows"))
         b.set(r["moved"], 0)
         b.shift(r["granules"], b.set(r["granules"], tokens + (GRANULE_LANES - 1)), -4)
-        with b.repeat(r["granules"]):
-            b.load_word(r["at_least"], r["masks"])
-            b.load_word(r["above"], r["masks"] + 1)
-            b.set(r["masks"], r["masks"] + 2)
-            for word in ("above", "at_least"):
-                b.shift(r[word], r[word], 16)
-            with b.repeat(b.set(b.reg("_left"), GRANULE_LANES)):
-                self._value(r, allowed, rows, rope)
+        with self._each_value(r, r["granules"]):
+            with self._surviving(r, allowed):
+                self._append(r, rows, rope)
+                b.set(r["moved"], r["moved"] + 1)
+            b.set(r["table"], r["table"] + 1)
         b.free(*r)
-
-    def _value(self, r: dict[str, Reg], allowed: Reg, rows: Reg, rope: Reg) -> None:
-        """One token: its bits are the highest of the two words."""
-        b = self.b
-        hit = b.set(b.reg("_g"), r["above"])
-        with b.unless(Op.BGEU, hit, r["top"]), b.unless(Op.BEQ, allowed, 0), b.unless(Op.BLTU, r["at_least"], r["top"]):
-            b.set(allowed, allowed + -PROB_MAX)
-            b.set(hit, r["top"])
-        with b.unless(Op.BLTU, hit, r["top"]):
-            self._append(r, rows, rope)
-            b.set(r["moved"], r["moved"] + 1)
-        for word in ("above", "at_least"):
-            b.shift(r[word], r[word], 1)
-        b.set(r["table"], r["table"] + 1)
 
     def _append(self, r: dict[str, Reg], rows: Reg, rope: Reg) -> None:
         """A survivor's two addresses behind the others; `table` is at its entry of table `rows`."""
         ctx, b, gpw = self.ctx, self.b, self.geo.gpw
         between = self.record["rope"] - self.record["rows"]
         b.load(r["table"], ctx["TABLE"], 1, rows=2, stride=between, row_stride=gpw, kind=LdKind.TABLES, source=RANKING)
-        b.vu_pass((2, 1, 1), 1, p=At(ctx["TABLE"], 1), d=At(ctx["SB_WORDS"], 1), src=Src.P)
+        run(b, (2, 1, 1), 1, vec(At(ctx["TABLE"], 1)), to=At(ctx["SB_WORDS"], 1))
         b.store(
             StMode.SC,
             ctx["SB_WORDS"],

@@ -12,34 +12,17 @@ above or equal goes to the sequencer as words of 16 bits, which walks over them 
 from contextlib import contextmanager
 
 from hw.spec.config import GRANULE_LANES
-from hw.spec.isa import (
-    CTL0,
-    Add,
-    Dst,
-    Func,
-    LdKind,
-    Mul1,
-    Mul2,
-    Mul3,
-    Op,
-    Reduce,
-    Row,
-    Src,
-    StKind,
-    StMode,
-    Unit,
-    pack_bits,
-)
+from hw.spec.isa import CTL0, Dst, LdKind, Op, Src, StKind, StMode, Unit, pack_bits
 from hw.spec.numerics import PROB_MAX, encode_scale, mul_scale
 
 from ..layout import Layout
 from .attention_heads import Heads
+from .attention_math import add_shares
 from .builder import At, Reg, Rows, Value
 from .context import Context
+from .expr import Expr, run, vec, zero
 from .regions import memory_region
 
-SHARE_FRAC = 24
-"""Attention shares are Q24, summed over the heads."""
 HIGH_BITS, LOW_BITS = 16, 15
 UP = encode_scale(2.0**LOW_BITS)
 NEGATIVE = 1 << 24
@@ -65,47 +48,17 @@ class Saliency:
 
     def clear(self) -> None:
         """Sum of no heads."""
-        ctx, b = self.ctx, self.ctx.b
-        b.vu_pass(
-            (1, 1, self.words),
-            self.tokens,
-            r0=Rows(ctx["E"]),
-            d=At(ctx["SB_SALIENCY"]),
-            imm0=0,
-            src=Src.R0,
-            mul1=Mul1.IMM,
-        )
+        ctx = self.ctx
+        run(ctx.b, (1, 1, self.words), self.tokens, zero(Rows(ctx["E"])), to=At(ctx["SB_SALIENCY"]))
         self._store()
 
     def add(self, heads: Heads, entry: Reg) -> None:
         """One head: its scores are in the accumulators, row 0 is the class token's, its query entry is `entry`."""
-        ctx, b = self.ctx, self.ctx.b
-        shape, share, before = (1, 1, self.words), ctx["V_ROW"], ctx["P:v_scale"]
+        ctx, b, before = self.ctx, self.ctx.b, self.ctx["P:v_scale"]
         b.operator = "selection"
         b.load(self.address, before, self.granules, source=SELECTION)
-        b.vu_pass(
-            shape,
-            self.tokens,
-            r1=Rows(ctx["MAX"]),
-            row1=Row.RAW,
-            add=Add.SUB_R1,
-            func=Func.EXP2,
-            d=At(share),
-            **heads.score_of(entry),
-        )
-        b.vu_pass(
-            shape,
-            self.tokens,
-            v=At(share),
-            p=At(before),
-            r0=Rows(ctx["SUM"]),
-            src=Src.V,
-            mul2=Mul2.R0,
-            row0=Row.FIN,
-            adj2=-SHARE_FRAC,
-            add=Add.P,
-            d=At(ctx["SB_SALIENCY"]),
-        )
+        row, share, to = heads.row_of(entry), At(ctx["V_ROW"]), At(ctx["SB_SALIENCY"])
+        add_shares(b, (1, 1, self.words), self.tokens, row, share, At(before), to)
         self._store()
 
     def _store(self) -> None:
@@ -153,30 +106,11 @@ class Survivors:
 
     def _constants(self) -> None:
         """Entries: PROB_MAX, 2**15 and 1."""
-        ctx, b = self.ctx, self.b
-        b.operator = "selection"
-        b.vu_pass(
-            (1, 1, 1),
-            1,
-            r0=Rows(ctx["ONE"]),
-            w=Rows(ctx["UNIT"]),
-            imm0=0,
-            src=Src.R0,
-            mul1=Mul1.IMM,
-            func=Func.EXP2,
-            reduce=Reduce.MAX,
-        )
-        for name, value in (("BIG", 1 << LOW_BITS), ("ONE", 1)):
-            b.vu_pass(
-                (1, 1, 1),
-                1,
-                r0=Rows(ctx["UNIT"]),
-                w=Rows(ctx[name]),
-                imm0=fraction_of_prob_max(value),
-                src=Src.R0,
-                mul1=Mul1.IMM,
-                reduce=Reduce.MAX,
-            )
+        self.b.operator = "selection"
+        one, unit, big = (Rows(self.ctx[name]) for name in ("ONE", "UNIT", "BIG"))
+        run(self.b, (1, 1, 1), 1, zero(one).exp2().max(unit))
+        for entry, value in ((big, 1 << LOW_BITS), (one, 1)):
+            run(self.b, (1, 1, 1), 1, vec(unit.raw).scaled(fraction_of_prob_max(value)).max(entry))
 
     def _tables(self) -> None:
         """Numbers of the tokens, a word each, where ST finds them; weights of a word's bits; the saliency."""
@@ -184,47 +118,27 @@ class Survivors:
         b.load(
             self.address("numbers"), ctx["NUMBERS"], 1, rows=self.tokens, stride=1, row_stride=gpw, kind=LdKind.TABLES
         )
-        b.vu_pass((self.tokens, 1, 1), 1, p=At(ctx["NUMBERS"], 1), d=At(ctx["SB_NUMBERS"], 1), src=Src.P)
+        run(b, (self.tokens, 1, 1), 1, vec(At(ctx["NUMBERS"], 1)), to=At(ctx["SB_NUMBERS"], 1))
         b.load(self.address("bits"), ctx["BITS"], gpw * gpw, kind=LdKind.TABLES)
         b.load(self.address("saliency"), ctx["SALIENCY"], self.granules, source=SELECTION)
 
     def _token_values(self) -> None:
         """Saliency with a class token that is below everything."""
-        ctx, b, shape = self.ctx, self.b, (1, 1, self.words)
-        b.vu_pass(
-            shape, 1, r0=Rows(ctx["UNIT"]), d=At(ctx["VALUES"]), imm0=0xFFFF | NEGATIVE, src=Src.R0, mul1=Mul1.IMM
-        )
-        b.vu_pass(
-            shape, self.tokens, p=At(ctx["SALIENCY"]), v=At(ctx["VALUES"]), d=At(ctx["VALUES"]), src=Src.P, add=Add.V
-        )
+        ctx, b, shape, values = self.ctx, self.b, (1, 1, self.words), At(self.ctx["VALUES"])
+        run(b, shape, 1, vec(Rows(ctx["UNIT"]).raw).scaled(0xFFFF | NEGATIVE), to=values)
+        run(b, shape, self.tokens, vec(At(ctx["SALIENCY"])) + values, to=values)
 
     def _row_values(self) -> None:
         """Saliency summed by row of the grid: differences of sums up to a row's end."""
         ctx, b, side, gpw = self.ctx, self.b, self.side, self.geo.gpw
-        b.vu_pass(
-            (side + 1, 1, self.words),
-            1,
-            step=side,
-            p=At(ctx["SALIENCY"]),
-            w=Rows(ctx["ROW_SUMS"], 1),
-            src=Src.P,
-            reduce=Reduce.SUM,
-        )
-        b.vu_pass(
-            (side, 1, 1),
-            1,
-            r0=Rows(ctx["ROW_SUMS"], 1, 0, 1),
-            r1=Rows(ctx["ROW_SUMS"], 1),
-            src=Src.R0,
-            add=Add.SUB_R1,
-            row1=Row.RAW,
-            d=At(ctx["SB_WORDS"], 1),
-        )
+        saliency, sums = At(ctx["SALIENCY"]), ctx["ROW_SUMS"]
+        run(b, (side + 1, 1, self.words), 1, vec(saliency).sum(Rows(sums, 1)), step=side)
+        run(b, (side, 1, 1), 1, vec(Rows(sums, 1, 0, 1).raw) - Rows(sums, 1).raw, to=At(ctx["SB_WORDS"], 1))
         b.store(
             StMode.SC, ctx["SB_WORDS"], SELECTION, addr=self.address("rows"), src_tok=gpw, n_tok=side, kind=StKind.LISTS
         )
         b.load(self.address("rows"), ctx["SALIENCY"], self.geo.granules(side), source=SELECTION)
-        b.vu_pass((1, 1, self.words), side, p=At(ctx["SALIENCY"]), d=At(ctx["VALUES"]), src=Src.P)
+        run(b, (1, 1, self.words), side, vec(saliency), to=At(ctx["VALUES"]))
 
     # --- the k-th largest ------------------------------------------------------------------------------
 
@@ -235,7 +149,7 @@ class Survivors:
         need = b.alu(Op.MUL, b.reg("need"), keep, PROB_MAX)
         for values, unit, bits in (("VALUES", "BIG", HIGH_BITS), ("REST", "ONE", LOW_BITS)):
             found = self._search(values, unit, bits, lanes, need)
-            self._difference(values, unit, found, lanes, "REST")
+            run(b, (1, 1, self.words), lanes, self._difference(values, unit, found), to=At(self.ctx["REST"]))
         b.free("found", "trial", "bit", "count")
         for which in (0, 1):
             self._bits(which, lanes)
@@ -252,54 +166,29 @@ class Survivors:
         with b.loop(b.set(b.reg("_left"), bits)):
             b.alu(Op.ADD, trial, found, bit)
             self._compare(values, unit, trial, lanes)
-            self._reached(lanes)
             with b.unless(Op.BLTU, self._count(), need):
                 b.set(found, trial)
             b.shift(bit, bit, -1)
         return found
 
-    def _difference(self, values: str, unit: str, times: Value, lanes: Reg, target: str, **tail) -> None:
-        """target = values - times * unit."""
-        ctx = self.ctx
-        self.b.vu_pass(
-            (1, 1, self.words),
-            lanes,
-            v=At(ctx[values]),
-            r0=Rows(ctx[unit]),
-            d=At(ctx[target]),
-            imm0=times + NEGATIVE,
-            src=Src.R0,
-            mul1=Mul1.IMM,
-            add=Add.V,
-            **tail,
-        )
+    def _difference(self, values: str, unit: str, times: Value) -> Expr:
+        """values - times * unit."""
+        return vec(Rows(self.ctx[unit]).raw).scaled(times + NEGATIVE) + At(self.ctx[values])
 
     def _compare(self, values: str, unit: str, times: Value, lanes: Reg) -> None:
-        """Differences, saturating, times 2**15: at least 0 or at most -2**15."""
-        self._difference(
-            values, unit, times, lanes, "DIFFERENCE", r1=Rows(self.ctx["BIG"]), mul3=Mul3.R1, row1=Row.SCALE
-        )
+        """Which values are at least times * unit: PROB_MAX in DIFFERENCE, 0 elsewhere; the sum goes to entry COUNT.
 
-    def _reached(self, lanes: Reg) -> None:
-        """PROB_MAX where the difference is not negative; the sum goes to entry COUNT."""
-        place = At(self.ctx["DIFFERENCE"])
-        self.b.vu_pass(
-            (1, 1, self.words),
-            lanes,
-            v=place,
-            d=place,
-            w=Rows(self.ctx["COUNT"]),
-            imm0=UP,
-            src=Src.V,
-            mul1=Mul1.IMM,
-            func=Func.EXP2,
-            reduce=Reduce.SUM,
-        )
+        Differences, saturating, times 2**15 are at least 0 or at most -2**15.
+        """
+        b, shape, place = self.b, (1, 1, self.words), At(self.ctx["DIFFERENCE"])
+        run(b, shape, lanes, self._difference(values, unit, times).scaled(Rows(self.ctx["BIG"]).scale), to=place)
+        reached = vec(place).scaled(UP).exp2()
+        run(b, shape, lanes, reached, to=place, reduce=reached.sum(Rows(self.ctx["COUNT"])))
 
     def _count(self) -> Reg:
         """Entry COUNT in a register: there is no way but through memory."""
         ctx, b = self.ctx, self.b
-        b.vu_pass((1, 1, 1), 1, r0=Rows(ctx["COUNT"]), d=At(ctx["SB_WORDS"]), src=Src.R0)
+        run(b, (1, 1, 1), 1, vec(Rows(ctx["COUNT"]).raw), to=At(ctx["SB_WORDS"]))
         b.store(StMode.LIN, ctx["SB_WORDS"], SELECTION, addr=self.address("count"), kind=StKind.LISTS)
         b.fence()
         return b.load_word(b.reg("count"), Reg(0, self.address("count") * 16))
@@ -308,22 +197,13 @@ class Survivors:
         """Entries of 16 values each: which ones are at least T (0) or above it (1); REST holds x - T."""
         ctx, gpw = self.ctx, self.geo.gpw
         self._compare("REST", "ONE", which, lanes)
-        self._reached(lanes)
-        self.b.vu_pass(
-            (self.words, gpw, 1),
-            self.geo.config.lanes,
-            v=At(ctx["DIFFERENCE"], 1),
-            p=At(ctx["BITS"], 0, 1),
-            w=Rows(ctx["MASKS"], 2 * gpw, 2, which),
-            src=Src.V,
-            mul1=Mul1.P,
-            reduce=Reduce.SUM,
-        )
+        bits = vec(At(ctx["DIFFERENCE"], 1)).scaled(At(ctx["BITS"], 0, 1))
+        run(self.b, (self.words, gpw, 1), self.geo.config.lanes, bits.sum(Rows(ctx["MASKS"], 2 * gpw, 2, which)))
 
     def _store_bits(self) -> None:
         """Pairs of words: at least T, above T."""
         ctx, n = self.ctx, 2 * self.granules
-        self.b.vu_pass((n, 1, 1), 1, r0=Rows(ctx["MASKS"], 1), d=At(ctx["SB_WORDS"], 1), src=Src.R0)
+        run(self.b, (n, 1, 1), 1, vec(Rows(ctx["MASKS"], 1).raw), to=At(ctx["SB_WORDS"], 1))
         self.b.store(
             StMode.SC,
             ctx["SB_WORDS"],
@@ -351,33 +231,42 @@ class Survivors:
         b.set(r["masks"], self.address("masks") * 16)
         b.set(moved, 0)
         self._prepare(span)
-        with b.repeat(b.set(b.reg("_left"), self.granules)):
+        with self._each_value(r, b.set(b.reg("_left"), self.granules)):
+            with self._surviving(r, allowed):
+                self._survivor(r, moved)
+                b.alu(Op.ADD, r["target"], r["target"], r["step"])
+                b.alu(Op.ADD, moved, moved, span)
+                b.close()  # rows move within X, numbers lie ready: nothing to wait for
+            b.alu(Op.ADD, r["source"], r["source"], r["step"])
+            b.alu(Op.ADD, r["number"], r["number"], r["number_step"])
+        b.fence()
+        b.free(*names)
+
+    @contextmanager
+    def _each_value(self, r: dict[str, Reg], granules: Reg):
+        """The body for every value of so many pairs of words; its bits are the highest of the two."""
+        b = self.b
+        with b.repeat(granules):
             b.load_word(r["at_least"], r["masks"])
             b.load_word(r["above"], r["masks"] + 1)
             b.set(r["masks"], r["masks"] + 2)
             for word in ("above", "at_least"):
                 b.shift(r[word], r[word], 16)
             with b.repeat(b.set(b.reg("_left"), GRANULE_LANES)):
-                self._walk(r, allowed, span, moved)
-        b.fence()
-        b.free(*names)
+                yield
 
-    def _walk(self, r: dict[str, Reg], allowed: Reg, span: Reg, moved: Reg) -> None:
-        """One value: its bits are the highest of the two words."""
+    @contextmanager
+    def _surviving(self, r: dict[str, Reg], allowed: Reg):
+        """The body where the value survives, then on to the next value's bits."""
         b = self.b
         hit = b.set(b.reg("_g"), r["above"])
         with b.unless(Op.BGEU, hit, r["top"]), b.unless(Op.BEQ, allowed, 0), b.unless(Op.BLTU, r["at_least"], r["top"]):
             b.set(allowed, allowed + -PROB_MAX)
             b.set(hit, r["top"])
         with b.unless(Op.BLTU, hit, r["top"]):
-            self._survivor(r, moved)
-            b.alu(Op.ADD, r["target"], r["target"], r["step"])
-            b.alu(Op.ADD, moved, moved, span)
-            b.close()  # rows move within X, numbers lie ready: nothing to wait for
+            yield
         for word in ("above", "at_least"):
             b.shift(r[word], r[word], 1)
-        b.alu(Op.ADD, r["source"], r["source"], r["step"])
-        b.alu(Op.ADD, r["number"], r["number"], r["number_step"])
 
     def _prepare(self, span: Reg) -> None:
         """Descriptor fields that every survivor shares."""

@@ -8,30 +8,19 @@ unit and the matrix units exchange has places of its own for both parts.
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from hw.spec import weights
-from hw.spec.attention import (
-    HIGH_PLANE,
-    KEY_ADJUST,
-    LOW_PLANE,
-    OUT_ADJUST,
-    QUERY_ADJUST,
-    VALUE_ADJUST,
-    VALUE_REFERENCE,
-    VALUE_SHIFT,
-)
 from hw.spec.config import BLOCK
-from hw.spec.isa import Add, Dst, Fin, Func, LdKind, Mul1, Mul2, Mul3, MxMode, Op, Reduce, Row, Src, StreamFormat, Tap
+from hw.spec.isa import LdKind, MxMode, Op, StreamFormat
 
 from .. import ir
 from ..layout import Layout
-from . import linear, mlp, norm
-from .attention import store_cache
+from . import attention_math, linear, mlp, norm
+from .attention import cache_heads, quantise_heads
 from .attention_heads import CACHE, SCALES
+from .attention_math import Scores
 from .builder import At, Reg, Rows, Value
 from .context import Context, advance_layer
-from .linear import ABSMAX
 from .regions import Region, memory_region
 
 HELD_SCALES = memory_region("held scales")
@@ -231,11 +220,7 @@ class SingleToken:
 
     def _keys_and_values(self) -> None:
         """Into the caches; then the newest scales."""
-        ctx, op, context = self.ctx, self.op, self.layout.context
-        for each, acc, rope in ((op.k, "ACC_K", op.rope), (op.v, "ACC_V", False)):
-            which = "k" if each is op.k else "v"
-            linear.project_heads(ctx, each, ctx[acc], ctx.rows("W" + which, each.n_out), op.kv_heads, rope)
-            store_cache(ctx, op, ctx.rows("W" + which, each.n_out), which, self.position, context)
+        cache_heads(self.ctx, self.op, self.position, self.layout.context)
         granule = self.b.shift(self.b.reg("_g"), self.position, -4)
         for which in "kv":
             for part in self.parts:
@@ -256,16 +241,8 @@ class SingleToken:
         first = part.first * self.group
         rows = At(self._slice("WQ", part, self.group * blocks))
         linear.project_heads(ctx, narrow, self._slice("ACC_Q", part, self.group * blocks), rows, heads, op.rope, first)
-        self.b.vu_pass(
-            (1, heads, self.step),
-            op.head_dim,
-            v=At(rows.region, 0, self.step),
-            d=At(self._slice("QQ", part, self.group * blocks), 0, blocks),
-            r0=Rows(ctx["EH"], 0, 1, first),
-            src=Src.V,
-            mul2=Mul2.R0,
-            row0=Row.FIN,
-        )
+        to = At(self._slice("QQ", part, self.group * blocks), 0, blocks)
+        quantise_heads(ctx, rows, heads, op.head_dim, Rows(ctx["EH"], 0, 1, first), to)
 
     def _scores(self, part: Part) -> None:
         group, blocks = self.group, self.geo.granules(self.op.head_dim)
@@ -285,58 +262,28 @@ class SingleToken:
 
     def _value_scales(self, part: Part) -> None:
         """The scales of v, ready to multiply probabilities."""
-        row = self.row // self.geo.gpw
         self.b.operator = "softmax"
-        self.b.vu_pass(
-            (part.count, 1, self.words),
-            self.position + 1,
-            src=Src.P,
-            mul1=Mul1.IMM,
-            imm0=VALUE_REFERENCE,
-            adj1=VALUE_ADJUST,
-            p=At(self._slice("P:v_scale", part, self.row), row),
-            d=At(self._slice("V_ROW", part, self.row), row),
-        )
+        shape, length = (part.count, 1, self.words), self.position + 1
+        attention_math.value_scales(self.b, shape, length, self._scales("P:v_scale", part), self._scales("V_ROW", part))
+
+    def _scales(self, region: str, part: Part) -> At:
+        """A row of scales a key-value head."""
+        return At(self._slice(region, part, self.row), self.row // self.geo.gpw)
 
     def _softmax(self, part: Part) -> None:
-        b, group, length = self.b, self.group, self.position + 1
-        row = self.row // self.geo.gpw
-        shape = (part.count, group, self.words)
-        v_row = At(self._slice("V_ROW", part, self.row), row)
-        top, total = self._entries("MAX", part), self._entries("SUM", part)
-        score: dict[str, Any] = {
-            "a": At(self._slice("SCORES", part, group * self.row), group * row, row),
-            "p": At(self._slice("P:k_scale", part, self.row), row),
-            "r0": self._entries("EH", part),
-            "src": Src.A,
-            "mul1": Mul1.P,
-            "adj1": KEY_ADJUST,
-            "mul2": Mul2.R0,
-            "row0": Row.SCALE,
-            "adj2": QUERY_ADJUST,
-        }
-        b.operator = "softmax"
-        b.vu_pass(shape, length, w=top, reduce=Reduce.MAX, **score)
-        planes = self._slice("PLANES", part, 2 * group * self.row)
-        for plane, dst in enumerate((Dst.OBH, Dst.OBL)):
-            sums: dict[str, Any] = {}
-            if plane == 0:
-                sums = {"w": total, "tap": Tap.FUNC, "reduce": Reduce.SUM, "fin": Fin.RECIP}
-            b.vu_pass(
-                shape,
-                length,
-                v=v_row,
-                r1=top,
-                row1=Row.RAW,
-                add=Add.SUB_R1,
-                func=Func.EXP2,
-                mul3=Mul3.V,
-                sh3=VALUE_SHIFT,
-                dst=dst,
-                d=At(planes, 2 * group * self.row, 2 * self.row, plane * self.row),
-                **sums,
-                **score,
-            )
+        group, row = self.group, self.row // self.geo.gpw
+        rows = Scores(
+            sums=At(self._slice("SCORES", part, group * self.row), group * row, row),
+            k_scale=self._scales("P:k_scale", part),
+            query=self._entries("EH", part),
+            top=self._entries("MAX", part),
+            total=self._entries("SUM", part),
+        )
+        region = self._slice("PLANES", part, 2 * group * self.row)
+        planes = [At(region, 2 * group * self.row, 2 * self.row, plane * self.row) for plane in (0, 1)]
+        self.b.operator = "softmax"
+        shape, length = (part.count, group, self.words), self.position + 1
+        attention_math.softmax(self.b, shape, length, rows, self._scales("V_ROW", part), planes)
 
     def _values(self, part: Part) -> None:
         rows, blocks = 2 * self.group, self.geo.granules(self.op.head_dim)
@@ -356,41 +303,20 @@ class SingleToken:
         )
 
     def _low(self, part: Part) -> None:
-        """Sums of the low planes / 16."""
+        """Sums of the low planes."""
         heads, blocks = part.count * self.group, self.geo.granules(self.op.head_dim)
+        low = At(self._slice("PV", part, 2 * self.group * blocks), 0, 2 * self.step, self.step)
+        to = At(self._slice("T", part, self.group * blocks), 0, self.step)
         self.b.operator = "values"
-        self.b.vu_pass(
-            (1, heads, self.step),
-            self.op.head_dim,
-            src=Src.A,
-            mul1=Mul1.IMM,
-            imm0=LOW_PLANE,
-            a=At(self._slice("PV", part, 2 * self.group * blocks), 0, 2 * self.step, self.step),
-            d=At(self._slice("T", part, self.group * blocks), 0, self.step),
-        )
+        attention_math.low_sums(self.b, (1, heads, self.step), self.op.head_dim, low, to)
 
     def _combine(self) -> None:
-        """(low / 16 + high * 16) / sum of all heads, quantised."""
+        """Values of both planes of all heads, combined and quantised."""
         ctx, op, step = self.ctx, self.op, self.step
         out, entry = ctx.rows("O", op.q.n_out), Rows(ctx["E"])
-        self.b.vu_pass(
-            (1, op.heads, step),
-            op.head_dim,
-            a=At(ctx["PV"], 0, 2 * step),
-            v=At(ctx["T"], 0, step),
-            r1=Rows(ctx["SUM"], 0, 1),
-            imm0=HIGH_PLANE,
-            src=Src.A,
-            mul1=Mul1.IMM,
-            add=Add.V,
-            mul3=Mul3.R1,
-            row1=Row.FIN,
-            adj2=OUT_ADJUST,
-            d=At(out.region, 0, step),
-            w=entry,
-            level=1,
-            **ABSMAX,
-        )
+        high, low, to = At(ctx["PV"], 0, 2 * step), At(ctx["T"], 0, step), At(out.region, 0, step)
+        total = Rows(ctx["SUM"], 0, 1)
+        attention_math.combine(self.b, (1, op.heads, step), op.head_dim, high, low, total, to, entry)
         linear.quantise(ctx, out, op.q.n_out, "XQ", entry)
         ctx.operand = "XQ"
 

@@ -2,7 +2,7 @@
 
 from contextlib import contextmanager
 
-from hw.spec.isa import LdKind, Op, Src, StKind, StMode
+from hw.spec.isa import LdKind, Op, StKind, StMode
 
 from .. import ir
 from ..layout import Layout
@@ -12,6 +12,7 @@ from .argmax import Choice
 from .attention_heads import Heads
 from .builder import At, Builder, Reg, Rows
 from .context import POINTERS, Context, advance_layer
+from .expr import Expr, run, vec
 from .regions import memory_region
 from .single import SingleToken
 
@@ -150,15 +151,9 @@ def _load_rows(ctx: Context, layout: Layout, args: dict[str, Reg]) -> None:
         b.load_word(address, args["row_list"])
         b.shift(kind, b.set(kind, address + -(embed.base + embed.beats)), -31)  # 1: the address is below the end
         b.load(address, ctx["ROW"], beats, kind=kind)
-        b.vu_pass(
-            (1, 1, geo.words(width)),
-            width,
-            p=At(ctx["ROW"]),
-            d=At(ctx["X"], 0, 0, word),
-            w=Rows(ctx["A"], 0, 0, entry),
-            src=Src.P,
-            **linear.ABSMAX,
-        )
+        row = vec(At(ctx["ROW"]))
+        to, entries = At(ctx["X"], 0, 0, word), Rows(ctx["A"], 0, 0, entry)
+        run(b, (1, 1, geo.words(width)), width, row, to=to, reduce=row.absmax(entries))
         b.fence()
         b.set(word, word + geo.words(width))
         b.set(entry, entry + 1)
@@ -258,7 +253,7 @@ def _store_rows(ctx: Context, layout: Layout, args: dict[str, Reg]) -> None:
     row = b.set(b.reg("row_word"), 0)
     with b.loop(ctx.m):
         b.walks(row, (ctx["A"].size - 1) * geo.words(width))
-        b.vu_pass((1, 1, geo.words(width)), width, v=At(ctx["X"], 0, 0, row), d=At(ctx["RESIDUAL"]), src=Src.V)
+        run(b, (1, 1, geo.words(width)), width, vec(At(ctx["X"], 0, 0, row)), to=At(ctx["RESIDUAL"]))
         b.store(StMode.LIN, ctx["RESIDUAL"], ROWS, addr=target, n_gran=geo.granules(width))
         b.set(target, target + geo.granules(width))
         b.set(row, row + geo.words(width))
@@ -279,7 +274,7 @@ def _residual_row(ctx: Context, layout: Layout) -> None:
     b.operator = "rows"
     b.set(last, ctx.m + -1)
     row = b.scaled("last_x", last, geo.words(width))
-    b.vu_pass((1, 1, geo.words(width)), width, v=At(ctx["X"], 0, 0, row), d=At(ctx["RESIDUAL"]), src=Src.V)
+    run(b, (1, 1, geo.words(width)), width, vec(At(ctx["X"], 0, 0, row)), to=At(ctx["RESIDUAL"]))
     b.store(StMode.LIN, ctx["RESIDUAL"], LOGITS, addr=layout.aux["logits"].base, n_gran=geo.granules(width))
     b.free("last", "last_x")
 
@@ -329,7 +324,8 @@ def _head(ctx: Context, layout: Layout) -> None:
             out_stride=slices.granules,
         )
         b.alu(Op.MIN, length, left, width)
-        linear.project(ctx, narrow, ctx["ACC_HEAD"], At(ctx["LOGITS"]), length=length, **choice.best(number))
+        best = choice.best(number)
+        linear.project(ctx, narrow, ctx["ACC_HEAD"], At(ctx["LOGITS"]), length=length, entries=best, reduce=Expr.max)
         choice.distance(narrow, number)
         b.store(StMode.LIN, ctx["LOGITS"], LOGITS, addr=result, n_gran=slices.granules, kind=StKind.RESULTS)
         b.alu(Op.ADD, stream, stream, beats)

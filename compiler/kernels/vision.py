@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 
-from hw.spec.isa import Add, LdKind, Op, Src, StMode
+from hw.spec.isa import LdKind, Op, StMode
 
 from .. import ir
 from ..layout import TABLE, Layout
@@ -13,7 +13,7 @@ from .allocate import largest_tile, vision_regions
 from .builder import At, Builder, Reg, Rows, Value
 from .context import POINTERS, Context, advance_layer
 from .encoder import Encoder, Plan, plan
-from .linear import ABSMAX
+from .expr import run, vec
 from .regions import memory_region
 from .select import Saliency, Survivors
 from .text import key_slots, layer_pointers
@@ -92,7 +92,7 @@ class _Tower:
         self._use("stem", layout.stem, self.vision.stem)
         width = ctx.width
         b.load(layout.aux["position"].base, ctx["POSITION"], geo.granules(width), kind=LdKind.TABLES)
-        b.vu_pass((1, 1, geo.words(width)), width, p=At(ctx["POSITION"]), d=At(ctx["X"]), src=Src.P)
+        run(b, (1, 1, geo.words(width)), width, vec(At(ctx["POSITION"])), to=At(ctx["X"]))
         position = b.set(b.reg("position"), layout.aux["position"].base + geo.granules(width))
         self._tiles(
             1,
@@ -116,16 +116,8 @@ class _Tower:
         linear.quantise(ctx, rows, width, "PATCH_Q", entries)
         linear.matmul(ctx, patch, "PATCH_Q", ctx["ACC"])
         linear.project(ctx, patch, ctx["ACC"], ctx.residual())
-        words = geo.words(ctx.width)
-        b.vu_pass(
-            (ctx.m, 1, words),
-            ctx.width,
-            v=ctx.residual(),
-            p=At(ctx["POSITION"], words),
-            d=ctx.residual(),
-            src=Src.V,
-            add=Add.P,
-        )
+        positions = At(ctx["POSITION"], geo.words(ctx.width))
+        ctx.run(ctx.width, vec(ctx.residual()) + positions, to=ctx.residual())
 
     def _pre_norm(self, pre: ir.Norm) -> None:
         ctx = self.ctx
@@ -239,15 +231,7 @@ class _Tower:
         linear.absmax(ctx, ctx.residual(), ctx.width, entries)
         linear.quantise(ctx, ctx.residual(), ctx.width, "XQ", entries)
         linear.matmul(ctx, first, "XQ", ctx["PROJECTED"])
-        linear.project(
-            ctx,
-            first,
-            ctx["PROJECTED"],
-            hidden,
-            func=mlp.FUNCS[self.vision.projector_func],
-            w=Rows(ctx["F"], 1),
-            **ABSMAX,
-        )
+        mlp.activate(ctx, first, ctx["PROJECTED"], hidden, self.vision.projector_func, Rows(ctx["F"], 1))
         linear.quantise(ctx, hidden, first.n_out, "FEATURE_Q", Rows(ctx["F"], 1))
         linear.matmul(ctx, second, "FEATURE_Q", ctx["PROJECTED"])
         saved = ctx.regions
