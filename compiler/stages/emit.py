@@ -151,6 +151,11 @@ class Emitter:
 
     # --- phases ------------------------------------------------------------------------------------------
 
+    def start_phase(self) -> int:
+        """The place of the next phase's first instruction. Phases do not build on fields that others have set: those
+        of repeated layers are the same instructions then."""
+        return self.b.label()
+
     def phase(self, rows: Dim, body: Body) -> None:
         """The loop over tiles, or the one tile where all rows fit in it."""
         self.regions, self.rows = places(body, self.config), rows

@@ -113,6 +113,13 @@ class MemoryMap:
             self.pieces.append((self.config.units, self._params[key], values.reshape(-1).view(np.uint8)))
         return self._params[key]
 
+    def table(self, words: list[int]) -> int:
+        """Number of the first of these words of 32 bits, counted from the beginning of the auxiliary memory."""
+        data = np.array(words, np.int64).astype(np.uint32).view(np.uint8)
+        at = self.aux(ceil_div(data.size, BEAT_BYTES))
+        self.pieces.append((self.config.units, at, data))
+        return at * BEAT_BYTES // 4
+
     def stream(self, param: Param, inputs: Layout, outputs: Layout) -> tuple[int, int]:
         """(beat, beats) of a weight's stream in every channel, rows and columns padded like values of these layouts."""
         if param.name not in self._streams:

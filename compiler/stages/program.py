@@ -6,7 +6,7 @@ from typing import Any
 
 from hw.spec.config import BEAT_BYTES, Config
 from hw.spec.errors import InternalError
-from hw.spec.isa import INSTRUCTION_BYTES
+from hw.spec.isa import INSTRUCTION_BYTES, Op
 from hw.spec.weights import cache_slots
 
 from ..integer import steps as s
@@ -18,6 +18,7 @@ from .memory import Cache, MemoryMap, Rows
 from .moves import MOVES
 from .phases import Phase, phases
 from .place import DoesNotFitError, places
+from .roll import roll
 from .schedule import scheduled
 from .table import lower_phase
 
@@ -66,14 +67,18 @@ class _Lowering:
         emitter, tiles = Emitter(self.config, self.arguments), []
         for length in self._lengths():
             emitter.dim(length)
+        starts = []
         for phase in self.phases:
+            starts.append(emitter.start_phase())
             if phase.move:
                 MOVES[type(self.steps[phase.move])](emitter, self.memory, self.rows, self.steps, phase.move)
                 continue
             body = self._fitting(phase)
             tiles.append(body.tile)
             emitter.phase(phase.rows, body)
+        starts.append(emitter.start_phase())
         emitter.b.halt()
+        operators = self._rolled(emitter, starts)
         words = emitter.b.words()
         return Lowered(
             self.config,
@@ -83,9 +88,15 @@ class _Lowering:
             self.memory,
             self.rows,
             self.caches,
-            emitter.b.operators,
+            operators,
             tiles,
         )
+
+    def _rolled(self, emitter: Emitter, starts: list[int]) -> dict[int, str]:
+        """The program with repeated layers as loops; returns the operators of its ISSUEs by their new places."""
+        b = emitter.b
+        b.program, origin = roll(b.program, starts, self.memory.table)
+        return {new: b.operators[old] for new, old in sorted(origin.items()) if b.program[new].op == Op.ISSUE}
 
     def _lengths(self) -> list:
         """Every symbolic length that the program looks at, so that all argument registers are known from the start."""

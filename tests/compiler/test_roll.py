@@ -1,0 +1,182 @@
+"""Repeated layers as loops: the loop issues what the stretches issued, in a fraction of the instructions."""
+
+import random
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import alula
+from benchmarks.zoo.case import trained
+from compiler.stages.roll import roll
+from hw.spec.isa import Instruction, Op
+
+TABLE = 5000
+SEEDS = range(30)
+
+
+class Tables:
+    """Words that loops put into memory."""
+
+    def __init__(self) -> None:
+        self.words: list[int] = []
+
+    def __call__(self, words: list[int]) -> int:
+        self.words += words
+        return TABLE + len(self.words) - len(words)
+
+
+def trace(program: list[Instruction], words: list[int]) -> list[tuple]:
+    """What SETs and ISSUEs the sequencer makes: (field, value) and (unit,)."""
+    registers, at, found = [0] * 32, 0, []
+    while program[at].op != Op.HALT:
+        one, at = program[at], at + 1
+        total = registers[one.b] + one.imm
+        match one.op:
+            case Op.ADDI:
+                registers[one.a] = total
+            case Op.ADD:
+                registers[one.a] = registers[one.b] + registers[one.c]
+            case Op.LDS:
+                registers[one.a] = words[total - TABLE] if total >= TABLE else total
+            case Op.SET:
+                found.append((one.a, total))
+            case Op.ISSUE:
+                found.append((one.a,))
+            case Op.BNE:
+                at = one.imm if registers[one.b] != registers[one.c] else at
+        registers[0] = 0
+    return found
+
+
+def rolled(phases: list[list[Instruction]]) -> tuple[list[Instruction], list[Instruction], list[int]]:
+    """(the program of these phases, the same rolled, words of its tables). Jumps of a phase count from its start."""
+    program: list[Instruction] = []
+    starts = []
+    for phase in phases:
+        start = len(program)
+        starts.append(start)
+        program += [
+            Instruction(one.op, one.a, one.b, one.c, one.imm + start) if one.op == Op.BNE else one for one in phase
+        ]
+    starts.append(len(program))
+    program.append(Instruction(Op.HALT))
+    tables = Tables()
+    found, origin = roll(program, starts, tables)
+    assert all(found[new].op == program[old].op for new, old in origin.items() if found[new].op == Op.ISSUE)
+    return program, found, tables.words
+
+
+def layer(address: int, bits: int) -> list[Instruction]:
+    """A loop of two passes that sets an address, one behind a register, and a number of bits."""
+    return [
+        Instruction(Op.ADDI, 1, 0, 0, 2),
+        Instruction(Op.ADDI, 2, 0, 0, 7),
+        Instruction(Op.SET, 3, 0, 0, address),
+        Instruction(Op.SET, 4, 2, 0, 2 * address),
+        Instruction(Op.SET, 5, 0, 0, bits),
+        *[Instruction(Op.ISSUE, 4)] * 20,
+        Instruction(Op.ADDI, 1, 1, 0, -1),
+        Instruction(Op.BNE, 0, 1, 0, 2),
+    ]
+
+
+def test_layers_become_a_loop():
+    program, found, words = rolled([layer(100 + 64 * n, 5) for n in range(6)])
+    assert len(found) < len(program) / 3 and words == []
+    assert trace(found, words) == trace(program, [])
+
+
+def test_constants_that_follow_no_rule_come_from_a_table():
+    program, found, words = rolled([layer(100 + 64 * n, bits) for n, bits in enumerate((5, 9, 5, 6))])
+    assert len(found) < len(program) / 2 and words == [0, 4, 0, 1]
+    assert trace(found, words) == trace(program, [])
+
+
+def test_other_stretches_stay_as_they_are():
+    first, second = layer(100, 5), layer(200, 5)
+    second[6] = Instruction(Op.ISSUE, 3)
+    program, found, _ = rolled([first, second])
+    assert found == program
+
+
+def test_a_loop_that_needs_too_many_registers_is_not_made():
+    def wide(n: int) -> list[Instruction]:
+        sets = [Instruction(Op.SET, field, 0, 0, n * (field + 1)) for field in range(20)]
+        return sets + [Instruction(Op.ISSUE, 4)] * 60
+
+    program, found, _ = rolled([wide(n) for n in range(4)])
+    assert found == program
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_random_programs(seed):
+    """Phases of several kinds, in repeats of one or two of them, with even and uneven constants."""
+    rng = random.Random(seed)
+    phases: list[list[Instruction]] = []
+    for _ in range(rng.randint(1, 4)):
+        kinds = [
+            [(rng.choice((3, 4, 5)), rng.choice((0, 0, 2)), rng.randint(0, 99), rng.choice((0, 3, 8, None)))]
+            * rng.randint(1, 4)
+            for _ in range(rng.randint(1, 2))
+        ]
+        for time in range(rng.randint(1, 5)):
+            for sets in kinds:
+                phase = [Instruction(Op.ADDI, 2, 0, 0, 7)]
+                for field, register, constant, step in sets:
+                    value = constant + (rng.randint(0, 9) if step is None else step * time)
+                    phase.append(Instruction(Op.SET, field, register, 0, value))
+                phases.append(phase + [Instruction(Op.ISSUE, 4)] * rng.choice((1, 15)))
+    program, found, words = rolled(phases)
+    assert trace(found, words) == trace(program, []), f"seed {seed}"
+    assert len(found) <= len(program)
+
+
+# --- modules --------------------------------------------------------------------------------------------
+
+
+class Block(nn.Module):
+    """A layer of a vision transformer, float[rows, 48] -> float[rows, 48]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(48), nn.LayerNorm(48)
+        self.qkv, self.out = nn.Linear(48, 144), nn.Linear(48, 48)
+        self.up, self.down = nn.Linear(48, 96), nn.Linear(96, 48)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (part.view(-1, 3, 16).transpose(0, 1) for part in self.qkv(self.norm1(x)).chunk(3, -1))
+        heads = functional.scaled_dot_product_attention(q, k, v)
+        x = x + self.out(heads.transpose(0, 1).reshape(-1, 48))
+        return x + self.down(functional.gelu(self.up(self.norm2(x))))
+
+
+class Tower(nn.Module):
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Block() for _ in range(depth))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.layers:
+            x = block(x)
+        return x
+
+
+def tower(depth: int) -> "alula.Program":
+    return alula.compile(trained(Tower(depth)), {"x": torch.randn(9, 48)}, {"x": {0: "seq"}}, {"seq": (1, 40)})
+
+
+def test_a_tower_of_layers_is_little_longer_than_three():
+    """The first layer reads the input and the last one gives the result: they stay outside of the loop."""
+    three, eight = tower(3), tower(8)
+    assert len(eight.words) < len(three.words) + 10
+    result = eight.verify("cycle", seq=[1, 9, 40])
+    assert result["bit_exact"]
+    assert eight.simulate(seq=9).cycles == next(c["cycles_simulated"] for c in result["cases"] if "9" in c["name"])
+
+
+@pytest.mark.slow
+def test_a_tower_in_rtl():
+    result = tower(5).verify("rtl", seq=[1, 9, 40])
+    assert result["bit_exact"] and result["cycle_exact"]
