@@ -151,10 +151,10 @@ class Emitter:
 
     # --- phases ------------------------------------------------------------------------------------------
 
-    def start_phase(self) -> int:
-        """The place of the next phase's first instruction. Phases do not build on fields that others have set: those
-        of repeated layers are the same instructions then."""
-        return self.b.label()
+    def start_phase(self, repeated: bool) -> int:
+        """The place of the next phase's first instruction. repeated: it does not build on fields that others have set,
+        so that those of repeated layers are the same instructions."""
+        return self.b.label() if repeated else len(self.b.program)
 
     def phase(self, rows: Dim, body: Body) -> None:
         """The loop over tiles, or the one tile where all rows fit in it."""

@@ -18,7 +18,7 @@ from .memory import Cache, MemoryMap, Rows
 from .moves import MOVES
 from .phases import Phase, phases
 from .place import DoesNotFitError, places
-from .roll import roll
+from .roll import MOST_PHASES, roll
 from .schedule import scheduled
 from .table import lower_phase
 
@@ -67,16 +67,16 @@ class _Lowering:
         emitter, tiles = Emitter(self.config, self.arguments), []
         for length in self._lengths():
             emitter.dim(length)
-        starts = []
+        starts, repeated = [], self._repeats()
         for phase in self.phases:
-            starts.append(emitter.start_phase())
+            starts.append(emitter.start_phase(repeated))
             if phase.move:
                 MOVES[type(self.steps[phase.move])](emitter, self.memory, self.rows, self.steps, phase.move)
                 continue
             body = self._fitting(phase)
             tiles.append(body.tile)
             emitter.phase(phase.rows, body)
-        starts.append(emitter.start_phase())
+        starts.append(emitter.start_phase(repeated))
         emitter.b.halt()
         operators = self._rolled(emitter, starts)
         words = emitter.b.words()
@@ -90,6 +90,14 @@ class _Lowering:
             self.caches,
             operators,
             tiles,
+        )
+
+    def _repeats(self) -> bool:
+        """Whether phases with the same kinds of steps follow each other, as those of layers do."""
+        kinds = [(str(p.rows), *(type(self.steps[name]) for name in p.steps or [p.move])) for p in self.phases]
+        sizes = range(1, min(MOST_PHASES, len(kinds) // 2) + 1)
+        return any(
+            kinds[at : at + n] == kinds[at + n : at + 2 * n] for n in sizes for at in range(len(kinds) - 2 * n + 1)
         )
 
     def _rolled(self, emitter: Emitter, starts: list[int]) -> dict[int, str]:

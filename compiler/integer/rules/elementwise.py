@@ -163,9 +163,9 @@ def _scaled(t: Translator, x: str, factors: str) -> str:
 
 
 def _never_negative(t: Translator, name: str) -> bool:
-    """Whether an operator gives nothing below 0, seen through views."""
+    """Whether an operator gives nothing below 0, seen through views and choices."""
     source = t.graph.nodes[name]
-    while source.op in ("slice", "reshape"):
+    while source.op in ("slice", "reshape", "route"):
         source = t.graph.nodes[source.inputs[0]]
     positive = source.op == "activation" and source.arguments["function"] in ("sigmoid", "relu", "square")
     return positive or source.op == "softmax"
