@@ -31,7 +31,8 @@ def export(
     ranges = _ranges(module, inputs, dynamic, lengths)
     examples, shapes = _examples(inputs, dynamic, ranges)
     try:
-        exported = _exported(module.eval(), examples, shapes if ranges else None)
+        with torch.no_grad():  # or torch keeps what a module does without gradients in a graph of its own
+            exported = _exported(module.eval(), examples, shapes if ranges else None)
     except Exception as error:  # whatever a user's module and torch make of it
         raise UserError(
             f"module {type(module).__name__}: torch.export refuses it ({_reason(error, dynamic)}): its shapes may "
@@ -203,6 +204,8 @@ class _Reader:
         op = schema.name.split("::")[-1] if schema else node.target.__name__
         if op.startswith(("_assert", "sym_constrain")):
             return
+        if schema is None and node.target is not operator.getitem:
+            raise self._refused(node, op, "it has a graph of its own", "straight code, without torch's control flow")
         value = node.meta.get("val")
         if any(isinstance(argument, torch.SymFloat) for argument in _symbols(node)):
             what = "it takes a number computed from activations, or a fraction computed from a length"

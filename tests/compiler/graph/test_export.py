@@ -151,3 +151,12 @@ def test_what_cannot_be_exported(case):
     with pytest.raises(UserError, match=message) as refusal:
         capture(module, {"x": torch.randn(5, WIDTH)}, SEQ, LENGTHS)
     assert "\n" not in str(refusal.value)
+
+
+def test_control_flow_is_refused():
+    class Chosen(nn.Module):
+        def forward(self, x):
+            return torch.cond(x.sum() > 0, lambda x: x + 1, lambda x: x - 1, (x,))
+
+    with pytest.raises(UserError, match=r"operator cond.*it has a graph of its own: straight code"):
+        capture(Chosen(), {"x": torch.randn(4, 8)})
