@@ -27,7 +27,6 @@ from alula.verification import check_text, summary
 from hw.spec.errors import UserError
 from hw.spec.machine import resolve
 from ref_model.captions import held_out
-from ref_model.golden import GoldenVision
 from ref_model.preprocess import open_image
 from ref_model.tokenizer import IMAGE_PLACEHOLDER, Tokenizer, expand_image_tokens, load_tokenizer
 
@@ -211,7 +210,7 @@ def layer_steps(
 
     name, machine = named("vision, 1 layer"), one.machine(cross)
     machine.encode_image(patches, layers=1)
-    expected = GoldenVision(flow.quant, layers=1).forward(patches / ONE)
+    expected = flow.golden_vision(layers=1).forward(patches / ONE)
     steps = [step(cross.check(name, [features_piece(flow.layout, expected, machine.feature_row(0))]))]
     tower = flow.machine(CrossBackend(("functional",)))
     features = tower.encode_image(patches)

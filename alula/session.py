@@ -2,17 +2,18 @@
 
 import math
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from alula.golden import InterpretedText, InterpretedVision, Interpreter
 from alula.runtime.images import model_image
 from alula.runtime.lengths import MODES, SESSIONS
 from alula.runtime.session import Session
 from compiler.layout import Layout
-from compiler.pipeline import compile_model
+from compiler.pipeline import compile_model, graphs
 from compiler.program import Compiled
 from hw.spec import config as configurations
 from hw.spec.config import BLOCK
@@ -24,7 +25,7 @@ from ref_model.checkpoints import PACKAGED, Checkpoint, open_checkpoint, open_sy
 from ref_model.checkpoints.synthetic import SyntheticCheckpoint
 from ref_model.compress import Compression
 from ref_model.config import MODELS, LlavaConfig, VisionConfig
-from ref_model.golden import GoldenText
+from ref_model.golden import GoldenText, GoldenVision
 from ref_model.mask import BlockMask
 from ref_model.preprocess import image_pixels, open_image, patches
 from ref_model.quantise import QuantModel, fixed, quantise
@@ -171,7 +172,15 @@ class Flow:
 
     def golden(self) -> GoldenText:
         """The golden decoder with an empty cache and as many layers."""
-        return GoldenText(self.quant, self.layers)
+        return InterpretedText(self.quant, self.layers, interpreter=self._interpreter)
+
+    def golden_vision(self, layers: int | None = None) -> GoldenVision:
+        """The golden tower and projector; layers: of the tower (None: all that are executed)."""
+        return InterpretedVision(self.quant, layers, interpreter=self._interpreter)
+
+    @cached_property
+    def _interpreter(self) -> Interpreter:
+        return Interpreter(graphs(self.model.config, _CHECKS))
 
     def golden_result(
         self,

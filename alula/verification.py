@@ -21,7 +21,7 @@ from alula.session import Flow
 from hw.spec import numerics as nm
 from hw.spec.errors import UserError
 from hw.spec.memory import MemoryModel
-from ref_model.golden import GoldenText, GoldenVision
+from ref_model.golden import GoldenText
 from ref_model.golden.model import LayerCache
 from ref_model.mask import BlockMask
 from ref_model.quantise import fixed
@@ -92,7 +92,7 @@ def check_text(
     found = machine.prefill(rows, mask=mask, reduction=reduction)
     assert found is not None
     if features is not None and order is not None:
-        features = GoldenVision(flow.quant).gather(features, order)
+        features = flow.golden_vision().gather(features, order)
     expected = flow.golden_result(golden, golden.embed(ids, features), mask, reduction)
     backend = machine.backend
     assert isinstance(backend, CrossBackend)
@@ -102,7 +102,7 @@ def check_text(
 def check_vision(flow: Flow, machine: Session, patches: np.ndarray, tile: int = 0) -> tuple[Outcome, np.ndarray]:
     """Runs the tower on Q16 patches; the outcome and the golden model's visual tokens."""
     machine.encode_image(patches, tile=tile, keep=flow.keep_visual, strategy=flow.strategy)
-    golden = GoldenVision(flow.quant)
+    golden = flow.golden_vision()
     features = golden.forward(patches / (1 << 16), flow.keep_visual, flow.strategy)
     backend = machine.backend
     assert isinstance(backend, CrossBackend)

@@ -16,7 +16,7 @@ from ref_model.config import LlavaConfig
 from . import forms, ir
 from .codegen import generate
 from .graph import Checker, export, rewrite_all
-from .graph.ir import Length
+from .graph.ir import Graph, Length
 from .layout import Layout
 from .meaning import chain
 from .model import ModelIr, TextIr, VisionIr
@@ -71,13 +71,18 @@ def compile_model(
     return Compiled(layout, generate(layout))
 
 
+def graphs(model: LlavaConfig, remember: Remember = always) -> dict[str, Graph]:
+    """The graph of every part of a model, as `compile_model` reads it."""
+    return {name: graph for name, (graph, _) in _known(model, remember).items()}
+
+
 @lru_cache(maxsize=8)
-def _fused(model: LlavaConfig, remember: Remember = always) -> Operators:
-    """Operators of a model without modules of the user's own: they follow from its configuration, and so does whether
-    they pass their checks."""
-    found: Operators = {}
-    remember(_checks_digest(model), lambda: found.update(operators(parts(model))))
-    return found or operators(parts(model), checked=False)
+def _known(model: LlavaConfig, remember: Remember = always) -> dict[str, tuple[Graph, list]]:
+    """Graph and operators of every part of a model without modules of the user's own: they follow from its
+    configuration, and so does whether they pass their checks."""
+    found: dict[str, tuple[Graph, list]] = {}
+    remember(_checks_digest(model), lambda: found.update({n: read_part(n, part) for n, part in parts(model).items()}))
+    return found or {name: read_part(name, part, checked=False) for name, part in parts(model).items()}
 
 
 def _checks_digest(model: LlavaConfig) -> str:
@@ -91,21 +96,16 @@ def _checks_digest(model: LlavaConfig) -> str:
 
 def _with_replaced(model: LlavaConfig, replaced: Mapping[str, Part], remember: Remember) -> Operators:
     """Operators of a model, some of them of the user's modules, which are checked each time."""
-    own = operators(replaced)
-    known = _fused(model, remember)
+    own = {name: read_part(name, part)[1] for name, part in replaced.items()}
+    known = {name: ops for name, (_, ops) in _known(model, remember).items()}
     if unknown := sorted(set(own) - set(known)):
         raise UserError(f"model {model.name} has no part {unknown[0]!r}: choose of {', '.join(known)}")
     return known | own
 
 
-def operators(found: Mapping[str, Part], checked: bool = True) -> Operators:
-    """The operators that kernels compute, of every part."""
-    return {name: part_operators(name, part, checked) for name, part in found.items()}
-
-
-def part_operators(name: str, part: Part, checked: bool = True) -> list[ir.Fused]:
-    """The operators of one part. Every rewrite of its graph, and the list, are checked against the module (checked
-    False: they are known to pass)."""
+def read_part(name: str, part: Part, checked: bool = True) -> tuple[Graph, list[ir.Fused]]:
+    """The graph of a part, and the operators of kernels in it. Every rewrite, and the list of operators, are checked
+    against the module (checked False: they are known to pass)."""
     taken = inspect.signature(part.module.forward).parameters.values()
     needed, names = [p for p in taken if p.default is p.empty], [p.name for p in taken][: len(part.inputs)]
     if not len(needed) <= len(part.inputs) == len(names):
@@ -130,7 +130,7 @@ def part_operators(name: str, part: Part, checked: bool = True) -> list[ir.Fused
     ops = recognise(name, graph, roles)
     if checker is not None:
         checker.check_result(partial(_run, ops, names, tuple(roles)), f"the list of operators of {name}")
-    return ops
+    return graph, ops
 
 
 def _run(ops: list[ir.Fused], names: list[str], roles: tuple[str, ...], weights, given) -> torch.Tensor:

@@ -144,6 +144,8 @@ class _Planner:
 
     def _value_factor(self, linear: Node) -> float:
         """See `ref_model.quantise.value_factor`: the inputs have unit variance behind a norm."""
+        if linear.arguments["weight"].name not in self.constants:
+            return 1.0  # it was quantised before, and took its factor over then
         weight = np.asarray(self.constants[linear.arguments["weight"].name], np.float64)
         bias_node = linear.operand("bias")
         bias = None if bias_node is None else np.asarray(self.constants[bias_node], np.float64)

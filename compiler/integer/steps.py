@@ -426,6 +426,10 @@ class Hold(Step):
         return Held(np.concatenate([past.rows, held.rows]), np.concatenate([past.words, held.words]))
 
 
+PRESENT = "present"
+"""A value besides those of steps: keys that exist for a query at all, bool[n, m], where the host leaves keys out."""
+
+
 @dataclass(eq=False)
 class Attend(Step):
     """Attention of int8 queries over keys and values (operators 6 to 8 of docs/machine.md): wide rows.
@@ -451,6 +455,7 @@ class Attend(Step):
         seen = np.ones((len(q8), len(keys.rows)), bool)
         if self.causal:
             seen = np.tril(seen, len(keys.rows) - len(q8))
+        seen &= values.get(PRESENT, True)
         group = q8.shape[1] // keys.rows.shape[1]
         heads = [
             _attend(q8[:, h], q_raw[:, h, None], _head(keys, h // group), _head(held, h // group), seen, mask, self.cap)

@@ -7,6 +7,7 @@ factor that a linear layer or a norm can take over from the attention behind it.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from hw.spec import numerics as nm
 from hw.spec.config import GRANULE_LANES
 from hw.spec.errors import UserError
 from hw.spec.isa import Fin, Reduce, Row
-from ref_model.quantise import fixed
+from ref_model.quantise import QuantLinear, QuantNorm, fixed
 
 from ..graph.ir import CONSTANT, HOST, Dim, Graph, Node
 from . import steps as s
@@ -55,10 +56,20 @@ class Plan:
 
 
 class Translator:
-    """The state of one translation."""
+    """The state of one translation.
 
-    def __init__(self, graph: Graph, plan: Plan, constants: Mapping[str, Array]) -> None:
-        self.graph, self.plan, self.constants = graph, plan, constants
+    constants: values of constant nodes. given: weights that are quantised already, by the path of their module; the
+    constants need not have these.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        plan: Plan,
+        constants: Mapping[str, Array],
+        given: Mapping[str, QuantLinear | QuantNorm] | None = None,
+    ) -> None:
+        self.graph, self.plan, self.constants, self.given = graph, plan, constants, given or {}
         self.steps: dict[str, Step] = {}
         self.views: dict[str, View] = {}
         self.holds: dict[str, str] = {}
@@ -158,6 +169,13 @@ class Translator:
     def constant(self, name: str) -> Array:
         """float64 values of a constant node."""
         return np.asarray(self.constants[name], np.float64)
+
+    def given_to(self, node: Node) -> Any:
+        """What a node's weight was quantised to before; None where it was not."""
+        name = node.operand("weight")
+        while name is not None and self.graph.nodes[name].op == "flatten":
+            name = self.graph.nodes[name].inputs[0]
+        return None if name is None else self.given.get(self.graph.nodes[name].weight.removesuffix(".weight"))
 
     def is_constant(self, name: str | None) -> bool:
         return name is not None and self.graph.nodes[name].kind == CONSTANT

@@ -5,6 +5,7 @@ other was written by hand for LLaVA.
 """
 
 import inspect
+from dataclasses import fields
 from functools import cache
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from alula.session import open_flow
 from compiler.graph import capture, constants, values_of
 from compiler.integer import rules  # noqa: F401
 from compiler.integer.feed import feed
@@ -22,10 +24,12 @@ from compiler.integer.translate import Translator
 from compiler.parts import Head, Stem
 from hw.spec import numerics as nm
 from ref_model.checkpoints import open_synthetic
+from ref_model.compress import Compression
 from ref_model.decoder import rope_tables
 from ref_model.golden import GoldenText, GoldenVision
 from ref_model.modules import LlamaDecoderLayer, Projector, VisionLayer
 from ref_model.quantise import quantise
+from ref_model.reduction import Drop, Reduction
 
 SEED = 1
 ONE = 1 << nm.FRAC
@@ -150,3 +154,62 @@ def test_head():
     module.lm_head.load_state_dict({"weight": checkpoint.read("lm_head.weight", torch.float32)})
     x = wide(np.random.default_rng(SEED), (3, text.hidden))
     assert np.array_equal(rows_of(module.eval(), x), GoldenText(quant).logits(x))
+
+
+# --- whole models, with weights as they were quantised, compressed or smoothed ------------------------------
+
+ORACLES = {
+    "llava-tiny": (),
+    "llava-tiny 3.5 bits": ("3.5", "dense"),
+    "llava-tiny 2 bits, 8 of 16": ("2", "8:16"),
+    "smollm2-135m": (),
+    "vits-smollm2": (),
+    "llava-1.5-7b": (),
+    "llava-1.5-13b": (),
+}
+QUICK = 3
+"""The first ones take seconds; the real and the large ones are slow tests."""
+SOME_LAYERS = {"llava-1.5-7b": 1, "llava-1.5-13b": 1}
+
+
+def flow_of(name: str):
+    source, compression = name.split()[0], ORACLES[name]
+    chosen = Compression.parse(*compression, "plain") if compression else None
+    config = "tiny" if source == "llava-tiny" else "small"
+    return open_flow(source, config, layers=SOME_LAYERS.get(source), compression=chosen)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if at < QUICK else pytest.mark.slow) for at, n in enumerate(ORACLES)]
+)
+def test_whole_models(name):
+    """Caches, residual rows, logits and visual tokens are those of the hand-written layers."""
+    flow = flow_of(name)
+    oracle, golden = GoldenText(flow.quant, flow.layers), flow.golden()
+    for count in (19, 1):
+        rows = wide(np.random.default_rng(count), (count, flow.quant.config.text.hidden))
+        want = oracle.forward(rows)
+        assert np.array_equal(golden.forward(rows), want)
+        assert np.array_equal(golden.logits(want[-1:]), oracle.logits(want[-1:]))
+    for one, other in zip(golden.cache, oracle.cache, strict=True):
+        assert all(np.array_equal(getattr(one, f.name), getattr(other, f.name)) for f in fields(one))
+    if flow.quant.vision is not None:
+        vision = flow.quant.config.vision
+        patches = np.random.default_rng(SEED).standard_normal((vision.n_patches, vision.patch_width))
+        tower, by_hand = flow.golden_vision(flow.layers), GoldenVision(flow.quant, flow.layers)
+        keep = vision.n_patches // 2
+        assert np.array_equal(tower.forward(patches, keep), by_hand.forward(patches, keep))
+        assert np.array_equal(tower.saliency, by_hand.saliency)
+
+
+def test_keys_that_are_left_out_and_tokens_that_are_dropped():
+    flow = flow_of("llava-tiny")
+    text = flow.quant.config.text
+    rows = wide(np.random.default_rng(SEED), (40, text.hidden))
+    mask = flow.mask("window:16")
+    reduction = Reduction(6, 16, (Drop(1, 4, by_score=True),))
+    for options in ({"mask": mask}, {"reduction": reduction}):
+        oracle, golden = GoldenText(flow.quant), flow.golden()
+        assert np.array_equal(golden.forward(rows, **options), oracle.forward(rows, **options))
+        scores = [model.scores for model in (golden, oracle)]
+        assert (scores[0] is None and scores[1] is None) or np.array_equal(*scores)

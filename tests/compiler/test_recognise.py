@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from compiler import ir, pipeline
 from compiler.parts import SEQ, Part, parts
-from compiler.pipeline import compile_model, part_operators
+from compiler.pipeline import compile_model, read_part
 from hw.spec import config
 from hw.spec.errors import InternalError, UserError
 from ref_model.config import named_config
@@ -18,7 +18,7 @@ MODEL = named_config("llava-tiny")
 
 
 def operators(name: str) -> list[ir.Fused]:
-    return part_operators(name, parts(MODEL)[name])
+    return read_part(name, parts(MODEL)[name])[1]
 
 
 def compiled(name: str, part: Part):
@@ -67,12 +67,12 @@ SHAPES = {"x": (SEQ, 8), "cos": (SEQ, 8), "sin": (SEQ, 8)}
 
 def test_an_input_without_effect_is_refused():
     with pytest.raises(UserError, match="module layer: input cos has no effect"):
-        part_operators("layer", Part(_Scaled(), SHAPES))
+        read_part("layer", Part(_Scaled(), SHAPES))
 
 
 def test_inputs_that_are_not_named_are_refused():
     with pytest.raises(UserError, match="module layer: `forward` takes 3 tensors, 1 inputs were named"):
-        part_operators("layer", Part(_Scaled(), {"x": (SEQ, 8)}))
+        read_part("layer", Part(_Scaled(), {"x": (SEQ, 8)}))
 
 
 def test_a_part_that_the_model_does_not_have_is_refused():

@@ -1,9 +1,12 @@
 """RMSNorm and LayerNorm (operators 3 and 4 of docs/machine.md), over whole rows or head by head."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from hw.spec import numerics as nm
 from hw.spec.isa import Fin, Reduce, Row
+from ref_model.quantise import QuantNorm
 from ref_model.quantise import norm as quantised
 
 from ...graph.ir import Node
@@ -21,9 +24,7 @@ def norm(t: Translator, node: Node) -> View:
     before = t.steps[x]
     width = before.layout.width if whole else before.layout.size
     factor = t.plan.factors.get(node.name, 1.0)
-    weight_node, bias_node = node.operand("weight"), node.operand("bias")
-    weight = np.ones(width) if weight_node is None else t.constant(weight_node)
-    q = quantised((weight * factor).astype(np.float32), float(node.arguments.get("epsilon", EPSILON)) * before.mult**2)
+    q = t.given_to(node) or _quantised(t, node, width, factor, before.mult)
     if node.arguments["kind"] == "layer":
         mean = t.entry(x, Reduce.SUM, Fin.MEAN, constant=nm.encode_scale(1 / width), whole=whole)
         x = t.then(s.SubtractRows, x, mean)
@@ -31,11 +32,18 @@ def norm(t: Translator, node: Node) -> View:
     words = _lanes(t, x, q.words, whole)
     y = t.then(s.ScaleChannels, x, t.param("scales", words), mult=factor)
     y = t.then(s.ScaleRows, y, sums, Row.FIN, q.adjust)
-    if bias_node is not None:
-        bias = _lanes(t, x, fixed_rows(t.constant(bias_node), factor), whole)
-        y = t.then(s.Add, y, t.param("bias", bias))
+    if q.bias is not None:
+        y = t.then(s.Add, y, t.param("bias", _lanes(t, x, q.bias, whole)))
     view = t.view(node.arguments["x"].name)
     return View(y, view.axes)
+
+
+def _quantised(t: Translator, node: Node, width: int, factor: float, mult: float) -> QuantNorm:
+    """factor: of the result; mult: of the operand."""
+    weight_node, bias = node.operand("weight"), node.operand("bias")
+    weight = np.ones(width) if weight_node is None else t.constant(weight_node)
+    q = quantised((weight * factor).astype(np.float32), float(node.arguments.get("epsilon", EPSILON)) * mult**2)
+    return q if bias is None else replace(q, bias=fixed_rows(t.constant(bias), factor))
 
 
 def _operand(t: Translator, node: Node) -> tuple[str, bool]:
