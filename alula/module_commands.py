@@ -66,6 +66,9 @@ def show_verified(result: dict, full: bool) -> None:
     console.print(f"  executors    golden model, {EXECUTORS[result['backend']]}")
     heads = ["case", "bytes\ncompared", "bit-\nexact", "cycles", "cycle-\nexact", "error\nto torch"]
     console.print(table("", heads, rows))
+    for choice in result["choices"]:
+        part = f"{choice['changed']:,} of {choice['choices']:,} are not torch's"
+        console.print(f"  choices      {part} in {choice['module']} ({choice['operator']})", markup=False)
     if full:
         operators = [
             [o["name"], o["operator"], o["module"], _share(o["error"]), _share(o["own"])] for o in result["operators"]

@@ -34,6 +34,7 @@ def report(name: str, lowered: Lowered, cases: list[Case], outcomes: list[Outcom
         "instructions": len(lowered.words),
         "program_sha256": hashlib.sha256(encoded).hexdigest(),
         "operators": [asdict(error) for error in checked[-1]],
+        "choices": [asdict(error) for error in checked[-1] if error.choices is not None],
         "cases": rows,
     }
 

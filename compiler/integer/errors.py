@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from hw.spec.errors import InternalError
 
-from ..graph.meaning import node_value, values_of
+from ..graph.ir import Node, Ref
+from ..graph.meaning import argmax, node_value, route, values_of
 from .integers import Integers
 from .interpret import real
 from .views import tensor
@@ -37,12 +39,16 @@ class OperatorError:
     source: str
     error: float | None
     own: float | None
+    choices: int | None = None
+    """Of a router, an argmax or a top-k: the choices it makes; None for other operators."""
+    changed: int | None = None
+    """How many of these are not torch's: where two values lie close together, rounding decides."""
 
 
 def operator_errors(
     integers: Integers, inputs: Mapping[str, Tensor], lengths: Mapping[str, int], values: Mapping[str, Any]
 ) -> list[OperatorError]:
-    """Of every operator that computes something, in order; InternalError where an own error is more than rounding.
+    """Of every operator that computes something, in order. InternalError where an own error is more than rounding.
 
     values: those of `interpret`.
     """
@@ -61,8 +67,32 @@ def operator_errors(
             raise InternalError(
                 f"module {node.module}: the integers of {node.op} {name} differ by {own:.1%} from what it means"
             )
-        found.append(OperatorError(node.op, name, node.module, node.source, error, own))
+        made = _choices(node, operands), _choices(node, {each: wanted[each] for each in node.inputs})
+        choices, changed = (None, None) if made[0] is None or made[1] is None else _changed(made[0], made[1])
+        found.append(OperatorError(node.op, name, node.module, node.source, error, own, choices, changed))
     return found
+
+
+def _choices(node: Node, operands: Mapping[str, Tensor]) -> Tensor | None:
+    """What an operator chooses, bool[choices, places]; None where it chooses nothing."""
+    value = {name: operands[ref.name].double() for name, ref in node.arguments.items() if isinstance(ref, Ref)}
+    match node.op:
+        case "route":
+            return (route(value["x"], node.arguments["k"]) != 0).flatten(0, -2)
+        case "argmax":
+            return functional.one_hot(argmax(value["x"]), value["x"].shape[-1]).bool().flatten(0, -2)
+        case "select_rows":
+            scores = value["scores"].flatten()
+            order = torch.sort(scores, descending=True, stable=True).indices[: node.arguments["k"]]
+            return torch.zeros(len(scores), dtype=torch.bool).index_fill(0, order, True)[:, None]
+    return None
+
+
+def _changed(ours: Tensor, torchs: Tensor) -> tuple[int, int]:
+    """(choices, those that differ). A top-k makes as many as it keeps rows, others one a row."""
+    if ours.shape[-1] == 1:
+        return int(torchs.sum()), int((torchs & ~ours).sum())
+    return len(torchs), int((ours != torchs).any(-1).sum())
 
 
 class _Reals(dict):

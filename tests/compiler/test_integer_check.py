@@ -63,3 +63,33 @@ def test_channels_in_another_order_are_refused(monkeypatch):
     monkeypatch.setattr(plan._Planner, "arrange_rope", groups_only)
     with pytest.raises(UserError, match="the channels of its operand lie in another order"):
         rotated()
+
+
+def test_choices_that_are_not_torchs_are_counted():
+    """Scores that differ by less than their rounding: some row's largest one is another in integers."""
+    torch.manual_seed(0)
+
+    class Close(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(32, 64, bias=False)
+            with torch.no_grad():
+                self.head.weight[1:] = self.head.weight[0] + torch.randn(63, 32) * 1e-4
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(x).argmax(-1)
+
+    (choice,) = alula.compile(Close(), {"x": torch.randn(20, 32)}).verify("functional")["choices"]
+    assert choice["choices"] == 20 and 0 < choice["changed"] <= 20 and choice["operator"] == "argmax"
+
+
+def test_a_choice_between_clear_scores_is_torchs():
+    torch.manual_seed(0)
+
+    class Kept(nn.Module):
+        def forward(self, x: Tensor, scores: Tensor) -> Tensor:
+            return x[torch.topk(scores[:, 0], 3).indices.sort().values]
+
+    inputs = {"x": torch.randn(9, 32), "scores": torch.arange(9.0)[:, None]}
+    (choice,) = alula.compile(Kept(), inputs).verify("functional")["choices"]
+    assert (choice["choices"], choice["changed"]) == (3, 0)

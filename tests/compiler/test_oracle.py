@@ -175,7 +175,7 @@ SOME_LAYERS = {"llava-1.5-7b": 1, "llava-1.5-13b": 1}
 def flow_of(name: str):
     source, compression = name.split()[0], ORACLES[name]
     chosen = Compression.parse(*compression, "plain") if compression else None
-    config = "tiny" if source == "llava-tiny" else "small"
+    config = {"llava-tiny": "tiny", "llava-1.5-7b": "u280", "llava-1.5-13b": "u280"}.get(source, "small")
     return open_flow(source, config, layers=SOME_LAYERS.get(source), compression=chosen)
 
 
@@ -196,7 +196,8 @@ def test_whole_models(name):
     if flow.quant.vision is not None:
         vision = flow.quant.config.vision
         patches = np.random.default_rng(SEED).standard_normal((vision.n_patches, vision.patch_width))
-        tower, by_hand = flow.golden_vision(flow.layers), GoldenVision(flow.quant, flow.layers)
+        layers = SOME_LAYERS.get(name)
+        tower, by_hand = flow.golden_vision(layers), GoldenVision(flow.quant, layers)
         keep = vision.n_patches // 2
         assert np.array_equal(tower.forward(patches, keep), by_hand.forward(patches, keep))
         assert np.array_equal(tower.saliency, by_hand.saliency)
