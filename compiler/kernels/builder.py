@@ -92,9 +92,9 @@ class Builder:
         self.config = config
         self.program: list[Instruction] = []
         self.block: list[tokens.Access] = []
-        self._registers = registers.FIRST_VIRTUAL
+        self._next = registers.FIRST_VIRTUAL
         """The next virtual register."""
-        self._entries = [0]
+        self._entries = {0}
         self._versions = Counter[int]()
         self._epoch = 0
         """How often control flow made every register's value unknown."""
@@ -118,14 +118,14 @@ class Builder:
 
     def reg(self) -> Reg:
         """A new virtual register."""
-        self._registers += 1
-        return Reg(self._registers - 1)
+        self._next += 1
+        return Reg(self._next - 1)
 
     def new_entry(self) -> int:
         """Start another entry point, at which nothing is known of any register; returns its place."""
         self._known = {}
         self._bounds.forget()
-        self._entries.append(len(self.program))
+        self._entries.add(len(self.program))
         return len(self.program)
 
     def emit(self, op: Op, a: int = 0, b: int = 0, c: int = 0, imm: int = 0) -> int:
@@ -535,4 +535,4 @@ class Builder:
                 f"the program has {len(self.program)} instructions, configuration {self.config.name} "
                 f"holds {self.config.imem_instructions}: choose a larger configuration"
             )
-        return [instruction.encode() for instruction in registers.assign(self.program, self._entries)]
+        return [instruction.encode() for instruction in registers.assign(self.program, sorted(self._entries))]
