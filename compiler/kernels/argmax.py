@@ -22,7 +22,7 @@ TOKEN = memory_region("token")
 
 
 class Choice:
-    """One entry BEST and one entry PLACE a slice; `slice_at` is the register with the slice's number."""
+    """One entry BEST and one entry PLACE a slice; `number` is the register with the slice's number."""
 
     def __init__(self, ctx: Context, layout: Layout) -> None:
         self.ctx, self.b, self.slices, self.lanes = ctx, ctx.b, layout.head, ctx.geo.config.lanes

@@ -140,7 +140,7 @@ def queries(
     rows = ctx.rows("WQ", op.q.n_out)
     project_heads(ctx, op.q, ctx["ACC_Q"], rows, op.heads, op.rope)
     blocks = geo.granules(op.head_dim)
-    head_blocks = b.scaled("_g", ctx.m, blocks) if isinstance(ctx.m, Reg) else ctx.m * blocks
+    head_blocks = b.scaled(ctx.m, blocks) if isinstance(ctx.m, Reg) else ctx.m * blocks
     queries_at = At(ctx["QQ"], blocks, head_blocks)
     quantise_heads(ctx, rows, op.heads, op.head_dim, Rows(ctx["EH"], op.heads, 1), queries_at)
     shape = (ctx, op, length, slots, score_row, first_limit, context)

@@ -52,20 +52,6 @@ class Strides:
 class Heads:
     """Attention of one tile, queries in QQ and their maxima in EH; results in O."""
 
-    TEMPORARIES = (
-        "kv_at",
-        "scale_at",
-        "q_at",
-        "q_entry",
-        "query_rows",
-        "score_group",
-        "plane_row",
-        "plane_token",
-        "score_words",
-        "score_at",
-        "score_step",
-    )
-
     def __init__(
         self,
         ctx: Context,
@@ -88,18 +74,18 @@ class Heads:
         the entry of the head's first query."""
         ctx, b, op, group = self.ctx, self.ctx.b, self.op, self.group
         self._row_registers()
-        self.query_rows = self._scaled("query_rows", ctx.m, group)
+        self.query_rows = self._scaled(ctx.m, group)
         strides = self._tile_strides()
-        kv_at = b.set(b.reg("kv_at"), ctx.pointers["cache"])
-        scale_at = b.set(b.reg("scale_at"), ctx.pointers["scales"])
-        q_at = b.set(b.reg("q_at"), 0)
-        with b.loop(b.set(b.reg("_left"), op.kv_heads)):
+        kv_at = b.set(b.reg(), ctx.pointers["cache"])
+        scale_at = b.set(b.reg(), ctx.pointers["scales"])
+        q_at = b.set(b.reg(), 0)
+        with b.loop(b.set(b.reg(), op.kv_heads)):
             self._walk_queries(q_at, strides.entry_at)
             self._scores(kv_at, q_at, self.query_rows)
             self._load_scales(scale_at, 1)
             self._read_values(kv_at)
             self._softmax(strides, 1)
-            self._values(b.scaled("_g", self.query_rows, 2))
+            self._values(b.scaled(self.query_rows, 2))
             self._combine(strides)
             b.set(kv_at, kv_at + self.cache_beats)
             b.set(scale_at, scale_at + ctx.geo.cache_granules(self.context))
@@ -107,13 +93,12 @@ class Heads:
             b.fence()
             if each_head is not None:
                 each_head(self, strides.entry_at + -group)
-        b.free(*self.TEMPORARIES)
 
     def _tile_strides(self) -> "Strides":
         """Strides of a tile's rows [token][head of the group]; entries from register q_entry on."""
         ctx, b, op = self.ctx, self.ctx.b, self.op
-        score_group = b.alu(Op.MUL, b.reg("score_group"), ctx.m, self.words) if self.group > 1 else 0
-        entry = b.set(b.reg("q_entry"), 0)
+        score_group = b.alu(Op.MUL, b.reg(), ctx.m, self.words) if self.group > 1 else 0
+        entry = b.set(b.reg(), 0)
         return Strides(ctx.m, int(op.causal), self.words, score_group, 0, op.heads, ctx.geo.words(op.q.n_out), entry)
 
     def _walk_queries(self, q_at: Reg, entry_at: Reg) -> None:
@@ -125,7 +110,7 @@ class Heads:
     def _next_queries(self, strides: "Strides", q_at: Reg, rows: Reg) -> None:
         """Advance to the queries of the next key-value head; the sequencer has time for it while the units work."""
         b = self.ctx.b
-        b.alu(Op.ADD, q_at, q_at, self._scaled("_g", rows, self.ctx.geo.granules(self.op.head_dim)))
+        b.alu(Op.ADD, q_at, q_at, self._scaled(rows, self.ctx.geo.granules(self.op.head_dim)))
         b.set(strides.entry_at, strides.entry_at + self.group)
 
     # --- all heads together ----------------------------------------------------------------------------
@@ -134,45 +119,44 @@ class Heads:
         """One token: all scores, one softmax, all values. single: code behind the softmax, while scores are there."""
         ctx, b, op, group, heads = self.ctx, self.ctx.b, self.op, self.group, self.op.kv_heads
         self._row_registers()
-        score_step = self._scaled("score_step", self.score_row, group)
-        score_out = self._scaled("score_group", self.words, group) if ctx.geo.gpw > 1 else score_step
+        score_step = self._scaled(self.score_row, group)
+        score_out = self._scaled(self.words, group) if ctx.geo.gpw > 1 else score_step
         strides = Strides(heads, 0, score_out, self.words, self.words, group, group * self.step)
-        kv_at, q_at, score_at = b.reg("kv_at"), b.set(b.reg("q_at"), 0), b.set(b.reg("score_at"), 0)
-        b.set(kv_at, ctx.pointers["cache"])
+        q_at, score_at = b.set(b.reg(), 0), b.set(b.reg(), 0)
+        kv_at = b.set(b.reg(), ctx.pointers["cache"])
         b.fence_if_needed()
         self._load_scales(ctx.pointers["scales"], heads)
-        with b.loop(b.set(b.reg("_left"), heads), free_running=True):
+        with b.loop(b.set(b.reg(), heads), free_running=True):
             self._scores(kv_at, q_at, group, score_at)
             b.set(kv_at, kv_at + self.cache_beats)
             b.set(q_at, q_at + group * ctx.geo.granules(op.head_dim))
             b.alu(Op.ADD, score_at, score_at, score_step)
         self._softmax(strides, heads)
-        plane_at, pv_at = b.set(score_at, 0), b.set(q_at, 0)
+        plane_at, pv_at = b.set(b.reg(), 0), b.set(b.reg(), 0)
         if single is not None:
             single(self)
         b.set(kv_at, ctx.pointers["cache"])
-        with b.loop(b.set(b.reg("_left"), heads), free_running=True):
+        with b.loop(b.set(b.reg(), heads), free_running=True):
             self._read_values(kv_at)
             self._values(2 * group, plane_at, pv_at)
             b.set(kv_at, kv_at + self.cache_beats)
             b.alu(Op.ADD, plane_at, plane_at, self.plane_token)
             b.set(pv_at, pv_at + 2 * group * ctx.geo.granules(op.head_dim))
         self._combine(strides)
-        b.free(*self.TEMPORARIES)
 
     # --- parts -----------------------------------------------------------------------------------------
 
-    def _scaled(self, name: str, source: Reg, factor: int) -> Reg:
-        return source if factor == 1 else self.ctx.b.scaled(name, source, factor)
+    def _scaled(self, source: Reg, factor: int) -> Reg:
+        return source if factor == 1 else self.ctx.b.scaled(source, factor)
 
     def _row_registers(self) -> None:
         """Strides of a row of scores and of its probability planes."""
         b, geo = self.ctx.b, self.ctx.geo
         self.words = self.score_row
         if geo.gpw > 1:
-            self.words = b.shift(b.reg("score_words"), self.score_row, -geo.gpw_log2)
-        self.plane_row = self._scaled("plane_row", self.score_row, 2)
-        self.plane_token = self._scaled("plane_token", self.plane_row, self.group)
+            self.words = b.shift(b.reg(), self.score_row, -geo.gpw_log2)
+        self.plane_row = self._scaled(self.score_row, 2)
+        self.plane_token = self._scaled(self.plane_row, self.group)
 
     def _scores(self, kv_at: Reg, q_at: Value, rows: Value, score_at: Value = 0) -> None:
         self._read_keys(kv_at)
@@ -180,7 +164,7 @@ class Heads:
 
     def _read_keys(self, kv_at: Reg) -> None:
         b = self.ctx.b
-        beats = b.scaled("_g", self.slots, self.hb * weights.BLOCK_BEATS)
+        beats = b.scaled(self.slots, self.hb * weights.BLOCK_BEATS)
         b.operator = "scores"
         b.read(kv_at + self.ctx.records["cache"]["k"], beats, fmt=StreamFormat.RAW, source=CACHE["k"])
 
@@ -217,7 +201,7 @@ class Heads:
     def _read_values(self, kv_at: Reg) -> None:
         ctx, b = self.ctx, self.ctx.b
         b.operator = "values"
-        beats = b.scaled("_g", self.slots, weights.BLOCK_BEATS)
+        beats = b.scaled(self.slots, weights.BLOCK_BEATS)
         stride = weights.v_strides(self.context, ctx.geo.config.units)["gran"]
         b.read(
             kv_at + ctx.records["cache"]["v"],
@@ -270,7 +254,7 @@ class Heads:
         """Places of the high and of the low planes."""
         b, planes, offset = self.ctx.b, s.planes or self.ctx["PLANES"], s.plane_at
         yield At(planes, self.plane_token, self.plane_row, offset)
-        offset = self.score_row if offset == 0 else b.alu(Op.ADD, b.reg("_left"), offset, self.score_row)
+        offset = self.score_row if offset == 0 else b.alu(Op.ADD, b.reg(), offset, self.score_row)
         yield At(planes, self.plane_token, self.plane_row, offset)
 
     def _softmax(self, s: Strides, heads: int) -> None:
@@ -286,7 +270,7 @@ class Heads:
         ctx, b, hd, step, group = self.ctx, self.ctx.b, self.op.head_dim, self.step, self.group
         shape = (s.outer, group, step)
         b.operator = "values"
-        out_at = s.entry_at if s.entry_at == ZERO else self._scaled("_g", s.entry_at, step)
+        out_at = s.entry_at if s.entry_at == ZERO else self._scaled(s.entry_at, step)
         high, low = (At(ctx["PV"], 2 * group * step, 2 * step, plane * step) for plane in (0, 1))
         half, total = At(ctx["T"], group * step, step), s.sums or Rows(ctx["SUM"], group, 1)
         attention_math.low_sums(b, shape, hd, low, half)

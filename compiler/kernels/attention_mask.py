@@ -27,8 +27,8 @@ def shorten_tile(
 ) -> None:
     """End the tile of `m` tokens with the slot its first one lies in; slots and score row become the present ones."""
     log2 = geo.keys_per_slot_log2
-    here, end = b.shift(b.reg("_g"), position, -log2), b.reg("_left")
-    b.shift(end, here + 1, log2)
+    here = b.shift(b.reg(), position, -log2)
+    end = b.shift(b.reg(), here + 1, log2)
     b.alu(Op.SUB, end, end, position)
     b.alu(Op.MIN, m, m, end)
     row = _row(b, geo, mask, here, context)
@@ -37,8 +37,8 @@ def shorten_tile(
 
 
 def _row(b: Builder, geo: Geometry, mask: Reg, here: Reg, context: int) -> Reg:
-    """`here` (in _g), a slot of queries, turned into the address of its row in the table."""
-    return b.alu(Op.ADD, here, b.scaled("_g", here, mask_row_words(geo, context)), mask)
+    """The address of the row in the table for a slot of queries."""
+    return b.alu(Op.ADD, b.reg(), b.scaled(here, mask_row_words(geo, context)), mask)
 
 
 class MaskedHeads(Heads):
@@ -47,8 +47,6 @@ class MaskedHeads(Heads):
     Registers are scarce: the layer's cache and scale pointers walk over the heads themselves and come back.
     """
 
-    MORE_TEMPORARIES = ("run", "runs", "run_at", "granule")
-
     def masked(self, mask: Reg, position: Reg) -> None:
         """Loop over key-value heads."""
         ctx, b, op = self.ctx, self.ctx.b, self.op
@@ -56,45 +54,44 @@ class MaskedHeads(Heads):
         head_granules = ctx.geo.cache_granules(self.context)
         self._row_registers()
         self._list(mask, position)
-        strides, q_at = self._tile_strides(), b.set(b.reg("q_at"), 0)
-        with b.loop(b.set(b.reg("_left"), op.kv_heads)):
+        strides, q_at = self._tile_strides(), b.set(b.reg(), 0)
+        with b.loop(b.set(b.reg(), op.kv_heads)):
             self._walk_queries(q_at, strides.entry_at)
             self._head(strides, q_at, cache, scales)
             b.set(scales, scales + head_granules)
-            self._next_queries(strides, q_at, ctx.m if self.group == 1 else b.scaled("_g", ctx.m, self.group))
+            self._next_queries(strides, q_at, ctx.m if self.group == 1 else b.scaled(ctx.m, self.group))
             b.fence()
         b.set(cache, cache + -op.kv_heads * self.cache_beats)
         b.set(scales, scales + -op.kv_heads * head_granules)
-        b.free(*self.TEMPORARIES, *self.MORE_TEMPORARIES)
 
     def _list(self, mask: Reg, position: Reg) -> None:
         """The list of the tile's slots, and the keys it leaves: absent slots shorten the axis."""
         b, geo, keys = self.ctx.b, self.ctx.geo, self.length
         assert isinstance(keys, Reg)
-        here = b.shift(b.reg("_g"), position, -geo.keys_per_slot_log2)
+        here = b.shift(b.reg(), position, -geo.keys_per_slot_log2)
         b.alu(Op.SUB, keys, keys, self._absent_keys(here))
         here = b.shift(here, position, -geo.keys_per_slot_log2)
         row = _row(b, geo, mask, here, self.context)
-        self.runs = b.load_word(b.reg("runs"), row + 1)
-        self.run_at = b.set(b.reg("run_at"), row + HEADER_WORDS)
+        self.runs = b.load_word(b.reg(), row + 1)
+        self.run_at = b.set(b.reg(), row + HEADER_WORDS)
 
     def _absent_keys(self, here: Reg) -> Reg:
         """Keys of the slots up to `here` that the list leaves out."""
         b = self.ctx.b
-        absent = b.alu(Op.SUB, b.reg("_left"), here, self.slots)
+        absent = b.alu(Op.SUB, b.reg(), here, self.slots)
         return b.shift(absent, b.set(absent, absent + 1), self.ctx.geo.keys_per_slot_log2)
 
     def _head(self, strides, q_at: Reg, cache: Reg, scales: Reg) -> None:
         """Matrix instructions come before the reads of their runs: reads of many runs need somebody who takes them."""
         ctx, b = self.ctx, self.ctx.b
-        self._score_matrix(q_at, ctx.m if self.group == 1 else b.scaled("_g", ctx.m, self.group))
+        self._score_matrix(q_at, ctx.m if self.group == 1 else b.scaled(ctx.m, self.group))
         with b.running_ahead():
-            granule = b.set(b.reg("granule"), 0)
+            granule = b.set(b.reg(), 0)
             self._each_run(lambda run: self._keys_of_run(run, granule, cache, scales))
-        self.first_limit = b.alu(Op.SUB, b.reg("_g"), self.length, ctx.m) + 1
+        self.first_limit = b.alu(Op.SUB, b.reg(), self.length, ctx.m) + 1
         self._softmax(strides, 1)
-        self._values(b.scaled("_g", ctx.m, 2 * self.group))
-        with b.running_ahead(), b.repeat(b.set(b.reg("_left"), self.hb)):
+        self._values(b.scaled(ctx.m, 2 * self.group))
+        with b.running_ahead(), b.repeat(b.set(b.reg(), self.hb)):
             # The walk over the blocks of dimensions ends at the next head's cache.
             self._each_run(lambda run: self._values_of_run(run, cache))
             b.set(cache, cache + weights.v_strides(self.context, ctx.geo.config.units)["gran"])
@@ -103,22 +100,21 @@ class MaskedHeads(Heads):
     def _each_run(self, body: Callable[[Reg], None]) -> None:
         b = self.ctx.b
         with b.repeat(self.runs):
-            body(b.load_word(b.reg("run"), self.run_at))
+            body(b.load_word(b.reg(), self.run_at))
             b.set(self.run_at, self.run_at + 1)
         b.alu(Op.SUB, self.run_at, self.run_at, self.runs)
 
     def _first(self, run: Reg, factor: int, base: Reg) -> Reg:
-        """base + first slot * factor, in _g."""
+        """base + first slot * factor."""
         b = self.ctx.b
-        first = b.shift(b.reg("_g"), run, HALF)
+        first = b.shift(b.reg(), run, HALF)
         b.shift(first, first, -HALF)
-        return b.alu(Op.ADD, first, b.scaled("_g", first, factor), base)
+        return b.alu(Op.ADD, b.reg(), b.scaled(first, factor), base)
 
     def _count(self, run: Reg, factor: int) -> Reg:
-        """Slots * factor, in _left."""
+        """Slots * factor."""
         b = self.ctx.b
-        b.shift(b.reg("_left"), run, -HALF)
-        return b.scaled("_left", b.reg("_left"), factor)
+        return b.scaled(b.shift(b.reg(), run, -HALF), factor)
 
     def _keys_of_run(self, run: Reg, granule: Reg, cache: Reg, scales: Reg) -> None:
         """Keys into the FIFOs, scales behind those of earlier runs."""

@@ -23,34 +23,31 @@ def pipelined_granules(ctx: Context) -> int:
 class PipelinedHeads(Heads):
     """Needs two key-value heads, and score rows within `pipelined_granules`."""
 
-    MORE_TEMPORARIES = ("turn",)
-
     def pipelined(self) -> None:
         """All heads. Blocks end where heads change places."""
         ctx, b, op = self.ctx, self.ctx.b, self.op
         self._row_registers()
-        self.query_rows = self._scaled("query_rows", ctx.m, self.group)
-        self.turn = b.set(b.reg("turn"), 0)
-        self.kv_at, self.q_at = b.set(b.reg("kv_at"), ctx.pointers["cache"]), b.set(b.reg("q_at"), 0)
+        self.query_rows = self._scaled(ctx.m, self.group)
+        self.turn = b.set(b.reg(), 0)
+        self.kv_at, self.q_at = b.set(b.reg(), ctx.pointers["cache"]), b.set(b.reg(), 0)
         strides = self._tile_strides()
         self.strides = replace(
-            strides, scale_at=b.set(b.reg("scale_at"), 0), sums=Rows(ctx["SUMS"], op.heads, 1, strides.entry_at)
+            strides, scale_at=b.set(b.reg(), 0), sums=Rows(ctx["SUMS"], op.heads, 1, strides.entry_at)
         )
         self._load_scales(ctx.pointers["scales"], op.kv_heads)
         self._next_scores(0)
         self._stage(scores=True, softmax=True)
-        with b.loop(b.set(b.reg("_left"), op.kv_heads - 2)):
+        with b.loop(b.set(b.reg(), op.kv_heads - 2)):
             self._stage(values=True, scores=True, softmax=True)
         self._stage(values=True, softmax=True)
         self._stage(values=True)
-        b.free(*self.TEMPORARIES, *self.MORE_TEMPORARIES)
 
     def _stage(self, values: bool = False, scores: bool = False, softmax: bool = False) -> None:
         """Values of the head before, scores of the one behind, probabilities of this one."""
         b, entry = self.ctx.b, self.strides.entry_at
         if values:
             self._read_values(self.kv_at + -2 * self.cache_beats)
-            self._values(b.scaled("_left", self.query_rows, 2), self._other("PLANES"), 0, self._half("PLANES", 1))
+            self._values(b.scaled(self.query_rows, 2), self._other("PLANES"), 0, self._half("PLANES", 1))
         if scores:
             self._next_scores(1)
         else:
@@ -61,8 +58,8 @@ class PipelinedHeads(Heads):
                     self.strides,
                     scores=self._half("SCORES", 0),
                     planes=self._half("PLANES", 0),
-                    score_at=b.scaled("_g", self.turn, self._half("SCORES", 0).size // self.ctx.geo.gpw),
-                    plane_at=b.scaled("_left", self.turn, self._half("PLANES", 0).size),
+                    score_at=b.scaled(self.turn, self._half("SCORES", 0).size // self.ctx.geo.gpw),
+                    plane_at=b.scaled(self.turn, self._half("PLANES", 0).size),
                 ),
                 1,
             )
@@ -89,7 +86,7 @@ class PipelinedHeads(Heads):
     def _other(self, name: str) -> Value:
         """Offset of the other place from where `_half` has it."""
         b = self.ctx.b
-        return b.alu(Op.SUB, b.reg("_g"), 0, b.scaled("_g", self.turn, self._half(name, 0).size))
+        return b.alu(Op.SUB, b.reg(), 0, b.scaled(self.turn, self._half(name, 0).size))
 
     def _next_scores(self, which: int) -> None:
         """Scores of the next head, whose keys and queries come after those of the head before, in a `_half`."""
@@ -98,7 +95,7 @@ class PipelinedHeads(Heads):
         at = self._other("SCORES") if which else 0
         self._score_matrix(self.q_at, self.query_rows, at, self._half("SCORES", which))
         b.set(self.kv_at, self.kv_at + self.cache_beats)
-        b.alu(Op.ADD, self.q_at, self.q_at, b.scaled("_g", self.query_rows, self.ctx.geo.granules(self.op.head_dim)))
+        b.alu(Op.ADD, self.q_at, self.q_at, b.scaled(self.query_rows, self.ctx.geo.granules(self.op.head_dim)))
 
 
 __all__ = ["PipelinedHeads", "pipelined_granules"]

@@ -1,5 +1,6 @@
 """The assembler that kernels write with: registers, loops, unit instructions, tokens."""
 
+from collections import Counter
 from collections.abc import Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from hw.spec.config import Config
 from hw.spec.errors import InternalError, UserError
 from hw.spec.isa import Instruction, Op, Unit
 
-from . import tokens
+from . import registers, tokens
 from .bounds import Bounds, Most, reach, require_room
 from .regions import Region
 
@@ -19,7 +20,7 @@ FENCED = isa.ALL_UNITS & ~(1 << Unit.RD)
 
 @dataclass(frozen=True)
 class Reg:
-    """A register, plus a constant: what SET and ADDI take."""
+    """A virtual register, plus a constant: what SET and ADDI take. Up to 15 they are the program's arguments."""
 
     index: int
     plus: int = 0
@@ -91,8 +92,12 @@ class Builder:
         self.config = config
         self.program: list[Instruction] = []
         self.block: list[tokens.Access] = []
-        self._registers: dict[str, int] = {}
-        self._versions = [0] * isa.REGISTERS
+        self._next = registers.FIRST_VIRTUAL
+        """The next virtual register."""
+        self._entries = {0}
+        self._versions = Counter[int]()
+        self._epoch = 0
+        """How often control flow made every register's value unknown."""
         self._known: dict[tuple, tuple] = {}
         self._bounds = Bounds()
         self.operator = "program"
@@ -107,36 +112,21 @@ class Builder:
 
     # --- registers -------------------------------------------------------------------------------------
 
-    def argument(self, name: str, index: int) -> Reg:
-        self._registers[name] = index
+    def argument(self, index: int) -> Reg:
+        """The register of the program's argument number `index`, from 1 on."""
         return Reg(index)
 
-    def reg(self, name: str) -> Reg:
-        """The register of that name, taken on first use."""
-        if name not in self._registers:
-            free = [r for r in range(1, isa.REGISTERS) if r not in self._registers.values()]
-            if not free:
-                raise InternalError(f"no register is left for {name}")
-            self._registers[name] = free[0]
-        return Reg(self._registers[name])
+    def reg(self) -> Reg:
+        """A new virtual register."""
+        self._next += 1
+        return Reg(self._next - 1)
 
-    def free(self, *names: str) -> None:
-        """Give registers back; the names may be unused."""
-        for name in names:
-            self._registers.pop(name, None)
-
-    @contextmanager
-    def borrowed(self, *keep: str):
-        """Every register but those named is free; what was in them is lost when the program comes here."""
-        saved = self._registers
-        self._registers = {name: index for name, index in saved.items() if name in keep}
-        yield
-        self._registers = saved
-
-    def new_entry(self) -> None:
-        """Forget register names at the start of another entry point."""
-        self._registers, self._known = {}, {}
+    def new_entry(self) -> int:
+        """Start another entry point, at which nothing is known of any register; returns its place."""
+        self._known = {}
         self._bounds.forget()
+        self._entries.add(len(self.program))
+        return len(self.program)
 
     def emit(self, op: Op, a: int = 0, b: int = 0, c: int = 0, imm: int = 0) -> int:
         self.program.append(Instruction(op, a, b, c, imm))
@@ -169,29 +159,30 @@ class Builder:
             self.emit(Op.ADDI, self._write(target, self.most(source)), source.index, 0, source.plus)
         return target
 
-    def _reg(self, value: Value, spare: str) -> int:
+    def _reg(self, value: Value) -> int:
+        """The number of a register that holds the value."""
         if value == 0:
             return 0
         if isinstance(value, Reg) and value.plus == 0:
             return value.index
-        return self.set(self.reg(spare), value).index
+        return self.set(self.reg(), value).index
 
     def alu(self, op: Op, target: Reg, left: Value, right: Value) -> Reg:
-        """target = left op right; constants pass through scratch registers."""
-        b, c = self._reg(left, "_left"), self._reg(right, "_right")
+        """target = left op right; constants pass through registers of their own."""
+        b, c = self._reg(left), self._reg(right)
         self.emit(op, self._write(target, self._bounds.alu(op, b, c)), b, c)
         return target
 
     def shift(self, target: Reg, source: Reg, amount: int) -> Reg:
         """target = source << amount, or >> when negative."""
         op = Op.SHLI if amount >= 0 else Op.SHRI
-        b = self._reg(source, "_left")
+        b = self._reg(source)
         self.emit(op, self._write(target, self._bounds.shifted(b, amount)), b, 0, abs(amount))
         return target
 
-    def scaled(self, name: str, source: Reg, factor: int) -> Reg:
-        """Register `name` = source * factor."""
-        target = self.reg(name)
+    def scaled(self, source: Reg, factor: int, target: Reg | None = None) -> Reg:
+        """source * factor, in a new register if in no other."""
+        target = target or self.reg()
         if factor & (factor - 1) == 0:
             return self.shift(target, source, factor.bit_length() - 1)
         return self.alu(Op.MUL, target, source, factor)
@@ -266,7 +257,7 @@ class Builder:
         """The bare loop, without fences: for `running_ahead` bodies."""
         start = self.emit(Op.LOOP, b=count.index)
         self._known = {}
-        self._versions = [v + 1 for v in self._versions]
+        self._epoch += 1
         with self._bounds.repeated(self.most(count)):
             yield
         self.program[start] = Instruction(Op.LOOP, 0, count.index, 0, self.emit(Op.ENDL))
@@ -292,7 +283,7 @@ class Builder:
 
     def branch(self, op: Op, left: Value, right: Value, target: int) -> None:
         self.fence_if_needed()
-        self.emit(op, 0, self._reg(left, "_left"), self._reg(right, "_right"), target)
+        self.emit(op, 0, self._reg(left), self._reg(right), target)
 
     @contextmanager
     def alternatives(self):
@@ -309,7 +300,7 @@ class Builder:
         for at in jumps:
             self.program[at] = Instruction(Op.BEQ, 0, 0, 0, len(self.program))
         self._known = {}
-        self._versions = [v + 1 for v in self._versions]
+        self._epoch += 1
 
     @contextmanager
     def unless(self, op: Op, left: Value, right: Value):
@@ -322,14 +313,14 @@ class Builder:
     @contextmanager
     def skipping(self, op: Op, left: Value, right: Value):
         """As `unless`, without fences: for `running_ahead` bodies."""
-        b, c = self._reg(left, "_left"), self._reg(right, "_right")
+        b, c = self._reg(left), self._reg(right)
         at = self.emit(op, 0, b, c)
         self._known = {}
         with self._bounds.skipped():
             yield
         self.program[at] = Instruction(op, 0, b, c, len(self.program))
         self._known = {}
-        self._versions = [v + 1 for v in self._versions]
+        self._epoch += 1
 
     def halt(self, code: int = 0) -> None:
         self.close()
@@ -340,7 +331,8 @@ class Builder:
     def _fields(self, unit: Unit, fields: dict[str, Value]) -> None:
         for name, value in fields.items():
             source = value if isinstance(value, Reg) else Reg(0, value)
-            state = (source.index, self._versions[source.index] if source.index else 0, source.plus)
+            version = (self._versions[source.index], self._epoch) if source.index else ()
+            state = (source.index, source.plus, *version)
             if self._known.get((unit, name)) != state:
                 self._known[unit, name] = state
                 self.emit(Op.SET, isa.field_code(unit, name), source.index, 0, source.plus)
@@ -536,11 +528,11 @@ class Builder:
     # --- result ----------------------------------------------------------------------------------------
 
     def words(self) -> list[int]:
-        """The encoded program; UserError when it does not fit the instruction memory."""
+        """The encoded program, with registers of the machine; UserError when it does not fit the instruction memory."""
         self.close()
         if len(self.program) > self.config.imem_instructions:
             raise UserError(
                 f"the program has {len(self.program)} instructions, configuration {self.config.name} "
                 f"holds {self.config.imem_instructions}: choose a larger configuration"
             )
-        return [instruction.encode() for instruction in self.program]
+        return [instruction.encode() for instruction in registers.assign(self.program, sorted(self._entries))]

@@ -30,6 +30,8 @@ class Context:
     records: dict[str, Record] = field(default_factory=dict)
     pointers: dict[str, Any] = field(default_factory=dict)
     """Beat addresses of the current layer's params, cache and scales records, and of the next weight stream."""
+    shifts: list[Reg] = field(default_factory=list)
+    """The linear layers' G bytes, four a register; contexts of a layer's tiles share the list."""
     linears: list[str] = field(default_factory=list)
     """Linear layers in the order of the record's table."""
     streams: list[list[str]] = field(default_factory=list)
@@ -94,8 +96,8 @@ class Context:
                     self.load_parameter(field_name)
 
     def table_address(self, word: int = 0) -> Reg:
-        """4-byte address of a word of the record's table, in a scratch register."""
-        pointer, target = self.pointers["params"], self.b.reg("_g")
+        """4-byte address of a word of the record's table, in a register."""
+        pointer, target = self.pointers["params"], self.b.reg()
         if isinstance(pointer, int):
             self.b.set(target, pointer * 16)
         else:
@@ -116,16 +118,14 @@ class Context:
         return next(i for i, names in enumerate(self.streams) if linear in names)
 
     def load_shifts(self) -> None:
-        """The linear layers' G bytes into registers, four a register."""
+        """The linear layers' G bytes into registers."""
         address = self.table_address()
-        for word in range(self.table.shift_words):
-            self.b.load_word(self.b.reg(f"shifts{word}"), address + word)
+        self.shifts[:] = (self.b.load_word(self.b.reg(), address + word) for word in range(self.table.shift_words))
 
     def adjust(self, linear: str) -> Reg:
         """G of a linear layer in a register, where ctl1 has adj2."""
         word, byte = self.table.shift(self.linears.index(linear))
-        target = self.b.reg("_g")
-        self.b.shift(target, self.b.reg(f"shifts{word}"), 24 - 8 * byte)
+        target = self.b.shift(self.b.reg(), self.shifts[word], 24 - 8 * byte)
         self.b.shift(target, target, -24)
         return self.b.shift(target, target, 8)
 
@@ -150,7 +150,7 @@ class Context:
         prefetched, self.prefetched = self.prefetched, ""
         if prefetched == name:
             return
-        pointer, beats = self.pointers["weights"], self.b.reg("_g")
+        pointer, beats = self.pointers["weights"], self.b.reg()
         self.b.load_word(beats, self.table_address(self.table.length(self.stream_of(name))))
         self.b.operator = name
         self.b.read(pointer, beats)

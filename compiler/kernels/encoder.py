@@ -266,19 +266,18 @@ class Encoder:
         the second. Ahead of the first tile there is nothing to quantise: what comes of it lies in that tile's own rows,
         which are written again. Behind the last tile its first head is done once more.
         """
-        b, names, prefixes = self.b, ("first", "query", "block"), ("", "before_", "after_")
-        now, before, after = ([b.set(b.reg(prefix + name), 0) for name in names] for prefix in prefixes)
-        with b.loop(b.set(b.reg("tiles_left"), self.count)):
+        b = self.b
+        now, before, after = ([b.set(b.reg(), 0) for _ in range(3)] for _ in range(3))
+        with b.loop(b.set(b.reg(), self.count)):
             b.set(after[0], now[0] + self.tile)
             b.alu(Op.MIN, after[0], after[0], self.tokens - self.tile)
-            b.scaled("after_query", after[0], self.op.heads)
-            b.scaled("after_block", after[0], self.op.heads * self.hd)
+            b.scaled(after[0], self.op.heads, after[1])
+            b.scaled(after[0], self.op.heads * self.hd, after[2])
             self._quantise(before[0], before[2])
             self._attend_tile(now, after)
             for target, source in zip(before + now, now + after, strict=True):
                 b.set(target, source)
         self._quantise(before[0], before[2])
-        b.free("tiles_left", *(prefix + name for name in names for prefix in prefixes))
 
     def _quantise(self, first: Reg, block: Reg) -> None:
         """Outputs of the tile with that first row into XQ; the largest of its parts' maxima into E."""
@@ -432,8 +431,7 @@ class Encoder:
         """Of the first tile in the next layer; behind the last one in that layer again, where nobody wants it."""
         record, b = self.ctx.records["params"], self.b
         last = self.layout.aux["vision.params"].base + (self.layout.tower.n_layers - 1) * record.beats
-        following = b.alu(Op.MIN, b.reg("following"), self.ctx.pointers["params"] + record.beats, last)
+        following = b.alu(Op.MIN, b.reg(), self.ctx.pointers["params"] + record.beats, last)
         with b.for_next_layer():
             replace(self.ctx, pointers=self.ctx.pointers | {"params": following}).load_parameters(self.norms[0])
             norm.norm(self.tiles[0], self.norms[0])
-        b.free("following")

@@ -17,7 +17,7 @@ from .builder import At, Reg, Rows
 from .context import Context
 from .expr import run, vec, zero
 from .regions import memory_region
-from .select import TOP_BIT, Survivors
+from .select import Survivors
 
 RANKING = memory_region("ranking")
 LISTS = memory_region("lists")
@@ -31,13 +31,13 @@ class AttentionScores:
         self.address = layout.aux["ranking"].base + layout.ranking["scores"]
 
     def add_up(self, heads: Heads) -> None:
-        """Behind the softmax of `Heads.together`: its registers that are not needed any more are used."""
+        """Behind the softmax of `Heads.together`."""
         ctx, b = self.ctx, self.ctx.b
         run(b, (1, 1, heads.words), heads.length, zero(Rows(ctx["E"])), to=At(ctx["SB_SCORES"]))
         self._store(heads)
-        scores, entry, scales = (b.set(b.reg(name), 0) for name in ("score_step", "score_group", "kv_at"))
-        with b.loop(b.set(b.reg("_left"), heads.op.kv_heads)):
-            with b.loop(b.set(b.reg("_left"), heads.group)):
+        scores, entry, scales = (b.set(b.reg(), 0) for _ in range(3))
+        with b.loop(b.set(b.reg(), heads.op.kv_heads)):
+            with b.loop(b.set(b.reg(), heads.group)):
                 self._add(heads, scores, entry, scales)
                 b.alu(Op.ADD, scores, scores, heads.words)
                 b.set(entry, entry + 1)
@@ -59,7 +59,7 @@ class AttentionScores:
 
 
 class Ranking(Survivors):
-    """Top-k over the scores of a segment's tokens; all registers but the arguments are free."""
+    """Top-k over the scores of a segment's tokens."""
 
     def __init__(self, ctx: Context, layout: Layout) -> None:
         self.ctx, self.b, self.geo = ctx, ctx.b, ctx.geo
@@ -89,24 +89,20 @@ class Ranking(Survivors):
 
     def _walk_all(self, allowed: Reg, tokens: Reg, rows: Reg, rope: Reg) -> None:
         b = self.b
-        r = {name: b.reg(name) for name in ("at_least", "above", "top", "masks", "table", "moved", "granules")}
-        b.set(r["top"], TOP_BIT)
-        b.set(r["masks"], self.address("masks") * 16)
-        b.set(r["table"], self.address("rows"))
-        b.set(r["moved"], 0)
-        b.shift(r["granules"], b.set(r["granules"], tokens + (GRANULE_LANES - 1)), -4)
-        with self._each_value(r, r["granules"]):
-            with self._surviving(r, allowed):
-                self._append(r, rows, rope)
-                b.set(r["moved"], r["moved"] + 1)
-            b.set(r["table"], r["table"] + 1)
-        b.free(*r)
+        walk = self._walk()
+        table, moved = b.set(b.reg(), self.address("rows")), b.set(b.reg(), 0)
+        granules = b.shift(b.reg(), b.set(b.reg(), tokens + (GRANULE_LANES - 1)), -4)
+        with self._each_value(walk, granules):
+            with self._surviving(walk, allowed):
+                self._append(table, moved, rows, rope)
+                b.set(moved, moved + 1)
+            b.set(table, table + 1)
 
-    def _append(self, r: dict[str, Reg], rows: Reg, rope: Reg) -> None:
+    def _append(self, table: Reg, moved: Reg, rows: Reg, rope: Reg) -> None:
         """A survivor's two addresses behind the others; `table` is at its entry of table `rows`."""
         ctx, b, gpw = self.ctx, self.b, self.geo.gpw
         between = self.record["rope"] - self.record["rows"]
-        b.load(r["table"], ctx["TABLE"], 1, rows=2, stride=between, row_stride=gpw, kind=LdKind.TABLES, source=RANKING)
+        b.load(table, ctx["TABLE"], 1, rows=2, stride=between, row_stride=gpw, kind=LdKind.TABLES, source=RANKING)
         run(b, (2, 1, 1), 1, vec(At(ctx["TABLE"], 1)), to=At(ctx["SB_WORDS"], 1))
         b.store(
             StMode.SC,
@@ -115,11 +111,9 @@ class Ranking(Survivors):
             addr=rows,
             src_head=gpw,
             n_head=2,
-            pos=r["moved"],
+            pos=moved,
             stride_head=rope,
             kind=StKind.LISTS,
         )
-        b.store(
-            StMode.LIN, ctx["SB_WORDS"], RANKING, addr=r["moved"] + self.address("rope"), src=gpw, kind=StKind.LISTS
-        )
+        b.store(StMode.LIN, ctx["SB_WORDS"], RANKING, addr=moved + self.address("rope"), src=gpw, kind=StKind.LISTS)
         b.fence()

@@ -10,6 +10,7 @@ above or equal goes to the sequencer as words of 16 bits, which walks over them 
 """
 
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from hw.spec.config import GRANULE_LANES
 from hw.spec.isa import CTL0, Dst, LdKind, Op, Src, StKind, StMode, Unit, pack_bits
@@ -67,6 +68,17 @@ class Saliency:
         )
 
 
+@dataclass(frozen=True)
+class Walk:
+    """Registers of a walk over all values: the present one's bits are the highest of the two words, `top` has that bit
+    alone, `masks` is the address of the next two words."""
+
+    at_least: Reg
+    above: Reg
+    top: Reg
+    masks: Reg
+
+
 class Survivors:
     """Top-k over the saliency of `tokens` tokens, number 0 of which is the class token and never counts."""
 
@@ -82,7 +94,7 @@ class Survivors:
     def select(self, keep: Reg, by_rows: Reg, moved: Reg) -> None:
         """`keep` strongest tokens, or rows of the patch grid, into residual rows 1..; `moved` = tokens kept."""
         b = self.b
-        lanes, span, row = b.reg("lanes"), b.reg("span"), b.reg("row")
+        lanes, span, row = b.reg(), b.reg(), b.reg()
         self._constants()
         self._tables()
         with b.alternatives() as leave:
@@ -96,7 +108,6 @@ class Survivors:
                 b.set(register, value)
         with self._threshold(keep, lanes) as allowed:
             self._move(allowed, span, row, moved)
-        b.free("lanes", "span", "row")
 
     def address(self, field: str) -> int:
         """Beat of a field of the selection record."""
@@ -146,25 +157,22 @@ class Survivors:
     def _threshold(self, keep: Reg, lanes: Reg):
         """The walk's words in aux; yields a register: PROB_MAX times the values equal to T that survive."""
         b = self.b
-        need = b.alu(Op.MUL, b.reg("need"), keep, PROB_MAX)
+        need = b.alu(Op.MUL, b.reg(), keep, PROB_MAX)
         for values, unit, bits in (("VALUES", "BIG", HIGH_BITS), ("REST", "ONE", LOW_BITS)):
             found = self._search(values, unit, bits, lanes, need)
             run(b, (1, 1, self.words), lanes, self._difference(values, unit, found), to=At(self.ctx["REST"]))
-        b.free("found", "trial", "bit", "count")
         for which in (0, 1):
             self._bits(which, lanes)
         b.alu(Op.SUB, need, need, self._count())
         self._store_bits()
         yield need
-        b.free("need")
 
     def _search(self, values: str, unit: str, bits: int, lanes: Reg, need: Reg) -> Reg:
         """Largest multiple of `unit` that enough values reach; in multiples."""
         b = self.b
-        found, bit = b.set(b.reg("found"), 0), b.set(b.reg("bit"), 1 << bits - 1)
-        trial = b.reg("trial")
-        with b.loop(b.set(b.reg("_left"), bits)):
-            b.alu(Op.ADD, trial, found, bit)
+        found, bit = b.set(b.reg(), 0), b.set(b.reg(), 1 << bits - 1)
+        with b.loop(b.set(b.reg(), bits)):
+            trial = b.alu(Op.ADD, b.reg(), found, bit)
             self._compare(values, unit, trial, lanes)
             with b.unless(Op.BLTU, self._count(), need):
                 b.set(found, trial)
@@ -191,7 +199,7 @@ class Survivors:
         run(b, (1, 1, 1), 1, vec(Rows(ctx["COUNT"]).raw), to=At(ctx["SB_WORDS"]))
         b.store(StMode.LIN, ctx["SB_WORDS"], SELECTION, addr=self.address("count"), kind=StKind.LISTS)
         b.fence()
-        return b.load_word(b.reg("count"), Reg(0, self.address("count") * 16))
+        return b.load_word(b.reg(), Reg(0, self.address("count") * 16))
 
     def _bits(self, which: int, lanes: Reg) -> None:
         """Entries of 16 values each: which ones are at least T (0) or above it (1); REST holds x - T."""
@@ -220,53 +228,54 @@ class Survivors:
     def _move(self, allowed: Reg, span: Reg, row: Reg, moved: Reg) -> None:
         """Survivors in ascending order: `span` tokens a value, the first value's at `row`."""
         b = self.b
-        names = ("source", "target", "step", "number", "number_step", "at_least", "above", "top", "masks")
-        r = {name: b.reg(name) for name in names}
-        b.alu(Op.MUL, r["source"], row, self.row_words)
-        b.set(r["target"], self.row_words)
-        b.alu(Op.MUL, r["step"], span, self.row_words)
-        b.alu(Op.MUL, r["number"], row, self.geo.gpw)
-        b.alu(Op.MUL, r["number_step"], span, self.geo.gpw)
-        b.set(r["top"], TOP_BIT)
-        b.set(r["masks"], self.address("masks") * 16)
+        source = b.alu(Op.MUL, b.reg(), row, self.row_words)
+        target = b.set(b.reg(), self.row_words)
+        step = b.alu(Op.MUL, b.reg(), span, self.row_words)
+        number = b.alu(Op.MUL, b.reg(), row, self.geo.gpw)
+        number_step = b.alu(Op.MUL, b.reg(), span, self.geo.gpw)
+        walk = self._walk()
         b.set(moved, 0)
         self._prepare(span)
-        with self._each_value(r, b.set(b.reg("_left"), self.granules)):
-            with self._surviving(r, allowed):
-                self._survivor(r, moved)
-                b.alu(Op.ADD, r["target"], r["target"], r["step"])
+        with self._each_value(walk, b.set(b.reg(), self.granules)):
+            with self._surviving(walk, allowed):
+                self._survivor(source, target, number, moved)
+                b.alu(Op.ADD, target, target, step)
                 b.alu(Op.ADD, moved, moved, span)
                 b.close()  # rows move within X, numbers lie ready: nothing to wait for
-            b.alu(Op.ADD, r["source"], r["source"], r["step"])
-            b.alu(Op.ADD, r["number"], r["number"], r["number_step"])
+            b.alu(Op.ADD, source, source, step)
+            b.alu(Op.ADD, number, number, number_step)
         b.fence()
-        b.free(*names)
+
+    def _walk(self) -> Walk:
+        """At the first pair of words."""
+        b = self.b
+        return Walk(b.reg(), b.reg(), b.set(b.reg(), TOP_BIT), b.set(b.reg(), self.address("masks") * 16))
 
     @contextmanager
-    def _each_value(self, r: dict[str, Reg], granules: Reg):
+    def _each_value(self, walk: Walk, granules: Reg):
         """The body for every value of so many pairs of words; its bits are the highest of the two."""
         b = self.b
         with b.repeat(granules):
-            b.load_word(r["at_least"], r["masks"])
-            b.load_word(r["above"], r["masks"] + 1)
-            b.set(r["masks"], r["masks"] + 2)
-            for word in ("above", "at_least"):
-                b.shift(r[word], r[word], 16)
-            with b.repeat(b.set(b.reg("_left"), GRANULE_LANES)):
+            b.load_word(walk.at_least, walk.masks)
+            b.load_word(walk.above, walk.masks + 1)
+            b.set(walk.masks, walk.masks + 2)
+            for word in (walk.above, walk.at_least):
+                b.shift(word, word, 16)
+            with b.repeat(b.set(b.reg(), GRANULE_LANES)):
                 yield
 
     @contextmanager
-    def _surviving(self, r: dict[str, Reg], allowed: Reg):
+    def _surviving(self, walk: Walk, allowed: Reg):
         """The body where the value survives, then on to the next value's bits."""
         b = self.b
-        hit = b.set(b.reg("_g"), r["above"])
-        with b.unless(Op.BGEU, hit, r["top"]), b.unless(Op.BEQ, allowed, 0), b.unless(Op.BLTU, r["at_least"], r["top"]):
+        hit, top = b.set(b.reg(), walk.above), walk.top
+        with b.unless(Op.BGEU, hit, top), b.unless(Op.BEQ, allowed, 0), b.unless(Op.BLTU, walk.at_least, top):
             b.set(allowed, allowed + -PROB_MAX)
-            b.set(hit, r["top"])
-        with b.unless(Op.BLTU, hit, r["top"]):
+            b.set(hit, top)
+        with b.unless(Op.BLTU, hit, top):
             yield
-        for word in ("above", "at_least"):
-            b.shift(r[word], r[word], 1)
+        for word in (walk.above, walk.at_least):
+            b.shift(word, word, 1)
 
     def _prepare(self, span: Reg) -> None:
         """Descriptor fields that every survivor shares."""
@@ -301,11 +310,11 @@ class Survivors:
             },
         )
 
-    def _survivor(self, r: dict[str, Reg], moved: Reg) -> None:
+    def _survivor(self, source: Reg, target: Reg, number: Reg, moved: Reg) -> None:
         ctx, b = self.ctx, self.b
         x, numbers = ctx["X"], ctx["SB_NUMBERS"]
-        b.issue(Unit.VU, {"v": r["source"] + x.word, "d": r["target"] + x.word}, (x,), (x,))
-        b.issue(Unit.ST, {"src": r["number"] + numbers.base, "pos": moved}, (numbers,), (FEATURE_LIST,))
+        b.issue(Unit.VU, {"v": source + x.word, "d": target + x.word}, (x,), (x,))
+        b.issue(Unit.ST, {"src": number + numbers.base, "pos": moved}, (numbers,), (FEATURE_LIST,))
 
 
 def bit_weights(gpw: int) -> list[list[int]]:

@@ -36,9 +36,7 @@ class Part:
 
 
 class SingleToken:
-    """Emits the loop over layers. Temporaries are registers of this path only."""
-
-    TEMPORARIES = ("layers_left", "score_words")
+    """Emits the loop over layers."""
 
     def __init__(self, ctx: Context, layout: Layout, position: Reg, slots: Reg, score_row: Reg) -> None:
         self.ctx, self.layout, self.position, self.slots, self.score_row = ctx, layout, position, slots, score_row
@@ -50,15 +48,16 @@ class SingleToken:
         self.names = [stream[0].name for stream in self.geo.streams(self.ops)]
         self.ahead = [stream[0].name for stream in self.geo.streams([self.op])]
         """Streams that the layer before reads."""
+        self.beats = {name: self.b.reg() for name in self.names}
+        """Lengths of streams."""
 
     # --- layers ----------------------------------------------------------------------------------------
 
     def layers(self, count: Reg) -> None:
         """`count` layers from the context's pointers on."""
         ctx, b = self.ctx, self.b
-        left, self.words = b.reg("layers_left"), b.reg("score_words")
-        b.shift(self.words, self.score_row, -self.geo.gpw_log2)
-        b.set(left, count)
+        self.words = b.shift(b.reg(), self.score_row, -self.geo.gpw_log2)
+        left = b.set(b.reg(), count)
         self._lengths(self.ahead)
         with b.for_next_layer():
             self._read_weights(self.ahead)
@@ -68,7 +67,6 @@ class SingleToken:
             self._layer(left)
             advance_layer(ctx)
         ctx.reads_ahead = False
-        b.free(*self.TEMPORARIES, *(self._length(name) for name in self.names))
 
     def _layer(self, left: Reg) -> None:
         ctx = self.ctx
@@ -91,24 +89,19 @@ class SingleToken:
 
     # --- reads -----------------------------------------------------------------------------------------
 
-    @staticmethod
-    def _length(name: str) -> str:
-        return "beats_" + name
-
     def _lengths(self, names: list[str], record: int = 0) -> None:
         """Stream lengths into registers; of the layer `record` layers further on."""
         ctx, b = self.ctx, self.b
         address = ctx.table_address(record * BLOCK * ctx.records["params"].beats)
         for name in names:
-            b.load_word(b.reg(self._length(name)), address + ctx.table.length(self.names.index(name)))
+            b.load_word(self.beats[name], address + ctx.table.length(self.names.index(name)))
 
     def _read_weights(self, names: list[str]) -> None:
         ctx, b = self.ctx, self.b
         for name in names:
             b.operator = name
-            beats = b.reg(self._length(name))
-            b.read(ctx.pointers["weights"], beats)
-            b.alu(Op.ADD, ctx.pointers["weights"], ctx.pointers["weights"], beats)
+            b.read(ctx.pointers["weights"], self.beats[name])
+            b.alu(Op.ADD, ctx.pointers["weights"], ctx.pointers["weights"], self.beats[name])
 
     def _read_ahead(self, left: Reg) -> None:
         """Keys, values, the layer's further weights, and the next layer's first ones."""
@@ -116,7 +109,7 @@ class SingleToken:
         b.operator = "scores"
         b.read(
             ctx.pointers["cache"] + ctx.records["cache"]["k"],
-            b.scaled("_g", self.slots, self.hb * blocks),
+            b.scaled(self.slots, self.hb * blocks),
             rows=op.kv_heads,
             stride=weights.cache_beats(op.head_dim, self.layout.context, self.geo.config.units),
             fmt=StreamFormat.RAW,
@@ -125,7 +118,7 @@ class SingleToken:
         b.operator = "values"
         b.read(
             ctx.pointers["cache"] + ctx.records["cache"]["v"],
-            b.scaled("_g", self.slots, blocks),
+            b.scaled(self.slots, blocks),
             rows=op.kv_heads * self.hb,
             stride=weights.v_strides(self.layout.context, self.geo.config.units)["gran"],
             fmt=StreamFormat.RAW,
@@ -195,7 +188,7 @@ class SingleToken:
 
     def _load_scales(self) -> None:
         """Scales of all keys but the newest, part by part in the order of their use."""
-        position = self.b.shift(self.b.reg("_g"), self.position, -4)
+        position = self.b.shift(self.b.reg(), self.position, -4)
         for part in self.parts:
             for which in "kv":
                 self._load_scale(which, part, 0, position + 1, HELD_SCALES)
@@ -204,7 +197,7 @@ class SingleToken:
         ctx = self.ctx
         address = ctx.pointers["scales"] + (ctx.records["scales"][which] + part.first * self.row)
         if isinstance(granule, Reg):
-            address = self.b.alu(Op.ADD, self.b.reg("_left"), address, granule)
+            address = self.b.alu(Op.ADD, self.b.reg(), address, granule)
         self.b.operator = "softmax"
         self.b.load(
             address,
@@ -221,7 +214,7 @@ class SingleToken:
     def _keys_and_values(self) -> None:
         """Into the caches; then the newest scales."""
         cache_heads(self.ctx, self.op, self.position, self.layout.context)
-        granule = self.b.shift(self.b.reg("_g"), self.position, -4)
+        granule = self.b.shift(self.b.reg(), self.position, -4)
         for which in "kv":
             for part in self.parts:
                 self._load_scale(which, part, granule, 1, SCALES)

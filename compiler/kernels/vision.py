@@ -11,7 +11,7 @@ from ..layout import TABLE, Layout
 from . import attention, linear, mlp, norm
 from .allocate import largest_tile, vision_regions
 from .builder import At, Builder, Reg, Rows, Value
-from .context import POINTERS, Context, advance_layer
+from .context import Context, advance_layer
 from .encoder import Encoder, Plan, plan
 from .expr import run, vec
 from .regions import memory_region
@@ -27,21 +27,20 @@ FEATURES = memory_region("features")
 def emit(b: Builder, layout: Layout, pipelined: bool = True) -> dict:
     """Append the entry; returns its manifest ("parts": where what follows the tower begins). pipelined: layers as in
     `encoder`, where they fit the buffers."""
-    b.new_entry()
-    entry = len(b.program)
+    entry = b.new_entry()
     vision = layout.tower
     tokens = vision.n_patches + 1
     tile, regions = largest_tile(layout, vision.layer, vision_regions, tokens)
-    args = {name: b.argument(name, at + 1) for at, name in enumerate(ARGUMENTS)}
-    ctx = Context(b, layout.geo, regions, vision.layer_width, m=b.reg("m"), x=b.reg("x"), a=b.reg("a"))
+    patches, result, n_layers, keep, by_rows = (b.argument(at + 1) for at in range(len(ARGUMENTS)))
+    ctx = Context(b, layout.geo, regions, vision.layer_width, m=b.reg(), x=b.reg(), a=b.reg())
     tower = _Tower(ctx, layout, tile, tokens)
-    tower.stem(args["patches"])
+    tower.stem(patches)
     planned = plan(layout) if pipelined else None
-    tower.layers(args["n_layers"], args["keep"], planned)
+    tower.layers(n_layers, keep, planned)
     parts = {"selection": len(b.program)}
-    tower.select(args["keep"], args["by_rows"])
+    moved = tower.select(keep, by_rows)
     parts["projector"] = len(b.program)
-    tower.project(args["result"])
+    tower.project(result, moved)
     b.halt()
     return {"entry": entry, "args": list(ARGUMENTS), "tile": tile, "parts": parts, "pipelined": planned is not None}
 
@@ -58,7 +57,7 @@ class _Tower:
         """Run `body` for tiles of `count` tokens (None: all) from the first on; each register of `advance` grows by its
         factor a token."""
         ctx, b = self.ctx, self.ctx.b
-        left = b.set(b.reg("left"), self.tokens - first if count is None else count)
+        left = b.set(b.reg(), self.tokens - first if count is None else count)
         b.set(ctx.a, first)
         b.set(ctx.x, first * ctx.geo.words(ctx.width))
         start = b.label()
@@ -66,7 +65,7 @@ class _Tower:
         body()
         b.fence_if_needed()
         for register, factor in ((ctx.a, 1), (ctx.x, ctx.geo.words(ctx.width)), *advance):
-            step = b.scaled("_g", ctx.m, factor)
+            step = b.scaled(ctx.m, factor)
             b.alu(Op.ADD, register, register, step)
         b.alu(Op.SUB, left, left, ctx.m)
         b.branch(Op.BNE, left, 0, start)
@@ -76,7 +75,7 @@ class _Tower:
         ctx = self.ctx
         ctx.b.fence_if_needed()
         ctx.records = {"params": record}
-        ctx.pointers = {"params": self.layout.aux[f"{name}.params"].base, "weights": ctx.b.reg("p_weights")}
+        ctx.pointers = {"params": self.layout.aux[f"{name}.params"].base, "weights": ctx.b.reg()}
         ctx.use_linears(ops)
         ctx.load_shifts()
         for field in record.sizes:
@@ -93,7 +92,7 @@ class _Tower:
         width = ctx.width
         b.load(layout.aux["position"].base, ctx["POSITION"], geo.granules(width), kind=LdKind.TABLES)
         run(b, (1, 1, geo.words(width)), width, vec(At(ctx["POSITION"])), to=At(ctx["X"]))
-        position = b.set(b.reg("position"), layout.aux["position"].base + geo.granules(width))
+        position = b.set(b.reg(), layout.aux["position"].base + geo.granules(width))
         self._tiles(
             1,
             lambda: self._patches(patch, patches, position),
@@ -102,7 +101,6 @@ class _Tower:
         )
         for pre_norm in pre:
             self._tiles(0, partial(self._pre_norm, pre_norm))
-        b.free("position")
 
     def _patches(self, patch: ir.Linear, patches: Reg, position: Reg) -> None:
         ctx, b, geo = self.ctx, self.ctx.b, self.ctx.geo
@@ -110,8 +108,8 @@ class _Tower:
         rows = At(ctx["PATCHES"], geo.words(width))
         b.operator = patch.name
         ctx.seek(patch.name)
-        b.load(patches, ctx["PATCHES"], b.scaled("_g", ctx.m, geo.granules(width)))
-        b.load(position, ctx["POSITION"], b.scaled("_g", ctx.m, geo.granules(ctx.width)), kind=LdKind.TABLES)
+        b.load(patches, ctx["PATCHES"], b.scaled(ctx.m, geo.granules(width)))
+        b.load(position, ctx["POSITION"], b.scaled(ctx.m, geo.granules(ctx.width)), kind=LdKind.TABLES)
         linear.absmax(ctx, rows, width, entries)
         linear.quantise(ctx, rows, width, "PATCH_Q", entries)
         linear.matmul(ctx, patch, "PATCH_Q", ctx["ACC"])
@@ -136,8 +134,7 @@ class _Tower:
         ctx.records = layout.vision
         layer_pointers(ctx, layout, "vision", None)
         ctx.use_linears(self.vision.layer)
-        slots, score_row = b.reg("slots"), b.reg("score_row")
-        b.set(slots, self.tokens)
+        slots, score_row = b.set(b.reg(), self.tokens), b.reg()
         key_slots(b, layout, slots, score_row)
         encoder = None if planned is None else Encoder(ctx, layout, planned)
         if encoder is not None:
@@ -155,21 +152,19 @@ class _Tower:
                 self._tiles(0, self._keys)
                 with b.unless(Op.BEQ, watched, 0):
                     self.saliency.clear()
-                self._tiles(0, lambda: self._rest(slots, score_row))
+                self._tiles(0, lambda: self._rest(slots, score_row, watched))
             advance_layer(ctx)
-        b.free("slots", "score_row", "watched", *("p_" + name for name in POINTERS))
 
     def _watched(self, layers_left: Reg, keep: Reg) -> Reg:
         """Not zero where attention is to be kept."""
         b = self.ctx.b
-        watched = b.set(b.reg("watched"), 0)
+        watched = b.set(b.reg(), 0)
         with b.unless(Op.BNE, layers_left, 0):
             b.set(watched, keep)
         return watched
 
-    def _each_head(self, heads: attention.Heads, entry: Reg) -> None:
-        b = self.ctx.b
-        with b.unless(Op.BEQ, b.reg("watched"), 0):
+    def _each_head(self, watched: Reg, heads: attention.Heads, entry: Reg) -> None:
+        with self.ctx.b.unless(Op.BEQ, watched, 0):
             self.saliency.add(heads, entry)
 
     def _keys(self) -> None:
@@ -181,7 +176,9 @@ class _Tower:
                 attention.keys_and_values(self.ctx, op, self.ctx.a, self.tokens)
                 return
 
-    def _rest(self, slots: Reg, score_row: Reg) -> None:
+    def _rest(self, slots: Reg, score_row: Reg, watched: Reg) -> None:
+        """All but keys and values; the first tile is the one that may be watched."""
+        each_head = partial(self._each_head, watched)
         for op in self.vision.layer:
             match op:
                 case ir.Norm():
@@ -189,9 +186,9 @@ class _Tower:
                 case ir.Attention():
                     self.ctx.seek(op.q.name)
                     attention.queries(
-                        self.ctx, op, self.tokens, slots, score_row, self.tokens, self.tokens, each_head=self._each_head
+                        self.ctx, op, self.tokens, slots, score_row, self.tokens, self.tokens, each_head=each_head
                     )
-                    self.ctx.b.set(self.ctx.b.reg("watched"), 0)
+                    self.ctx.b.set(watched, 0)
                 case ir.Residual():
                     linear.residual(self.ctx, op)
                 case ir.GatedMlp():
@@ -201,22 +198,22 @@ class _Tower:
 
     # --- selection -------------------------------------------------------------------------------------
 
-    def select(self, keep: Reg, by_rows: Reg) -> None:
-        """Move the survivors' rows to the front; without a choice all stay where they are."""
+    def select(self, keep: Reg, by_rows: Reg) -> Reg:
+        """Move the survivors' rows to the front; without a choice all stay. Returns how many there are."""
         b = self.ctx.b
-        moved = b.set(b.reg("moved"), self.vision.n_patches)
+        moved = b.set(b.reg(), self.vision.n_patches)
         with b.unless(Op.BEQ, keep, 0):
             side = math.isqrt(self.vision.n_patches)
             Survivors(self.ctx, self.layout, self.tokens, side).select(keep, by_rows, moved)
-        b.declare(moved, self.vision.n_patches)
+        return b.declare(moved, self.vision.n_patches)
 
     # --- projector -------------------------------------------------------------------------------------
 
-    def project(self, result: Reg) -> None:
-        """Feature rows of the selected tokens to aux memory."""
+    def project(self, result: Reg, moved: Reg) -> None:
+        """Feature rows of the `moved` selected tokens to aux memory."""
         geo, out = self.ctx.geo, self.layout.model.text.hidden
         self._use("projector", self.layout.projector, self.vision.projector)
-        first, moved = 1, self.ctx.b.reg("moved")
+        first = 1
         if not self.vision.drop_class:
             first = 0
             self.ctx.b.set(moved, moved + 1)

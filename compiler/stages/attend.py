@@ -84,7 +84,7 @@ class _Attention:
 
         def load(e: Emitter) -> None:
             row = self.scores(e).granules
-            address = e.product(e.at, row, "_row") + base
+            address = e.product(e.at, row) + base
             e.b.load(address, e.region(loaded), row, self.m(e), row, 0, row, kind=LdKind.TABLES)
 
         def copy(e: Emitter) -> None:
@@ -129,8 +129,8 @@ class _Attention:
         if isinstance(keys, int) and isinstance(queries, int):
             before = keys - queries
         else:
-            before = e.b.alu(Op.SUB, e.b.reg("_limit"), keys, queries)
-        return e.sum(before, e.at, "_limit") + 1, 1
+            before = e.b.alu(Op.SUB, e.b.reg(), keys, queries)
+        return e.sum(before, e.at) + 1, 1
 
 
 class _Head:
@@ -176,12 +176,12 @@ class _Head:
             e.b.matmul(
                 e.region(a.query.buffer),
                 e.region(self.scores),
-                rows=e.times(a.m(e), a.group, "_rows"),
+                rows=e.times(a.m(e), a.group),
                 kb=blocks,
                 ob=score.slots,
                 act_stride=blocks,
                 out_stride=score.granules,
-                act_offset=e.times(a.m(e), self.head * a.group * blocks, "_act"),
+                act_offset=e.times(a.m(e), self.head * a.group * blocks),
             )
 
         a.issue(Unit.RD, [Memory(f"h{cache.base}")], [], read, a.most * blocks)
@@ -203,7 +203,7 @@ class _Head:
             e.b.matmul(
                 e.region(self.planes),
                 e.region(self.sums),
-                rows=e.times(a.m(e), 2 * a.group, "_rows"),
+                rows=e.times(a.m(e), 2 * a.group),
                 kb=score.slots,
                 ob=blocks,
                 act_stride=score.granules,
@@ -235,7 +235,7 @@ class _Head:
         a, score = self.a, self.a.scores(e)
         entries = Rows(e.region(a.entry.buffer), a.entry.row, 1, self.head * a.group)
         return {
-            "a": At(e.region(self.scores), score.words, e.product(a.m(e), score.words, "_mid")),
+            "a": At(e.region(self.scores), score.words, e.product(a.m(e), score.words)),
             "p": At(e.region(self.key_scales)),
             "r0": entries,
             "src": Src.A,
@@ -251,8 +251,8 @@ class _Head:
 
     def _plane(self, e: Emitter, plane: int) -> At:
         row, group = self.a.scores(e).granules, self.a.group
-        token = e.times(row, 2 * group, "_out")
-        return At(e.region(self.planes), token, e.times(row, 2, "_plane"), row if plane else 0)
+        token = e.times(row, 2 * group)
+        return At(e.region(self.planes), token, e.times(row, 2), row if plane else 0)
 
     def _softmax(self) -> None:
         """As the hand-written kernels: scores are computed anew in every pass, which costs no storage."""
@@ -311,7 +311,7 @@ class _Head:
 
         def own(e: Emitter) -> At:
             words = a.scores(e).words
-            return At(e.region(self.weights), e.times(words, a.group, "_out"), words)
+            return At(e.region(self.weights), e.times(words, a.group), words)
 
         def scores(e: Emitter) -> None:
             first, more = a.limit(e)
@@ -372,8 +372,8 @@ class _Head:
             row, group = a.scores(e).granules, a.group
             target = At(
                 e.region(self.planes),
-                e.times(row, 2 * group, "_planes"),
-                e.times(row, 2, "_plane"),
+                e.times(row, 2 * group),
+                e.times(row, 2),
                 row if plane else 0,
             )
             e.b.vu_pass(

@@ -58,7 +58,8 @@ class Emitter:
         self.at: Value = 0
         self.rows: Dim = 1
         self.regions: dict[Buffer, Region] = {}
-        self._scores: set[int] = set()
+        self._scores: dict[int, Scores] = {}
+        """Lengths of rows of scores that the tile has in registers, by the register of the keys."""
 
     # --- values ------------------------------------------------------------------------------------------
 
@@ -66,50 +67,47 @@ class Emitter:
         """A length as a constant or in its argument register."""
         if not isinstance(dim, Length):
             return int(dim)
-        name = f"length {dim}"
-        register = self.b.argument(name, self.arguments.index(dim))
-        return self.b.declare(register, self.arguments.most(dim))
+        return self.b.declare(self.b.argument(self.arguments.index(dim)), self.arguments.most(dim))
 
-    def times(self, value: Value, factor: int, scratch: str = "_t") -> Value:
+    def times(self, value: Value, factor: int) -> Value:
         """value * factor."""
         if factor == 0:
             return 0
         if isinstance(value, int):
             return value * factor
-        return value if factor == 1 else self.b.scaled(scratch, value, factor)
+        return value if factor == 1 else self.b.scaled(value, factor)
 
-    def product(self, left: Value, right: Value, scratch: str) -> Value:
+    def product(self, left: Value, right: Value) -> Value:
         """left * right."""
         if isinstance(left, int) or isinstance(right, int):
             value, factor = (right, left) if isinstance(left, int) else (left, right)
-            return self.times(value, factor, scratch)  # type: ignore[arg-type]
-        return self.b.alu(Op.MUL, self.b.reg(scratch), left, right)
+            return self.times(value, factor)  # type: ignore[arg-type]
+        return self.b.alu(Op.MUL, self.b.reg(), left, right)
 
-    def sum(self, left: Value, right: Value, scratch: str) -> Value:
+    def sum(self, left: Value, right: Value) -> Value:
         if isinstance(left, int):
             return right + left
         if isinstance(right, int):
             return left + right
-        return self.b.alu(Op.ADD, self.b.reg(scratch), left, right)
+        return self.b.alu(Op.ADD, self.b.reg(), left, right)
 
     def row_address(self, base: int, beats: int) -> Value:
         """The beat of the tile's first row in rows of memory."""
-        return self.times(self.at, beats, "_row") + base
+        return self.times(self.at, beats) + base
 
     def score_lengths(self, keys: Reg, most: int) -> "Scores":
         """Registers with the slots of so many keys, and the granules and words of a row of their scores."""
         b, units, each = self.b, self.config.units, self.config.granules_per_word
-        names = [f"{what} {keys.index}" for what in ("slots", "granules", "words")]
         if keys.index not in self._scores:
-            slots, granules, words = (b.reg(name) for name in names)
-            b.shift(b.set(slots, keys + (16 * units - 1)), slots, 1 - (16 * units).bit_length())
-            b.scaled(names[1], slots, units)
-            b.shift(words, granules, 1 - each.bit_length())
+            slots = b.set(b.reg(), keys + (16 * units - 1))
+            b.shift(slots, slots, 1 - (16 * units).bit_length())
+            granules = b.scaled(slots, units)
+            words = b.shift(b.reg(), granules, 1 - each.bit_length())
             limit = cache_slots(most, units)
             for register, bound in ((slots, limit), (granules, limit * units), (words, limit * units // each)):
                 b.declare(register, bound)
-            self._scores.add(keys.index)
-        return Scores(keys, *(b.reg(name) for name in names))
+            self._scores[keys.index] = Scores(keys, slots, granules, words)
+        return self._scores[keys.index]
 
     # --- operands ----------------------------------------------------------------------------------------
 
@@ -121,7 +119,7 @@ class Emitter:
         region = self.region(home.buffer)
         if home.heads_first:
             blocks = home.group
-            return At(region, blocks, self.times(self.m, blocks, "_head"))
+            return At(region, blocks, self.times(self.m, blocks))
         return At(region, home.row, home.group if heads else 0)
 
     def entries(self, home: Home) -> Rows:
@@ -174,15 +172,14 @@ class Emitter:
     def each_row(self, buffer: Buffer, words: int, emit: Callable[[Value], None]) -> None:
         """Code of the vector unit for every row of the tile, which lie in `buffer`; emit gets the row's word."""
         b = self.b
-        row = b.set(b.reg("_each"), 0)
+        row = b.set(b.reg(), 0)
         b.fence_if_needed()
-        count = self.m if isinstance(self.m, Reg) else b.set(b.reg("_count"), self.m)
+        count = self.m if isinstance(self.m, Reg) else b.set(b.reg(), self.m)
         with b.repeat(count):
             b.walks(row, self.regions[buffer].size // self.config.granules_per_word - words)
             emit(row)
             b.close()
             b.set(row, row + words)
-        b.free("_each", "_count")
 
     def _tiles(self, count: Value, rows: Dim, body: Body) -> None:
         b = self.b
@@ -190,7 +187,7 @@ class Emitter:
             self.m, self.at = count, 0
             self._issue(body.issues)
             return
-        left, at, m = b.set(b.reg("left"), count), b.set(b.reg("at"), 0), b.reg("m")
+        left, at, m = b.set(b.reg(), count), b.set(b.reg(), 0), b.reg()
         start = b.label()
         self.m, self.at = b.alu(Op.MIN, m, left, body.tile), at
         self._issue(body.issues)
@@ -198,13 +195,12 @@ class Emitter:
         b.set(at, self._plus(at, m))
         b.alu(Op.SUB, left, left, m)
         b.branch(Op.BNE, left, 0, start)
-        b.free("left", "at", "m")
 
     def _plus(self, at: Reg, m: Reg) -> Reg:
         return self.b.alu(Op.ADD, at, at, m)
 
     def _issue(self, issues: list[Issue]) -> None:
-        self._scores = set()
+        self._scores = {}
         for issue in issues:
             self.b.operator = issue.operator
             issue.emit(self)

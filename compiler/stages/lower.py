@@ -309,7 +309,7 @@ class PhaseLowering:
     def _position(self, e: Emitter, step: s.Hold):
         """The key number of the tile's first row."""
         before = self.steps[step.past].rows if step.past else 0
-        return e.sum(e.dim(before), e.at, "_pos")
+        return e.sum(e.dim(before), e.at)
 
     def _hold_scales(self, step: s.Hold, cache: Cache, n: int) -> None:
         entry = self.former.homes[step.entry][0]

@@ -196,7 +196,7 @@ def join(e: Emitter, memory: MemoryMap, places: Places, steps: Steps, name: str)
         if step.beside:
             column += granules
         else:
-            offset = e.sum(offset, e.dim(rows), "joined")
+            offset = e.sum(offset, e.dim(rows))
 
 
 def _append(
@@ -228,12 +228,12 @@ def _append(
         em.b.vu_pass((em.m, 1, words), words * config.lanes, p=homes[0], d=homes[1], src=Src.P)
 
     def put(em: Emitter) -> None:
-        row = em.sum(offset, em.at, "_pos")
+        row = em.sum(offset, em.at)
         em.b.store(
             StMode.LIN,
             em.region(stored),
             memory_region(target_name),
-            addr=em.times(row, target.beats, "_row") + target.base + column,
+            addr=em.times(row, target.beats) + target.base + column,
             src_tok=source.beats,
             n_tok=em.m,
             n_gran=granules,

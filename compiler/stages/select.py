@@ -123,25 +123,24 @@ class _Selection:
         n = e.dim(self.n_rows)
         words: Value = self.most_words
         if isinstance(n, Reg):
-            words = b.reg("_words")
+            words = b.reg()
             b.shift(b.set(words, n + (self.config.lanes - 1)), words, 1 - self.config.lanes.bit_length())
             b.declare(words, self.most_words)
         for address, buffer, beats in (
-            (self.row, self.row_in, e.times(words, each, "_beats")),
+            (self.row, self.row_in, e.times(words, each)),
             (self.steps_at, self.steps_in, len(STEPS) * each),
             (self.constants_at, self.constants_in, 3 * each),
         ):
             b.load(address, e.region(buffer), beats, kind=LdKind.ACTIVATIONS)
         self._one(e, p=self._constant(e, 1), d=self._lane(e, self.limit), src=Src.P)
-        at = b.set(b.reg("_step"), 0)
+        at = b.set(b.reg(), 0)
         b.fence_if_needed()
-        with b.repeat(b.set(b.reg("_count"), len(STEPS))):
+        with b.repeat(b.set(b.reg(), len(STEPS))):
             b.walks(at, len(STEPS) - 1)
             self._one_step(e, n, words, At(e.region(self.steps_in), offset=at))
             b.close()
             b.set(at, at + 1)
         self._flags(e, n, words)
-        b.free("_step", "_count", "_words", "_beats")
 
     def _one_step(self, e: Emitter, n: Value, words: Value, step: At) -> None:
         """T grows by the step where at least k scores are no smaller than the sum."""
@@ -173,7 +172,7 @@ class _Selection:
             self._one(e, v=limit, w=candidate, src=Src.V, reduce=Reduce.MAX, **added)
             self._count(e, n, words, candidate, count)
             b.vu_pass((1, 1, words), n, v=At(e.region(self.work)), d=At(e.region(self.out)), src=Src.V)
-            beats = e.times(words, each, "_beats")
+            beats = e.times(words, each)
             b.store(
                 StMode.LIN, e.region(self.out), memory_region("flags"), addr=address, n_gran=beats, kind=StKind.LISTS
             )
@@ -205,12 +204,9 @@ class _Selection:
     def _emit_walk(self, e: Emitter) -> None:
         b, words = e.b, GRANULE_LANES
         count = e.dim(self.n_rows)
-        left = b.set(b.reg("_rows"), count)
-        row, to, flag = (
-            b.set(b.reg(name), start)
-            for name, start in (("_at", self.source.base), ("_to", self.target.base), ("_flag", 0))
-        )
-        ties, above, equal = (b.reg(name) for name in ("_ties", "_above", "_equal"))
+        left = b.set(b.reg(), count)
+        row, to, flag = (b.set(b.reg(), start) for start in (self.source.base, self.target.base, 0))
+        ties, above, equal = (b.reg() for _ in range(3))
         b.load_word(ties, b.set(flag, self.ties * words))
         b.alu(Op.SUB, ties, b.set(flag, self.k), ties)
         b.set(above, self.above * words)
@@ -229,7 +225,6 @@ class _Selection:
         for register, step in ((row, self.source.beats), (above, 1), (equal, 1), (left, -1)):
             b.set(register, register + step)
         b.branch(Op.BNE, left, 0, start)
-        b.free("_rows", "_at", "_to", "_flag", "_ties", "_above", "_equal")
 
     def _patch(self, b, branches: list[int]) -> None:
         """These branches lead here."""

@@ -25,7 +25,7 @@ def region(buffer: str, size: int) -> Region:
 
 def tile(b: Builder, most: int):
     """A register with a number of rows up to `most`."""
-    return b.alu(Op.MIN, b.reg("m"), b.argument("n", 1), most)
+    return b.alu(Op.MIN, b.reg(), b.argument(1), most)
 
 
 def test_rows_of_a_tile_that_do_not_fit_are_refused_with_all_numbers(builder):
@@ -103,16 +103,16 @@ def test_an_offset_counts(builder):
 
 def test_what_was_declared_holds(builder):
     """A register that memory gives has no bound of its own."""
-    from_memory = builder.load_word(builder.reg("n"), builder.set(builder.reg("at"), 0))
+    from_memory = builder.load_word(builder.reg(), builder.set(builder.reg(), 0))
     assert builder.most(from_memory) is None
     builder.declare(from_memory, 5)
-    assert builder.most(builder.alu(Op.ADD, builder.reg("sum"), from_memory, from_memory)) == 10
-    assert builder.most(builder.shift(builder.reg("part"), from_memory, -1)) == 2
+    assert builder.most(builder.alu(Op.ADD, builder.reg(), from_memory, from_memory)) == 10
+    assert builder.most(builder.shift(builder.reg(), from_memory, -1)) == 2
 
 
 def test_a_register_that_walks_is_taken_at_its_last_value(builder):
-    entries, at = region("RS", 10), builder.set(builder.reg("at"), 0)
-    with builder.loop(builder.set(builder.reg("left"), 11)):
+    entries, at = region("RS", 10), builder.set(builder.reg(), 0)
+    with builder.loop(builder.set(builder.reg(), 11)):
         builder.vu_pass((1, 1, 1), 1, r0=Rows(entries, offset=at), src=Src.R0)
         builder.walks(at, 10)
         with pytest.raises(UserError, match="reaches 11 entries"):
@@ -120,7 +120,7 @@ def test_a_register_that_walks_is_taken_at_its_last_value(builder):
 
 
 def test_behind_a_body_that_may_be_skipped_the_larger_bound_holds(builder):
-    n, left = builder.set(builder.reg("n"), 3), builder.set(builder.reg("left"), 2)
+    n, left = builder.set(builder.reg(), 3), builder.set(builder.reg(), 2)
     with builder.unless(Op.BEQ, left, 0):
         builder.set(n, 7)
     assert builder.most(n) == 7

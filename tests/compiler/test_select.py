@@ -67,9 +67,7 @@ def kernel(layout: Layout, saliency: np.ndarray, keep: int, by_rows: bool, name:
     tokens, b, units = layout.tower.n_patches + 1, Builder(layout.config), layout.config.units
     _, regions = largest_tile(layout, layout.tower.layer, vision_regions, tokens)
     ctx = Context(b, layout.geo, regions, layout.tower.layer_width)
-    Survivors(ctx, layout, tokens, grid_side(tokens - 1)).select(
-        b.argument("keep", 1), b.argument("by_rows", 2), b.reg("moved")
-    )
+    Survivors(ctx, layout, tokens, grid_side(tokens - 1)).select(b.argument(1), b.argument(2), b.reg())
     b.halt()
     memory, at, record = MemoryImage(layout.config), layout.aux["selection"].base, layout.selection
     memory.attach(units, 0, np.array(b.words(), np.uint64).view(np.uint8))
