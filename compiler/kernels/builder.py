@@ -527,12 +527,18 @@ class Builder:
 
     # --- result ----------------------------------------------------------------------------------------
 
-    def words(self) -> list[int]:
-        """The encoded program, with registers of the machine; UserError when it does not fit the instruction memory."""
+    def assigned(self) -> list[Instruction]:
+        """The program with registers of the machine."""
         self.close()
-        if len(self.program) > self.config.imem_instructions:
+        return registers.assign(self.program, sorted(self._entries))
+
+    def words(self, program: list[Instruction] | None = None) -> list[int]:
+        """The program, encoded; UserError when it does not fit the instruction memory. program: what became of
+        `assigned`, if anything did."""
+        program = self.assigned() if program is None else program
+        if len(program) > self.config.imem_instructions:
             raise UserError(
-                f"the program has {len(self.program)} instructions, configuration {self.config.name} "
+                f"the program has {len(program)} instructions, configuration {self.config.name} "
                 f"holds {self.config.imem_instructions}: choose a larger configuration"
             )
-        return [instruction.encode() for instruction in registers.assign(self.program, sorted(self._entries))]
+        return [instruction.encode() for instruction in program]

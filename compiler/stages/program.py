@@ -78,8 +78,10 @@ class _Lowering:
             emitter.phase(phase.rows, body)
         starts.append(emitter.start_phase(repeated))
         emitter.b.halt()
-        operators = self._rolled(emitter, starts)
-        words = emitter.b.words()
+        program, origin = roll(emitter.b.assigned(), starts, self.memory.table)
+        words = emitter.b.words(program)
+        issued = {new: old for new, old in sorted(origin.items()) if program[new].op == Op.ISSUE}
+        operators = {new: emitter.b.operators[old] for new, old in issued.items()}
         return Lowered(
             self.config,
             self.integers,
@@ -99,12 +101,6 @@ class _Lowering:
         return any(
             kinds[at : at + n] == kinds[at + n : at + 2 * n] for n in sizes for at in range(len(kinds) - 2 * n + 1)
         )
-
-    def _rolled(self, emitter: Emitter, starts: list[int]) -> dict[int, str]:
-        """The program with repeated layers as loops; returns the operators of its ISSUEs by their new places."""
-        b = emitter.b
-        b.program, origin = roll(b.program, starts, self.memory.table)
-        return {new: b.operators[old] for new, old in sorted(origin.items()) if b.program[new].op == Op.ISSUE}
 
     def _lengths(self) -> list:
         """Every symbolic length that the program looks at, so that all argument registers are known from the start."""
