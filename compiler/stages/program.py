@@ -1,11 +1,11 @@
 """A module's program: phases lowered with the largest tiles that fit, emitted one after the other."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from hw.spec.config import BEAT_BYTES, Config
-from hw.spec.errors import InternalError
 from hw.spec.isa import INSTRUCTION_BYTES, Op
 from hw.spec.weights import cache_slots
 
@@ -19,8 +19,12 @@ from .moves import MOVES
 from .phases import Phase, phases
 from .place import DoesNotFitError, places
 from .roll import MOST_PHASES, roll
-from .schedule import scheduled
+from .schedule import Scheduled, as_written, scheduled
 from .table import lower_phase
+
+Order = Callable[[Body], Scheduled]
+ORDERS: tuple[Order, ...] = (*(partial(scheduled, ahead=ahead) for ahead in (0, 1, 2)), as_written)
+"""The orders that are tried."""
 
 
 @dataclass
@@ -135,27 +139,33 @@ class _Lowering:
     # --- tiles -------------------------------------------------------------------------------------------
 
     def _fitting(self, phase: Phase) -> Body:
-        """The body with the largest tile that fits the machine's buffers."""
-        low, high, best = 1, self._bound(phase), None
-        problem: DoesNotFitError | None = None
+        """The body whose tiles take the fewest cycles for the largest number of rows, of several orders with the
+        largest tile that fits each: an order that overlaps more needs more buffers, and leaves room for fewer rows."""
+        bodies: dict[int, Body] = {}
+        found = [self._largest(phase, order, bodies) for order in ORDERS]
+        fitting = [each for each in found if isinstance(each, Scheduled)]
+        if not fitting:
+            raise next(each for each in found if isinstance(each, DoesNotFitError))
+        most = self.arguments.most(phase.rows)
+        return min(fitting, key=lambda each: -(-most // each.body.tile) * each.cycles).body
+
+    def _largest(self, phase: Phase, order: Order, bodies: dict[int, Body]) -> Scheduled | DoesNotFitError:
+        """The body with the largest tile that fits the machine's buffers in that order. bodies: known ones by tile."""
+        low, high = 1, self._bound(phase)
+        best: Scheduled | None = None
+        problem = DoesNotFitError("a phase without rows")
+        tile = high
         while low <= high:
-            tile = high if best is None and problem is None else (low + high) // 2
+            if tile not in bodies:
+                bodies[tile] = self._body(phase, tile)
+            found = order(bodies[tile])
             try:
-                best, low = self._body(phase, tile), tile + 1
+                places(found.body, self.config)
+                best, low = found, tile + 1
             except DoesNotFitError as error:
                 problem, high = error, tile - 1
-        if best is None:
-            raise problem or InternalError("a phase without rows")
-        return self._ordered(best)
-
-    def _ordered(self, body: Body) -> Body:
-        """The body in a better order, if its buffers fit in that, too."""
-        other = scheduled(body)
-        try:
-            places(other, self.config)
-        except DoesNotFitError:
-            return body
-        return other
+            tile = (low + high) // 2
+        return best or problem
 
     def _bound(self, phase: Phase) -> int:
         """Rows that the accumulators hold: of a product, or of the planes of a group of heads."""
@@ -170,6 +180,5 @@ class _Lowering:
         return max(1, bound)
 
     def _body(self, phase: Phase, tile: int) -> Body:
-        body = lower_phase(PhaseLowering(phase, self.steps, self.memory, self.arguments, self.rows, self.caches, tile))
-        places(body, self.config)
-        return body
+        lowering = PhaseLowering(phase, self.steps, self.memory, self.arguments, self.rows, self.caches, tile)
+        return lower_phase(lowering)

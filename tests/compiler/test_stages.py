@@ -14,7 +14,7 @@ from compiler.stages.body import Body, Buffer, Issue, Memory
 from compiler.stages.moves import walks
 from compiler.stages.phases import phases
 from compiler.stages.place import DoesNotFitError, places
-from compiler.stages.schedule import AHEAD, scheduled
+from compiler.stages.schedule import READS_AHEAD, scheduled
 from hw.spec import config
 from hw.spec.isa import Unit
 
@@ -135,7 +135,7 @@ def chain(n: int) -> Body:
 
 def test_readers_stay_behind_writers_and_loads_go_ahead():
     body = chain(6)
-    order = scheduled(body).issues
+    order = scheduled(body, 1).body.issues
     assert sorted(map(id, order)) == sorted(map(id, body.issues))
     place = {id(one): at for at, one in enumerate(order)}
     written = {buffer: place[id(one)] for one in body.issues for buffer in one.writes}
@@ -146,11 +146,11 @@ def test_readers_stay_behind_writers_and_loads_go_ahead():
 
 
 def test_reads_of_channels_keep_their_order_and_their_distance():
-    order = scheduled(chain(12)).issues
+    order = scheduled(chain(12), 1).body.issues
     ahead = 0
     for one in order:
         ahead += (one.unit == Unit.RD) - (one.unit == Unit.MX)
-        assert 0 <= ahead <= AHEAD
+        assert 0 <= ahead <= READS_AHEAD
 
 
 def test_stores_and_loads_of_one_place_keep_their_order():
@@ -161,7 +161,7 @@ def test_stores_and_loads_of_one_place_keep_their_order():
         issue(Unit.LD, [Memory("scratch")], [buffers[0]]),
         issue(Unit.ST, [buffers[1]], [Memory("scratch")], 1),
     ]
-    assert scheduled(body).issues == body.issues
+    assert scheduled(body, 1).body.issues == body.issues
 
 
 @settings(max_examples=100, deadline=None)
