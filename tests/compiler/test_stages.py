@@ -11,7 +11,7 @@ from torch.nn import functional
 import alula
 from compiler.integer.views import View, heads_view, is_heads, is_rows, permuted, reshaped, rows_view, sliced, tensor
 from compiler.stages.body import Body, Buffer, Issue, Memory
-from compiler.stages.moves import walks
+from compiler.stages.moves import Walk, walks
 from compiler.stages.phases import phases
 from compiler.stages.place import DoesNotFitError, places
 from compiler.stages.schedule import READS_AHEAD, scheduled
@@ -198,3 +198,45 @@ def test_places_are_whole_words(where):
     body.issues.append(issue(Unit.VU, [one.writes[0] for one in body.issues], ()))
     align = machine.units if where == "OB" else machine.granules_per_word
     assert all(region.base % align == 0 for region in places(body, machine).values())
+
+
+def test_a_buffer_is_read_before_it_is_written_again():
+    """The second load may start at once, but what it overwrites is still read."""
+    shared, sums = Buffer("shared", "PB", 16), [Buffer(f"sum{i}", "VB", 16) for i in range(2)]
+    body = Body(1)
+    body.issues = [
+        issue(Unit.LD, (), [shared]),
+        issue(Unit.VU, [shared], [sums[0]], 1_000),
+        issue(Unit.LD, (), [shared], 5_000),
+        issue(Unit.VU, [shared], [sums[1]]),
+    ]
+    assert scheduled(body, 1).body.issues == body.issues
+
+
+def pairs_of(walk: Walk) -> list[tuple[int, int]]:
+    return [
+        (walk.from_ + o * walk.from_outer + i * walk.from_inner, walk.to + o * walk.to_outer + i * walk.to_inner)
+        for o in range(walk.n_outer)
+        for i in range(walk.n_inner)
+    ]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 60), st.integers(1, 4), st.integers(-3, 3), st.integers(1, 4), st.integers(0, 3)),
+        min_size=1,
+        max_size=8,
+    )
+)
+def test_walks_are_their_pairs(pieces):
+    """pieces: where a stretch begins, its length and step, how often it comes, and the gap behind it."""
+    pairs, to = [], 0
+    for start, length, step, times, gap in pieces:
+        for time in range(times):
+            for place in range(length):
+                pairs.append((200 + start + 10 * time + step * place, to))
+                to += 1
+            to += gap
+    found = [pair for walk in walks(np.array(pairs)) for pair in pairs_of(walk)]
+    assert sorted(found) == sorted(pairs)
