@@ -25,7 +25,7 @@ from compiler.integer.plan import make_plan
 from compiler.integer.translate import Translator
 from compiler.stages.program import Lowered, lower
 from hw.spec.config import Config
-from hw.spec.errors import InternalError, UserError
+from hw.spec.errors import InternalError, UserError, first_line
 from hw.spec.machine import resolve
 from hw.spec.memory import MemoryModel
 from hw.spec.run import Result
@@ -137,7 +137,12 @@ class Program:
         """The golden model's run and torch's."""
         chosen = self.check_lengths(lengths)
         given = self.inputs_at(chosen) if inputs is None else dict(inputs)
-        nodes = values_of(self.graph, self.wanted(), given, chosen)
+        try:
+            nodes = values_of(self.graph, self.wanted(), given, chosen)
+        except (IndexError, RuntimeError) as error:  # a list with a row that there is not, for example
+            raise UserError(
+                f"module {self.name}: it cannot run on these inputs ({first_line(error)}): give others"
+            ) from None
         found = feed(self.integers, lambda name: nodes[name].detach().numpy(), chosen)
         values = interpret(self.integers, found, chosen)
         return Case(chosen, given, found, values, {name: nodes[name].detach().numpy() for name in self.graph.outputs})

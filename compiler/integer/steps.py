@@ -94,7 +94,7 @@ class Input(Step):
 
     shape: what the tensor is broadcast to. order: of its axes, before it is flattened to rows. index:
     int64[rows, groups] rows of the tensor that come side by side, -1 for zeros. share: one over the number of the
-    tensor's rows instead of its values.
+    tensor's rows instead of its values. whole: the numbers of a list, one a row.
     """
 
     node: str = ""
@@ -103,11 +103,12 @@ class Input(Step):
     index: Array | None = None
     literal: Array | None = None
     share: bool = False
+    whole: bool = False
 
     @property
     def plain(self) -> bool:
         """Whether these are the node's rows as they are."""
-        return self.shape is self.order is self.index is self.literal is None and not self.share
+        return self.shape is self.order is self.index is self.literal is None and not self.share and not self.whole
 
 
 @dataclass(eq=False)
@@ -176,6 +177,17 @@ class SumRows(Move):
         for row in values[self.x]:
             total = nm.sat32(total + row)
         return total
+
+
+@dataclass(eq=False)
+class GatherRows(Move):
+    """Rows by a list that the host brings; y: their numbers, one channel a row, as they are."""
+
+    x: str
+    y: str
+
+    def compute(self, values, lengths):
+        return values[self.x][values[self.y][:, 0, 0]]
 
 
 @dataclass(eq=False)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hw.spec.config import GRANULE_LANES
-from hw.spec.isa import Add, LdKind, Src, StKind, StMode, Unit
+from hw.spec.isa import Add, LdKind, Op, Src, StKind, StMode, Unit
 from hw.spec.timing import VU_LATENCY
 
 from ..graph.ir import Dim
@@ -23,7 +23,7 @@ from ..kernels.regions import memory_region
 from .body import Body, Buffer, Issue
 from .emit import Emitter
 from .memory import MemoryMap, Rows
-from .select import select
+from .select import move_row, select
 
 Places = Mapping[str, Rows]
 Steps = Mapping[str, Step]
@@ -247,6 +247,32 @@ def _append(
     e.phase(rows, body)
 
 
+# --- rows by a list --------------------------------------------------------------------------------------
+
+
+def gather(e: Emitter, memory: MemoryMap, places: Places, steps: Steps, name: str) -> None:
+    """Row by row: the sequencer reads a number of the list and moves that row."""
+    step = steps[name]
+    assert isinstance(step, s.GatherRows)
+    source, numbers, target = places[step.x], places[step.y], places[name]
+    body = Body(1)
+    loaded, stored = (Buffer("row", where, source.beats) for where in ("PB", "SB"))
+
+    def walk(em: Emitter) -> None:
+        b = em.b
+        left = b.set(b.reg(), em.dim(step.rows))
+        at, to = b.set(b.reg(), numbers.base * GRANULE_LANES), b.set(b.reg(), target.base)
+        start = b.label()
+        row = b.scaled(b.load_word(b.reg(), at), source.beats)
+        move_row(em, loaded, stored, b.set(b.reg(), row + source.base), to)
+        for register, more in ((at, numbers.beats * GRANULE_LANES), (to, target.beats), (left, -1)):
+            b.set(register, register + more)
+        b.branch(Op.BNE, left, 0, start)
+
+    body.issues.append(Issue(Unit.LD, step.operator, (), (loaded, stored), walk))
+    e.straight(body)
+
+
 # --- the sum of rows ------------------------------------------------------------------------------------
 
 
@@ -299,4 +325,5 @@ MOVES: dict[type, Callable[[Emitter, MemoryMap, Places, Steps, str], None]] = {
     s.Joined: join,
     s.SumRows: sum_rows,
     s.SelectRows: select,
+    s.GatherRows: gather,
 }

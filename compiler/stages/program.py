@@ -6,9 +6,11 @@ from functools import partial
 from typing import Any
 
 from hw.spec.config import BEAT_BYTES, Config
+from hw.spec.errors import UserError
 from hw.spec.isa import INSTRUCTION_BYTES, Op
 from hw.spec.weights import cache_slots
 
+from ..graph.ir import Length
 from ..integer import steps as s
 from ..integer.integers import Integers
 from .body import Body
@@ -45,7 +47,7 @@ class Lowered:
     @property
     def own_scalars(self) -> bool:
         """Whether the sequencer looks at values: cycles depend on them then."""
-        return bool(self.integers.of_kind(s.SelectRows))
+        return bool(self.integers.of_kind(s.SelectRows) or self.integers.of_kind(s.GatherRows))
 
     def argument_values(self, lengths: Mapping[str, int]) -> tuple[int, ...]:
         return tuple(length.at(lengths) for length in self.arguments.names)
@@ -67,6 +69,7 @@ class _Lowering:
         self.caches: dict[str, Cache] = {}
 
     def run(self) -> Lowered:
+        self._check_lengths()
         self._allocate()
         emitter, tiles = Emitter(self.config, self.arguments), []
         for length in self._lengths():
@@ -105,6 +108,16 @@ class _Lowering:
         return any(
             kinds[at : at + n] == kinds[at + n : at + 2 * n] for n in sizes for at in range(len(kinds) - 2 * n + 1)
         )
+
+    def _check_lengths(self) -> None:
+        """UserError for rows of which there may be none: loops over tiles begin with one. Only a cache may be empty."""
+        least = {symbol: limits.least for symbol, limits in self.integers.graph.lengths.items()}
+        for step in self.steps.values():
+            if not isinstance(step, s.Past) and isinstance(step.rows, Length) and step.rows.at(least) < 1:
+                raise UserError(
+                    f"the length {step.rows} may be {step.rows.at(least)}, and rows are computed of it: let it be 1 at "
+                    "least; only a cache may be empty"
+                )
 
     def _lengths(self) -> list:
         """Every symbolic length that the program looks at, so that all argument registers are known from the start."""

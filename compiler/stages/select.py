@@ -219,7 +219,7 @@ class _Selection:
         skips.append(b.emit(Op.BEQ, 0, flag.index, 0))
         b.set(ties, ties + -1)
         self._patch(b, [taken])
-        self._move(e, row, to)
+        move_row(e, self.loaded, self.stored, row, to)
         b.set(to, to + self.target.beats)
         self._patch(b, skips)
         for register, step in ((row, self.source.beats), (above, 1), (equal, 1), (left, -1)):
@@ -233,11 +233,13 @@ class _Selection:
             old = b.program[at]
             b.program[at] = type(old)(old.op, 0, old.b, old.c, here)
 
-    def _move(self, e: Emitter, row: Reg, to: Reg) -> None:
-        b, beats = e.b, self.source.beats
-        lanes = beats // self.config.granules_per_word * self.config.lanes
-        loaded, stored = e.region(self.loaded), e.region(self.stored)
-        b.load(row, loaded, beats)
-        b.vu_pass((1, 1, lanes // self.config.lanes), lanes, p=At(loaded), d=At(stored), src=Src.P)
-        b.store(StMode.LIN, stored, memory_region("kept"), addr=to, n_gran=beats)
-        b.fence()
+
+def move_row(e: Emitter, loaded: Buffer, stored: Buffer, row: Reg, to: Reg) -> None:
+    """One row from beat `row` to beat `to` of the auxiliary memory."""
+    b, beats, lanes = e.b, loaded.size, e.config.lanes
+    words = beats // e.config.granules_per_word
+    source, target = e.region(loaded), e.region(stored)
+    b.load(row, source, beats)
+    b.vu_pass((1, 1, words), words * lanes, p=At(source), d=At(target), src=Src.P)
+    b.store(StMode.LIN, target, memory_region("kept"), addr=to, n_gran=beats)
+    b.fence()

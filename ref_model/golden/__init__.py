@@ -1,6 +1,6 @@
-"""The integer golden model: what the hardware must say, bit for bit.
+"""LLaVA in integers, written by hand: the oracle that the golden model of `alula.golden` is held against.
 
-Written from docs/machine.md ("Operators as passes") on NumPy integers; it knows nothing of instructions,
+Written from docs/machine.md ("Operators as passes") on NumPy integers; it knows nothing of graphs, instructions,
 buffers, tiles or units.
 """
 

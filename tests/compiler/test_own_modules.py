@@ -267,6 +267,28 @@ def test_attention_over_inputs_alone():
     assert result["bit_exact"] and result["float_error"] < LARGEST_ERROR
 
 
+class Listed(nn.Module):
+    """Rows by a list that comes with the run: some twice, in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(48, 32)
+
+    def forward(self, x: Tensor, places: Tensor) -> Tensor:
+        return self.inner(functional.silu(self.inner(x))[places] @ self.inner.weight)
+
+
+def test_rows_by_a_list_of_the_run():
+    torch.manual_seed(3)
+    inputs = {"x": torch.randn(16, 48), "places": torch.tensor([3, 1, 15, 0, 3])}
+    dynamic, lengths = {"x": {0: "seq"}, "places": {0: "kept"}}, {"seq": (16, 40), "kept": (1, 8)}
+    program = alula.compile(Listed(), inputs, dynamic, lengths)
+    result = program.verify("rtl", seq=[16, 30], kept=[1, 5, 8])
+    assert result["bit_exact"] and result["cycle_exact"] and result["float_error"] <= LARGEST_ERROR
+    with pytest.raises(UserError, match=r"it cannot run on these inputs .*out of range"):
+        program.case({"kept": 1}, {"x": torch.randn(16, 48), "places": torch.tensor([16])})
+
+
 REFUSED = {
     "symbolic channels": (
         lambda x: torch.softmax(x.t(), -1).t(),
@@ -327,6 +349,11 @@ def test_lengths_beyond_those_that_were_compiled():
         program.simulate(seq=9)
     with pytest.raises(UserError, match="no symbolic length 'rows': choose of seq"):
         program.simulate(rows=1)
+
+
+def test_rows_that_there_may_be_none_of_are_refused():
+    with pytest.raises(UserError, match="the length seq may be 0, and rows are computed of it: let it be 1 at least"):
+        alula.compile(_Plain(), {"x": torch.zeros(4, 48)}, {"x": {0: "seq"}}, {"seq": (0, 8)})
 
 
 def test_a_module_that_does_not_fit():

@@ -142,11 +142,13 @@ def _weighted(t: Translator, taps: str, weights: Array) -> str:
 
 @rule("gather")
 def gather(t: Translator, node: Node) -> View:
-    """Rows by a constant list."""
+    """Rows by a list, which is constant or comes from the host."""
     name, index_name = node.arguments["x"].name, node.arguments["index"].name
     shape, axis = t.graph.nodes[name].shape, int(node.arguments["axis"])
-    if not t.is_constant(index_name) or len(shape) != 2 or axis % 2:
-        raise refused(node, "its index is known only when it runs", "a constant list of rows of [tokens, channels]")
+    if len(shape) != 2 or axis % 2:
+        raise refused(node, "it gathers other than rows", "rows of [tokens, channels]")
+    if not t.is_constant(index_name):
+        return _gather_at_run_time(t, node, name, index_name)
     index = t.constant(index_name).astype(np.int64).reshape(-1, 1)
     width = int(shape[1])
     if t.is_input(name):
@@ -156,6 +158,17 @@ def gather(t: Translator, node: Node) -> View:
         before = t.steps[x]
         taken = t.add(s.Rearranged, len(index), before.layout, x, index=index, mult=before.mult)
     return rows_view(taken, node.shape)
+
+
+def _gather_at_run_time(t: Translator, node: Node, name: str, index_name: str) -> View:
+    """Row by row, as the sequencer reads the list."""
+    (count,) = t.graph.nodes[index_name].shape
+    numbers = t.add(
+        s.Input, count, Layout(1, 1), node=index_name, whole=True, mult=2.0**-nm.FRAC, name=f"{index_name}.list"
+    )
+    x = t.rows(name)
+    before = t.steps[x]
+    return rows_view(t.add(s.GatherRows, count, before.layout, x, numbers, mult=before.mult), node.shape)
 
 
 @rule("cat")
