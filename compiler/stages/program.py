@@ -1,4 +1,4 @@
-"""A module's program: phases lowered with the largest tiles that fit, emitted one after the other."""
+"""A module's program: phases with the tiles and orders that take the fewest cycles, emitted one after the other."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from .moves import MOVES
 from .phases import Phase, phases
 from .place import DoesNotFitError, places
 from .roll import MOST_PHASES, roll
-from .schedule import Scheduled, as_written, scheduled
+from .schedule import READS_AHEAD, Scheduled, as_written, scheduled
 from .table import lower_phase
 
 Order = Callable[[Body], Scheduled]
@@ -69,6 +69,7 @@ class _Lowering:
         self.caches: dict[str, Cache] = {}
 
     def run(self) -> Lowered:
+        self._check_queues()
         self._check_lengths()
         self._allocate()
         emitter, tiles = Emitter(self.config, self.arguments), []
@@ -108,6 +109,14 @@ class _Lowering:
         return any(
             kinds[at : at + n] == kinds[at + n : at + 2 * n] for n in sizes for at in range(len(kinds) - 2 * n + 1)
         )
+
+    def _check_queues(self) -> None:
+        """UserError for queues that a schedule may fill with reads whose matrix instruction comes behind them."""
+        if self.config.queue_depth < READS_AHEAD:
+            raise UserError(
+                f"configuration {self.config.name}: queue_depth = {self.config.queue_depth}, programs of modules need "
+                f"queues of {READS_AHEAD} instructions at least: choose a deeper one"
+            )
 
     def _check_lengths(self) -> None:
         """UserError for rows of which there may be none: loops over tiles begin with one. Only a cache may be empty."""

@@ -10,7 +10,12 @@ their way while the last one is still computed, and the scores of one head while
 Any order that keeps every reader behind its writers gives the same bits: places and semaphores are decided afterwards,
 for the order that is found. Bounds keep the order good for the machine. A matrix instruction goes ahead of few that
 stand before it in the text, because each holds buffers (`ahead`). And few reads of channels go ahead of their matrix
-instructions, so that no queue fills while its unit waits for an instruction behind it (`READS_AHEAD`).
+instructions (`READS_AHEAD`).
+
+No order ends in a deadlock. Every instruction waits for instructions ahead of it only, and each unit takes its own in
+order; so the first one that is not done can always go on. The one exception is a read of channels, which is done when a
+matrix instruction behind it has taken what it read. Reads are in the order of these, and as long as queues hold
+`READS_AHEAD` of them, the sequencer gets to the matrix instruction that the first one needs.
 """
 
 from collections import defaultdict, deque

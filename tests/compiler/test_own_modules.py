@@ -3,6 +3,7 @@
 The modules are those of `benchmarks.zoo`. Here are some of every family; the slow tests run them all.
 """
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -12,6 +13,7 @@ from torch.nn import functional
 
 import alula
 from benchmarks.zoo import CASES
+from hw.spec import config
 from hw.spec.errors import UserError
 
 LARGEST_ERROR = 0.03
@@ -349,6 +351,19 @@ def test_lengths_beyond_those_that_were_compiled():
         program.simulate(seq=9)
     with pytest.raises(UserError, match="no symbolic length 'rows': choose of seq"):
         program.simulate(rows=1)
+
+
+def test_queues_that_reads_would_fill_are_refused():
+    shallow = replace(config.get("tiny"), name="shallow", queue_depth=2)
+    with pytest.raises(UserError, match="queue_depth = 2, programs of modules need queues of 4 instructions at least"):
+        alula.compile(_Plain(), {"x": torch.zeros(4, 48)}, config=shallow)
+
+
+def test_the_shallowest_queues_do_not_block():
+    case = CASES["siglip"]
+    shallow = replace(config.get("tiny"), name="shallow", queue_depth=4)
+    program = alula.compile(case.make(), case.inputs(), case.dynamic, case.lengths, shallow)
+    assert program.verify("cycle")["bit_exact"]
 
 
 def test_rows_that_there_may_be_none_of_are_refused():
