@@ -14,7 +14,9 @@ DEPENDS = (
     "compiler/integer/**/*.py",
     "compiler/stages/*.py",
     "compiler/stream.py",
+    "hw/spec/attention.py",
     "hw/spec/numerics.py",
+    "hw/spec/rows.py",
     "hw/spec/vector.py",
 )
 

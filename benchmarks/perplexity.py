@@ -17,7 +17,9 @@ from ref_model.tokenizer import load_tokenizer
 TEXT = Path(__file__).parent / "data" / "public_domain.txt"
 DEPENDS = (
     "benchmarks/data/public_domain.txt",
+    "hw/spec/attention.py",
     "hw/spec/numerics.py",
+    "hw/spec/rows.py",
     "ref_model/golden/*.py",
     "ref_model/modules.py",
     "ref_model/quantise.py",

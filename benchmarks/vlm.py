@@ -29,7 +29,9 @@ from ref_model.tokenizer import IMAGE_PLACEHOLDER, load_tokenizer
 
 MODEL = "vits-smollm2"
 DEPENDS = (
+    "hw/spec/attention.py",
     "hw/spec/numerics.py",
+    "hw/spec/rows.py",
     "ref_model/captions.py",
     "ref_model/compress/*.py",
     "ref_model/data/vits_smollm2/*",

@@ -30,6 +30,8 @@ STEP = 8191
 """From where one matrix begins in it to where the next one does."""
 SIZES = ((0, 0, 0, 0), (2, 3, 5, 7), (13, 9, 11, 4), (29, 41, 37, 23))
 """Values of symbolic lengths, in turn: the least, and larger ones without a common divisor."""
+FEW_SIZES = (*SIZES[:2], (6, 5, 7, 4))
+"""Those for large modules, of which every row costs as much as many of a small one."""
 Lengths = Mapping[str, int]
 
 
@@ -52,7 +54,7 @@ class Checker:
     def __init__(self, graph: Graph, inputs: Mapping[str, Tensor], dynamic: Mapping[str, Mapping[int, str]]) -> None:
         assert graph.module is not None
         self.graph, self.module, self.seen = graph, graph.module, ""
-        self.lengths = _bindings(graph, SIZES[:-1] if _elements(self.module) > MANY else SIZES)
+        self.lengths = _bindings(graph, FEW_SIZES if _elements(self.module) > MANY else SIZES)
         self.inputs = [
             _inputs(inputs, dynamic, lengths, SMALL if number == 1 else 1.0)
             for number, lengths in enumerate(self.lengths)
@@ -250,6 +252,9 @@ def _compare(got: Any, want: Tensor, what: str) -> None:
     if not want.numel():
         return
     got, want = got.double(), want.double()
+    bound = TOLERANCE * want.abs().amax(-1, keepdim=True)
+    if bool(bound.isfinite().all()) and bool(((got - want).abs() <= bound).all()):
+        return
     same = (got == want) | (got.isnan() & want.isnan())
     size = want.nan_to_num(0.0, 0.0, 0.0).abs().amax(-1, keepdim=True).clamp_min(1e-30)
     worst = float(torch.where(same, 0.0, ((got - want).abs() / size).nan_to_num(torch.inf, torch.inf)).max())
