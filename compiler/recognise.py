@@ -89,7 +89,7 @@ class _Recogniser:
         weight, bias = self._parameter(node, "weight"), self._parameter(node, "bias")
         if len(x.shape) != 2:
             raise self._refused(node, "kernels normalise whole rows")
-        if not weight or "weight" not in a or a.get("epsilon") is None:
+        if not weight or a.get("epsilon") is None:
             raise self._refused(node, "kernels take norms whose weight is a parameter, and an epsilon")
         path = ir.parameter_path(weight)
         wanted = f"{path}.bias" if a["kind"] == "layer" else ""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-import sympy  # type: ignore[import-untyped]
+import sympy
 
 from .ir import Dim, Length
 

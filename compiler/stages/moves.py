@@ -93,7 +93,7 @@ def rearrange(e: Emitter, memory: MemoryMap, places: Places, steps: Steps, name:
     step = steps[name]
     assert isinstance(step, s.Rearranged)
     source, target = places[step.x], places[name]
-    pairs, granules = _piece_pairs(step, source, target, memory)
+    pairs, granules = _piece_pairs(step, source, memory)
     chunk = min(memory.config.pb_granules, memory.config.sb_granules) // 2 // source.beats * source.beats
     body = Body(1)
     for first in range(0, source.beats * int(steps[step.x].rows), chunk):
@@ -114,7 +114,7 @@ def rearrange(e: Emitter, memory: MemoryMap, places: Places, steps: Steps, name:
     e.straight(body)
 
 
-def _piece_pairs(step: s.Rearranged, source: Rows, target: Rows, memory: MemoryMap) -> tuple[Array, int]:
+def _piece_pairs(step: s.Rearranged, source: Rows, memory: MemoryMap) -> tuple[Array, int]:
     """(int64[n, 2] granules of pieces in source and target, by target; granules of a piece)."""
     each, size = memory.config.granules_per_word, step.layout.size
     per_group = source.layout.size // size

@@ -105,13 +105,19 @@ def _repeats(program: Program, bounds: Sequence[int], free: int) -> Iterator[Rep
     while at < phases:
         sizes = range(1, min(MOST_PHASES, (phases - at) // 2) + 1)
         found = (_repeat(program, bounds, at, size) for size in sizes)
-        useful = [r for r in found if r.saved > 0 and len(r.changing) + 3 <= free]
+        useful = [r for r in found if r.saved > 0 and len(r.changing) + 3 <= free and not _is_entered(program, r)]
         if not useful:
             at += 1
             continue
         best = max(useful, key=lambda r: r.saved)
         yield best
         at = bounds.index(best.end)
+
+
+def _is_entered(program: Program, repeat: Repeat) -> bool:
+    """Whether a jump from elsewhere leads into the stretches: it would miss what the loop does ahead of them."""
+    inside = range(repeat.start, repeat.end)
+    return any(one.op in JUMPS and one.imm in inside and at not in inside for at, one in enumerate(program))
 
 
 def _repeat(program: Program, bounds: Sequence[int], at: int, size: int) -> Repeat:
@@ -127,9 +133,12 @@ def _repeat(program: Program, bounds: Sequence[int], at: int, size: int) -> Repe
 
 
 def _differences(program: Program, first: int, other: int, length: int) -> list[int] | None:
-    """By how much the constants of two stretches differ; None if the stretches differ in anything else."""
-    found = []
+    """By how much the constants of two stretches differ; None if the stretches differ in anything else, or if a jump
+    leaves them: at their end the loop goes on otherwise than the program did."""
+    found, inside = [], range(first, first + length)
     for a, b in zip(program[first : first + length], program[other : other + length], strict=True):
+        if a.op in JUMPS and a.imm not in inside:
+            return None
         difference = b.imm - a.imm - (other - first if a.op in JUMPS else 0)
         if replace(a, imm=0) != replace(b, imm=0) or (difference and a.op not in SUMS):
             return None
@@ -164,7 +173,7 @@ class _Loop:
         for at in range(self.repeat.length):
             made = self._instruction(at)
             for time in range(self.repeat.times):
-                places[self.repeat.start + time * self.repeat.length + at] = len(out) + len(made) - 1
+                places[self.repeat.start + time * self.repeat.length + at] = len(out)
             out += made
         out += [Instruction(Op.ADDI, register, register, 0, step) for register, step in steps.items()]
         out.append(Instruction(Op.ADDI, self.count, self.count, 0, -1))

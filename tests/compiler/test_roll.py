@@ -94,6 +94,42 @@ def test_constants_that_follow_no_rule_come_from_a_table():
     assert trace(found, words) == trace(program, [])
 
 
+def test_a_jump_to_an_instruction_that_needs_a_sum_of_registers():
+    """The sum comes ahead of the instruction, and the jump leads to the sum."""
+
+    def jumping(n: int) -> list[Instruction]:
+        return [
+            Instruction(Op.ADDI, 1, 0, 0, 3),
+            Instruction(Op.ADDI, 2, 0, 0, 7),
+            Instruction(Op.SET, 4, 2, 0, 64 * n),
+            Instruction(Op.ADDI, 2, 2, 0, 5),
+            *[Instruction(Op.ISSUE, 4)] * 20,
+            Instruction(Op.SET, 5, 1, 0, 8 * n),
+            Instruction(Op.ADDI, 1, 1, 0, -1),
+            Instruction(Op.BNE, 0, 1, 0, 2),
+        ]
+
+    program, found, words = rolled([jumping(n) for n in range(5)])
+    assert len(found) < len(program) / 2
+    assert trace(found, words) == trace(program, [])
+
+
+def leaving(phase: list[Instruction]) -> list[Instruction]:
+    """A phase that jumps over the others' work to its own end, which is where the next phase begins."""
+    return [Instruction(Op.ADDI, 1, 0, 0, 1), Instruction(Op.BNE, 0, 1, 0, len(phase) + 2), *phase]
+
+
+def test_stretches_that_a_jump_leaves_stay_as_they_are():
+    program, found, _ = rolled([leaving(layer(100 + 64 * n, 5)) for n in range(4)])
+    assert found == program
+
+
+def test_a_jump_to_the_first_stretch_does_not_miss_what_the_loop_needs():
+    entered = leaving([Instruction(Op.ISSUE, 3)] * 3)
+    program, found, words = rolled([entered, *(layer(100 + 64 * n, 5) for n in range(4))])
+    assert trace(found, words) == trace(program, [])
+
+
 def test_other_stretches_stay_as_they_are():
     first, second = layer(100, 5), layer(200, 5)
     second[6] = Instruction(Op.ISSUE, 3)

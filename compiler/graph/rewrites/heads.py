@@ -146,7 +146,7 @@ class _Normal:
         else:
             own = len(mask_shape := e.graph.nodes[mask.name].shape) > 2 and mask_shape[-3] != 1
             shape = [*([self.heads] if own else []), rows, columns]
-            blocks = in_blocks(e, node, mask, self.heads, b, self.n, self.m, shape)
+            blocks = in_blocks(e, node, mask, b, self.n, self.m, shape)
         size = self.v.shape[-1]
         made = self._made(refs, (self.heads, rows, size), blocks, False)
         if made is None:

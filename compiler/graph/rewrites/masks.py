@@ -82,7 +82,7 @@ def without_lead(e: Editor, before: Node, mask: Ref, heads: Dim) -> Ref:
     return e.insert(before, "mask", "mask", shape, node.kind, torch.reshape, input=mask, shape=shape)
 
 
-def in_blocks(e: Editor, before: Node, mask: Ref, heads: Dim, b: int, n: Dim, m: Dim, shape: list[Dim]) -> Ref:
+def in_blocks(e: Editor, before: Node, mask: Ref, b: int, n: Dim, m: Dim, shape: list[Dim]) -> Ref:
     """A mask [.., heads or 1, n, m] of a batch of attentions as one whose parts see nothing of each other."""
     a = {"x": mask, "b": b, "n": n, "m": m, "shape": shape}
     return e.insert(before, "blocks", "blocks", shape, HOST, _blocks, **a)

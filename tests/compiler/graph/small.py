@@ -5,8 +5,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from compiler.graph import capture
+from compiler.graph import capture, export
+from compiler.graph.check import Checker
+from compiler.graph.edit import Editor, classify
 from compiler.graph.ir import Graph, Node
+from compiler.graph.rewrites import REWRITES
 
 WIDTH, HEADS, SIZE = 32, 2, 16
 SEQ = {"x": {0: "seq"}}
@@ -85,3 +88,17 @@ def only(graph: Graph, op: str) -> Node:
 
 def heads(x: Tensor) -> Tensor:
     return x.view(x.shape[0], HEADS, SIZE).transpose(0, 1)
+
+
+def finished(module: nn.Module) -> tuple[Checker, Editor]:
+    """A module's finished graph, and what checks it."""
+    torch.manual_seed(0)
+    inputs = {"x": torch.randn(5, WIDTH)}
+    graph = export(module, inputs, SEQ, LENGTHS)
+    classify(graph)
+    checker, editor = Checker(graph, inputs, SEQ), Editor(graph)
+    for rewrite in REWRITES:
+        rewrite(editor)
+        classify(graph)
+        checker.check(rewrite.__name__)
+    return checker, editor

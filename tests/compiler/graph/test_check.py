@@ -5,27 +5,10 @@ import torch
 from torch import Tensor, nn
 
 from compiler.graph import capture
-from compiler.graph.check import Checker, _compare
-from compiler.graph.edit import Editor, classify
-from compiler.graph.export import export
+from compiler.graph.check import _compare
 from compiler.graph.ir import Length, Ref
-from compiler.graph.rewrites import REWRITES
 from hw.spec.errors import InternalError, UserError
-from tests.compiler.graph.small import LENGTHS, SEQ, WIDTH, Of, linear, only
-
-
-def finished(module: nn.Module) -> tuple[Checker, Editor]:
-    """A module's finished graph, and what checks it."""
-    torch.manual_seed(0)
-    inputs = {"x": torch.randn(5, WIDTH)}
-    graph = export(module, inputs, SEQ, LENGTHS)
-    classify(graph)
-    checker, editor = Checker(graph, inputs, SEQ), Editor(graph)
-    for rewrite in REWRITES:
-        rewrite(editor)
-        classify(graph)
-        checker.check(rewrite.__name__)
-    return checker, editor
+from tests.compiler.graph.small import LENGTHS, SEQ, WIDTH, Of, finished, linear, only
 
 
 def test_a_lost_weight_of_one_shows():

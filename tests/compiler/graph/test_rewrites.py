@@ -8,13 +8,21 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from compiler.graph import capture
-from compiler.graph.check import Checker
-from compiler.graph.edit import Editor, classify
-from compiler.graph.export import export
+from compiler.graph.edit import Editor
 from compiler.graph.ir import Ref
-from compiler.graph.rewrites import REWRITES
 from hw.spec.errors import InternalError, UserError
-from tests.compiler.graph.small import LENGTHS, SEQ, SIZE, WIDTH, Of, functions, graph_of, heads, linear, operators
+from tests.compiler.graph.small import (
+    LENGTHS,
+    SIZE,
+    WIDTH,
+    Of,
+    finished,
+    functions,
+    graph_of,
+    heads,
+    linear,
+    operators,
+)
 
 
 @pytest.mark.parametrize(
@@ -189,14 +197,7 @@ def test_a_wrong_rewrite_is_caught(fault):
 
     torch.manual_seed(0)
     layers = three() | {"norm": nn.RMSNorm(WIDTH, 1e-5), "out": linear(), "q": linear(bias=True)}
-    module, inputs = Of(forward, **layers), {"x": torch.randn(5, WIDTH)}
-    graph = export(module, inputs, SEQ, LENGTHS)
-    classify(graph)
-    checker, editor = Checker(graph, inputs, SEQ), Editor(graph)
-    for rewrite in REWRITES:
-        rewrite(editor)
-        classify(graph)
-        checker.check(rewrite.__name__)
+    checker, editor = finished(Of(forward, **layers))
     FAULTS[fault](editor)
     with pytest.raises(InternalError, match="after a planted fault: result"):
         checker.check("a planted fault")
