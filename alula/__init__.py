@@ -9,7 +9,7 @@ What is here is loaded when it is first asked for: torch takes seconds.
 
 from typing import Any
 
-__all__ = ["Program", "compile"]
+__all__ = ["Entry", "Program", "compile"]
 
 
 def __getattr__(name: str) -> Any:

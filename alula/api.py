@@ -1,217 +1,148 @@
 """What people import: `alula.compile` makes a `Program` of any torch module."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
 from alula.cross import CrossBackend, Outcome, executors
-from alula.module_case import Case, outputs
+from alula.module_case import Case
+from alula.module_entry import ONLY, CompiledEntry, Entry, places_taken, results_taken
 from alula.module_file import save
-from alula.module_host import Host
+from alula.module_host import Host, image
 from alula.module_report import report
-from compiler.graph import capture, constants, values_of
-from compiler.graph.ir import Graph, Length
-from compiler.integer import rules  # noqa: F401  # fills the table of rules
-from compiler.integer.errors import operator_errors
-from compiler.integer.feed import feed
-from compiler.integer.integers import Integers
-from compiler.integer.interpret import interpret
-from compiler.integer.plan import make_plan
-from compiler.integer.translate import Translator
+from alula.module_session import Run, Session
+from compiler.graph.ir import Length
 from compiler.stages.program import Lowered, lower
 from hw.spec.config import Config
-from hw.spec.errors import InternalError, UserError, first_line
+from hw.spec.errors import InternalError, UserError
 from hw.spec.machine import resolve
 from hw.spec.memory import MemoryModel
 from hw.spec.run import Result
 
-Array = np.ndarray
-Lengths = Mapping[str, int]
-
 
 def compile(
     module: nn.Module,
-    inputs: Mapping[str, Tensor] | Sequence[Tensor],
+    inputs: Mapping[str, Tensor] | Sequence[Tensor] | None = None,
     dynamic: Mapping[str, Mapping[int, str]] | None = None,
     lengths: Mapping[str, tuple[int, int]] | None = None,
     config: str | Config = "tiny",
+    entries: Mapping[str, Entry] | None = None,
 ) -> "Program":
     """The program of a module on a machine.
 
     inputs: example tensors, by the names of `forward`'s parameters, or in their order. dynamic: axes with a symbolic
     length, as {"x": {0: "seq"}}. lengths: the least and the largest value of every symbolic length, as
     {"seq": (1, 616)}; one program serves all of them. config: a machine's name, a TOML file, or a configuration.
+    entries: instead of inputs, dynamic and lengths, for a module that is called in several ways.
 
     UserError, one line, for a module that torch cannot export, an operator that has no rule (it names module, operator,
     shape and line), or a machine that is too small.
     """
-    machine = resolve(config)
-    examples = _named(module, inputs)
-    graph = capture(module, examples, dynamic or {}, lengths or {})
-    program = Program(type(module).__name__, graph, machine, examples, dynamic or {})
-    program.check()
+    if (inputs is None) == (entries is None):
+        raise UserError(f"module {type(module).__name__}: give either inputs or entries")
+    if entries is None:
+        assert inputs is not None
+        entries = {ONLY: Entry(inputs, dynamic or {}, lengths or {})}
+    elif not entries or dynamic is not None or lengths is not None:
+        raise UserError(
+            f"module {type(module).__name__}: give one entry at least, with dynamic and lengths of its own, if any"
+        )
+    machine, places = resolve(config), places_taken(entries)
+    wanted = results_taken(places)
+    compiled = {name: CompiledEntry(name, module, each, places[name], wanted[name]) for name, each in entries.items()}
+    program = Program(type(module).__name__, machine, compiled)
+    for entry in compiled.values():
+        entry.check()
     return program
 
 
-def _named(module: nn.Module, inputs: Mapping[str, Tensor] | Sequence[Tensor]) -> dict[str, Tensor]:
-    """Inputs by the names of `forward`'s parameters."""
-    if isinstance(inputs, Mapping):
-        return dict(inputs)
-    import inspect
-
-    names = list(inspect.signature(module.forward).parameters)
-    if len(inputs) > len(names):
-        raise UserError(
-            f"module {type(module).__name__}: {len(inputs)} inputs were given, `forward` takes {len(names)}"
-        )
-    return dict(zip(names, inputs, strict=False))
-
-
 class Program:
-    """A compiled module: its graph, its integers, its instructions. Made by `compile`."""
+    """A compiled module: its entries with their graphs and integers, and its instructions. Made by `compile`."""
 
-    def __init__(
-        self,
-        name: str,
-        graph: Graph,
-        config: Config,
-        examples: Mapping[str, Tensor],
-        dynamic: Mapping[str, Mapping[int, str]],
-    ) -> None:
-        self.name, self.graph, self.config = name, graph, config
-        self.examples, self.dynamic = dict(examples), dynamic
-        known = {name: value.numpy() for name, value in constants(graph).items()}
-        self.constants = known
-        self.integers: Integers = Translator(graph, make_plan(graph, known), known).run()
-        self.lowered: Lowered = lower(self.integers, config)
-        self.host = Host(self.lowered)
+    def __init__(self, name: str, config: Config, entries: Mapping[str, CompiledEntry]) -> None:
+        self.name, self.config, self.entries = name, config, dict(entries)
+        self.lowered: Lowered = lower({name: entry.integers for name, entry in entries.items()}, config)
 
     @property
     def words(self) -> list[int]:
         """The encoded instructions."""
         return self.lowered.words
 
-    # --- lengths and inputs ------------------------------------------------------------------------------
-
-    def example_lengths(self) -> dict[str, int]:
-        """The symbolic lengths of the example inputs."""
-        return {
-            symbol: self.examples[name].shape[axis]
-            for name, axes in self.dynamic.items()
-            for axis, symbol in axes.items()
-        }
-
-    def check_lengths(self, lengths: Lengths) -> dict[str, int]:
-        """All symbolic lengths, those of the examples where none is given; UserError for others or beyond the range."""
-        found = self.example_lengths()
-        for name, value in lengths.items():
-            if name not in found:
-                raise UserError(f"the module has no symbolic length {name!r}: choose of {', '.join(found) or 'none'}")
-            found[name] = value
-        for name, value in found.items():
-            allowed = self.graph.lengths[name]
-            if not allowed.least <= value <= allowed.most:
-                raise UserError(
-                    f"{name} = {value:,} is outside {allowed.least:,}..{allowed.most:,}, which was compiled"
-                )
-        return found
-
-    def inputs_at(self, lengths: Lengths) -> dict[str, Tensor]:
-        """Inputs of these lengths: the examples, cut or continued from their beginning."""
-        found = {}
-        for name, example in self.examples.items():
-            for axis, symbol in self.dynamic.get(name, {}).items():
-                wanted, have = lengths[symbol], example.shape[axis]
-                if wanted > have == 0:
-                    raise UserError(f"input {name}: the example has no rows on axis {axis}: give an example with some")
-                example = example.index_select(axis, torch.arange(wanted) % max(have, 1))
-            found[name] = example
-        return found
-
-    def case(self, lengths: Lengths, inputs: Mapping[str, Tensor] | None = None) -> Case:
-        """The golden model's run and torch's."""
-        chosen = self.check_lengths(lengths)
-        given = self.inputs_at(chosen) if inputs is None else dict(inputs)
-        try:
-            nodes = values_of(self.graph, self.wanted(), given, chosen)
-        except (IndexError, RuntimeError) as error:  # a list with a row that there is not, for example
-            raise UserError(
-                f"module {self.name}: it cannot run on these inputs ({first_line(error)}): give others"
-            ) from None
-        found = feed(self.integers, lambda name: nodes[name].detach().numpy(), chosen)
-        values = interpret(self.integers, found, chosen)
-        return Case(chosen, given, found, values, {name: nodes[name].detach().numpy() for name in self.graph.outputs})
-
-    def check(self) -> None:
-        """InternalError where the integers of an operator are not those of what it means, at the examples' lengths."""
-        case = self.case(self.example_lengths())
-        operator_errors(self.integers, case.inputs, case.lengths, case.values)
-
-    def wanted(self) -> set[str]:
-        """Nodes of the graph whose values the host needs: what it brings, and torch's results to compare with."""
-        brought: set[str] = set(self.graph.outputs)
-        for step in self.integers.steps.values():
-            brought |= {name for name in (*getattr(step, "nodes", ()), getattr(step, "node", "")) if name}
-        return brought
-
-    def outputs(self, case: Case, values: Mapping[str, Any]) -> dict[str, Array]:
-        """Results as real numbers, in the shapes of the module's. values: of the steps, by name."""
-        return outputs(self.integers, values, case.lengths)
+    def entry(self, name: str | None = None) -> CompiledEntry:
+        """An entry by its name, which may be left out where there is but one; UserError for others."""
+        if name is None and len(self.entries) == 1:
+            return next(iter(self.entries.values()))
+        if name not in self.entries:
+            what = "has several entries" if name is None else f"has no entry {name!r}"
+            raise UserError(f"module {self.name} {what}: choose of {', '.join(self.entries)}")
+        return self.entries[name]
 
     # --- running -----------------------------------------------------------------------------------------
 
-    def run(self, backend: CrossBackend, case: Case) -> Result:
-        """One run of the machine on a case."""
-        image = self.host.image()
-        self.host.put(image, case.feed, case.lengths)
-        return backend.run(self.config, image, self.host.invocation(case.lengths))
+    def run(self, backend: CrossBackend, entry: str, case: Case) -> Result:
+        """One run of the machine on a case, from the beginning."""
+        host, memory = Host(self.lowered, entry), image(self.lowered)
+        host.put(memory, case.feed, case.lengths)
+        return backend.run(self.config, memory, host.invocation(case.lengths))
 
     def verify(
-        self, last: str = "rtl", memory: MemoryModel | None = None, **lengths: int | Iterable[int]
+        self,
+        last: str = "rtl",
+        memory: MemoryModel | None = None,
+        entry: str | None = None,
+        **lengths: int | Iterable[int],
     ) -> dict[str, Any]:
         """Golden model, functional simulator, cycle simulator and RTL on the same program; see docs/reference/api.md.
 
         last: the last executor (functional, cycle or rtl). lengths: a number, or several, for every symbolic length;
-        by default the smallest ones, and those of the examples. memory: by default the configuration's.
+        by default the smallest ones, and those of the examples. memory: by default the configuration's. entry: only
+        this one; by default all, each by itself, and then one after the other with the state that they leave.
         """
-        cases = [self.case(each) for each in self.cases(lengths)]
-        outcomes = [self._outcome(case, last, memory) for case in cases]
-        return report(self.name, self.lowered, cases, outcomes, last)
+        chosen = list(self.entries.values()) if entry is None else [self.entry(entry)]
+        self._check_known(chosen, lengths)
+        found: list[tuple[CompiledEntry, Case, Outcome]] = []
+        for each in chosen:
+            own = {name: value for name, value in lengths.items() if name in each.example_lengths()}
+            label = each.name if len(self.entries) > 1 else ""
+            cases = [each.case(at, name=label) for at in each.cases(own)]
+            found += [(each, case, self._outcome(each, case, last, memory)) for case in cases]
+        if len(chosen) > 1:
+            session = Session(self, last, memory)
+            found += [(each, *session.step(each.name)) for each in (*chosen, chosen[-1])]
+        return report(self.name, self.lowered, found, last)
 
-    def cases(self, lengths: Mapping[str, int | Iterable[int]]) -> list[dict[str, int]]:
-        """All combinations of the lengths asked for."""
-        example = self.example_lengths()
-        if not lengths and example:
-            least = {name: max(1, self.graph.lengths[name].least) for name in example}
-            return [least, example] if least != example else [example]
-        several = {name: [value] if isinstance(value, int) else list(value) for name, value in lengths.items()}
-        return [dict(zip(several, each, strict=True)) for each in product(*several.values())]
+    def _check_known(self, entries: Sequence[CompiledEntry], lengths: Mapping[str, Any]) -> None:
+        """UserError for a length that no entry has."""
+        known = {symbol: None for entry in entries for symbol in entry.example_lengths()}
+        if unknown := [name for name in lengths if name not in known]:
+            raise UserError(f"the module has no symbolic length {unknown[0]!r}: choose of {', '.join(known) or 'none'}")
 
-    def _outcome(self, case: Case, last: str, memory: MemoryModel | None) -> Outcome:
+    def _outcome(self, entry: CompiledEntry, case: Case, last: str, memory: MemoryModel | None) -> Outcome:
         backend = CrossBackend(executors(last), model=memory or MemoryModel.of(self.config))
-        self.run(backend, case)
-        return backend.check(case.name, self.host.pieces(case.values))
+        self.run(backend, entry.name, case)
+        return backend.check(case.name, Host(self.lowered, entry.name).pieces(case.values))
 
-    def simulate(self, memory: MemoryModel | None = None, **lengths: int) -> Result:
+    def simulate(self, memory: MemoryModel | None = None, entry: str | None = None, **lengths: int) -> Result:
         """The cycle simulator's run: cycles, traffic counters and the trace of every instruction.
 
         Inputs matter only where the program chooses rows by their values; they are those of the examples.
         """
-        chosen = self.check_lengths(lengths)
-        model = memory or MemoryModel.of(self.config)
-        if self.lowered.own_scalars:
-            return self.run(CrossBackend(("cycle",), model=model), self.case(chosen))
+        found = self.entry(entry)
+        chosen, model = found.check_lengths(lengths), memory or MemoryModel.of(self.config)
+        if self.lowered.entries[found.name].own_scalars:
+            return self.run(CrossBackend(("cycle",), model=model), found.name, found.case(chosen))
         backend = CrossBackend(("cycle",), with_data=False, model=model)
-        return backend.run(self.config, self.host.image(), self.host.invocation(chosen))
+        return backend.run(self.config, image(self.lowered), Host(self.lowered, found.name).invocation(chosen))
+
+    def session(self, last: str = "functional", memory: MemoryModel | None = None) -> Session:
+        """A machine whose memory stays from run to run: entries find the state that others left."""
+        return Session(self, last, memory)
 
     def save(self, path: str | Path) -> dict[str, Any]:
         """Writes program, weights and memory map to a file; returns its manifest. See docs/reference/api.md."""
         return save(self.name, self.lowered, Path(path))
 
 
-__all__ = ["Case", "InternalError", "Length", "Program", "compile"]
+__all__ = ["Case", "CompiledEntry", "Entry", "InternalError", "Length", "Program", "Run", "Session", "compile"]

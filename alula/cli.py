@@ -14,6 +14,7 @@ from alula.cli_options import (
     BackendName,
     Bits,
     Context,
+    EntryName,
     ExitLayer,
     FastV,
     Full,
@@ -156,6 +157,7 @@ def _compile_module(text: str, machine: Config, seed: int, out: Path, json: Path
 def simulate(
     module: Module = None,
     length: Length = None,
+    entry: EntryName = None,
     model: Model = "llava-tiny",
     config: Machine = "tiny",
     set: Set = None,
@@ -195,7 +197,7 @@ def simulate(
     machine = resolve(config, set or ())
     timed_by = MemoryModel.of(machine, memory, jitter, memory_seed)
     if module is not None:
-        _simulate_module(module, machine, seed, length, timed_by, json, trace)
+        _simulate_module(module, machine, seed, length, entry, timed_by, json, trace)
         return
     began = time.monotonic()
     first = phase == "ttft"
@@ -224,6 +226,7 @@ def _simulate_module(
     machine: Config,
     seed: int,
     length: list[str] | None,
+    entry: str | None,
     memory: MemoryModel,
     json: Path | None,
     trace: Path | None,
@@ -231,10 +234,10 @@ def _simulate_module(
     """simulate FILE.py:NAME."""
     from alula import module_commands as own
 
-    lengths = own.parse_lengths(length or ())
+    asked = own.Asked.of(length, entry)
     with progress(f"simulating {text} on {machine}"):
         program = own.open_module(text, machine, seed)
-        result = own.simulate(program, lengths, memory)
+        result = own.simulate(program, asked, memory)
     events = result.pop("trace")
     if trace is not None:
         write_atomically(trace, own.trace_json(program, events))
@@ -316,6 +319,7 @@ def report(
 def verify(
     module: Module = None,
     length: Length = None,
+    entry: EntryName = None,
     model: Model = "llava-tiny",
     config: Machine = "tiny",
     set: Set = None,
@@ -353,7 +357,7 @@ def verify(
     machine = resolve(config, set or ())
     timed_by = MemoryModel.of(machine, memory, jitter, memory_seed)
     if module is not None:
-        _verify_module(module, machine, seed, backend, length, timed_by, full, json)
+        _verify_module(module, machine, seed, backend, length, entry, timed_by, full, json)
         return
     compressed = compression(bits, sparsity, recipe)
     reduction = asked(keep_schedule, exit_layer, fastv, image_tokens, image_start)
@@ -387,6 +391,7 @@ def _verify_module(
     seed: int,
     backend: str,
     length: list[str] | None,
+    entry: str | None,
     memory: MemoryModel,
     full: bool,
     json: Path | None,
@@ -394,11 +399,11 @@ def _verify_module(
     """verify FILE.py:NAME."""
     from alula import module_commands as own
 
-    lengths = own.parse_lengths(length or ())
+    asked = own.Asked.of(length, entry)
     with progress(f"compiling {text} for {machine}"):
         program = own.open_module(text, machine, seed)
     with progress(f"verifying {text} on {machine}"):
-        result = own.verify(program, backend, lengths, memory)
+        result = own.verify(program, backend, asked, memory)
     write_json(json, result)
     own.show_verified(result, full)
     _conclude(result)

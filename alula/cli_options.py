@@ -19,6 +19,10 @@ Length = Annotated[
     list[str] | None,
     typer.Option("--length", metavar="SYMBOL=N", help="Symbolic length of a module of your own: seq=37 (repeatable)."),
 ]
+EntryName = Annotated[
+    str | None,
+    typer.Option("--entry", metavar="NAME", help="Which entry of a module of your own that has several: decode."),
+]
 Mmproj = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Vision half (mmproj-*.gguf) of a LLaVA whose model is a GGUF file.")
 ]

@@ -114,7 +114,9 @@ ONE_PHASE = (
     Rule(("attention_mask", *REDUCTIONS), _phase("prefill"), "with --phase prefill"),
     Rule(("keep_visual",), _phase("vision"), "with --phase vision (--phase ttft: say --image-tokens)"),
 )
-OWN = Rule(("length",), lambda values: values["module"] is not None, "together with a module of your own, FILE.py:NAME")
+OWN = Rule(
+    ("length", "entry"), lambda values: values["module"] is not None, "together with a module of your own, FILE.py:NAME"
+)
 RULES: dict[str, tuple[Rule, ...]] = {
     "simulate": (
         OWN, *MEMORY, SEED, PAIR, RECIPE, *ONE_PHASE,
@@ -194,6 +196,7 @@ OF_MODULES = (
     "seed",
     "backend",
     "length",
+    "entry",
     "memory",
     "jitter",
     "memory_seed",

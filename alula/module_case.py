@@ -16,17 +16,21 @@ Array = np.ndarray
 
 @dataclass
 class Case:
-    """feed, values: integers by step, of what the host brings and of everything. expected: torch's results by name."""
+    """feed, values: integers by step, of what is brought and of everything. expected: torch's results by name. label:
+    what stands in front of its name. in_session: it began with what runs before had left."""
 
     lengths: dict[str, int]
     inputs: dict[str, Tensor]
     feed: dict[str, Any]
     values: dict[str, Any]
     expected: dict[str, Array]
+    label: str = ""
+    in_session: bool = False
 
     @property
     def name(self) -> str:
-        return ", ".join(f"{name} {value}" for name, value in self.lengths.items()) or "fixed lengths"
+        lengths = ", ".join(f"{name} {value}" for name, value in self.lengths.items()) or "fixed lengths"
+        return f"{self.label}: {lengths}" if self.label else lengths
 
 
 def outputs(integers: Integers, values: Mapping[str, Any], lengths: Mapping[str, int]) -> dict[str, Array]:

@@ -2,9 +2,11 @@
 
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from alula import api
+from alula.module_entry import ONLY
 from alula.module_source import read_source
 from alula.output import console, duration, percent, size, table
 from alula.summary import MEMORIES
@@ -24,26 +26,40 @@ EXECUTORS = {
 def open_module(text: str, machine: Config, seed: int) -> api.Program:
     """The program of FILE.py:NAME."""
     source = read_source(text, seed)
-    program = api.compile(source.module, source.inputs, source.dynamic, source.lengths, machine)
+    program = api.compile(source.module, config=machine, entries=source.entries)
     program.name = source.name
     return program
 
 
-def parse_lengths(texts: Iterable[str]) -> dict[str, list[int]]:
-    """["seq=1,37", "cache=0"] -> lengths by symbol."""
-    found: dict[str, list[int]] = {}
-    for text in texts:
-        name, equals, values = text.partition("=")
-        if not equals or not all(value.strip().isdigit() for value in values.split(",")):
-            raise UserError(f"--length is {text!r}: give a symbol and its values, as seq=37 or seq=1,2,37")
-        found[name.strip()] = [int(value) for value in values.split(",")]
-    return found
+@dataclass(frozen=True)
+class Asked:
+    """Which runs are meant: --entry and --length."""
+
+    entry: str | None
+    lengths: dict[str, list[int]]
+
+    @classmethod
+    def of(cls, texts: Iterable[str] | None, entry: str | None) -> "Asked":
+        """["seq=1,37", "cache=0"] -> lengths by symbol; UserError for other texts."""
+        found: dict[str, list[int]] = {}
+        for text in texts or ():
+            name, equals, values = text.partition("=")
+            if not equals or not all(value.strip().isdigit() for value in values.split(",")):
+                raise UserError(f"--length is {text!r}: give a symbol and its values, as seq=37 or seq=1,2,37")
+            found[name.strip()] = [int(value) for value in values.split(",")]
+        return cls(entry, found)
+
+    def single(self) -> dict[str, int]:
+        """One value for every length; UserError for several."""
+        if many := [name for name, values in self.lengths.items() if len(values) != 1]:
+            raise UserError(f"--length {many[0]} has several values, a simulation has one: use verify for several")
+        return {name: values[0] for name, values in self.lengths.items()}
 
 
-def verify(program: api.Program, last: str, lengths: dict[str, list[int]], memory: MemoryModel) -> dict:
+def verify(program: api.Program, last: str, asked: Asked, memory: MemoryModel) -> dict:
     """The JSON of `alula verify FILE.py:NAME`."""
     began = time.monotonic()
-    result = program.verify(last, memory=memory, **lengths)
+    result = program.verify(last, memory, asked.entry, **asked.lengths)
     return result | {"wall_seconds": time.monotonic() - began}
 
 
@@ -81,19 +97,18 @@ def _share(error: float | None) -> str:
     return "-" if error is None else percent(error)
 
 
-def simulate(program: api.Program, lengths: dict[str, list[int]], memory: MemoryModel) -> dict:
+def simulate(program: api.Program, asked: Asked, memory: MemoryModel) -> dict:
     """The JSON of `alula simulate FILE.py:NAME`."""
     began = time.monotonic()
-    if many := [name for name, values in lengths.items() if len(values) != 1]:
-        raise UserError(f"--length {many[0]} has several values, a simulation has one: use verify for several")
-    chosen = {name: values[0] for name, values in lengths.items()}
-    result = program.simulate(memory=memory, **chosen)
+    chosen, found = asked.single(), program.entry(asked.entry)
+    result = program.simulate(memory, found.name, **chosen)
     assert result.cycles is not None
     seconds = result.cycles / program.config.clock_hz
     return {
         "module": program.name,
         "config": program.config.name,
-        "lengths": program.check_lengths(chosen),
+        "entry": found.name,
+        "lengths": found.check_lengths(chosen),
         "cycles": result.cycles,
         "seconds": seconds,
         "clock_hz": program.config.clock_hz,
@@ -119,7 +134,8 @@ def show_simulated(result: dict) -> None:
     ]
     if channels is not None:
         lines.append(("channels", f"{size(channels * BEAT_BYTES)} read"))
-    console.print(f"{result['module']}: {lengths}")
+    called = "" if result["entry"] == ONLY else f".{result['entry']}"
+    console.print(f"{result['module']}{called}: {lengths}")
     for subject, text in lines:
         console.print(f"  {subject:<11}  {text}", markup=False)
 
@@ -139,8 +155,10 @@ def compile_to(program: api.Program, out: Path) -> dict:
 
 def show_compiled(result: dict) -> None:
     console.print(f"{result['model']} for {result['config']}")
+    entries = ", ".join(f"{name} at {entry['entry']:,}" for name, entry in result["entries"].items())
     lines = [
         ("program", f"{result['instructions']:,} instructions, SHA-256 {result['program_sha256'][:12]}.."),
+        *([("entries", entries)] if len(result["entries"]) > 1 else []),
         ("weights", f"{size(result['weight_bytes'])} in the channels"),
         ("file", f"{result['file']}, {size(result['file_bytes'])}"),
     ]

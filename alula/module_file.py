@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from compiler.container import write_container
+from compiler.stages.entry import LoweredEntry
 from compiler.stages.program import Lowered
 from hw.spec.config import BEAT_BYTES
 
@@ -23,12 +24,11 @@ def save(name: str, lowered: Lowered, path: Path) -> dict[str, Any]:
         "config_digest": config.digest(),
         "config_fields": asdict(config),
         "weights": True,
-        "entries": {"run": {"entry": 0, "args": [str(length) for length in lowered.arguments.names]}},
-        "lengths": {symbol: [limits.least, limits.most] for symbol, limits in lowered.arguments.ranges.items()},
+        "entries": {name: _entry(entry) for name, entry in lowered.entries.items()},
         "instructions": len(lowered.words),
         "operators": _changes(lowered.operators),
         "layer_loops": [],
-        "memory_map": _memory_map(lowered),
+        "memory_map": {"bytes_a_beat": BEAT_BYTES},
         "weight_bytes": weights,
     }
     return write_container(path, facts, iter(pieces))
@@ -43,9 +43,16 @@ def _changes(operators: dict[int, str]) -> list[list]:
     return found
 
 
-def _memory_map(lowered: Lowered) -> dict[str, Any]:
-    """Where values lie: name -> [first beat, beats a row, groups, channels], caches by their beat in the channels."""
-    rows = {name: [r.base, r.beats, r.layout.groups, r.layout.size] for name, r in lowered.rows.items()}
-    caches = {name: [c.base, c.scales, c.heads, c.size, c.context] for name, c in lowered.caches.items()}
-    results = {name: view.base for name, view in lowered.integers.results.items()}
-    return {"rows": rows, "caches": caches, "results": results, "bytes_a_beat": BEAT_BYTES}
+def _entry(entry: LoweredEntry) -> dict[str, Any]:
+    """Where an entry begins, its argument registers, its lengths, and where its values lie: name -> [first beat, beats
+    a row, groups, channels], caches by their beat in the channels."""
+    rows = {name: [r.base, r.beats, r.layout.groups, r.layout.size] for name, r in entry.rows.items()}
+    caches = {name: [c.base, c.scales, c.heads, c.size, c.context] for name, c in entry.caches.items()}
+    return {
+        "entry": entry.start,
+        "args": [str(length) for length in entry.arguments.names],
+        "lengths": {symbol: [limits.least, limits.most] for symbol, limits in entry.arguments.ranges.items()},
+        "rows": rows,
+        "caches": caches,
+        "results": {name: view.base for name, view in entry.integers.results.items()},
+    }

@@ -1,4 +1,4 @@
-"""The host's side of a module's program: what it puts into memory before a run, and what must be there afterwards."""
+"""The host's side of a program's entry: what it puts into memory before a run, and what must be there afterwards."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,27 +16,31 @@ from hw.spec.weights import cache_slots
 from sim.memory_image import MemoryImage
 
 
+def image(lowered: Lowered) -> MemoryImage:
+    """Memory with program, weights and constants."""
+    config = lowered.config
+    found = MemoryImage(config)
+    for port, beat, data in lowered.memory.pieces:
+        found.write(port, beat * BEAT_BYTES, data)
+    found.write(config.aux_port, 0, np.array(lowered.words, np.uint64).view(np.uint8))
+    return found
+
+
 class Host:
-    """Of one lowered module."""
+    """Of one entry of a lowered module."""
 
-    def __init__(self, lowered: Lowered) -> None:
-        self.lowered, self.config, self.memory = lowered, lowered.config, lowered.memory
-        self.steps = lowered.integers.steps
-
-    def image(self) -> MemoryImage:
-        """Memory with program, weights and constants."""
-        image = MemoryImage(self.config)
-        for port, beat, data in self.memory.pieces:
-            image.write(port, beat * BEAT_BYTES, data)
-        image.write(self.config.aux_port, 0, np.array(self.lowered.words, np.uint64).view(np.uint8))
-        return image
+    def __init__(self, lowered: Lowered, entry: str) -> None:
+        self.words, self.config, self.memory = lowered.words, lowered.config, lowered.memory
+        self.lowered = lowered.entries[entry]
+        self.steps = self.lowered.integers.steps
 
     def invocation(self, lengths: Mapping[str, int]) -> Invocation:
-        arguments = self.lowered.argument_values(lengths)
-        return Invocation(0, len(self.lowered.words), 0, arguments, own_scalars=self.lowered.own_scalars)
+        found = self.lowered
+        arguments = found.argument_values(lengths)
+        return Invocation(0, len(self.words), found.start, arguments, own_scalars=found.own_scalars)
 
     def put(self, image: MemoryImage, feed: Mapping[str, Any], lengths: Mapping[str, int]) -> None:
-        """Writes what the host brings; feed: as in `compiler.integer.feed`."""
+        """Writes what is brought; feed: as in `compiler.integer.feed`."""
         for name, value in feed.items():
             step = self.steps[name]
             if isinstance(step, s.Past):

@@ -6,12 +6,16 @@ looked up on it first, then in the file:
     inputs     a function without arguments that returns example tensors by the names of `forward`'s parameters
     dynamic    axes with a symbolic length: {"x": {0: "seq"}} (may be absent)
     lengths    the least and the largest value of every symbolic length: {"seq": (1, 616)} (may be absent)
+
+A module that is called in several ways has `entries` instead, by the names of its methods:
+
+    entries    {"prefill": {"inputs": .., "dynamic": .., "lengths": .., "takes": {"visual": "encode"}}, "decode": ..}
 """
 
 import importlib.util
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -21,18 +25,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from alula.module_entry import ONLY, Entry
 from hw.spec.errors import UserError
+
+PARTS = ("inputs", "dynamic", "lengths", "method", "takes")
+"""What an entry may say."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A module and what it is called with; see `alula.compile`."""
+    """A module and how it is called; see `alula.compile`."""
 
     name: str
     module: nn.Module
-    inputs: Mapping[str, Tensor]
-    dynamic: Mapping[str, Mapping[int, str]]
-    lengths: Mapping[str, tuple[int, int]]
+    entries: Mapping[str, Entry]
 
 
 def read_source(text: str, seed: int = 0) -> Source:
@@ -50,21 +56,68 @@ def read_source(text: str, seed: int = 0) -> Source:
         raise UserError(f"{path} has no {name}{_meant(file, name)}: give the name of a class, a function or a module")
     torch.manual_seed(seed)
     module = _module(found, text)
-    inputs = _convention(found, file, "inputs", None)
+    return Source(name, module.eval(), _entries(_Convention(found, file, text), module))
+
+
+@dataclass(frozen=True)
+class _Convention:
+    """Where a name of the convention is looked up: on the object, then in the file."""
+
+    found: Any
+    file: ModuleType
+    text: str
+
+    def get(self, name: str, otherwise: Any = None) -> Any:
+        return getattr(self.found, name) if self.has_own(name) else getattr(self.file, name, otherwise)
+
+    def has_own(self, name: str) -> bool:
+        return inspect.getattr_static(self.found, name, None) is not None
+
+
+def _entries(convention: _Convention, module: nn.Module) -> dict[str, Entry]:
+    """The entries that the convention names; the only one is `forward`."""
+    entries, inputs = convention.get("entries"), convention.get("inputs")
+    for one, other in (("entries", "inputs"), ("inputs", "entries")):
+        if convention.has_own(one) and not convention.has_own(other):  # what the file says is about another module
+            entries, inputs = (entries, None) if one == "entries" else (None, inputs)
+    if entries is not None and inputs is not None:
+        raise UserError(f"{convention.text} has both inputs and entries: give every entry inputs of its own")
+    if entries is None:
+        names = ("inputs", "dynamic", "lengths")
+        return {ONLY: _entry({name: convention.get(name) for name in names}, module, ONLY, convention.text)}
+    if not isinstance(entries, Mapping) or not entries:
+        raise UserError(
+            f"{convention.text}: entries must be a dict with one entry at least: see docs/howto/own-module.md"
+        )
+    found = {}
+    for name, entry in entries.items():
+        where = f"{convention.text}, entry {name}"
+        if not isinstance(entry, Mapping):
+            raise UserError(f"{where} is a {type(entry).__name__}, a dict is needed: see docs/howto/own-module.md")
+        if unknown := [key for key in entry if key not in PARTS]:
+            raise UserError(f"{where} has {unknown[0]!r}: choose of {', '.join(PARTS)}")
+        found[str(name)] = _entry(entry, module, str(entry.get("method") or name), where)
+    return found
+
+
+def _entry(parts: Mapping[str, Any], module: nn.Module, method: str, text: str) -> Entry:
+    """One entry; UserError for parts of another kind."""
+    inputs = parts.get("inputs")
     if not callable(inputs):
         raise UserError(
             f"{text} has no inputs: add a function `inputs` that returns example tensors by the names of forward's "
             'parameters, as in def inputs(): return {"x": torch.randn(16, 64)}'
         )
-    examples = _examples(inputs(), module, text)
-    dynamic = _convention(found, file, "dynamic", {})
-    lengths = _convention(found, file, "lengths", {})
-    for what, value in (("dynamic", dynamic), ("lengths", lengths)):
-        if not isinstance(value, Mapping):
+    named = {}
+    for what in ("dynamic", "lengths", "takes"):
+        value = parts.get(what)
+        named[what] = {} if value is None else value
+        if not isinstance(named[what], Mapping):
             raise UserError(
                 f"{text}: {what} is a {type(value).__name__}, a dict is needed: see docs/howto/own-module.md"
             )
-    return Source(name, module.eval(), examples, dynamic, lengths)
+    chosen = method if hasattr(module, method) else ONLY
+    return Entry(_examples(inputs(), getattr(module, chosen), text), method=str(parts.get("method") or ""), **named)
 
 
 def _execute(path: Path) -> ModuleType:
@@ -114,17 +167,13 @@ def _module(found: Any, text: str) -> nn.Module:
     return made
 
 
-def _convention(found: Any, file: ModuleType, name: str, otherwise: Any) -> Any:
-    """An attribute of the object, or of the file."""
-    own = inspect.getattr_static(found, name, None)
-    return getattr(found, name) if own is not None else getattr(file, name, otherwise)
-
-
-def _examples(values: Any, module: nn.Module, text: str) -> dict[str, Tensor]:
-    """Example tensors in the order of `forward`'s parameters."""
+def _examples(values: Any, method: Callable, text: str) -> dict[str, Tensor]:
+    """Example tensors in the order of the method's parameters."""
     if not isinstance(values, Mapping) or not all(isinstance(v, Tensor) for v in values.values()):
         raise UserError(f"{text}: `inputs` must return a dict of tensors, by the names of forward's parameters")
-    names = list(inspect.signature(module.forward).parameters)
+    names = list(inspect.signature(method).parameters)
     if unknown := [name for name in values if name not in names]:
-        raise UserError(f"{text}: inputs names {unknown[0]!r}, forward takes {', '.join(names)}: correct the name")
+        raise UserError(
+            f"{text}: inputs names {unknown[0]!r}, {method.__name__} takes {', '.join(names)}: correct the name"
+        )
     return {name: values[name] for name in names if name in values}

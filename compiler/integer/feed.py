@@ -28,6 +28,10 @@ def feed(integers: Integers, value: Callable[[str], Array], lengths: Mapping[str
         match step:
             case s.Input():
                 found[name] = _rows(step, step.literal if step.literal is not None else value(step.node), lengths)
+            case s.Kept():
+                found[name] = step.layout.arrange(
+                    fixed_rows(value(step.node).reshape(-1, step.layout.width), step.mult)
+                )
             case s.Table():
                 found[name] = _table(step, *(value(node) for node in step.nodes))
             case s.Mask():

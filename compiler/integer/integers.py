@@ -1,6 +1,6 @@
 """A module in integers: steps in execution order, and what comes out of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..graph.ir import Graph
 from .steps import Step
@@ -19,6 +19,8 @@ class Integers:
     """Outputs that are state: the name of the `Hold` step."""
     views: dict[str, View]
     """Every node of the graph that is computed, as a view of a value."""
+    left: dict[str, str] = field(default_factory=dict)
+    """Values that other entries read, by the place where they are left."""
 
     def of_kind(self, kind: type) -> list:
         return [step for step in self.steps.values() if isinstance(step, kind)]

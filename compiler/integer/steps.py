@@ -21,10 +21,11 @@ import numpy as np
 from hw.spec import attention as at
 from hw.spec import numerics as nm
 from hw.spec import vector
+from hw.spec.errors import InternalError
 from hw.spec.isa import Fin, Func, Reduce, Row
 from hw.spec.rows import matmul
 
-from ..graph.ir import Dim
+from ..graph.ir import Dim, Length
 
 Array = np.ndarray
 
@@ -75,6 +76,11 @@ class Step:
     def operands(self) -> tuple[str, ...]:
         """The values that it reads."""
         return tuple(v for k, v in vars(self).items() if k in OPERANDS and isinstance(v, str) and v)
+
+    @property
+    def nodes_brought(self) -> tuple[str, ...]:
+        """Nodes of the graph whose values are in memory before the program starts."""
+        return tuple(name for name in (*getattr(self, "nodes", ()), getattr(self, "node", "")) if name)
 
     def compute(self, values: Mapping[str, Any], lengths: Mapping[str, int]) -> Any:
         """The value, from those of the operands, where the symbolic lengths have these values."""
@@ -128,6 +134,14 @@ class Mask(Step):
     keys_length: Dim = 0
 
 
+@dataclass(eq=False)
+class Kept(Step):
+    """Wide rows that another entry has left in memory. place: the name under which it left them. node: the input."""
+
+    node: str = ""
+    place: str = ""
+
+
 # --- moves through memory -------------------------------------------------------------------------------
 
 
@@ -164,6 +178,21 @@ class Joined(Move):
 
     def compute(self, values, lengths):
         return np.concatenate([values[part] for part in self.parts], axis=2 if self.beside else 0)
+
+
+@dataclass(eq=False)
+class Part(Move):
+    """The rows from row `start` on, where how many there are, or where they begin, depends on lengths."""
+
+    x: str
+    start: Dim
+
+    def compute(self, values, lengths):
+        start, count = (int(n.at(lengths)) if isinstance(n, Length) else n for n in (self.start, self.rows))
+        found = values[self.x][start : start + count]
+        if len(found) != count:
+            raise InternalError(f"step {self.name}: rows {start} to {start + count} of {len(values[self.x])}")
+        return found
 
 
 @dataclass(eq=False)

@@ -59,7 +59,8 @@ class Translator:
     """The state of one translation.
 
     constants: values of constant nodes. given: weights that are quantised already, by the path of their module; the
-    constants need not have these.
+    constants need not have these. takes: inputs that are rows which another entry has left, with the place where they
+    are. leaves: places, with the output that other entries find there.
     """
 
     def __init__(
@@ -68,8 +69,11 @@ class Translator:
         plan: Plan,
         constants: Mapping[str, Array],
         given: Mapping[str, QuantLinear | QuantNorm] | None = None,
+        takes: Mapping[str, str] | None = None,
+        leaves: Mapping[str, str] | None = None,
     ) -> None:
         self.graph, self.plan, self.constants, self.given = graph, plan, constants, given or {}
+        self.takes, self.leaves = takes or {}, leaves or {}
         self.steps: dict[str, Step] = {}
         self.views: dict[str, View] = {}
         self.holds: dict[str, str] = {}
@@ -84,13 +88,15 @@ class Translator:
             if node.op not in RULES:
                 raise refused(node, "the machine has no rule for it", "write it with the operators of docs/howto")
             self.views[node.name] = RULES[node.op](self, node)
+        left = {place: self._left(output) for place, output in self.leaves.items()}
         results = {o: self._result(o) for o in self.graph.outputs if o not in self.holds}
         states = {o: self.holds[o] for o in self.graph.outputs if o in self.holds}
         living = self._living([v.base for v in results.values()] + [*states.values()])
         views = {
             node.name: self.views[node.name] for node in self.graph.device() if self.views[node.name].base in living
         }
-        return Integers(self.graph, living, results, states, views)
+        self._check_taken(living)
+        return Integers(self.graph, living, results, states, views, left)
 
     def _result(self, name: str) -> View:
         """The view of an output; what the host brought goes through the machine, too."""
@@ -100,6 +106,28 @@ class Translator:
             return view
         copied = self.add(s.Joined, step.rows, step.layout, (view.base,), mult=step.mult, name=f"{name}.copied")
         return View(copied, view.axes, view.row, view.channel)
+
+    def _left(self, output: str) -> str:
+        """The plain rows of an output, which other entries read."""
+        node = self.graph.nodes[output]
+        if output in self.holds:
+            raise refused(node, "another entry takes it, it is state", "an input of the same name in both entries")
+        self.views[output] = self._result(output)
+        rows = self.rows(output)
+        rows = self.at_mult(self.in_layout(node, output, rows, Layout(1, self.steps[rows].layout.width)))
+        self.views[output] = rows_view(rows, node.shape)
+        return rows
+
+    def _check_taken(self, living: Mapping[str, Step]) -> None:
+        """UserError for rows of another entry that the host would have to read: only the machine has them."""
+        kept = {step.node for step in living.values() if isinstance(step, s.Kept)}
+        brought = {node for step in living.values() if not isinstance(step, s.Kept) for node in step.nodes_brought}
+        for name in self.takes:
+            where = f"module {self.graph.nodes[name].module}: it takes {name!r} from another entry"
+            if any(name in self.graph.ancestors(node) for node in brought):
+                raise UserError(f"{where}, and the host needs it for a mask, a table or a list: bring it as an input")
+            if name not in kept:
+                raise UserError(f"{where}, and no result depends on it: leave it out")
 
     def _living(self, wanted: list[str]) -> dict[str, Step]:
         """The steps that some result depends on."""
@@ -187,13 +215,20 @@ class Translator:
     def view(self, name: str) -> View:
         """Where a node's tensor lies. What comes from the host gets a value of its own, as it is asked for."""
         if name not in self.views:
-            self.views[name] = self._input(self.graph.nodes[name])
+            self.views[name] = self.brought(self.graph.nodes[name])
         return self.views[name]
 
-    def _input(self, node: Node) -> View:
+    def brought(self, node: Node) -> View:
+        """The node's tensor in rows of its own, which are in memory before the program starts."""
         *rows, width = node.shape if node.shape else (1,)
         if not isinstance(width, int):
             raise refused(node, f"its rows have {width} channels", "rows of a constant number of channels")
+        if node.name in self.takes:
+            plain = Layout(1, int(width))
+            base = self.add(
+                s.Kept, _flat(node, rows), plain, name=node.name, node=node.name, place=self.takes[node.name]
+            )
+            return rows_view(base, node.shape)
         layout = self.plan.layouts.get(node.name, Layout(1, int(width)))
         base = self.add(s.Input, _flat(node, rows), layout, name=node.name, node=node.name)
         return rows_view(base, node.shape)
@@ -256,7 +291,7 @@ class Translator:
         node, view = self.graph.nodes[name], self.views[name]
         step = self.steps[view.base]
         if isinstance(step, s.Input):
-            self.views[name] = self._input(node)
+            self.views[name] = self.brought(node)
             return self.views[name]
         index, size = pieces(node, places_of(node, view, step), node.shape, step)
         moved = self.add(s.Rearranged, len(index), Layout(index.shape[1], size), view.base, mult=step.mult, index=index)

@@ -52,8 +52,8 @@ class Arguments:
 class Emitter:
     """Writes phases into one builder. During a tile, `m` is its number of rows and `at` its first row."""
 
-    def __init__(self, config: Config, arguments: Arguments) -> None:
-        self.config, self.arguments, self.b = config, arguments, Builder(config)
+    def __init__(self, config: Config, arguments: Arguments, builder: Builder) -> None:
+        self.config, self.arguments, self.b = config, arguments, builder
         self.m: Value = 1
         self.at: Value = 0
         self.rows: Dim = 1

@@ -1,5 +1,6 @@
 """Where everything lies in the auxiliary memory and in the channels, in beats of 64 bytes."""
 
+import hashlib
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -67,7 +68,7 @@ class MemoryMap:
     channel_at: int = 0
     pieces: list[tuple[int, int, Array]] = field(default_factory=list)
     _params: dict[bytes, int] = field(default_factory=dict)
-    _streams: dict[str, tuple[int, int]] = field(default_factory=dict)
+    _streams: dict[tuple, tuple[int, int]] = field(default_factory=dict)
 
     def aux(self, beats: int) -> int:
         at, self.aux_at = self.aux_at, self.aux_at + beats
@@ -121,15 +122,18 @@ class MemoryMap:
         return at * BEAT_BYTES // 4
 
     def stream(self, param: Param, inputs: Layout, outputs: Layout) -> tuple[int, int]:
-        """(beat, beats) of a weight's stream in every channel, rows and columns padded like values of these layouts."""
-        if param.name not in self._streams:
+        """(beat, beats) of a weight's stream in every channel, rows and columns padded like values of these layouts.
+        Entries of a module, and layers whose weights are tied, share it."""
+        content = hashlib.sha256(np.ascontiguousarray(param.array).data).digest()
+        key = (content, inputs.groups, inputs.size, outputs.groups, outputs.size)
+        if key not in self._streams:
             padded = self._padded(param.array, inputs, outputs)
             data = encode(padded, None, self.config.units)
             beats = data.shape[1] // BEAT_BYTES
             at = self.channel(beats)
             self.pieces += [(unit, at, data[unit]) for unit in range(self.config.units)]
-            self._streams[param.name] = at, beats
-        return self._streams[param.name]
+            self._streams[key] = at, beats
+        return self._streams[key]
 
     def _padded(self, weight: Array, inputs: Layout, outputs: Layout) -> Array:
         lanes = self.config.lanes

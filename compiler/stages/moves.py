@@ -180,7 +180,22 @@ def _put(walk: Walk, stored, target: int, granules: int, name: str) -> Callable[
     return emit
 
 
-# --- joined rows ----------------------------------------------------------------------------------------
+# --- joined rows, and parts of them ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Copy:
+    """`rows` rows of a value, from row `first` on, to another one's rows from row `offset` and granule `column` on.
+    granules: of each row. names: the operator, and both values."""
+
+    names: tuple[str, str, str]
+    source: Rows
+    target: Rows
+    rows: Dim
+    granules: int
+    first: Value = 0
+    offset: Value = 0
+    column: int = 0
 
 
 def join(e: Emitter, memory: MemoryMap, places: Places, steps: Steps, name: str) -> None:
@@ -192,59 +207,55 @@ def join(e: Emitter, memory: MemoryMap, places: Places, steps: Steps, name: str)
     for part in step.parts:
         rows, source = steps[part].rows, places[part]
         granules = -(-source.layout.size // GRANULE_LANES) if step.beside else source.beats
-        _append(e, memory, (step.operator, part, name), source, rows, target, offset, column, granules)
+        names = step.operator, part, name
+        copy(e, memory, Copy(names, source, target, rows, granules, offset=offset, column=column))
         if step.beside:
             column += granules
         else:
             offset = e.sum(offset, e.dim(rows))
 
 
-def _append(
-    e: Emitter,
-    memory: MemoryMap,
-    names: tuple[str, str, str],
-    source: Rows,
-    rows: Dim,
-    target: Rows,
-    offset: Value,
-    column: int,
-    granules: int,
-) -> None:
-    """`granules` of every row of the source to column `column` of the target's rows from row `offset` on."""
-    operator, source_name, target_name = names
-    config = memory.config
-    tile = max(1, min(e.arguments.most(rows), min(config.pb_granules, config.sb_granules) // 2 // source.beats))
-    body = Body(tile)
-    loaded, stored = (Buffer(source_name, where, tile * source.beats) for where in ("PB", "SB"))
-    words = source.beats // config.granules_per_word
+def part(e: Emitter, memory: MemoryMap, places: Places, steps: Steps, name: str) -> None:
+    """Some of the rows of another value."""
+    step = steps[name]
+    assert isinstance(step, s.Part)
+    source, names = places[step.x], (step.operator, step.x, name)
+    copy(e, memory, Copy(names, source, places[name], step.rows, source.beats, first=e.dim(step.start)))
+
+
+def copy(e: Emitter, memory: MemoryMap, what: Copy) -> None:
+    """Rows from one value to another, tile by tile."""
+    (operator, source_name, target_name), source, target = what.names, what.source, what.target
+    config, beats = memory.config, source.beats
+    tile = max(1, min(e.arguments.most(what.rows), min(config.pb_granules, config.sb_granules) // 2 // beats))
+    body, words = Body(tile), beats // config.granules_per_word
+    loaded, stored = (Buffer(source_name, where, tile * beats) for where in ("PB", "SB"))
 
     def load(em: Emitter) -> None:
-        address = em.row_address(source.base, source.beats)
-        region = em.region(loaded)
-        em.b.load(address, region, source.beats, em.m, source.beats, 0, source.beats, memory_region(source_name))
+        address = em.times(em.sum(what.first, em.at), beats) + source.base
+        em.b.load(address, em.region(loaded), beats, em.m, beats, 0, beats, memory_region(source_name))
 
-    def copy(em: Emitter) -> None:
+    def through(em: Emitter) -> None:
         homes = At(em.region(loaded), words), At(em.region(stored), words)
         em.b.vu_pass((em.m, 1, words), words * config.lanes, p=homes[0], d=homes[1], src=Src.P)
 
     def put(em: Emitter) -> None:
-        row = em.sum(offset, em.at)
         em.b.store(
             StMode.LIN,
             em.region(stored),
             memory_region(target_name),
-            addr=em.times(row, target.beats) + target.base + column,
-            src_tok=source.beats,
+            addr=em.times(em.sum(what.offset, em.at), target.beats) + target.base + what.column,
+            src_tok=beats,
             n_tok=em.m,
-            n_gran=granules,
+            n_gran=what.granules,
             stride_tok=target.beats,
         )
 
-    cycles = tile * source.beats
+    cycles = tile * beats
     body.issues.append(Issue(Unit.LD, operator, (), (loaded,), load, cycles + config.read_latency))
-    body.issues.append(Issue(Unit.VU, operator, (loaded,), (stored,), copy, cycles + VU_LATENCY))
+    body.issues.append(Issue(Unit.VU, operator, (loaded,), (stored,), through, cycles + VU_LATENCY))
     body.issues.append(Issue(Unit.ST, operator, (stored,), (), put, cycles + config.write_latency))
-    e.phase(rows, body)
+    e.phase(what.rows, body)
 
 
 # --- rows by a list --------------------------------------------------------------------------------------
@@ -323,6 +334,7 @@ def _add_row(e: Emitter, row: Value, loaded, total, words: int, lanes: int) -> N
 MOVES: dict[type, Callable[[Emitter, MemoryMap, Places, Steps, str], None]] = {
     s.Rearranged: rearrange,
     s.Joined: join,
+    s.Part: part,
     s.SumRows: sum_rows,
     s.SelectRows: select,
     s.GatherRows: gather,

@@ -37,9 +37,9 @@ def phases(integers: Integers) -> list[Phase]:
     return _Split(integers).run()
 
 
-def from_host(step: Step) -> bool:
+def in_memory(step: Step) -> bool:
     """Whether the value is in memory before the program starts."""
-    return isinstance(step, s.Input | s.Table | s.Mask | s.Past)
+    return isinstance(step, s.Input | s.Table | s.Mask | s.Past | s.Kept)
 
 
 class _Split:
@@ -60,7 +60,7 @@ class _Split:
                 self._phase(step)
                 for operand in step.operands:
                     self._store(operand)
-            elif not from_host(step) and not self._remade(step):
+            elif not in_memory(step) and not self._remade(step):
                 self._need(self._phase(step), step)
         for view in self.integers.results.values():
             self._store(view.base)
@@ -74,7 +74,7 @@ class _Split:
         level = 0
         for name in step.operands:
             operand = self.steps[name]
-            if from_host(operand):
+            if in_memory(operand):
                 continue
             apart = isinstance(operand, s.Hold | s.Move) or isinstance(step, s.Move)
             apart |= str(operand.rows) != str(self._tiled(step))
@@ -109,7 +109,7 @@ class _Split:
             operand = self.steps[name]
             if isinstance(operand, s.Mask | s.Past | s.Hold):
                 continue
-            if from_host(operand) or isinstance(operand, s.Move):
+            if in_memory(operand) or isinstance(operand, s.Move):
                 self._load(phase, name)
             elif self._remade(operand):
                 self._need(phase, operand)
@@ -123,7 +123,7 @@ class _Split:
 
     def _store(self, name: str) -> None:
         step = self.steps[name]
-        if from_host(step) or isinstance(step, s.Move):
+        if in_memory(step) or isinstance(step, s.Move):
             return
         phase = self._phase(step)
         self._need(phase, step)

@@ -56,27 +56,41 @@ def _is_even(series: Series) -> bool:
     return all(value == series[1] * time for time, value in enumerate(series))
 
 
-def roll(program: Program, starts: Sequence[int], table: Callable[[list[int]], int]) -> tuple[Program, dict[int, int]]:
-    """(the program with its repeats as loops; where every instruction of it was before, those of loops left out).
+@dataclass(frozen=True)
+class Rolled:
+    """A program with its repeats as loops. origin: where every instruction of it was before, those of loops left out.
+    entries: where each entry begins."""
 
-    starts: where each phase begins; jumps stay within a phase. table: puts words into the auxiliary memory, and gives
-    the number of the first one there.
+    program: Program
+    origin: dict[int, int]
+    entries: list[int]
+
+
+def roll(program: Program, entries: Sequence[Sequence[int]], table: Callable[[list[int]], int]) -> Rolled:
+    """The program with its repeats as loops, none of which goes on from one entry to the next.
+
+    entries: where each phase of each entry begins; jumps stay within a phase. table: puts words into the auxiliary
+    memory, and gives the number of the first one there.
     """
     free = _free_registers(program)
     out: Program = []
     places: dict[int, int] = {}
     """Old place -> new place."""
-    at = 0
-    for repeat in _repeats(program, [*starts, len(program)], len(free)):
-        _copy(program, range(at, repeat.start), out, places)
-        _Loop(program, repeat, free, table).write(out, places)
-        at = repeat.end
-    _copy(program, range(at, len(program)), out, places)
+    begins = []
+    ends = [*(starts[0] for starts in entries[1:]), len(program)]
+    for starts, end in zip(entries, ends, strict=True):
+        begins.append(len(out))
+        at = starts[0]
+        for repeat in _repeats(program, [*starts, end], len(free)):
+            _copy(program, range(at, repeat.start), out, places)
+            _Loop(program, repeat, free, table).write(out, places)
+            at = repeat.end
+        _copy(program, range(at, end), out, places)
     origin = {new: old for old, new in reversed(places.items())}
     for new, old in origin.items():
         if program[old].op in JUMPS:
             out[new] = replace(out[new], imm=places[program[old].imm])
-    return out, origin
+    return Rolled(out, origin, begins)
 
 
 def _copy(program: Program, part: range, out: Program, places: dict[int, int]) -> None:

@@ -93,8 +93,8 @@ def test_refused_modules_say_why(name):
 def test_lengths_at_the_borders_of_tiles(name):
     """One program at 1, 2, and around the rows of its smallest tile."""
     program = program_of(name)
-    tile = min(program.lowered.tiles)
-    most = program.graph.lengths["seq"].most
+    tile = min(program.lowered.entries["forward"].tiles)
+    most = program.entry().graph.lengths["seq"].most
     lengths = sorted({n for n in (1, 2, tile - 1, tile, tile + 1, 2 * tile + 3) if 1 <= n <= most})
     result = program.verify("cycle", seq=lengths)
     assert result["bit_exact"], [case["first_difference"] for case in result["cases"]]
@@ -105,7 +105,7 @@ def test_lengths_at_the_borders_of_tiles(name):
 @pytest.mark.parametrize("name", LONG)
 def test_lengths_at_the_borders_of_tiles_in_rtl(name):
     program = program_of(name)
-    tile, most = min(program.lowered.tiles), program.graph.lengths["seq"].most
+    tile, most = min(program.lowered.entries["forward"].tiles), program.entry().graph.lengths["seq"].most
     lengths = sorted({n for n in (1, 2, tile - 1, tile, tile + 1, 2 * tile + 3) if 1 <= n <= most})
     result = program.verify("rtl", seq=lengths)
     assert result["bit_exact"] and result["cycle_exact"]
@@ -232,8 +232,8 @@ def test_argmax_takes_the_lowest_of_equal_values():
         module.head.bias.zero_()
         module.head.bias[[7, 9]] = 1.0
     program = alula.compile(module, {"x": torch.randn(16, 48)})
-    case = program.case({})
-    assert (program.outputs(case, case.values)["argmax"] == 7).all()
+    case = program.entry().case({})
+    assert (program.entry().outputs(case, case.values)["argmax"] == 7).all()
     assert program.verify("functional")["bit_exact"]
 
 
@@ -251,8 +251,8 @@ def test_rows_with_equal_scores_are_taken_from_the_first_on():
         module.score.weight.zero_()
     program = alula.compile(module, {"x": torch.arange(16.0)[:, None].expand(16, 48).clone()})
     assert program.verify("cycle")["bit_exact"]
-    case = program.case({})
-    (rows,) = program.outputs(case, case.values).values()
+    case = program.entry().case({})
+    (rows,) = program.entry().outputs(case, case.values).values()
     assert rows[:, 0].round().tolist() == [0, 1, 2, 3, 4]
 
 
@@ -288,7 +288,7 @@ def test_rows_by_a_list_of_the_run():
     result = program.verify("rtl", seq=[16, 30], kept=[1, 5, 8])
     assert result["bit_exact"] and result["cycle_exact"] and result["float_error"] <= LARGEST_ERROR
     with pytest.raises(UserError, match=r"it cannot run on these inputs .*out of range"):
-        program.case({"kept": 1}, {"x": torch.randn(16, 48), "places": torch.tensor([16])})
+        program.entry().case({"kept": 1}, {"x": torch.randn(16, 48), "places": torch.tensor([16])})
 
 
 REFUSED = {

@@ -63,7 +63,8 @@ def rolled(phases: list[list[Instruction]]) -> tuple[list[Instruction], list[Ins
     starts.append(len(program))
     program.append(Instruction(Op.HALT))
     tables = Tables()
-    found, origin = roll(program, starts, tables)
+    made = roll(program, [starts], tables)
+    found, origin = made.program, made.origin
     assert all(found[new].op == program[old].op for new, old in origin.items() if found[new].op == Op.ISSUE)
     return program, found, tables.words
 

@@ -103,8 +103,8 @@ class Block(nn.Module):
 def test_attention_waits_for_all_keys():
     torch.manual_seed(0)
     program = alula.compile(Block(), {"x": torch.randn(4, 32)}, {"x": {0: "seq"}}, {"seq": (1, 40)})
-    first, second = phases(program.integers)
-    kinds = [[type(program.integers.steps[name]).__name__ for name in phase.steps] for phase in (first, second)]
+    first, second = phases(program.entry().integers)
+    kinds = [[type(program.entry().integers.steps[name]).__name__ for name in phase.steps] for phase in (first, second)]
     assert kinds[0].count("Hold") == 2 and "Attend" not in kinds[0]
     assert kinds[1].count("Attend") == 1 and "Hold" not in kinds[1]
     assert "x" in second.loads and len(first.stores) == 1  # the residual comes again, queries went through memory

@@ -1,8 +1,9 @@
 """Views: nothing is computed, only the access map changes."""
 
-from ...graph.ir import Node
+from ...graph.ir import Dim, Length, Node
+from .. import steps as s
 from ..translate import Translator, refused, rule
-from ..views import View, permuted, reshaped, sliced
+from ..views import View, permuted, reshaped, rows_view, sliced
 
 
 @rule("reshape")
@@ -20,15 +21,29 @@ def permute(t: Translator, node: Node) -> View:
 
 @rule("slice")
 def slice_(t: Translator, node: Node) -> View:
-    a = node.arguments
-    axis = int(a["axis"]) % len(node.shape)
-    start = a.get("start", 0)
-    if a.get("step", 1) != 1 or not isinstance(start, int):
-        raise refused(node, "it takes every so many places, or from a symbolic place on", "a slice of step 1")
-    view = sliced(t.view(node.inputs[0]), axis, start, node.shape[axis])
+    a, name = node.arguments, node.inputs[0]
+    axis, start = int(a["axis"]) % len(node.shape), a.get("start", 0)
+    if a.get("step", 1) != 1:
+        raise refused(node, "it takes every so many places", "a slice of step 1")
+    size = t.graph.nodes[name].shape[axis]
+    if isinstance(size, Length) and str(size) != str(node.shape[axis]):
+        return _part(t, node, axis, start)
+    view = sliced(t.view(name), axis, start, node.shape[axis])
     if view is None:
         raise refused(node, "it cuts an axis that was joined of several", "a slice before the reshape")
     return view
+
+
+def _part(t: Translator, node: Node, axis: int, start: Dim) -> View:
+    """Some rows of a symbolic number of them."""
+    name = node.inputs[0]
+    if t.is_input(name):
+        return t.brought(node)
+    if axis != len(node.shape) - 2 or any(size != 1 for size in node.shape[:-2]):
+        raise refused(node, "it cuts an axis of symbolic length in several places", "rows [n, channels]")
+    x = t.rows(name)
+    before = t.steps[x]
+    return rows_view(t.add(s.Part, node.shape[axis], before.layout, x, start, mult=before.mult), node.shape)
 
 
 @rule("expand")

@@ -1,0 +1,215 @@
+"""One entry of a module: a method that can be called by itself, with its graph and its integers."""
+
+import inspect
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from alula.module_case import Case, outputs
+from compiler.graph import capture, constants, values_of
+from compiler.integer import rules  # noqa: F401  # fills the table of rules
+from compiler.integer.errors import operator_errors
+from compiler.integer.feed import feed
+from compiler.integer.integers import Integers
+from compiler.integer.interpret import interpret
+from compiler.integer.plan import make_plan
+from compiler.integer.translate import Translator
+from hw.spec.errors import UserError, first_line
+
+Array = np.ndarray
+Lengths = Mapping[str, int]
+ONLY = "forward"
+"""The name of a module's entry where it has but one."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One way to call a module.
+
+    inputs: example tensors, by the names of the method's parameters, or in their order. dynamic, lengths: as for
+    `alula.compile`. method: by default the one that is called like the entry, else `forward`. takes: inputs that are
+    rows which another entry has left in the machine: the input, and the entry whose result it is ("encode", or
+    "encode.1" for the second of several).
+    """
+
+    inputs: Mapping[str, Tensor] | Sequence[Tensor]
+    dynamic: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    lengths: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    method: str = ""
+    takes: Mapping[str, str] = field(default_factory=dict)
+
+
+def places_taken(entries: Mapping[str, Entry]) -> dict[str, dict[str, str]]:
+    """By entry: its inputs that others leave, with the place, "encode.0". UserError for a place that there is not."""
+    found: dict[str, dict[str, str]] = {}
+    for name, entry in entries.items():
+        found[name] = {}
+        for taken, source in entry.takes.items():
+            giver, dot, number = source.partition(".")
+            if giver not in entries or giver == name or (dot and not number.isdigit()):
+                others = ", ".join(other for other in entries if other != name) or "none"
+                raise UserError(
+                    f"entry {name} takes {taken!r} from {source!r}: give another entry ({others}), and the number of "
+                    "its result where it has several, as in encode.1"
+                )
+            found[name][taken] = f"{giver}.{int(number or 0)}"
+    return found
+
+
+def results_taken(places: Mapping[str, Mapping[str, str]]) -> dict[str, list[int]]:
+    """By entry: the numbers of its results that others take. places: of `places_taken`."""
+    found: dict[str, list[int]] = {name: [] for name in places}
+    for place in sorted({place for taken in places.values() for place in taken.values()}):
+        giver, _, number = place.rpartition(".")
+        found[giver].append(int(number))
+    return found
+
+
+@contextmanager
+def _called_as_forward(module: nn.Module, name: str, method: str) -> Iterator[None]:
+    """While this lasts, calling the module calls that method; torch.export knows no other way."""
+    found = getattr(module, method, None)
+    if not callable(found):
+        raise UserError(
+            f"entry {name}: module {type(module).__name__} has no method {method!r}: name one of its methods"
+        )
+    if method == ONLY:
+        yield
+        return
+    module.forward = found
+    try:
+        yield
+    finally:
+        del module.forward
+
+
+class CompiledEntry:
+    """An entry with its graph, its integers and its examples. places: of rows that it takes from others, by input;
+    wanted: numbers of its results that others take."""
+
+    def __init__(
+        self, name: str, module: nn.Module, entry: Entry, places: Mapping[str, str], wanted: Iterable[int]
+    ) -> None:
+        method = entry.method or (name if hasattr(module, name) else ONLY)
+        with _called_as_forward(module, name, method):
+            self.examples = _named(module, method, entry.inputs)
+            self.graph = capture(module, self.examples, entry.dynamic, entry.lengths)
+        self.name, self.module_name, self.dynamic = name, type(module).__name__, entry.dynamic
+        if unknown := [taken for taken in places if taken not in self.examples]:
+            raise UserError(f"entry {name} takes {unknown[0]!r}, its inputs are {', '.join(self.examples)}: correct it")
+        known = {key: value.numpy() for key, value in constants(self.graph).items()}
+        plan, leaves = make_plan(self.graph, known), self._leaves(wanted)
+        self.integers: Integers = Translator(self.graph, plan, known, takes=places, leaves=leaves).run()
+
+    def _leaves(self, wanted: Iterable[int]) -> dict[str, str]:
+        """Outputs that others take, by place."""
+        found, results = {}, self.graph.outputs
+        for number in wanted:
+            if number >= len(results):
+                raise UserError(
+                    f"another entry takes result {number} of entry {self.name}, which has {len(results)}: count them "
+                    "from 0"
+                )
+            found[f"{self.name}.{number}"] = results[number]
+        return found
+
+    # --- lengths and inputs ------------------------------------------------------------------------------
+
+    def example_lengths(self) -> dict[str, int]:
+        """The symbolic lengths of the example inputs."""
+        return {
+            symbol: self.examples[name].shape[axis]
+            for name, axes in self.dynamic.items()
+            for axis, symbol in axes.items()
+        }
+
+    def check_lengths(self, lengths: Lengths) -> dict[str, int]:
+        """All symbolic lengths, those of the examples where none is given; UserError for others or beyond the range."""
+        found = self.example_lengths()
+        for name, value in lengths.items():
+            if name not in found:
+                raise UserError(f"the module has no symbolic length {name!r}: choose of {', '.join(found) or 'none'}")
+            found[name] = value
+        for name, value in found.items():
+            allowed = self.graph.lengths[name]
+            if not allowed.least <= value <= allowed.most:
+                raise UserError(
+                    f"{name} = {value:,} is outside {allowed.least:,}..{allowed.most:,}, which was compiled"
+                )
+        return found
+
+    def inputs_at(self, lengths: Lengths) -> dict[str, Tensor]:
+        """Inputs of these lengths: the examples, cut or continued from their beginning."""
+        found = {}
+        for name, example in self.examples.items():
+            for axis, symbol in self.dynamic.get(name, {}).items():
+                wanted, have = lengths[symbol], example.shape[axis]
+                if wanted > have == 0:
+                    raise UserError(f"input {name}: the example has no rows on axis {axis}: give an example with some")
+                example = example.index_select(axis, torch.arange(wanted) % max(have, 1))
+            found[name] = example
+        return found
+
+    def cases(self, lengths: Mapping[str, int | Iterable[int]]) -> list[dict[str, int]]:
+        """All combinations of the lengths asked for; without any, the least ones and those of the examples."""
+        example = self.example_lengths()
+        if not lengths and example:
+            least = {name: min(max(1, self.graph.lengths[name].least), size) for name, size in example.items()}
+            return [least, example] if least != example else [example]
+        several = {name: [value] if isinstance(value, int) else list(value) for name, value in lengths.items()}
+        return [dict(zip(several, each, strict=True)) for each in product(*several.values())]
+
+    # --- the golden model --------------------------------------------------------------------------------
+
+    def case(
+        self,
+        lengths: Lengths,
+        inputs: Mapping[str, Tensor] | None = None,
+        there: Mapping[str, Any] | None = None,
+        name: str = "",
+    ) -> Case:
+        """The golden model's run and torch's. there: values of steps that are in the machine already."""
+        chosen = self.check_lengths(lengths)
+        given = self.inputs_at(chosen) if inputs is None else dict(inputs)
+        try:
+            nodes = values_of(self.graph, self._wanted(), given, chosen)
+        except (IndexError, RuntimeError) as error:  # a list with a row that there is not, for example
+            raise UserError(
+                f"module {self.module_name}: it cannot run on these inputs ({first_line(error)}): give others"
+            ) from None
+        brought = feed(self.integers, lambda node: nodes[node].detach().numpy(), chosen) | dict(there or {})
+        values = interpret(self.integers, brought, chosen)
+        expected = {name: nodes[name].detach().numpy() for name in self.graph.outputs}
+        return Case(chosen, given, brought, values, expected, name)
+
+    def check(self) -> None:
+        """InternalError where the integers of an operator are not those of what it means, at the examples' lengths."""
+        case = self.case(self.example_lengths())
+        operator_errors(self.integers, case.inputs, case.lengths, case.values)
+
+    def _wanted(self) -> set[str]:
+        """Nodes of the graph whose values are needed: what is brought, and torch's results to compare with."""
+        brought = {name for step in self.integers.steps.values() for name in step.nodes_brought}
+        return brought | set(self.graph.outputs)
+
+    def outputs(self, case: Case, values: Mapping[str, Any]) -> dict[str, Array]:
+        """Results as real numbers, in the shapes of the module's. values: of the steps, by name."""
+        return outputs(self.integers, values, case.lengths)
+
+
+def _named(module: nn.Module, method: str, inputs: Mapping[str, Tensor] | Sequence[Tensor]) -> dict[str, Tensor]:
+    """Inputs by the names of the method's parameters."""
+    if isinstance(inputs, Mapping):
+        return dict(inputs)
+    names = list(inspect.signature(module.forward).parameters)
+    if len(inputs) > len(names):
+        raise UserError(
+            f"module {type(module).__name__}: {len(inputs)} inputs were given, `{method}` takes {len(names)}"
+        )
+    return dict(zip(names, inputs, strict=False))

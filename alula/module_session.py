@@ -1,0 +1,138 @@
+"""A session: runs of a program's entries one after the other, on one machine whose memory stays."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from alula.cross import CrossBackend, Outcome, executors
+from alula.module_case import Case
+from alula.module_entry import CompiledEntry
+from alula.module_host import Host, image
+from compiler.graph.ir import Dim, Length
+from compiler.integer import steps as s
+from compiler.stages.state import held
+from hw.spec.errors import InternalError, UserError
+from hw.spec.memory import MemoryModel
+
+if TYPE_CHECKING:
+    from alula.api import Program
+
+
+@dataclass(frozen=True)
+class Run:
+    """results: what the method returns, state left out, as real numbers. cycles: None without a cycle simulator."""
+
+    results: list[np.ndarray]
+    cycles: int | None
+
+
+@dataclass
+class _There:
+    """What is in the machine, by the name of a state or of a place: integers, and torch's own numbers."""
+
+    integers: dict[str, Any] = field(default_factory=dict)
+    floats: dict[str, Tensor] = field(default_factory=dict)
+
+    def rows(self, name: str) -> int:
+        """Rows of a state, or of what an entry left."""
+        value = self.integers[name]
+        return len(value.rows if isinstance(value, s.Held) else value)
+
+
+class Session:
+    """Of a program. last: the last executor of every run; memory: by default the configuration's model."""
+
+    def __init__(self, program: "Program", last: str = "functional", memory: MemoryModel | None = None) -> None:
+        self.program, self.image, self.there = program, image(program.lowered), _There()
+        self.backend = CrossBackend(executors(last), model=memory or MemoryModel.of(program.config))
+        self.runs = 0
+
+    def run(self, entry: str, inputs: Mapping[str, Tensor] | None = None, **lengths: int) -> Run:
+        """One run of an entry; see docs/reference/api.md. InternalError where executors disagree."""
+        found = self.program.entry(entry)
+        case, outcome = self.step(entry, inputs, **lengths)
+        if not outcome.bit_exact:
+            raise InternalError(f"entry {entry}, {case.name}: {outcome.first_difference}")
+        results = found.outputs(case, case.values)
+        order = [output for output in found.graph.outputs if output in results]
+        return Run([results[output] for output in order], outcome.cycles_simulated)
+
+    def step(self, entry: str, inputs: Mapping[str, Tensor] | None = None, **lengths: int) -> tuple[Case, Outcome]:
+        """One run: the golden model's, and how the executors agreed with it."""
+        found, self.runs = self.program.entry(entry), self.runs + 1
+        sources = {name: source for name, source in _sources(found).items() if source in self.there.integers}
+        chosen = self._lengths(found, sources, inputs or {}, lengths)
+        given = found.inputs_at(chosen) | dict(inputs or {})
+        given |= {found.integers.steps[name].node: self.there.floats[source] for name, source in sources.items()}  # type: ignore[attr-defined]
+        there = {name: self.there.integers[source] for name, source in sources.items()}
+        case = found.case(chosen, given, there, f"run {self.runs}, {entry}")
+        case.in_session = True
+        host = Host(self.program.lowered, entry)
+        host.put(self.image, {name: value for name, value in case.feed.items() if name not in there}, chosen)
+        self.backend.run(self.program.config, self.image, host.invocation(chosen))
+        self._keep(found, case)
+        return case, self.backend.check(case.name, host.pieces(case.values))
+
+    def _lengths(
+        self, entry: CompiledEntry, sources: Mapping[str, str], inputs: Mapping[str, Tensor], lengths: Mapping[str, int]
+    ) -> dict[str, int]:
+        """Lengths of the run: what is in the machine has its own; then those asked for, those of the inputs, those of
+        the examples. A state that is not there yet is as short as it may be."""
+        found = entry.example_lengths()
+        found |= {symbol: entry.graph.lengths[symbol].least for symbol in _symbols(entry, _sources(entry))}
+        for name, tensor in inputs.items():
+            found |= {symbol: tensor.shape[axis] for axis, symbol in entry.dynamic.get(name, {}).items()}
+        found |= lengths
+        there = {name: self.there.rows(source) for name, source in sources.items()}
+        for name, rows in there.items():
+            wanted = entry.integers.steps[name].rows
+            if wanted in entry.graph.lengths:
+                found[str(wanted)] = rows
+            elif (has := _at(wanted, found)) != rows:
+                raise UserError(
+                    f"entry {entry.name}: the machine has {rows:,} rows of {sources[name]}, the entry takes {has:,}: "
+                    "run the entry before it with lengths that fit"
+                )
+        try:
+            return entry.check_lengths(found)
+        except UserError as error:
+            raise UserError(f"entry {entry.name}, run {self.runs} of the session: {error}") from None
+
+    def _keep(self, entry: CompiledEntry, case: Case) -> None:
+        """What the run leaves in the machine."""
+        integers = entry.integers
+        names = {holds[0].name: name for name, holds in held(integers).items()}
+        outputs = {hold: output for output, hold in integers.states.items()}
+        for hold, name in names.items():
+            self.there.integers[name] = case.values[hold]
+            if hold in outputs:
+                self.there.floats[name] = torch.from_numpy(case.expected[outputs[hold]])
+        for place, step in integers.left.items():
+            self.there.integers[place] = case.values[step]
+            output = entry.graph.outputs[int(place.rpartition(".")[2])]
+            self.there.floats[place] = torch.from_numpy(case.expected[output])
+
+
+def _sources(entry: CompiledEntry) -> dict[str, str]:
+    """Steps whose values may be in the machine already, with the state or the place that they are."""
+    found = {}
+    for step in entry.integers.steps.values():
+        if isinstance(step, s.Past):
+            found[step.name] = step.node
+        elif isinstance(step, s.Kept):
+            found[step.name] = step.place
+    return found
+
+
+def _symbols(entry: CompiledEntry, sources: Mapping[str, str]) -> list[str]:
+    """Symbolic lengths of state."""
+    rows = [entry.integers.steps[name].rows for name in sources if isinstance(entry.integers.steps[name], s.Past)]
+    return [str(each) for each in rows if each in entry.graph.lengths]
+
+
+def _at(rows: Dim, lengths: Mapping[str, int]) -> int:
+    return rows.at(lengths) if isinstance(rows, Length) else rows
