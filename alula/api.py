@@ -109,7 +109,7 @@ class Program:
             cases = [each.case(at, name=label) for at in each.cases(own)]
             found += [(each, case, self._outcome(each, case, last, memory)) for case in cases]
         if len(chosen) > 1:
-            session = Session(self, last, memory)
+            session = Session(self.lowered, self.entry, last, memory)
             found += [(each, *session.step(each.name)) for each in (*chosen, chosen[-1])]
         return report(self.name, self.lowered, found, last)
 
@@ -138,7 +138,7 @@ class Program:
 
     def session(self, last: str = "functional", memory: MemoryModel | None = None) -> Session:
         """A machine whose memory stays from run to run: entries find the state that others left."""
-        return Session(self, last, memory)
+        return Session(self.lowered, self.entry, last, memory)
 
     def save(self, path: str | Path) -> dict[str, Any]:
         """Writes program, weights and memory map to a file; returns its manifest. See docs/reference/api.md."""

@@ -82,14 +82,20 @@ def show_verified(result: dict, full: bool) -> None:
     console.print(f"  executors    golden model, {EXECUTORS[result['backend']]}")
     heads = ["case", "bytes\ncompared", "bit-\nexact", "cycles", "cycle-\nexact", "error\nto torch"]
     console.print(table("", heads, rows))
+    several = len(result["entries"]) > 1
     for choice in result["choices"]:
         part = f"{choice['changed']:,} of {choice['choices']:,} are not torch's"
-        console.print(f"  choices      {part} in {choice['module']} ({choice['operator']})", markup=False)
+        place = f"{choice['module']} ({choice['operator']})" + (f", {choice['entry']}" if several else "")
+        console.print(f"  choices      {part} in {place}", markup=False)
     if full:
+        heads = ["value", "operator", "module", "error\nto torch", "own\nerror"]
         operators = [
             [o["name"], o["operator"], o["module"], _share(o["error"]), _share(o["own"])] for o in result["operators"]
         ]
-        console.print(table("", ["value", "operator", "module", "error\nto torch", "own\nerror"], operators))
+        if several:
+            heads = ["entry", *heads]
+            operators = [[o["entry"], *row] for o, row in zip(result["operators"], operators, strict=True)]
+        console.print(table("", heads, operators))
     console.print(f"  took         {duration(result['wall_seconds'])}")
 
 

@@ -144,17 +144,30 @@ class CompiledEntry:
                 )
         return found
 
-    def inputs_at(self, lengths: Lengths) -> dict[str, Tensor]:
-        """Inputs of these lengths: the examples, cut or continued from their beginning."""
-        found = {}
+    def inputs_at(self, lengths: Lengths, given: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Inputs of these lengths: those that are given, others are the examples, cut or continued from their
+        beginning. UserError for an input of another name or shape."""
+        found, given = {}, given or {}
+        if unknown := [name for name in given if name not in self.examples]:
+            raise UserError(f"no input is called {unknown[0]!r}: choose of {', '.join(self.examples)}")
         for name, example in self.examples.items():
-            for axis, symbol in self.dynamic.get(name, {}).items():
-                wanted, have = lengths[symbol], example.shape[axis]
-                if wanted > have == 0:
-                    raise UserError(f"input {name}: the example has no rows on axis {axis}: give an example with some")
-                example = example.index_select(axis, torch.arange(wanted) % max(have, 1))
-            found[name] = example
+            axes = self.dynamic.get(name, {})
+            if name not in given:
+                found[name] = self._stretched(name, example, lengths)
+                continue
+            shape = tuple(lengths[axes[at]] if at in axes else size for at, size in enumerate(example.shape))
+            if tuple(given[name].shape) != shape:
+                raise UserError(f"input {name} has the shape {tuple(given[name].shape)}: {shape} is needed")
+            found[name] = given[name]
         return found
+
+    def _stretched(self, name: str, example: Tensor, lengths: Lengths) -> Tensor:
+        for axis, symbol in self.dynamic.get(name, {}).items():
+            wanted, have = lengths[symbol], example.shape[axis]
+            if wanted > have == 0:
+                raise UserError(f"input {name}: the example has no rows on axis {axis}: give an example with some")
+            example = example.index_select(axis, torch.arange(wanted) % max(have, 1))
+        return example
 
     def cases(self, lengths: Mapping[str, int | Iterable[int]]) -> list[dict[str, int]]:
         """All combinations of the lengths asked for; without any, the least ones and those of the examples."""
@@ -176,7 +189,7 @@ class CompiledEntry:
     ) -> Case:
         """The golden model's run and torch's. there: values of steps that are in the machine already."""
         chosen = self.check_lengths(lengths)
-        given = self.inputs_at(chosen) if inputs is None else dict(inputs)
+        given = self.inputs_at(chosen, inputs)
         try:
             nodes = values_of(self.graph, self._wanted(), given, chosen)
         except (IndexError, RuntimeError) as error:  # a list with a row that there is not, for example

@@ -1,8 +1,8 @@
 """A session: runs of a program's entries one after the other, on one machine whose memory stays."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,12 +14,10 @@ from alula.module_entry import CompiledEntry
 from alula.module_host import Host, image
 from compiler.graph.ir import Dim, Length
 from compiler.integer import steps as s
+from compiler.stages.program import Lowered
 from compiler.stages.state import held
 from hw.spec.errors import InternalError, UserError
 from hw.spec.memory import MemoryModel
-
-if TYPE_CHECKING:
-    from alula.api import Program
 
 
 @dataclass(frozen=True)
@@ -44,16 +42,18 @@ class _There:
 
 
 class Session:
-    """Of a program. last: the last executor of every run; memory: by default the configuration's model."""
+    """Of a program. find: an entry by its name. last: the last executor of every run; memory: the model of it."""
 
-    def __init__(self, program: "Program", last: str = "functional", memory: MemoryModel | None = None) -> None:
-        self.program, self.image, self.there = program, image(program.lowered), _There()
-        self.backend = CrossBackend(executors(last), model=memory or MemoryModel.of(program.config))
+    def __init__(
+        self, lowered: Lowered, find: Callable[[str], CompiledEntry], last: str, memory: MemoryModel | None
+    ) -> None:
+        self.lowered, self.find, self.image, self.there = lowered, find, image(lowered), _There()
+        self.backend = CrossBackend(executors(last), model=memory or MemoryModel.of(lowered.config))
         self.runs = 0
 
     def run(self, entry: str, inputs: Mapping[str, Tensor] | None = None, **lengths: int) -> Run:
         """One run of an entry; see docs/reference/api.md. InternalError where executors disagree."""
-        found = self.program.entry(entry)
+        found = self.find(entry)
         case, outcome = self.step(entry, inputs, **lengths)
         if not outcome.bit_exact:
             raise InternalError(f"entry {entry}, {case.name}: {outcome.first_difference}")
@@ -63,17 +63,17 @@ class Session:
 
     def step(self, entry: str, inputs: Mapping[str, Tensor] | None = None, **lengths: int) -> tuple[Case, Outcome]:
         """One run: the golden model's, and how the executors agreed with it."""
-        found, self.runs = self.program.entry(entry), self.runs + 1
+        found, self.runs = self.find(entry), self.runs + 1
         sources = {name: source for name, source in _sources(found).items() if source in self.there.integers}
         chosen = self._lengths(found, sources, inputs or {}, lengths)
-        given = found.inputs_at(chosen) | dict(inputs or {})
+        given = dict(inputs or {})
         given |= {found.integers.steps[name].node: self.there.floats[source] for name, source in sources.items()}  # type: ignore[attr-defined]
         there = {name: self.there.integers[source] for name, source in sources.items()}
         case = found.case(chosen, given, there, f"run {self.runs}, {entry}")
         case.in_session = True
-        host = Host(self.program.lowered, entry)
+        host = Host(self.lowered, entry)
         host.put(self.image, {name: value for name, value in case.feed.items() if name not in there}, chosen)
-        self.backend.run(self.program.config, self.image, host.invocation(chosen))
+        self.backend.run(self.lowered.config, self.image, host.invocation(chosen))
         self._keep(found, case)
         return case, self.backend.check(case.name, host.pieces(case.values))
 

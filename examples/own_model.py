@@ -63,7 +63,7 @@ of_caches = {name: {1: "cache"} for name in caches(0)}
 entries = {
     "encode": {"inputs": lambda: {"patches": torch.randn(VISUAL, PATCH)}},
     "prefill": {
-        "inputs": lambda: {"visual": torch.randn(VISUAL, WIDTH), "text": torch.randn(7, WIDTH), **caches(0)},
+        "inputs": lambda: {"visual": torch.randn(VISUAL, WIDTH), "text": torch.randn(7, WIDTH), **caches(5)},
         "dynamic": {"text": {0: "seq"}, **of_caches},
         "lengths": {"seq": (1, 48), "cache": (0, 64)},
         "takes": {"visual": "encode"},

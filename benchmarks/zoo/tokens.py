@@ -76,6 +76,30 @@ class SelectiveScan(nn.Module):
         return torch.stack(out)
 
 
+class LastToken(nn.Module):
+    """Scores of the last row over a vocabulary, float[n, 48] -> float[1, 96]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.inner = nn.RMSNorm(WIDTH, eps=1e-6), nn.Linear(WIDTH, WIDTH)
+        self.vocabulary_head = nn.Linear(WIDTH, 2 * WIDTH, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.vocabulary_head(self.norm(x + self.inner(x))[-1:])
+
+
+class Differences(nn.Module):
+    """What every row adds to the one before it, float[n, 48] -> float[n - 1, 48]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.behind = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.before(x)
+        return self.behind(h[1:] - h[:-1])
+
+
 def case(module: Callable[[], nn.Module], about: str, inputs: Inputs | None = None, **options) -> Case:
     """A case of this family; without `lengths` among the options the number of rows is fixed."""
     dynamic = {"x": {0: "seq"}} if "lengths" in options else {}
@@ -97,6 +121,10 @@ CASES = {
         MergedPairs, "Neighbours become their mean, the simplest token merging (ToMe).", fixed_inputs(16, WIDTH)
     ),
     "exit-network": case(ExitNetwork, "A small network decides where to stop, as in DyVTE.", lengths={"seq": (1, 64)}),
+    "last-token": case(LastToken, "Only the last row goes to the head, as in every decoder.", lengths={"seq": (1, 64)}),
+    "row-differences": case(
+        Differences, "Each frame less the one before it, as in video token reducers.", lengths={"seq": (2, 64)}
+    ),
     "mamba": case(
         SelectiveScan,
         "A selective scan over rows, as in Mamba and Meteor.",

@@ -10,7 +10,12 @@ from alula.cli import app
 from hw.spec.errors import UserError
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-NAMES = ("own_projector.py:Projector", "own_attention.py:Attention", "own_token_reducer.py:TokenReducer")
+NAMES = (
+    "own_projector.py:Projector",
+    "own_attention.py:Attention",
+    "own_token_reducer.py:TokenReducer",
+    "own_model.py:Model",
+)
 PLAIN = """
 import torch
 from torch import nn
@@ -88,7 +93,59 @@ def test_compile_writes_a_container_that_can_be_listed(plain, tmp_path):
     out = tmp_path / "plain.alula"
     assert call("compile", f"{plain}:Plain", "-o", str(out)).exit_code == 0
     listing = call("disasm", str(out))
-    assert listing.exit_code == 0 and "# run: r1 seq" in listing.output and "# linear" in listing.output
+    assert listing.exit_code == 0 and "# forward: r1 seq" in listing.output and "# linear" in listing.output
+
+
+def test_entries_are_chosen_by_name(tmp_path):
+    model, out = f"{EXAMPLES}/own_model.py:Model", tmp_path / "result.json"
+    arguments = ("--entry", "decode", "--length", "cache=3", "--json", str(out))
+    assert "Model.decode: cache 3" in call("simulate", model, *arguments).output
+    assert json.loads(out.read_text())["entry"] == "decode"
+    assert call("verify", model, "--backend", "functional", *arguments).exit_code == 0
+    assert [case["entry"] for case in json.loads(out.read_text())["cases"]] == ["decode"]
+    assert "has several entries: choose of encode, prefill, decode" in refusal("simulate", model)
+    assert "has no entry 'decide': choose of encode" in refusal("simulate", model, "--entry", "decide")
+    assert "--entry has an effect only together with a module" in refusal("simulate", "--entry", "decode")
+
+
+def test_a_container_has_all_entries(tmp_path):
+    out = tmp_path / "model.alula"
+    result = call("compile", f"{EXAMPLES}/own_model.py:Model", "-o", str(out))
+    assert result.exit_code == 0 and "encode at 0, prefill at" in result.output
+    listing = call("disasm", str(out)).output
+    assert all(f"# {entry}:" in listing for entry in ("encode", "prefill", "decode"))
+
+
+ENTRIES = """
+entries = {"forward": {"inputs": inputs, "dynamic": dynamic, "lengths": lengths}}
+both = Plain()
+both.inputs, both.entries = inputs, entries
+mine = Plain()
+mine.entries = {"forward": {"inputs": inputs}}
+typo = Plain()
+typo.entries = {"forward": {"input": inputs}}
+bare = Plain()
+bare.entries = {"forward": inputs}
+none = Plain()
+none.entries = {}
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("Plain", "has both inputs and entries: give every entry inputs of its own"),
+        ("both", "has both inputs and entries: give every entry inputs of its own"),
+        ("typo", "entry forward has 'input': choose of inputs, dynamic, lengths, method, takes"),
+        ("bare", "entry forward is a function, a dict is needed"),
+        ("none", "entries must be a dict with one entry at least"),
+    ],
+)
+def test_wrong_entries_get_one_line(tmp_path, name, text):
+    path = tmp_path / "entries.py"
+    path.write_text(PLAIN + ENTRIES)
+    assert text in refusal("verify", f"{path}:{name}")
+    assert call("verify", f"{path}:mine", "--backend", "functional").exit_code == 0
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,249 @@
+"""Modules that are called in several ways: one program, one set of weights, and state that stays between runs."""
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import alula
+from alula.module_source import read_source
+from hw.spec.errors import UserError
+
+MODEL = Path(__file__).parents[2] / "examples" / "own_model.py"
+LARGEST_ERROR = 0.03
+WIDTH = 32
+
+
+@cache
+def model() -> tuple[nn.Module, "alula.Program"]:
+    """(the example's module, its program)."""
+    source = read_source(f"{MODEL}:Model")
+    return source.module, alula.compile(source.module, entries=source.entries)
+
+
+def distance(got: np.ndarray, want: Tensor) -> float:
+    return float(np.sqrt(np.mean((got - want.numpy()) ** 2) / np.mean(want.numpy() ** 2)))
+
+
+# --- sessions --------------------------------------------------------------------------------------------
+
+
+def test_a_session_is_what_torch_computes_with_its_own_caches():
+    """Two pictures, each with a conversation; the caches of the second one begin anew."""
+    module, program = model()
+    torch.manual_seed(1)
+    for turns in ((5, 3), (11,)):
+        session, state = program.session("cycle"), [torch.zeros(4, 0, 16)] * 4
+        patches = torch.randn(16, 48)
+        with torch.no_grad():
+            visual = module.encode(patches)
+        (found,) = session.run("encode", {"patches": patches}).results
+        assert distance(found, visual) < LARGEST_ERROR
+        for length in turns:
+            text = torch.randn(length, 64)
+            with torch.no_grad():
+                want, *state = module.prefill(visual, text, *state)
+            (found,) = session.run("prefill", {"text": text}).results
+            assert distance(found, want) < LARGEST_ERROR
+            for _ in range(3):
+                x = torch.randn(1, 64)
+                with torch.no_grad():
+                    want, *state = module.decode(x, *state)
+                run = session.run("decode", {"x": x})
+                assert distance(run.results[0], want) < LARGEST_ERROR and run.cycles
+
+
+def test_state_is_what_the_runs_before_left():
+    """Other visual tokens in the machine, other logits: nothing comes from the examples by mistake."""
+    _, program = model()
+    found = []
+    for seed in (1, 2):
+        session, text = program.session(), torch.ones(3, 64)
+        torch.manual_seed(seed)
+        session.run("encode", {"patches": torch.randn(16, 48)})
+        session.run("prefill", {"text": text})
+        found.append(session.run("decode", {"x": torch.ones(1, 64)}).results[0])
+    assert not np.array_equal(*found)
+
+
+def test_a_cache_elsewhere_is_seen(monkeypatch):
+    """The check of a session is one: a decode step that reads another cache does not pass, though it does by itself."""
+    source = read_source(f"{MODEL}:Model")
+    program = alula.compile(source.module, entries=source.entries)
+    from compiler.stages import state
+
+    monkeypatch.setattr(
+        state.State, "cache", lambda self, integers, hold: self.memory.cache(hold.layout, 160, hold.key)
+    )
+    apart = alula.compile(source.module, entries=source.entries)
+    for made, exact in ((program, True), (apart, False)):
+        session = made.session()
+        outcomes = [session.step(entry)[1] for entry in ("encode", "prefill", "decode")]
+        assert [outcome.bit_exact for outcome in outcomes] == [True, True, exact]
+        assert made.verify("functional", entry="decode")["bit_exact"]
+
+
+def test_entries_share_weights_and_caches():
+    _, program = model()
+    alone = {name: alula.compile(*_alone(name)).lowered.memory.channel_at for name in ("encode", "prefill", "decode")}
+    assert program.lowered.memory.channel_at == alone["encode"] + alone["decode"]
+    prefill, decode = (program.lowered.entries[name] for name in ("prefill", "decode"))
+    assert {c.base for c in prefill.caches.values()} == {c.base for c in decode.caches.values()}
+
+
+def _alone(name: str):
+    """`compile`'s arguments for an entry as a module of its own."""
+    source = read_source(f"{MODEL}:Model")
+    entry = source.entries[name]
+    source.module.forward = getattr(source.module, name)
+    return source.module, entry.inputs, entry.dynamic, entry.lengths
+
+
+def test_lengths_of_several_entries():
+    _, program = model()
+    names = [case["name"] for case in program.verify("functional", seq=[2, 40], cache=[0, 24])["cases"]]
+    assert names[:6] == [
+        "encode: fixed lengths",
+        *(f"prefill: seq {seq}, cache {cache}" for seq in (2, 40) for cache in (0, 24)),
+        "decode: cache 0",
+    ]
+    assert program.simulate(entry="decode", cache=100).cycles < program.simulate(entry="prefill", seq=40).cycles
+
+
+class Counted(nn.Module):
+    """The same in two entries, of layers that repeat: a loop must not go on from one entry to the next."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = x + functional.relu(layer(x)).mean(0, keepdim=True)
+        return x
+
+
+def test_loops_end_with_their_entry():
+    entry = alula.Entry({"x": torch.randn(8, WIDTH)})
+    one = alula.compile(Counted(), entries={"a": entry})
+    two = alula.compile(Counted(), entries={"a": entry, "b": entry})
+    assert len(two.words) == 2 * len(one.words) and two.lowered.entries["b"].start == len(one.words)
+    assert two.verify("cycle")["bit_exact"]
+
+
+# --- refusals --------------------------------------------------------------------------------------------
+
+
+class Stateful(nn.Module):
+    """Entries that do not fit together, by their names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.other = (nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(4))
+
+    def _attend(self, x: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return functional.scaled_dot_product_attention(self.q(x)[None], k, v)[0]
+
+    def write(self, x, past_k, past_v):
+        k, v = torch.cat((past_k, self.k(x)[None]), 1), torch.cat((past_v, self.v(x)[None]), 1)
+        return self._attend(x, k, v), k, v
+
+    def swapped(self, x, past_k, past_v):
+        v, k = torch.cat((past_k, self.k(x)[None]), 1), torch.cat((past_v, self.v(x)[None]), 1)
+        return self._attend(x, k, v), v, k
+
+    def ignores(self, x, past_k):
+        return self.other(x + past_k[0, :1])
+
+    def rows(self, x):
+        return self.other(x), self.q(x)
+
+    def reads(self, x, rows):
+        return self.other(x + rows)
+
+    def masks(self, x, rows):
+        k, v = self.k(x)[None], self.v(x)[None]
+        return functional.scaled_dot_product_attention(self.q(x)[None], k, v, attn_mask=rows[:, :8] > 0)[0]
+
+    def unused(self, x, rows):
+        return self.other(x)
+
+
+def x(n: int = 8) -> dict[str, Tensor]:
+    return {"x": torch.randn(n, WIDTH)}
+
+
+def past() -> dict[str, Tensor]:
+    return {"past_k": torch.randn(1, 8, WIDTH), "past_v": torch.randn(1, 8, WIDTH)}
+
+
+CACHE = {"dynamic": {"past_k": {1: "cache"}, "past_v": {1: "cache"}}, "lengths": {"cache": (0, 24)}}
+WRITE = alula.Entry(x() | past(), **CACHE)
+ROWS = alula.Entry(x())
+TAKES = x() | {"rows": torch.randn(8, WIDTH)}
+
+
+@pytest.mark.parametrize(
+    ("entries", "text"),
+    [
+        ({"nothing": ROWS}, "has no method 'nothing'|forward"),
+        (
+            {"write": WRITE, "swapped": alula.Entry(x() | past(), **CACHE)},
+            "state past_k: entry swapped holds values of",
+        ),
+        (
+            {"write": WRITE, "ignores": alula.Entry(x() | {"past_k": torch.randn(1, 8, WIDTH)})},
+            "state past_k: entry write appends to it, entry ignores does not",
+        ),
+        ({"reads": alula.Entry(TAKES, takes={"rows": "rows"})}, "takes 'rows' from 'rows': give another entry (none)"),
+        ({"rows": ROWS, "reads": alula.Entry(TAKES, takes={"rows": "rows.2"})}, "takes result 2 of entry rows"),
+        ({"rows": ROWS, "reads": alula.Entry(TAKES, takes={"row": "rows"})}, "takes 'row', its inputs are x, rows"),
+        ({"rows": ROWS, "reads": alula.Entry(TAKES, takes={"rows": "rows.a"})}, "the number of its result"),
+        ({"rows": ROWS, "masks": alula.Entry(TAKES, takes={"rows": "rows"})}, "the host needs it for a mask"),
+        ({"rows": ROWS, "unused": alula.Entry(TAKES, takes={"rows": "rows"})}, "no result depends on it"),
+        (
+            {"write": WRITE, "reads": alula.Entry(TAKES, takes={"rows": "write.1"})},
+            "another entry takes it, it is state",
+        ),
+        ({}, "give one entry at least"),
+    ],
+)
+def test_entries_that_do_not_fit_together_get_one_line(entries, text):
+    with pytest.raises(UserError) as refusal:
+        alula.compile(Stateful(), entries=entries)
+    line = str(refusal.value)
+    assert any(part in line for part in text.split("|")) and "\n" not in line
+
+
+def test_compile_takes_inputs_or_entries():
+    for given in ({}, {"inputs": x(), "entries": {"rows": ROWS}}):
+        with pytest.raises(UserError, match="give either inputs or entries"):
+            alula.compile(Stateful(), **given)
+
+
+def test_the_second_of_several_results():
+    program = alula.compile(Stateful(), entries={"rows": ROWS, "reads": alula.Entry(TAKES, takes={"rows": "rows.1"})})
+    assert program.verify("cycle")["bit_exact"]
+
+
+def test_sessions_refuse_what_does_not_fit():
+    program = alula.compile(Stateful(), entries={"write": WRITE})
+    session = program.session()
+    for _ in range(3):
+        session.run("write")
+    session.run("write")  # behind 24 rows, as many as were compiled
+    with pytest.raises(UserError, match=r"entry write, run 5 of the session: cache = 32 is outside 0\.\.24"):
+        session.run("write")
+    with pytest.raises(UserError, match="has no entry 'read': choose of write"):
+        session.run("read")
+    small = alula.Entry(x() | {"rows": torch.randn(4, WIDTH)}, takes={"rows": "rows"}, method="gather")
+    Stateful.gather = lambda self, x, rows: self.other(x[:4] + rows)
+    program = alula.compile(Stateful(), entries={"rows": ROWS, "gather": small})
+    session = program.session()
+    session.run("rows")
+    with pytest.raises(UserError, match=r"the machine has 8 rows of rows\.0, the entry takes 4"):
+        session.run("gather")
