@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from alula.cross import CrossBackend, Outcome, executors
 from alula.module_case import Case
-from alula.module_entry import ONLY, CompiledEntry, Entry, places_taken, results_taken
+from alula.module_entry import ONLY, CompiledEntry, Entry, compile_entries
 from alula.module_file import save
 from alula.module_host import Host, image
 from alula.module_report import report
@@ -49,12 +49,10 @@ def compile(
         raise UserError(
             f"module {type(module).__name__}: give one entry at least, with dynamic and lengths of its own, if any"
         )
-    machine, places = resolve(config), places_taken(entries)
-    wanted = results_taken(places)
-    compiled = {name: CompiledEntry(name, module, each, places[name], wanted[name]) for name, each in entries.items()}
+    machine, compiled = resolve(config), compile_entries(module, entries)
     program = Program(type(module).__name__, machine, compiled)
-    for entry in compiled.values():
-        entry.check()
+    for each in compiled.values():
+        each.check()
     return program
 
 
@@ -109,7 +107,7 @@ class Program:
             cases = [each.case(at, name=label) for at in each.cases(own)]
             found += [(each, case, self._outcome(each, case, last, memory)) for case in cases]
         if len(chosen) > 1:
-            session = Session(self.lowered, self.entry, last, memory)
+            session = Session(self.lowered, self.entries, last, memory)
             found += [(each, *session.step(each.name)) for each in (*chosen, chosen[-1])]
         return report(self.name, self.lowered, found, last)
 
@@ -138,7 +136,7 @@ class Program:
 
     def session(self, last: str = "functional", memory: MemoryModel | None = None) -> Session:
         """A machine whose memory stays from run to run: entries find the state that others left."""
-        return Session(self.lowered, self.entry, last, memory)
+        return Session(self.lowered, self.entries, last, memory)
 
     def save(self, path: str | Path) -> dict[str, Any]:
         """Writes program, weights and memory map to a file; returns its manifest. See docs/reference/api.md."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
+import networkx as nx
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from compiler.graph import capture, constants, values_of
 from compiler.integer import rules  # noqa: F401  # fills the table of rules
 from compiler.integer.errors import operator_errors
 from compiler.integer.feed import feed
-from compiler.integer.integers import Integers
+from compiler.integer.integers import Form, Integers
 from compiler.integer.interpret import interpret
 from compiler.integer.plan import make_plan
 from compiler.integer.translate import Translator
@@ -71,6 +72,33 @@ def results_taken(places: Mapping[str, Mapping[str, str]]) -> dict[str, list[int
     return found
 
 
+def compile_entries(module: nn.Module, entries: Mapping[str, Entry]) -> "dict[str, CompiledEntry]":
+    """All entries of a module; those that only read state behind those that append to it."""
+    places = places_taken(entries)
+    wanted = results_taken(places)
+    found = {name: CompiledEntry(name, module, entry) for name, entry in entries.items()}
+    forms: dict[str, Form] = {}
+    for name in _in_order(found):
+        roles = {state: key for other, one in found.items() if other != name for state, key in one.read.items()}
+        found[name].translate(places[name], wanted[name], forms, roles)
+        forms |= found[name].integers.forms()
+    return found
+
+
+def _in_order(entries: "Mapping[str, CompiledEntry]") -> list[str]:
+    """Names of entries, who reads state behind all that append to it; UserError where that goes in a circle."""
+    network = nx.DiGraph()
+    network.add_nodes_from(entries)
+    for reader, one in entries.items():
+        writers = [name for name, other in entries.items() if other.appended & (set(one.examples) - one.appended)]
+        network.add_edges_from((writer, reader) for writer in writers)
+    try:
+        return list(nx.topological_sort(network))
+    except nx.NetworkXUnfeasible:
+        circle = " and ".join(name for name, _ in nx.find_cycle(network))
+        raise UserError(f"entries {circle} each read state that the other appends to: let one append to all") from None
+
+
 @contextmanager
 def _called_as_forward(module: nn.Module, name: str, method: str) -> Iterator[None]:
     """While this lasts, calling the module calls that method; torch.export knows no other way."""
@@ -90,22 +118,43 @@ def _called_as_forward(module: nn.Module, name: str, method: str) -> Iterator[No
 
 
 class CompiledEntry:
-    """An entry with its graph, its integers and its examples. places: of rows that it takes from others, by input;
-    wanted: numbers of its results that others take."""
+    """An entry with its graph, its examples, and, once it is translated, its integers."""
 
-    def __init__(
-        self, name: str, module: nn.Module, entry: Entry, places: Mapping[str, str], wanted: Iterable[int]
-    ) -> None:
+    integers: Integers
+
+    def __init__(self, name: str, module: nn.Module, entry: Entry) -> None:
         method = entry.method or (name if hasattr(module, name) else ONLY)
         with _called_as_forward(module, name, method):
             self.examples = _named(module, method, entry.inputs)
             self.graph = capture(module, self.examples, entry.dynamic, entry.lengths)
         self.name, self.module_name, self.dynamic = name, type(module).__name__, entry.dynamic
+        self.appended = {str(node.operand("past")) for node in self.graph.device() if node.op == "append"}
+        """Inputs that it appends to."""
+        self.read = dict(self._read())
+        """Inputs that attention reads, with new rows or without, and whether they are keys there."""
+
+    def _read(self) -> Iterator[tuple[str, bool]]:
+        for node in self.graph.device():
+            for operand in "kv" if node.op == "attention" else "":
+                source = self.graph.nodes[node.arguments[operand].name]
+                past = source.operand("past") if source.op == "append" else source.name
+                if past in self.examples:
+                    yield str(past), operand == "k"
+
+    def translate(
+        self, places: Mapping[str, str], wanted: Iterable[int], forms: Mapping[str, Form], roles: Mapping[str, bool]
+    ) -> None:
+        """Graph to integers. places: of rows that it takes from others, by input; wanted: numbers of its results that
+        others take; forms: of state that others append to; roles: whether state that others read is keys."""
         if unknown := [taken for taken in places if taken not in self.examples]:
-            raise UserError(f"entry {name} takes {unknown[0]!r}, its inputs are {', '.join(self.examples)}: correct it")
+            raise UserError(
+                f"entry {self.name} takes {unknown[0]!r}, its inputs are {', '.join(self.examples)}: correct it"
+            )
+        read = {name: form for name, form in forms.items() if name in self.examples and name not in self.appended}
         known = {key: value.numpy() for key, value in constants(self.graph).items()}
-        plan, leaves = make_plan(self.graph, known), self._leaves(wanted)
-        self.integers: Integers = Translator(self.graph, plan, known, takes=places, leaves=leaves).run()
+        plan, leaves = make_plan(self.graph, known, read, roles), self._leaves(wanted)
+        translator = Translator(self.graph, plan, known, takes=places, leaves=leaves, forms=read, roles=roles)
+        self.integers = translator.run()
 
     def _leaves(self, wanted: Iterable[int]) -> dict[str, str]:
         """Outputs that others take, by place."""

@@ -66,7 +66,7 @@ class Host:
     def _cache_behind(self, past: str) -> Cache:
         """Where new rows go behind past ones: both lie in one cache."""
         holds = self.lowered.integers.of_kind(s.Hold)
-        return self.lowered.caches[next(step.name for step in holds if step.past == past)]
+        return self.lowered.caches[next((step.name for step in holds if step.past == past), past)]
 
     # --- what must be there ------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """A session: runs of a program's entries one after the other, on one machine whose memory stays."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ from alula.module_host import Host, image
 from compiler.graph.ir import Dim, Length
 from compiler.integer import steps as s
 from compiler.stages.program import Lowered
-from compiler.stages.state import held
+from compiler.stages.state import require_only_attention
 from hw.spec.errors import InternalError, UserError
 from hw.spec.memory import MemoryModel
 
@@ -42,18 +42,21 @@ class _There:
 
 
 class Session:
-    """Of a program. find: an entry by its name. last: the last executor of every run; memory: the model of it."""
+    """Of a program with these entries. last: the last executor of every run; memory: the model of it."""
 
     def __init__(
-        self, lowered: Lowered, find: Callable[[str], CompiledEntry], last: str, memory: MemoryModel | None
+        self, lowered: Lowered, entries: Mapping[str, CompiledEntry], last: str, memory: MemoryModel | None
     ) -> None:
-        self.lowered, self.find, self.image, self.there = lowered, find, image(lowered), _There()
+        self.lowered, self.entries, self.image, self.there = lowered, entries, image(lowered), _There()
         self.backend = CrossBackend(executors(last), model=memory or MemoryModel.of(lowered.config))
         self.runs = 0
+        for name, entry in self.entries.items():
+            for state in entry.integers.held():
+                require_only_attention(name, entry.integers, state)
 
     def run(self, entry: str, inputs: Mapping[str, Tensor] | None = None, **lengths: int) -> Run:
         """One run of an entry; see docs/reference/api.md. InternalError where executors disagree."""
-        found = self.find(entry)
+        found = self._entry(entry)
         case, outcome = self.step(entry, inputs, **lengths)
         if not outcome.bit_exact:
             raise InternalError(f"entry {entry}, {case.name}: {outcome.first_difference}")
@@ -63,7 +66,7 @@ class Session:
 
     def step(self, entry: str, inputs: Mapping[str, Tensor] | None = None, **lengths: int) -> tuple[Case, Outcome]:
         """One run: the golden model's, and how the executors agreed with it."""
-        found, self.runs = self.find(entry), self.runs + 1
+        found, self.runs = self._entry(entry), self.runs + 1
         sources = {name: source for name, source in _sources(found).items() if source in self.there.integers}
         chosen = self._lengths(found, sources, inputs or {}, lengths)
         given = dict(inputs or {})
@@ -76,6 +79,11 @@ class Session:
         self.backend.run(self.lowered.config, self.image, host.invocation(chosen))
         self._keep(found, case)
         return case, self.backend.check(case.name, host.pieces(case.values))
+
+    def _entry(self, name: str) -> CompiledEntry:
+        if name not in self.entries:
+            raise UserError(f"the module has no entry {name!r}: choose of {', '.join(self.entries)}")
+        return self.entries[name]
 
     def _lengths(
         self, entry: CompiledEntry, sources: Mapping[str, str], inputs: Mapping[str, Tensor], lengths: Mapping[str, int]
@@ -105,7 +113,7 @@ class Session:
     def _keep(self, entry: CompiledEntry, case: Case) -> None:
         """What the run leaves in the machine."""
         integers = entry.integers
-        names = {holds[0].name: name for name, holds in held(integers).items()}
+        names = {holds[0].name: name for name, holds in integers.held().items()}
         outputs = {hold: output for output, hold in integers.states.items()}
         for hold, name in names.items():
             self.there.integers[name] = case.values[hold]

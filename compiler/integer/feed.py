@@ -37,7 +37,7 @@ def feed(integers: Integers, value: Callable[[str], Array], lengths: Mapping[str
             case s.Mask():
                 found[name] = _mask(step, value(step.node), lengths)
             case s.Past():
-                found[name] = _past(step, value(step.node), _multiplier(integers, name))
+                found[name] = _past(step, value(step.node))
     return found
 
 
@@ -86,17 +86,15 @@ def _mask(step: s.Mask, mask: Array, lengths: Mapping[str, int]) -> Array:
     return np.broadcast_to(added.reshape(added.shape[-2:]), shape)[:, None].astype(np.int64)
 
 
-def _past(step: s.Past, past: Array, mult: float) -> Held:
+def _past(step: s.Past, past: Array) -> Held:
     """float[heads, n, d] -> keys or values as the machine would have written them."""
     layout = step.layout
-    wide = fixed_rows(np.asarray(past, np.float64).reshape(layout.groups, -1, layout.size), mult).transpose(1, 0, 2)
+    wide = fixed_rows(np.asarray(past, np.float64).reshape(layout.groups, -1, layout.size), step.mult).transpose(
+        1, 0, 2
+    )
     if layout.order is not None:
         wide = wide[..., list(layout.order)]
     if not len(wide):
         return Held(np.zeros(wide.shape, np.int8), np.zeros(wide.shape[:2], np.int64))
     rows, raw = quantise_rows(wide)
     return Held(rows, (nm.to_scale(raw) if step.key else raw)[..., 0])
-
-
-def _multiplier(integers: Integers, past: str) -> float:
-    return next(step.mult for step in integers.of_kind(s.Hold) if step.past == past)

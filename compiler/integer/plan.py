@@ -9,6 +9,7 @@ from hw.spec import numerics as nm
 from ref_model.quantise import QUERY_FACTOR, value_factor
 
 from ..graph.ir import ON_DEVICE, Graph, Node
+from .integers import Form
 from .steps import Array, Layout
 from .translate import Plan
 
@@ -17,12 +18,20 @@ SAME_CHANNELS = ("add", "mul", "scale", "offset", "activation", "softmax", "norm
 """Operators whose result has the channels of their operands."""
 
 
-def make_plan(graph: Graph, constants: Mapping[str, Array]) -> Plan:
-    planner = _Planner(graph, constants)
+def make_plan(
+    graph: Graph,
+    constants: Mapping[str, Array],
+    forms: Mapping[str, Form] | None = None,
+    roles: Mapping[str, bool] | None = None,
+) -> Plan:
+    """forms: of state that the graph reads, and that others append to. roles: whether state is keys, by its input."""
+    planner = _Planner(graph, constants, roles or {})
+    planner.plan.layouts.update({name: form.layout for name, form in (forms or {}).items()})
     # The order of channels that a rotation needs comes first: groups alone leave it open.
     for operator, arrange in (
         ("rope", planner.arrange_rope),
         ("attention", planner.arrange_attention),
+        ("append", planner.arrange_state),
         ("norm", planner.arrange_norm),
     ):
         for node in graph.device():
@@ -31,6 +40,8 @@ def make_plan(graph: Graph, constants: Mapping[str, Array]) -> Plan:
     for node in graph.device():
         if node.op == "attention":
             planner.fold(node)
+        elif planner.is_written_only(node) and not planner.roles[node.arguments["past"].name]:
+            planner.fold_values(node.name)
     return planner.plan
 
 
@@ -50,8 +61,12 @@ def query_factor(attention: Node) -> float:
 
 
 class _Planner:
-    def __init__(self, graph: Graph, constants: Mapping[str, Array]) -> None:
-        self.graph, self.constants, self.plan = graph, constants, Plan()
+    def __init__(self, graph: Graph, constants: Mapping[str, Array], roles: Mapping[str, bool]) -> None:
+        self.graph, self.constants, self.roles, self.plan = graph, constants, roles, Plan()
+
+    def is_written_only(self, node: Node) -> bool:
+        """Whether it appends to state that only other entries read."""
+        return node.op == "append" and node.arguments["past"].name in self.roles and not self.graph.users(node.name)
 
     # --- layouts -----------------------------------------------------------------------------------------
 
@@ -78,6 +93,13 @@ class _Planner:
         order = next((each for each in orders if each is not None), None)
         for operand, name in names.items():
             self._arrange(name, replace(plain[operand], order=None if operand == "v" else order))
+
+    def arrange_state(self, node: Node) -> None:
+        """Heads are groups, as for the attention that reads them elsewhere."""
+        if self.is_written_only(node):
+            plain = Layout(int(node.shape[-3]), int(node.shape[-1]))
+            key = self.roles[node.arguments["past"].name]
+            self._arrange(node.name, self._order_of(node.name, plain) if key else plain)
 
     def _arrange(self, name: str, layout: Layout) -> None:
         """The value behind a node gets the layout, and so do those that it is computed from channel by channel."""
@@ -107,7 +129,7 @@ class _Planner:
             return Layout(
                 layout.groups, layout.size, paired(layout.size, int(node.arguments["width"]), node.arguments["style"])
             )
-        return layout
+        return self.plan.layouts.get(node.name, layout) if node.op == "input" else layout
 
     def _has_width(self, name: str, layout: Layout) -> bool:
         """Whether the node's rows have so many channels: its last axis, or all heads of [heads, rows, channels]."""
@@ -124,7 +146,10 @@ class _Planner:
         producer = self._producer(node.arguments["q"].name, ("linear", "norm"))
         if producer is not None:
             self.plan.factors[producer.name] = query_factor(node)
-        producer = self._producer(node.arguments["v"].name, ("linear",))
+        self.fold_values(node.arguments["v"].name)
+
+    def fold_values(self, name: str) -> None:
+        producer = self._producer(name, ("linear",))
         if producer is not None:
             self.plan.factors[producer.name] = self._value_factor(producer)
 

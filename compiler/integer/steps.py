@@ -442,7 +442,7 @@ class Held:
 @dataclass(eq=False)
 class Past(Step):
     """Keys or values of earlier runs, which stay in the machine. key: keys, else values. node: the input. reader: the
-    node that appends to them."""
+    node that appends to them; empty where nothing does, and attention reads them alone."""
 
     node: str = ""
     key: bool = True

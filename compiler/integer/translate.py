@@ -19,7 +19,7 @@ from ref_model.quantise import QuantLinear, QuantNorm, fixed
 
 from ..graph.ir import CONSTANT, HOST, Dim, Graph, Node
 from . import steps as s
-from .integers import Integers
+from .integers import Form, Integers
 from .steps import Array, Layout, Param, Step
 from .views import View, is_heads, is_rows, rows_view, tensor
 
@@ -60,7 +60,8 @@ class Translator:
 
     constants: values of constant nodes. given: weights that are quantised already, by the path of their module; the
     constants need not have these. takes: inputs that are rows which another entry has left, with the place where they
-    are. leaves: places, with the output that other entries find there.
+    are. leaves: places, with the output that other entries find there. forms: of inputs that are state which
+    other entries append to, and this one only reads. roles: whether an input that attention elsewhere reads is keys.
     """
 
     def __init__(
@@ -71,9 +72,11 @@ class Translator:
         given: Mapping[str, QuantLinear | QuantNorm] | None = None,
         takes: Mapping[str, str] | None = None,
         leaves: Mapping[str, str] | None = None,
+        forms: Mapping[str, Form] | None = None,
+        roles: Mapping[str, bool] | None = None,
     ) -> None:
         self.graph, self.plan, self.constants, self.given = graph, plan, constants, given or {}
-        self.takes, self.leaves = takes or {}, leaves or {}
+        self.takes, self.leaves, self.forms, self.roles = takes or {}, leaves or {}, forms or {}, roles or {}
         self.steps: dict[str, Step] = {}
         self.views: dict[str, View] = {}
         self.holds: dict[str, str] = {}

@@ -21,7 +21,7 @@ from .phases import Phase, phases
 from .place import DoesNotFitError, places
 from .roll import MOST_PHASES
 from .schedule import Scheduled, as_written, scheduled
-from .state import State
+from .state import State, only_read
 from .table import lower_phase
 
 Order = Callable[[Body], Scheduled]
@@ -103,6 +103,12 @@ class EntryLowering:
                     f"the length {step.rows} may be {step.rows.at(least)}, and rows are computed of it: let it be 1 at "
                     "least; only a cache may be empty"
                 )
+            keys = getattr(step, "n_keys", 1)
+            if isinstance(keys, Length) and keys.at(least) < 1:
+                raise UserError(
+                    f"attention over {keys} keys: there may be {keys.at(least)}, and nothing to attend to then: let it "
+                    "be 1 at least"
+                )
 
     def _lengths(self) -> list:
         """Every symbolic length that the program looks at, so that all argument registers are known from the start."""
@@ -126,7 +132,7 @@ class EntryLowering:
             if isinstance(step, s.Mask):
                 granules = cache_slots(self.arguments.most(step.keys_length), self.config.units) * self.config.units
                 self.rows[name] = Rows(self.memory.aux(most * granules), granules, step.layout, most)
-            elif isinstance(step, s.Hold):
+            elif isinstance(step, s.Hold) or step in only_read(self.integers):
                 self.caches[name] = self.state.cache(self.integers, step)
             elif name in self.state.kept(self.integers):
                 self.rows[name] = self.state.rows(self.integers, step)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from hw.spec.errors import UserError
 
 from ..integer import steps as s
-from ..integer.integers import Integers
+from ..integer.integers import Form, Integers
 from .emit import Arguments
 from .memory import Cache, MemoryMap, Rows
 
@@ -21,39 +21,47 @@ class State:
         self.memory, self.entries = memory, entries
         self._caches: dict[tuple[str, int], Cache] = {}
         self._rows: dict[str, Rows] = {}
-        names = {name for integers in entries.values() for name in held(integers)}
-        for name in sorted(names):
+        for name in sorted({name for integers in entries.values() for name in integers.held()}):
             self._require_alike(name)
 
     # --- caches ------------------------------------------------------------------------------------------
 
-    def cache(self, integers: Integers, hold: s.Hold) -> Cache:
+    def cache(self, integers: Integers, step: s.Hold | s.Past) -> Cache:
         """Where a step's keys or values lie, with room for the most rows of any entry."""
-        if not hold.past:
-            return self.memory.cache(hold.layout, _most(integers, hold), hold.key)
-        name = integers.steps[hold.past].node  # type: ignore[attr-defined]
-        number = held(integers)[name].index(hold)
+        if isinstance(step, s.Hold) and not step.past:
+            return self.memory.cache(step.layout, _most(integers, step), step.key)
+        name = _state(integers, step)
+        number = integers.held()[name].index(step) if isinstance(step, s.Hold) else 0
         if (name, number) not in self._caches:
-            most = max(_most(each, held(each)[name][number]) for each in self.entries.values() if name in held(each))
-            self._caches[name, number] = self.memory.cache(hold.layout, most, hold.key)
+            most = max(self._most_of(each, name, number) for each in self.entries.values())
+            self._caches[name, number] = self.memory.cache(step.layout, most, step.key)
         return self._caches[name, number]
 
+    def _most_of(self, integers: Integers, name: str, number: int) -> int:
+        """The most rows of a state that an entry has in mind."""
+        steps: list[s.Step] = [*integers.held().get(name, [])[number : number + 1]]
+        steps += [past for past in only_read(integers) if past.node == name]
+        return max((_most(integers, step) for step in steps), default=0)
+
     def _require_alike(self, state: str) -> None:
-        """UserError unless all entries that have an input of this name append to it, and to rows of the same form."""
-        with_input = {name: integers for name, integers in self.entries.items() if state in integers.graph.inputs}
-        forms = {name: [_form(hold) for hold in held(integers).get(state, [])] for name, integers in with_input.items()}
-        (first, wanted), *others = sorted(forms.items(), key=lambda item: not item[1])
-        for name, form in others:
-            if not form:
+        """UserError unless all entries that append to an input of this name hold it in the same form, and those that
+        only read it do so in attention."""
+        forms = {
+            name: [Form(hold.key, hold.layout, hold.mult) for hold in integers.held()[state]]
+            for name, integers in self.entries.items()
+            if state in integers.held()
+        }
+        (first, wanted), *others = forms.items()
+        for name, found in others:
+            if found != wanted or len(found) > 1:
                 raise UserError(
-                    f"state {state}: entry {first} appends to it, entry {name} does not: let {name} append its rows "
-                    "and return the result, or call its input otherwise"
+                    f"state {state}: entry {name} holds {' and '.join(map(str, found))}, entry {first} "
+                    f"{' and '.join(map(str, wanted))}: let both append to it once, what the same layers compute, or "
+                    "call it otherwise in one of them"
                 )
-            if form != wanted or len(form) > 1:
-                raise UserError(
-                    f"state {state}: entry {name} holds {' and '.join(form)}, entry {first} {' and '.join(wanted)}: "
-                    "let both append to it once, what the same layers compute, or call it otherwise in one of them"
-                )
+        if len(self.entries) > 1:
+            for name, integers in self.entries.items():
+                require_only_attention(name, integers, state)
 
     # --- rows --------------------------------------------------------------------------------------------
 
@@ -86,16 +94,23 @@ def _most(integers: Integers, step: s.Step) -> int:
     return Arguments(integers.graph.lengths).most(step.rows)
 
 
-def held(integers: Integers) -> dict[str, list[s.Hold]]:
-    """The steps that append to an input, by its name."""
-    found: dict[str, list[s.Hold]] = {}
-    for hold in integers.of_kind(s.Hold):
-        if hold.past:
-            found.setdefault(integers.steps[hold.past].node, []).append(hold)  # type: ignore[attr-defined]
-    return found
+def _state(integers: Integers, step: s.Hold | s.Past) -> str:
+    """The input whose rows a step reads or appends to."""
+    past = integers.steps[step.past] if isinstance(step, s.Hold) else step
+    assert isinstance(past, s.Past)
+    return past.node
 
 
-def _form(hold: s.Hold) -> str:
-    kind = "keys" if hold.key else "values"
-    turned = "" if hold.layout.order is None else f" in the order {hold.layout.order[:4]}.."
-    return f"{kind} of {hold.layout.groups} x {hold.layout.size} channels{turned} times {hold.mult:g}"
+def only_read(integers: Integers) -> list[s.Past]:
+    """State that an entry reads and does not append to."""
+    return [past for past in integers.of_kind(s.Past) if not past.reader]
+
+
+def require_only_attention(entry: str, integers: Integers, state: str) -> None:
+    """UserError where anything but attention reads state: the host has no rows of it to bring."""
+    brought = [node for step in integers.steps.values() if not isinstance(step, s.Past) for node in step.nodes_brought]
+    if any(state in integers.graph.ancestors(node) for node in brought):
+        raise UserError(
+            f"state {state}: it stays in the machine, and in entry {entry} something else than attention reads it: "
+            "append to it, attend to it, or call the input otherwise there"
+        )

@@ -114,6 +114,96 @@ def test_lengths_of_several_entries():
     assert program.simulate(entry="decode", cache=100).cycles < program.simulate(entry="prefill", seq=40).cycles
 
 
+# --- state that one entry writes and another one reads ---------------------------------------------------
+
+
+class CrossAttention(nn.Module):
+    """Keys and values of a picture are made once, rotated or not; every row of text attends to them."""
+
+    def __init__(self, rotated: bool) -> None:
+        super().__init__()
+        self.norm, self.rotated = nn.LayerNorm(WIDTH), rotated
+        self.q, self.k, self.v, self.o = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
+
+    def _heads(self, x: Tensor, turn: bool = False) -> Tensor:
+        x = x.view(-1, 2, 16).transpose(0, 1)
+        if not turn:
+            return x
+        angles = torch.arange(x.shape[1])[:, None] * 0.5 ** torch.arange(8)
+        angles = torch.cat((angles, angles), -1)
+        return x * angles.cos() + torch.cat((-x[..., 8:], x[..., :8]), -1) * angles.sin()
+
+    def encode(self, y, k, v):
+        y = self.norm(y)
+        k = torch.cat((k, self._heads(self.k(y), self.rotated)), 1)
+        return k, torch.cat((v, self._heads(self.v(y))), 1)
+
+    def read(self, x, k, v):
+        q = self._heads(self.q(x), self.rotated)
+        attended = functional.scaled_dot_product_attention(q, k, v)
+        return x + self.o(attended.transpose(0, 1).reshape(-1, WIDTH))
+
+    def read_swapped(self, x, k, v):
+        return self.read(x, v, k)
+
+
+def cross_entries(reader: str, **more) -> dict[str, "alula.Entry"]:
+    torch.manual_seed(2)
+    held = {"k": torch.randn(2, 5, 16), "v": torch.randn(2, 5, 16)}
+    cached = {"k": {1: "cache"}, "v": {1: "cache"}}
+    read = {"dynamic": cached | {"x": {0: "seq"}}, "lengths": {"cache": (1, 40), "seq": (1, 9)}} | more
+    return {
+        reader: alula.Entry({"x": torch.randn(3, WIDTH)} | held, **read),
+        "encode": alula.Entry(
+            {"y": torch.randn(7, WIDTH)} | held, cached | {"y": {0: "n"}}, {"cache": (0, 20), "n": (1, 20)}
+        ),
+    }
+
+
+@pytest.mark.parametrize("rotated", [False, True])
+def test_keys_that_another_entry_has_written(rotated):
+    """In RTL: the writer has no attention, the reader appends nothing."""
+    torch.manual_seed(3)
+    module = CrossAttention(rotated)
+    program = alula.compile(module, entries=cross_entries("read"))
+    result = program.verify("rtl")
+    assert result["bit_exact"] and result["cycle_exact"] and result["float_error"] < LARGEST_ERROR
+    session, x, parts = program.session(), torch.randn(4, WIDTH), (torch.randn(13, WIDTH), torch.randn(6, WIDTH))
+    with torch.no_grad():
+        k = v = torch.zeros(2, 0, 16)
+        for y in parts:
+            assert session.run("encode", {"y": y}).results == []
+            k, v = module.encode(y, k, v)
+        assert distance(session.run("read", {"x": x}).results[0], module.read(x, k, v)) < LARGEST_ERROR
+
+
+def test_keys_are_no_values_elsewhere():
+    with pytest.raises(UserError, match=r"read_swapped.*holds|it is read as|holds keys"):
+        alula.compile(CrossAttention(False), entries=cross_entries("read_swapped") | cross_entries("read"))
+    with pytest.raises(UserError, match="attention over cache keys: there may be 0"):
+        alula.compile(CrossAttention(False), entries=cross_entries("read", lengths={"cache": (0, 9), "seq": (1, 9)}))
+
+
+def test_rows_behind_rows_are_no_state_without_attention():
+    """cat(past, new) that is a result, and one that a layer reads: rows that the host brings, and new ones."""
+
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.k, self.o = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+        def forward(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+            rows = torch.cat((past, self.k(x)[None]), 1)
+            return rows, self.o(torch.cat((past, x[None]), 1)[0])
+
+    program = alula.compile(Joined(), {"x": torch.randn(4, WIDTH), "past": torch.randn(1, 3, WIDTH)})
+    result = program.verify("cycle")
+    assert result["bit_exact"] and result["float_error"] < LARGEST_ERROR
+
+
+# --- loops -----------------------------------------------------------------------------------------------
+
+
 class Counted(nn.Module):
     """The same in two entries, of layers that repeat: a loop must not go on from one entry to the next."""
 
@@ -197,7 +287,7 @@ TAKES = x() | {"rows": torch.randn(8, WIDTH)}
         ),
         (
             {"write": WRITE, "ignores": alula.Entry(x() | {"past_k": torch.randn(1, 8, WIDTH)})},
-            "state past_k: entry write appends to it, entry ignores does not",
+            "state past_k: it stays in the machine, and in entry ignores something else",
         ),
         ({"reads": alula.Entry(TAKES, takes={"rows": "rows"})}, "takes 'rows' from 'rows': give another entry (none)"),
         ({"rows": ROWS, "reads": alula.Entry(TAKES, takes={"rows": "rows.2"})}, "takes result 2 of entry rows"),

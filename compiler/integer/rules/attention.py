@@ -1,5 +1,7 @@
 """Rotary positions, caches and attention (operators 5 to 8 of docs/machine.md)."""
 
+from dataclasses import replace
+
 from hw.spec import numerics as nm
 from ref_model.quantise import ATTENTION_OUT_FACTOR
 
@@ -7,7 +9,7 @@ from ...graph.ir import Node
 from .. import steps as s
 from ..plan import paired, query_factor
 from ..steps import Layout
-from ..translate import Translator, refused, rule
+from ..translate import RULES, Translator, refused, rule
 from ..views import View, heads_view
 
 
@@ -36,10 +38,18 @@ def rope(t: Translator, node: Node) -> View:
 
 @rule("append")
 def append(t: Translator, node: Node) -> View:
-    """The new rows; attention makes state of them, once it is known whether they are keys or values."""
-    if any(user.op != "attention" for user in t.graph.users(node.name)):
+    """The new rows; attention makes state of them, or other entries do. What is neither is rows behind rows."""
+    readers = {user.op for user in t.graph.users(node.name)}
+    past, new = (node.arguments[name] for name in ("past", "new"))
+    if "attention" not in readers and (readers or past.name not in t.roles):
+        return RULES["cat"](
+            t, replace(node, op="cat", arguments={"parts": [past, new], "axis": node.arguments["axis"]})
+        )
+    if readers - {"attention"}:
         raise refused(node, "something else than attention reads it", "keys and values that attention reads")
-    return t.view(node.arguments["new"].name)
+    if not readers:
+        _hold(t, node, t.roles[past.name])
+    return t.view(new.name)
 
 
 @rule("attention")
@@ -77,30 +87,45 @@ def attention(t: Translator, node: Node) -> View:
 def _held(t: Translator, node: Node, operand: str, key: bool) -> tuple[str, float, int]:
     """(state, multiplier, channels of a head) of keys or values."""
     source = t.graph.nodes[node.arguments[operand].name]
-    past = ""
-    new = source.name
-    if source.op == "append":
-        new, past_node = source.arguments["new"].name, t.graph.nodes[source.arguments["past"].name]
-        heads, _, size = past_node.shape[-3:]
-        layout = t.plan.layouts.get(past_node.name, Layout(int(heads), int(size)))
-        past = t.add(
-            s.Past,
-            past_node.shape[-2],
-            layout,
-            node=past_node.name,
-            key=key,
-            reader=source.name,
-            name=f"{source.name}.past",
-        )
+    return _read(t, source, key) if source.name in t.forms else _hold(t, source, key)
+
+
+def _hold(t: Translator, source: Node, key: bool) -> tuple[str, float, int]:
+    """As `_held`, of rows that this entry computes."""
+    new = source.arguments["new"].name if source.op == "append" else source.name
     x = t.heads(new)
-    before = t.steps[x]
-    if past:
-        x = t.at_mult(x, 1.0 if key else before.mult)
+    layout, past = t.steps[x].layout, ""
+    if source.op == "append":
+        x = t.at_mult(x, 1.0) if key else x
+        past = _past(t, source.arguments["past"].name, key, source.name, t.steps[x].mult)
     x8, entry = t.int8(x, whole=False)
-    held = t.add(s.Hold, source.shape[-2], before.layout, x8, entry, key, past, mult=t.steps[x].mult)
+    held = t.add(s.Hold, source.shape[-2], layout, x8, entry, key, past, mult=t.steps[x].mult)
     if source.op == "append":
         t.holds[source.name] = held
-    return held, t.steps[x].mult, before.layout.size
+    return held, t.steps[x].mult, layout.size
+
+
+def _past(t: Translator, name: str, key: bool, reader: str, mult: float) -> str:
+    """What an input held before this run; reader: the node that appends to it, if there is one."""
+    node = t.graph.nodes[name]
+    heads, rows, size = node.shape[-3:]
+    layout = t.plan.layouts.get(name, Layout(int(heads), int(size)))
+    return t.add(s.Past, rows, layout, node=name, key=key, reader=reader, mult=mult, name=f"{reader or name}.past")
+
+
+def _read(t: Translator, node: Node, key: bool) -> tuple[str, float, int]:
+    """As `_held`, of state that another entry appends to."""
+    form = t.forms[node.name]
+    heads, _, size = node.shape[-3:]
+    if form.key != key or (form.layout.groups, form.layout.size) != (heads, size):
+        what, there = ("keys" if each else "values" for each in (key, form.key))
+        raise refused(
+            node,
+            f"it is read as {what} of {heads} x {size} channels, another entry holds {there} of {form.layout.groups} x "
+            f"{form.layout.size}",
+            "what the other entry holds",
+        )
+    return _past(t, node.name, key, "", form.mult), form.mult, form.layout.size
 
 
 def _mask(t: Translator, node: Node, rows, n_keys) -> str:
