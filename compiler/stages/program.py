@@ -36,7 +36,7 @@ def lower(integers: Mapping[str, Integers], config: Config) -> Lowered:
     state = State(memory, integers)
     lowerings = {name: EntryLowering(each, memory, state, builder) for name, each in integers.items()}
     starts = [lowering.emit() for lowering in lowerings.values()]
-    rolled = roll(builder.assigned(), starts, memory.table)
+    rolled = roll(builder.assigned(), starts, memory.table, config.imem_instructions)
     words = builder.words(rolled.program)
     for lowering, start in zip(lowerings.values(), rolled.entries, strict=True):
         lowering.found.start = start
