@@ -171,9 +171,11 @@ def _examples(values: Any, method: Callable, text: str) -> dict[str, Tensor]:
     """Example tensors in the order of the method's parameters."""
     if not isinstance(values, Mapping) or not all(isinstance(v, Tensor) for v in values.values()):
         raise UserError(f"{text}: `inputs` must return a dict of tensors, by the names of forward's parameters")
-    names = list(inspect.signature(method).parameters)
-    if unknown := [name for name in values if name not in names]:
+    parameters = inspect.signature(method).parameters
+    names = [name for name, p in parameters.items() if p.kind != p.VAR_KEYWORD]
+    others = [name for name in values if name not in names]
+    if len(names) == len(parameters) and (unknown := others):
         raise UserError(
             f"{text}: inputs names {unknown[0]!r}, {method.__name__} takes {', '.join(names)}: correct the name"
         )
-    return {name: values[name] for name in names if name in values}
+    return {name: values[name] for name in [*names, *others] if name in values}

@@ -35,7 +35,7 @@ class Layer(nn.Module):
 
 
 class Model(nn.Module):
-    """k0, v0, k1, v1: the caches of both layers, float[HEADS, cache, WIDTH / HEADS]."""
+    """caches: of every layer "k0", "v0", "k1" and so on, float[HEADS, cache, WIDTH / HEADS]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,17 +46,18 @@ class Model(nn.Module):
     def encode(self, patches: Tensor) -> Tensor:
         return self.projector(patches)
 
-    def prefill(self, visual: Tensor, text: Tensor, k0: Tensor, v0: Tensor, k1: Tensor, v1: Tensor):
-        return self.decode(torch.cat((visual, text)), k0, v0, k1, v1)
+    def prefill(self, visual: Tensor, text: Tensor, **caches: Tensor) -> tuple[Tensor, ...]:
+        return self.decode(torch.cat((visual, text)), **caches)
 
-    def decode(self, x: Tensor, k0: Tensor, v0: Tensor, k1: Tensor, v1: Tensor):
-        x, k0, v0 = self.layers[0](x, k0, v0)
-        x, k1, v1 = self.layers[1](x, k1, v1)
-        return self.head(self.norm(x[-1:])), k0, v0, k1, v1
+    def decode(self, x: Tensor, **caches: Tensor) -> tuple[Tensor, ...]:
+        for n, layer in enumerate(self.layers):
+            x, caches[f"k{n}"], caches[f"v{n}"] = layer(x, caches[f"k{n}"], caches[f"v{n}"])
+        return self.head(self.norm(x[-1:])), *caches.values()
 
 
 def caches(rows: int) -> dict[str, Tensor]:
-    return {name: 0.5 * torch.randn(HEADS, rows, WIDTH // HEADS) for name in ("k0", "v0", "k1", "v1")}
+    names = [f"{which}{n}" for n in range(LAYERS) for which in "kv"]
+    return {name: 0.5 * torch.randn(HEADS, rows, WIDTH // HEADS) for name in names}
 
 
 of_caches = {name: {1: "cache"} for name in caches(0)}

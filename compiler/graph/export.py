@@ -3,7 +3,8 @@
 import inspect
 import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -31,7 +32,8 @@ def export(
     ranges = _ranges(module, inputs, dynamic, lengths)
     examples, shapes = _examples(inputs, dynamic, ranges)
     try:
-        with torch.no_grad():  # or torch keeps what a module does without gradients in a graph of its own
+        # Without gradients, or torch keeps what a module does without them in a graph of its own.
+        with torch.no_grad(), _named_one_by_one(module, inputs):
             exported = _exported(module.eval(), examples, shapes if ranges else None)
     except Exception as error:  # whatever a user's module and torch make of it
         raise UserError(
@@ -39,6 +41,32 @@ def export(
             f"depend on its symbolic lengths ({', '.join(ranges) or 'none are declared'}) and on nothing else"
         ) from None
     return _Reader(module, exported, inputs, dynamic, ranges).read()
+
+
+@contextmanager
+def _named_one_by_one(module: nn.Module, inputs: Mapping[str, Tensor]) -> Iterator[None]:
+    """While this lasts, what `forward` takes as `**others` are parameters of their own: torch knows no lengths of
+    others."""
+    forward, own = module.forward, "forward" in vars(module)
+    parameters = inspect.signature(forward).parameters
+    if not any(p.kind == p.VAR_KEYWORD for p in parameters.values()):
+        yield
+        return
+
+    def named(**given: Tensor) -> Any:
+        return forward(**given)
+
+    named.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in inputs]
+    )
+    module.forward = named
+    try:
+        yield
+    finally:
+        if own:
+            module.forward = forward
+        else:
+            del module.forward
 
 
 def _reason(error: Exception, dynamic: Dynamic) -> str:

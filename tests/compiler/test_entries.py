@@ -14,6 +14,7 @@ from alula.module_source import read_source
 from hw.spec.errors import UserError
 
 MODEL = Path(__file__).parents[2] / "examples" / "own_model.py"
+NAMES = ("k0", "v0", "k1", "v1")
 LARGEST_ERROR = 0.03
 WIDTH = 32
 
@@ -46,13 +47,13 @@ def test_a_session_is_what_torch_computes_with_its_own_caches():
         for length in turns:
             text = torch.randn(length, 64)
             with torch.no_grad():
-                want, *state = module.prefill(visual, text, *state)
+                want, *state = module.prefill(visual, text, **dict(zip(NAMES, state, strict=True)))
             (found,) = session.run("prefill", {"text": text}).results
             assert distance(found, want) < LARGEST_ERROR
             for _ in range(3):
                 x = torch.randn(1, 64)
                 with torch.no_grad():
-                    want, *state = module.decode(x, *state)
+                    want, *state = module.decode(x, **dict(zip(NAMES, state, strict=True)))
                 run = session.run("decode", {"x": x})
                 assert distance(run.results[0], want) < LARGEST_ERROR and run.cycles
 
@@ -199,6 +200,23 @@ def test_rows_behind_rows_are_no_state_without_attention():
     program = alula.compile(Joined(), {"x": torch.randn(4, WIDTH), "past": torch.randn(1, 3, WIDTH)})
     result = program.verify("cycle")
     assert result["bit_exact"] and result["float_error"] < LARGEST_ERROR
+
+
+def test_inputs_beyond_the_parameters_have_names_of_their_own():
+    """forward(x, **others), inputs in another order than the parameters; torch sees which is which."""
+
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleDict({name: nn.Linear(WIDTH, WIDTH) for name in "abc"})
+
+        def forward(self, x: Tensor, **others: Tensor) -> Tensor:
+            return x[:1] + sum(self.layers[name](rows).mean(0, keepdim=True) for name, rows in others.items())
+
+    inputs = {name: torch.randn(n, WIDTH) for name, n in (("b", 5), ("x", 4), ("a", 3), ("c", 3))}
+    program = alula.compile(Sum(), inputs, {"a": {0: "n"}, "x": {0: "m"}}, {"n": (1, 20), "m": (1, 9)})
+    assert program.verify("cycle", n=[1, 3, 17], m=[1, 9])["bit_exact"]
+    assert program.verify("functional")["float_error"] < LARGEST_ERROR
 
 
 # --- loops -----------------------------------------------------------------------------------------------
