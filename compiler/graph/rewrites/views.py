@@ -25,13 +25,23 @@ def find_views(e: Editor) -> None:
         elif node.op in ("expand", "expand_as", "broadcast_to"):
             e.turn(node, "expand", x=Ref(node.inputs[0]), shape=list(node.shape))
         elif node.op == "cat":
-            axis = axis_of(node.shape, node.arguments.get("dim", 0))
-            e.turn(node, "cat", parts=node.arguments["tensors"], axis=axis)
+            _cat(e, node)
         elif node.op == "stack":
             _stack(e, node)
         elif node.op in ("pixel_shuffle", "pixel_unshuffle"):
             _pixels(e, node)
     e.graph.drop_dead()
+
+
+def _cat(e: Editor, node: Node) -> None:
+    """Without empty parts; torch.cat takes one of shape [0] among others of any shape."""
+    axis = axis_of(node.shape, node.arguments.get("dim", 0))
+    shapes = {part: e.graph.nodes[part.name].shape for part in node.arguments["tensors"]}
+    parts = [p for p in node.arguments["tensors"] if shapes[p] != (0,) and shapes[p][axis] != 0]
+    if len(parts) == 1:
+        e.bypass(node, e.graph.nodes[parts[0].name])
+    else:
+        e.turn(node, "cat", parts=parts or node.arguments["tensors"], axis=axis)
 
 
 def order_of(node: Node, source: Node) -> list[int]:
