@@ -107,13 +107,16 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 def rope(x: Tensor, cos: Tensor, sin: Tensor, style: str, width: int) -> Tensor:
     """x[..., n, d] with its first `width` channels rotated.
 
-    style "half": pairs (i, i + width/2), tables [n, width]. style "interleaved": pairs (2i, 2i + 1), tables
-    [n, width/2]. Source: Su et al. 2021.
+    style "half": pairs (i, i + width/2), tables [n, width]. style "neighbours": pairs (2i, 2i + 1), tables [n, width].
+    style "interleaved": the same pairs, tables [n, width/2], one place a pair. Source: Su et al. 2021.
     """
     turned, rest = x[..., :width], x[..., width:]
     if style == "interleaved":
         even, odd = turned[..., 0::2], turned[..., 1::2]
         turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2)
+    elif style == "neighbours":
+        swapped = torch.stack((-turned[..., 1::2], turned[..., 0::2]), -1).flatten(-2)
+        turned = turned * cos + swapped * sin
     else:
         low, high = turned.chunk(2, -1)
         turned = turned * cos + torch.cat((-high, low), -1) * sin

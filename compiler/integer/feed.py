@@ -68,11 +68,9 @@ def _table(step: s.Table, cos: Array, sin: Array) -> Array:
     size, width = step.layout.size, step.width
     c, sn = np.ones((len(cos), size)), np.zeros((len(cos), size))
     if step.style == "interleaved":
-        c[:, :width] = np.repeat(cos, 2, axis=1)
-        sn[:, :width] = np.repeat(sin, 2, axis=1) * np.tile([-1, 1], width // 2)
-    else:
-        c[:, :width] = cos[:, :width]
-        sn[:, :width] = sin[:, :width] * np.repeat([-1, 1], width // 2)
+        cos, sin = np.repeat(cos, 2, axis=1), np.repeat(sin, 2, axis=1)
+    signs = np.repeat([-1, 1], width // 2) if step.style == "half" else np.tile([-1, 1], width // 2)
+    c[:, :width], sn[:, :width] = cos[:, :width], sin[:, :width] * signs
     return step.layout.arrange(rope_words(c, sn))
 
 

@@ -47,7 +47,7 @@ def make_plan(
 
 def paired(size: int, width: int, style: str) -> tuple[int, ...] | None:
     """Channels of a head in an order in which a rotary pair lies side by side; None: as they are."""
-    if style == "interleaved":
+    if style != "half":
         return None
     half = width // 2
     return tuple(c for i in range(half) for c in (i, i + half)) + tuple(range(width, size))

@@ -40,7 +40,7 @@ def _half(e: Editor, node: Node) -> None:
                     _turn(e, node, source, cos, _signed(e, node, sin, sign * alpha), "half")
                     return
                 if sign := _swapped_neighbours(e, rotated, source):
-                    _neighbours(e, node, source, cos, _signed(e, node, sin, sign * alpha))
+                    _turn(e, node, source, cos, _signed(e, node, sin, sign * alpha), "neighbours")
                     return
 
 
@@ -95,36 +95,6 @@ def _two_columns(e: Editor, flat: Node) -> tuple[Ref, Ref] | None:
     if len(refs) != 2 or any(e.graph.nodes[ref.name].shape != cat.shape[:-1] for ref in refs):
         return None
     return refs[0], refs[1]
-
-
-def _neighbours(e: Editor, node: Node, x: Ref, cos: Ref, sin: Ref) -> None:
-    """The two of every pair apart by half of the channels, for x and tables, and side by side again afterwards.
-
-    Tables may differ within a pair, so this is no interleaved rope.
-    """
-    shape = list(e.graph.nodes[x.name].shape)
-    apart = [_apart(e, node, ref) for ref in (x, cos, sin)]
-    width, names = int(shape[-1]), ("x", "cos", "sin")
-    a = dict(zip(names, apart, strict=True)) | {"style": "half", "width": width}
-    turned = e.insert(node, "turned", "rope", shape, **a)
-    if not _turn(e, e.graph.nodes[turned.name], apart[0], apart[1], apart[2], "half"):
-        return
-    halves = [*shape[:-1], 2, width // 2]
-    split = e.insert(node, "halves", "reshape", halves, x=turned, shape=halves)
-    n = len(halves)
-    side = [*shape[:-1], width // 2, 2]
-    moved = e.insert(node, "side", "permute", side, x=split, order=[*range(n - 2), n - 1, n - 2])
-    e.turn(node, "reshape", x=moved, shape=shape)
-
-
-def _apart(e: Editor, before: Node, ref: Ref) -> Ref:
-    """[.., (0, 1), (2, 3), ..] as [.., 0, 2, .., 1, 3, ..]."""
-    shape = list(e.graph.nodes[ref.name].shape)
-    twos, n = [*shape[:-1], int(shape[-1]) // 2, 2], len(shape) + 1
-    split = e.insert(before, "twos", "reshape", twos, x=ref, shape=twos)
-    moved = [*shape[:-1], 2, int(shape[-1]) // 2]
-    halves = e.insert(before, "moved", "permute", moved, x=split, order=[*range(n - 2), n - 1, n - 2])
-    return e.insert(before, "apart", "reshape", shape, x=halves, shape=shape)
 
 
 # --- written out by halves and by neighbours -----------------------------------------------------------------

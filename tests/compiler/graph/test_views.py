@@ -144,7 +144,7 @@ FORMS = {
         4,
         ("half", 8),
     ),
-    "neighbours with tables of all channels": (lambda m, x, c, s: x * c + neighbours(x) * s, SIZE, ("half", SIZE)),
+    "neighbours with tables of all channels": (lambda m, x, c, s: x * c + neighbours(x) * s, SIZE, ("neighbours", SIZE)),
     "interleaved": (lambda m, x, c, s: pairs(x, c, s), SIZE // 2, ("interleaved", SIZE)),
 }
 
