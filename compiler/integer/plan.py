@@ -109,8 +109,6 @@ class _Planner:
         if node.op in VIEWS or node.op == "rope":
             self._arrange(node.inputs[0], layout)
         elif node.op == "append":
-            past = node.arguments["past"].name
-            self.plan.layouts.setdefault(past, self._order_of(node.arguments["new"].name, layout))
             self._arrange(node.arguments["new"].name, layout)
         elif node.op in SAME_CHANNELS:
             for operand in ("x", "y"):

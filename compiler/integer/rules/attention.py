@@ -7,6 +7,7 @@ from ref_model.quantise import ATTENTION_OUT_FACTOR
 
 from ...graph.ir import Node
 from .. import steps as s
+from ..integers import Form
 from ..plan import paired, query_factor
 from ..steps import Layout
 from ..translate import RULES, Translator, refused, rule
@@ -97,7 +98,7 @@ def _hold(t: Translator, source: Node, key: bool) -> tuple[str, float, int]:
     layout, past = t.steps[x].layout, ""
     if source.op == "append":
         x = t.at_mult(x, 1.0) if key else x
-        past = _past(t, source.arguments["past"].name, key, source.name, t.steps[x].mult)
+        past = _past(t, source.arguments["past"].name, Form(key, layout, t.steps[x].mult), source.name)
     x8, entry = t.int8(x, whole=False)
     held = t.add(s.Hold, source.shape[-2], layout, x8, entry, key, past, mult=t.steps[x].mult)
     if source.op == "append":
@@ -105,12 +106,11 @@ def _hold(t: Translator, source: Node, key: bool) -> tuple[str, float, int]:
     return held, t.steps[x].mult, layout.size
 
 
-def _past(t: Translator, name: str, key: bool, reader: str, mult: float) -> str:
-    """What an input held before this run; reader: the node that appends to it, if there is one."""
-    node = t.graph.nodes[name]
-    heads, rows, size = node.shape[-3:]
-    layout = t.plan.layouts.get(name, Layout(int(heads), int(size)))
-    return t.add(s.Past, rows, layout, node=name, key=key, reader=reader, mult=mult, name=f"{reader or name}.past")
+def _past(t: Translator, name: str, form: Form, reader: str = "") -> str:
+    """What an input held before this run, in this form; reader: the node that appends to it, if there is one."""
+    rows = t.graph.nodes[name].shape[-2]
+    called = f"{reader or name}.past"
+    return t.add(s.Past, rows, form.layout, node=name, key=form.key, reader=reader, mult=form.mult, name=called)
 
 
 def _read(t: Translator, node: Node, key: bool) -> tuple[str, float, int]:
@@ -125,7 +125,7 @@ def _read(t: Translator, node: Node, key: bool) -> tuple[str, float, int]:
             f"{form.layout.size}",
             "what the other entry holds",
         )
-    return _past(t, node.name, key, "", form.mult), form.mult, form.layout.size
+    return _past(t, node.name, form), form.mult, form.layout.size
 
 
 def _mask(t: Translator, node: Node, rows, n_keys) -> str:

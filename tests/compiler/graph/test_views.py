@@ -144,7 +144,11 @@ FORMS = {
         4,
         ("half", 8),
     ),
-    "neighbours with tables of all channels": (lambda m, x, c, s: x * c + neighbours(x) * s, SIZE, ("neighbours", SIZE)),
+    "neighbours with tables of all channels": (
+        lambda m, x, c, s: x * c + neighbours(x) * s,
+        SIZE,
+        ("neighbours", SIZE),
+    ),
     "interleaved": (lambda m, x, c, s: pairs(x, c, s), SIZE // 2, ("interleaved", SIZE)),
 }
 
