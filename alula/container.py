@@ -1,6 +1,9 @@
 """Container files as the commands use them."""
 
+import gc
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,7 +49,8 @@ def sizes(path: Path | None, flow: Flow, lengths: str) -> dict:
     if path is not None:
         container.save(path, flow.compiled, None)
     layout, words = flow.layout, flow.compiled.program.words
-    by_lengths = program_sizes(flow.compiled, flow.image)
+    with _frozen():
+        by_lengths = program_sizes(flow.compiled, flow.image)
     return flow.compression_report | {
         "model": layout.model.name,
         "config": flow.config.name,
@@ -64,6 +68,17 @@ def sizes(path: Path | None, flow: Flow, lengths: str) -> dict:
         "channel_capacity_bytes": flow.config.channel_bytes,
         "aux_capacity_bytes": flow.config.aux_bytes,
     }
+
+
+@contextmanager
+def _frozen() -> Iterator[None]:
+    """Garbage is collected among new objects only: streams are millions of these, and each collection would walk over
+    all of the compiler and of torch besides."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @dataclass(frozen=True)

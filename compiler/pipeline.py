@@ -1,7 +1,8 @@
 """From a model to a program: the compiler's table of contents."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from hashlib import sha256
 from pathlib import Path
@@ -103,6 +104,19 @@ def _with_replaced(model: LlavaConfig, replaced: Mapping[str, Part], remember: R
     return known | own
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Checks are many short operations between reading matrices: several threads would save little, and wait for each
+    other, for seconds in all, where a core is taken by something else."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@_one_thread()
 def read_part(name: str, part: Part, checked: bool = True) -> tuple[Graph, list[ir.Fused]]:
     """The graph of a part, and the operators of kernels in it. Every rewrite, and the list of operators, are checked
     against the module (checked False: they are known to pass)."""

@@ -5,6 +5,7 @@ The driver (functional or cycle) decides when ISSUE, FENCE, LDS and HALT may exe
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from hw.spec.config import BEAT_BYTES, Config
 from hw.spec.isa import FIELDS, INSTRUCTION_BYTES, LOOP_DEPTH, REGISTERS, WORD_MASK, Error, Instruction, Op, Unit
@@ -172,6 +173,7 @@ def load_program(config: Config, memory: MemoryImage, invocation: Invocation) ->
     return [_decoded(word) for word in words]
 
 
+@lru_cache(maxsize=1 << 16)
 def _decoded(word: int) -> tuple[int, int, int, int, int] | None:
     try:
         i = Instruction.decode(word)

@@ -1,7 +1,9 @@
 """The check of the graph level: after every rewrite, the graph still computes what the module does."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from itertools import cycle
 from math import prod
 from typing import Any
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hw.spec.errors import InternalError, UserError, first_line
 
@@ -54,7 +57,8 @@ class Checker:
     def __init__(self, graph: Graph, inputs: Mapping[str, Tensor], dynamic: Mapping[str, Mapping[int, str]]) -> None:
         assert graph.module is not None
         self.graph, self.module, self.seen = graph, graph.module, ""
-        self.lengths = _bindings(graph, FEW_SIZES if _elements(self.module) > MANY else SIZES)
+        large = _elements(self.module) > MANY
+        self.lengths = _bindings(graph, FEW_SIZES if large else SIZES)
         self.inputs = [
             _inputs(inputs, dynamic, lengths, SMALL if number == 1 else 1.0)
             for number, lengths in enumerate(self.lengths)
@@ -62,6 +66,7 @@ class Checker:
         for drawn in (_random_weights, _own_weights):
             weights = drawn(self.module)
             self.state = dict(graph.state) | weights
+            self.products: AbstractContextManager = _Products(weights) if large else nullcontext()
             self.cases = [
                 _Case(lengths, given, self._results(weights, lengths, given))
                 for lengths, given in zip(self.lengths, self.inputs, strict=True)
@@ -80,7 +85,8 @@ class Checker:
         for case in self.cases:
             where = f"at {dict(case.lengths)}" if case.lengths else "at its only lengths"
             try:
-                values, numbers = _evaluate(graph, case)
+                with self.products:
+                    values, numbers = _evaluate(graph, case)
             except Exception as error:  # operands that do not fit together, whatever torch says of it
                 raise InternalError(f"after {rewrite}: the graph cannot be run {where}: {first_line(error)}") from None
             for at, (name, want) in enumerate(zip(graph.outputs, case.results, strict=True)):
@@ -93,7 +99,7 @@ class Checker:
         """InternalError if another form of the module gives another first result. run: weights, inputs -> result."""
         for case in self.cases:
             try:
-                with torch.no_grad():
+                with torch.no_grad(), self.products:
                     found = run(self.state, case.given)
             except Exception as error:  # operands that do not fit together
                 raise InternalError(f"{what} cannot be run at {dict(case.lengths)}: {first_line(error)}") from None
@@ -108,7 +114,7 @@ class Checker:
 
     def _results(self, weights: Mapping[str, Tensor], lengths: Lengths, given: Mapping[str, Tensor]) -> tuple:
         try:
-            with torch.no_grad(), _InDouble():
+            with torch.no_grad(), self.products, _InDouble():
                 found = torch.func.functional_call(self.module, dict(weights), (), dict(given), tie_weights=False)
         except Exception as error:  # whatever the user's module makes of these lengths
             raise UserError(
@@ -147,6 +153,42 @@ class _InDouble(TorchFunctionMode):
             func = Tensor.double
         result = func(*pytree.tree_map(_wide, args), **pytree.tree_map(_wide, given))
         return _double(result) if isinstance(result, Tensor) else result
+
+
+class _Products(TorchDispatchMode):
+    """Computes each product with a matrix of a large module once, for the module and for all forms of its graph.
+
+    Reading such a matrix is what a check takes its time for. Most rewrites leave the rows that reach it as they were,
+    to the last bit; where they differ in one, the product is computed again.
+    """
+
+    PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.weights = dict(weights)
+        self.held = {_memory(tensor) for tensor in weights.values()}
+        """A weight is known by where it lies, which is its own as long as the weights are kept here."""
+        self.known: dict[Hashable, Tensor] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func not in self.PRODUCTS or kwargs or _memory(args[-1]) not in self.held:
+            return func(*args, **(kwargs or {}))
+        key = func, *(self._identity(tensor) for tensor in args)
+        if key not in self.known:
+            self.known[key] = func(*args)
+        return self.known[key].clone()
+
+    def _identity(self, tensor: Tensor) -> Hashable:
+        """Equal for equal values: where a weight lies and how often it was written to, the digest of anything else."""
+        form = tensor.dtype, tensor.shape
+        if _memory(tensor) in self.held:
+            return *form, tensor.stride(), tensor.data_ptr(), tensor._version
+        return *form, sha256(tensor.detach().cpu().numpy().tobytes()).digest()
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def _wide(argument: Any) -> Any:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from compiler.graph import capture
-from compiler.graph.check import _compare
+from compiler.graph.check import MANY, _compare, _Products
 from compiler.graph.ir import Length, Ref
 from hw.spec.errors import InternalError, UserError
 from tests.compiler.graph.small import LENGTHS, SEQ, WIDTH, Of, finished, linear, only
@@ -68,6 +68,54 @@ def test_rewrites_that_change_nothing_cost_nothing(monkeypatch):
     checker, _ = finished(Of(lambda m, x: m.inner(x), inner=linear()))
     monkeypatch.setattr("compiler.graph.check.node_value", lambda *arguments: pytest.fail("the graph was run again"))
     checker.check("nothing")
+
+
+def _large():
+    """A finished module of so many weights that each of its products is computed once."""
+    wide = MANY // WIDTH // 2
+    parts = {"up": linear(WIDTH, wide), "gate": linear(WIDTH, wide), "down": linear(wide, WIDTH)}
+    return finished(Of(lambda m, x: m.down(m.up(x * 0.3) * m.gate(x)), **parts))
+
+
+def test_a_large_module_is_multiplied_once():
+    checker, _ = _large()
+    assert isinstance(checker.products, _Products) and len(checker.products.known) == 3 * len(checker.cases)
+
+
+def _another_scale(graph):
+    only(graph, "scale").arguments["factor"] *= 1 + 1e-6
+
+
+def _no_bias(graph):
+    del _linears(graph)[0].arguments["bias"]
+
+
+def _weights_of_each_other(graph):
+    up, gate, _ = _linears(graph)
+    up.arguments["weight"], gate.arguments["weight"] = gate.arguments["weight"], up.arguments["weight"]
+
+
+def _linears(graph):
+    return [node for node in graph.nodes.values() if node.op == "linear"]
+
+
+@pytest.mark.parametrize("fault", [_another_scale, _no_bias, _weights_of_each_other])
+def test_faults_in_a_large_module_show(fault):
+    checker, editor = _large()
+    fault(editor.graph)
+    with pytest.raises(InternalError, match="after a planted fault: result"):
+        checker.check("a planted fault")
+
+
+def test_products_are_computed_again_where_an_operand_has_changed():
+    weight, bias, x = (torch.randn(shape, dtype=torch.float64) for shape in ((8, 4), (8,), (3, 4)))
+    products = _Products({"weight": weight})
+    for count, change in enumerate((lambda: x, lambda: x.add_(1), lambda: weight.mul_(2), lambda: bias.neg_()), 1):
+        change()
+        for _ in range(2):
+            with torch.no_grad(), products:
+                found = nn.functional.linear(x, weight, bias)
+            assert torch.equal(found, torch.addmm(bias, x, weight.T)) and len(products.known) == count
 
 
 @pytest.mark.parametrize(
