@@ -132,6 +132,27 @@ class PatchConvolution(nn.Module):
         return self.patch_embedding(x).flatten(2)[0].t()
 
 
+class JoinedProjection(nn.Module):
+    """Attention whose queries, keys and values are axes of one product, float[seq, width] -> float[seq, width].
+
+    by_head: every head has its three side by side; else all queries come first, then all keys.
+    """
+
+    def __init__(self, by_head: bool) -> None:
+        super().__init__()
+        self.by_head = by_head
+        self.norm, self.qkv, self.out = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv, n = self.qkv(self.norm(x)), x.shape[0]
+        if self.by_head:
+            q, k, v = qkv.view(n, HEADS, -1).transpose(0, 1).chunk(3, dim=-1)
+        else:
+            q, k, v = qkv.reshape(n, 3, HEADS, -1).permute(1, 2, 0, 3).unbind(0)
+        heads = functional.scaled_dot_product_attention(q, k, v)
+        return x + self.out(heads.transpose(0, 1).reshape(n, WIDTH))
+
+
 class DepthwiseConvolution(nn.Module):
     """Tokens of a 4 x 4 grid, float[16, width] -> float[16, width]; every channel has a kernel of its own."""
 
@@ -179,6 +200,12 @@ CASES = {
         norm="rms",
         qk_norm=True,
         layer_scale=True,
+    ),
+    "qkv-by-axes": rows_case(
+        partial(JoinedProjection, False), "One product, split by axes, as in timm's ViT and BLIP-2's EVA tower."
+    ),
+    "qkv-by-head": rows_case(
+        partial(JoinedProjection, True), "One product, three parts a head, as in GPT-NeoX and BLOOM."
     ),
     "eva": block("An MLP gated by SiLU, as in EVA-02.", gated=True),
     "vision-rms-norm": block("RMSNorm in an encoder, as in AIMv2.", norm="rms"),

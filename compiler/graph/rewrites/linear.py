@@ -1,5 +1,10 @@
 """Linear layers: products with a constant matrix."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -68,19 +73,79 @@ def _mix(e: Editor, node: Node, matrix: Ref, x: Ref) -> None:
         e.turn(node, "mix", x=x, matrix=matrix, axis=len(source.shape) - 2)
 
 
+@dataclass(frozen=True)
+class _Part:
+    """A slice that reads some channels of a linear layer: through axes that the channels were split in (split: the
+    slice's), and through a permutation of all axes."""
+
+    reader: Node
+    channels: list[int]
+    split: list[int] | None = None
+    order: list[int] | None = None
+
+
 def split_linears(e: Editor) -> None:
-    """A linear layer that is only read in parts of its channels becomes one layer a part."""
+    """A linear layer that is only read in parts of its channels becomes one layer a part.
+
+    Parts are slices of the channels, or of channels as axes: queries, keys and values are often made as
+    x.reshape(rows, 3, heads, size).permute(1, 2, 0, 3).
+    """
     for node in e.device():
         if node.op != "linear" or node.name in e.graph.outputs:
             continue
-        users, last = e.graph.users(node.name), len(node.shape) - 1
-        if not users or any(u.op != "slice" or u.arguments["axis"] != last or u.arguments["step"] != 1 for u in users):
-            continue
-        for user in users:
-            start, stop = user.arguments["start"], user.arguments["stop"]
-            weight, bias = (_rows(e, user, node.arguments.get(name), start, stop) for name in ("weight", "bias"))
-            e.turn(user, "linear", x=node.arguments["x"], weight=weight, bias=bias)
+        for part in _parts(e, node) or []:
+            reader, lead = part.reader, node.shape[:-1]
+            a = {name: _rows(e, reader, node.arguments.get(name), part.channels) for name in ("weight", "bias")}
+            if part.split is None:
+                e.turn(reader, "linear", x=node.arguments["x"], **a)
+                continue
+            given = {name: ref for name, ref in a.items() if ref is not None}
+            x, shape = node.arguments["x"], [*lead, *part.split]
+            made = e.insert(reader, "part", "linear", [*lead, len(part.channels)], x=x, **given)
+            if part.order is None:
+                e.turn(reader, "reshape", x=made, shape=shape)
+            else:
+                apart = e.insert(reader, "split", "reshape", shape, x=made, shape=shape)
+                e.turn(reader, "permute", x=apart, order=part.order)
     e.graph.drop_dead()
+
+
+def _parts(e: Editor, linear: Node) -> list[_Part] | None:
+    """Who reads it, if all are slices."""
+    found, lead, width = [], len(linear.shape) - 1, int(linear.shape[-1])
+    for user in e.graph.users(linear.name):
+        if user.op == "slice":
+            readers: list[tuple[Node, list[int] | None]] = [(user, None)]
+            axes: list[Any] = [width]
+        elif e.form(Ref(user.name), "reshape") and user.shape[:lead] == linear.shape[:-1]:
+            readers, axes = list(_through_permutations(e, user)), list(user.shape[lead:])
+        else:
+            return None
+        for reader, order in readers:
+            if reader.op != "slice" or reader.arguments["step"] != 1 or not all(isinstance(n, int) for n in axes):
+                return None
+            a, axis = reader.arguments, reader.arguments["axis"]
+            inner = (order[axis] if order else axis) - lead
+            if inner < 0:
+                return None
+            taken = np.arange(width).reshape(axes).take(range(a["start"], a["stop"]), inner)
+            split = None if user is reader else list(taken.shape)
+            found.append(_Part(reader, taken.reshape(-1).tolist(), split, order))
+    return found or None
+
+
+def _through_permutations(e: Editor, node: Node) -> Iterator[tuple[Node, list[int] | None]]:
+    """Who reads a node, or a permutation of it, and the order of that; the node itself where it is a result."""
+    if node.name in e.graph.outputs:
+        yield node, None
+    for user in e.graph.users(node.name):
+        if not e.form(Ref(user.name), "permute"):
+            yield user, None
+            continue
+        if user.name in e.graph.outputs:
+            yield user, None
+        for reader in e.graph.users(user.name):
+            yield reader, user.arguments["order"]
 
 
 def cut_joined_channels(e: Editor) -> None:
@@ -111,8 +176,11 @@ def _columns(e: Editor, before: Node, matrix: Ref, start: int, stop: int) -> Ref
     )
 
 
-def _rows(e: Editor, before: Node, matrix: Ref | None, start: int, stop: int) -> Ref | None:
+def _rows(e: Editor, before: Node, matrix: Ref | None, rows: list[int]) -> Ref | None:
     if matrix is None:
         return None
-    shape = (stop - start, *e.graph.nodes[matrix.name].shape[1:])
-    return e.constant(before, "rows", lambda x, start, stop: x[start:stop], shape, x=matrix, start=start, stop=stop)
+    shape = (len(rows), *e.graph.nodes[matrix.name].shape[1:])
+    start, stop = rows[0], rows[-1] + 1
+    if rows == list(range(start, stop)):
+        return e.constant(before, "rows", lambda x, start, stop: x[start:stop], shape, x=matrix, start=start, stop=stop)
+    return e.constant(before, "rows", lambda x, rows: x[rows], shape, x=matrix, rows=rows)
