@@ -33,19 +33,33 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "SmolLM3": HEAD, "StableLm": {}, "Starcoder2": {}, "VaultGemma": HEAD | WINDOW,
 }  # fmt: skip
 """Name of a configuration -> what it takes besides `SIZES`."""
-QUICK = ("Cohere", "HunYuanDenseV1", "Mistral")
-"""A rotation of neighbours; norms of queries and keys behind it; a sliding window."""
+NAMED = {"n_embd": WIDTH, "n_head": HEADS, "vocab_size": 160, "n_positions": 256}
+WITHOUT_GROUPS = {name: size for name, size in SIZES.items() if name != "num_key_value_heads"}
+EARLIER: dict[str, dict[str, Any]] = {
+    "BioGpt": WITHOUT_GROUPS,
+    "Falcon": WITHOUT_GROUPS | {"num_kv_heads": HEADS, "new_decoder_architecture": True},
+    "GPT2": NAMED,
+    "GPTJ": NAMED | {"rotary_dim": 8},
+    "GPTNeoX": WITHOUT_GROUPS,
+    "OPT": WITHOUT_GROUPS | {"ffn_dim": 128, "word_embed_proj_dim": WIDTH},
+    "Persimmon": WITHOUT_GROUPS,
+}
+"""Those whose heads all have keys of their own: name -> all that the configuration takes."""
+QUICK = ("Cohere", "HunYuanDenseV1", "Mistral", "GPTJ", "Falcon")
+"""A rotation of neighbours; norms of queries and keys behind it; a sliding window; a rotation of some channels of rows
+whose heads come second; queries, keys and values that are places of one axis."""
 DEEP_ERROR = 0.06
 LLAVA = Path(__file__).parents[2] / "examples" / "transformers_llava.py"
 
 
 class Cached(nn.Module):
-    """x: float[seq, WIDTH]; caches "k0", "v0", .. float[KV_HEADS, cache, 16] -> logits of the last row, the caches."""
+    """x: float[seq, WIDTH]; caches "k0", "v0", .. float[heads, cache, 16] -> logits of the last row, the caches."""
 
     def __init__(self, name: str, layers: int) -> None:
         super().__init__()
         configuration = getattr(transformers, f"{name}Config")
-        sizes = SIZES | {"num_hidden_layers": layers} | CONFIGURATIONS[name]
+        sizes = EARLIER.get(name) or SIZES | CONFIGURATIONS[name]
+        sizes = sizes | {"n_layer" if "n_head" in sizes else "num_hidden_layers": layers}
         self.model = transformers.AutoModelForCausalLM.from_config(configuration(**sizes))
         self.layers = layers
 
@@ -66,8 +80,8 @@ def program(name: str, layers: int) -> "alula.Program":
 
     def entry(seq: int, rows: int, dynamic: dict, lengths: dict) -> "alula.Entry":
         names = [f"{which}{n}" for n in range(layers) for which in "kv"]
-        caches = {name: torch.randn(KV_HEADS, rows, 16) for name in names}
-        cached = {name: {1: "cache"} for name in names}
+        caches = {each: torch.randn(HEADS if name in EARLIER else KV_HEADS, rows, 16) for each in names}
+        cached = {each: {1: "cache"} for each in names}
         return alula.Entry({"x": torch.randn(seq, WIDTH)} | caches, dynamic | cached, lengths)
 
     prefill = entry(5, 3, {"x": {0: "seq"}}, {"seq": (1, 40), "cache": (0, 40)})
@@ -87,7 +101,7 @@ def test_one_layer_behind_its_cache(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CONFIGURATIONS)
+@pytest.mark.parametrize("name", [*CONFIGURATIONS, *EARLIER])
 def test_three_layers_in_rtl(name):
     made = program(name, 3)
     assert is_exact(made.verify("rtl"), DEEP_ERROR)

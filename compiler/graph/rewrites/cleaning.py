@@ -78,23 +78,28 @@ def merge_views(e: Editor) -> None:
         source = e.operand(node, "x")
         if source is None or node.op not in ("reshape", "permute", "expand"):
             continue
+        if node.op == "permute":
+            source = _merge_permutation(e, node, source)
+        if node.op == "reshape" and source.op == "reshape":
+            source = e.graph.nodes[source.inputs[0]]
+            node.arguments["x"] = Ref(source.name)
         if node.op in ("reshape", "expand") and source.shape == node.shape:
             e.bypass(node, source)
-        elif node.op == "reshape" and source.op == "reshape":
-            node.arguments["x"] = source.arguments["x"]
-            if e.graph.nodes[node.inputs[0]].shape == node.shape:
-                e.bypass(node, e.graph.nodes[node.inputs[0]])
-        elif node.op == "permute":
-            order = list(node.arguments["order"])
-            if source.op == "permute" and source.kind == ON_DEVICE:
-                before = source.arguments["order"]
-                node.arguments = {"x": source.arguments["x"], "order": [before[i] for i in order]}
-                source, order = e.graph.nodes[node.inputs[0]], node.arguments["order"]
-            if order == sorted(order):
-                e.bypass(node, source)
-            elif _only_ones_move(source, order):
-                e.turn(node, "reshape", x=Ref(source.name), shape=list(node.shape))
     e.graph.drop_dead()
+
+
+def _merge_permutation(e: Editor, node: Node, source: Node) -> Node:
+    """A permutation behind another one, or one that moves axes of 1 alone; returns what the node reads then."""
+    order = list(node.arguments["order"])
+    if source.op == "permute" and source.kind == ON_DEVICE:
+        before = source.arguments["order"]
+        node.arguments = {"x": source.arguments["x"], "order": [before[i] for i in order]}
+        source, order = e.graph.nodes[node.inputs[0]], node.arguments["order"]
+    if order == sorted(order):
+        e.bypass(node, source)
+    elif _only_ones_move(source, order):
+        e.turn(node, "reshape", x=Ref(source.name), shape=list(node.shape))
+    return source
 
 
 def _only_ones_move(source: Node, order: list[int]) -> bool:

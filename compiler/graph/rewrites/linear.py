@@ -1,15 +1,16 @@
 """Linear layers: products with a constant matrix."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from math import prod
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..edit import Editor
-from ..ir import Node, Ref
+from ..ir import Dim, Node, Ref
+from ..meaning import values_of
 
 
 def find_linears(e: Editor) -> None:
@@ -75,12 +76,12 @@ def _mix(e: Editor, node: Node, matrix: Ref, x: Ref) -> None:
 
 @dataclass(frozen=True)
 class _Part:
-    """A slice that reads some channels of a linear layer: through axes that the channels were split in (split: the
-    slice's), and through a permutation of all axes."""
+    """A slice that reads some channels of a linear layer. shape: of what it reads, where the channels were split in
+    axes before; order: of a permutation of these axes."""
 
     reader: Node
     channels: list[int]
-    split: list[int] | None = None
+    shape: list[Dim] | None = None
     order: list[int] | None = None
 
 
@@ -94,44 +95,67 @@ def split_linears(e: Editor) -> None:
         if node.op != "linear" or node.name in e.graph.outputs:
             continue
         for part in _parts(e, node) or []:
-            reader, lead = part.reader, node.shape[:-1]
+            reader, x = part.reader, node.arguments["x"]
             a = {name: _rows(e, reader, node.arguments.get(name), part.channels) for name in ("weight", "bias")}
-            if part.split is None:
-                e.turn(reader, "linear", x=node.arguments["x"], **a)
+            if part.shape is None:
+                e.turn(reader, "linear", x=x, **a)
                 continue
             given = {name: ref for name, ref in a.items() if ref is not None}
-            x, shape = node.arguments["x"], [*lead, *part.split]
-            made = e.insert(reader, "part", "linear", [*lead, len(part.channels)], x=x, **given)
+            made = e.insert(reader, "part", "linear", [*node.shape[:-1], len(part.channels)], x=x, **given)
             if part.order is None:
-                e.turn(reader, "reshape", x=made, shape=shape)
+                e.turn(reader, "reshape", x=made, shape=part.shape)
             else:
-                apart = e.insert(reader, "split", "reshape", shape, x=made, shape=shape)
+                apart = e.insert(reader, "split", "reshape", part.shape, x=made, shape=part.shape)
                 e.turn(reader, "permute", x=apart, order=part.order)
     e.graph.drop_dead()
 
 
 def _parts(e: Editor, linear: Node) -> list[_Part] | None:
     """Who reads it, if all are slices."""
-    found, lead, width = [], len(linear.shape) - 1, int(linear.shape[-1])
+    found, width = [], int(linear.shape[-1])
     for user in e.graph.users(linear.name):
         if user.op == "slice":
-            readers: list[tuple[Node, list[int] | None]] = [(user, None)]
-            axes: list[Any] = [width]
-        elif e.form(Ref(user.name), "reshape") and user.shape[:lead] == linear.shape[:-1]:
-            readers, axes = list(_through_permutations(e, user)), list(user.shape[lead:])
-        else:
+            taken = _taken(e, user, np.arange(width), len(linear.shape) - 1)
+            if taken is None:
+                return None
+            found.append(_Part(user, taken.tolist()))
+            continue
+        lead = _rows_in_front(user.shape, linear.shape) if e.form(Ref(user.name), "reshape") else None
+        if lead is None:
             return None
-        for reader, order in readers:
-            if reader.op != "slice" or reader.arguments["step"] != 1 or not all(isinstance(n, int) for n in axes):
+        channels = np.arange(width).reshape([int(n) for n in user.shape[lead:]])
+        for reader, order in _through_permutations(e, user):
+            taken = _taken(e, reader, channels, lead, order)
+            if taken is None:
                 return None
-            a, axis = reader.arguments, reader.arguments["axis"]
-            inner = (order[axis] if order else axis) - lead
-            if inner < 0:
-                return None
-            taken = np.arange(width).reshape(axes).take(range(a["start"], a["stop"]), inner)
-            split = None if user is reader else list(taken.shape)
-            found.append(_Part(reader, taken.reshape(-1).tolist(), split, order))
+            found.append(_Part(reader, taken.reshape(-1).tolist(), [*user.shape[:lead], *taken.shape], order))
     return found or None
+
+
+def _rows_in_front(split: Sequence[Dim], shape: Sequence[Dim]) -> int | None:
+    """How many axes of a reshaped tensor are its rows, axes of 1 aside; the others are its channels."""
+    rows = [size for size in shape[:-1] if size != 1]
+    for lead in range(len(split)):
+        behind = split[lead:]
+        if all(isinstance(size, int) for size in behind) and prod(map(int, behind)) == shape[-1]:
+            return lead if [size for size in split[:lead] if size != 1] == rows else None
+    return None
+
+
+def _taken(e: Editor, reader: Node, channels: np.ndarray, lead: int, order: list[int] | None = None):
+    """The channels that a slice reads, or a list of places; None for any other reader. lead: axes in front of them."""
+    a = reader.arguments
+    if reader.target is not None or reader.op not in ("slice", "gather"):
+        return None
+    axis = int(a["axis"]) if order is None else order[int(a["axis"])]
+    if axis < lead or (reader.op == "slice" and a["step"] != 1):
+        return None
+    if reader.op == "slice":
+        return channels.take(range(a["start"], a["stop"]), axis - lead)
+    if not e.is_constant(a["index"]) or e.has_parameters(e.graph.nodes[a["index"].name]):
+        return None
+    places = values_of(e.graph, [a["index"].name], {}, {})[a["index"].name]
+    return channels.take(places.numpy().reshape(-1), axis - lead)
 
 
 def _through_permutations(e: Editor, node: Node) -> Iterator[tuple[Node, list[int] | None]]:

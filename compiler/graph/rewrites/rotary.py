@@ -144,16 +144,34 @@ def _interleaved(e: Editor, node: Node) -> None:
 
 
 def _partial(e: Editor, node: Node) -> None:
-    """cat(rope(x[..., :p]), x[..., p:]) over the channels."""
+    """cat(rope(x[..., :p]), x[..., p:]) over the channels; the rope may stand between a permutation and its inverse."""
     parts, last = node.arguments["parts"], len(node.shape) - 1
     if len(parts) != 2 or node.arguments["axis"] != last:
         return
-    turned, rest = e.form(parts[0], "rope"), e.form(parts[1], "slice")
+    back, rest = e.form(parts[0], "permute"), e.form(parts[1], "slice")
+    turned = e.form(back.arguments["x"] if back is not None else parts[0], "rope")
     if turned is None or rest is None or not e.single(turned):
         return
     x, width = rest.arguments["x"], turned.arguments["width"]
-    if is_slice(e.of(turned.arguments["x"]), x, 0, width, 1) and is_slice(rest, x, width, int(node.shape[-1]), 1):
+    source = turned.arguments["x"]
+    there = e.form(source, "permute") if back is not None else None
+    if back is not None and (there is None or back.arguments["order"] != _inverse(there.arguments["order"])):
+        return
+    first = e.of(there.arguments["x"] if there is not None else source)
+    if not is_slice(first, x, 0, width, 1) or not is_slice(rest, x, width, int(node.shape[-1]), 1):
+        return
+    if there is None or back is None:
         e.turn(node, "rope", **(turned.arguments | {"x": x}))
+        return
+    order = there.arguments["order"]
+    shape = [node.shape[i] for i in order]
+    moved = e.insert(node, "heads", "permute", shape, x=x, order=order)
+    whole = e.insert(node, "turned", "rope", shape, **(turned.arguments | {"x": moved}))
+    e.turn(node, "permute", x=whole, order=back.arguments["order"])
+
+
+def _inverse(order: list[int]) -> list[int]:
+    return [order.index(i) for i in range(len(order))]
 
 
 # --- the normal form ------------------------------------------------------------------------------------
@@ -180,7 +198,7 @@ def _turn(e: Editor, node: Node, x: Ref, cos: Ref, sin: Ref, style: str) -> bool
     shape = [source.shape[i] for i in order]
     moved = e.insert(node, "heads", "permute", shape, x=x, order=order)
     turned = e.insert(node, "turned", "rope", shape, x=moved, **a)
-    e.turn(node, "permute", x=turned, order=[order.index(i) for i in range(len(order))])
+    e.turn(node, "permute", x=turned, order=_inverse(order))
     return True
 
 
