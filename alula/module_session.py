@@ -66,18 +66,21 @@ class Session:
 
     def step(self, entry: str, inputs: Mapping[str, Tensor] | None = None, **lengths: int) -> tuple[Case, Outcome]:
         """One run: the golden model's, and how the executors agreed with it."""
-        found, self.runs = self._entry(entry), self.runs + 1
+        found = self._entry(entry)
         sources = {name: source for name, source in _sources(found).items() if source in self.there.integers}
+        nodes = {found.integers.steps[name].nodes_brought[0]: source for name, source in sources.items()}
+        if twice := [name for name in inputs or {} if name in nodes]:
+            raise UserError(f"entry {entry}: {twice[0]} is in the machine already: leave it out, or begin a session")
         chosen = self._lengths(found, sources, inputs or {}, lengths)
-        given = dict(inputs or {})
-        given |= {found.integers.steps[name].node: self.there.floats[source] for name, source in sources.items()}  # type: ignore[attr-defined]
+        given = dict(inputs or {}) | {name: self.there.floats[source] for name, source in nodes.items()}
         there = {name: self.there.integers[source] for name, source in sources.items()}
-        case = found.case(chosen, given, there, f"run {self.runs}, {entry}")
+        case = found.case(chosen, given, there, f"run {self.runs + 1}, {entry}")
         case.in_session = True
         host = Host(self.lowered, entry)
         host.put(self.image, {name: value for name, value in case.feed.items() if name not in there}, chosen)
         self.backend.run(self.lowered.config, self.image, host.invocation(chosen))
         self._keep(found, case)
+        self.runs += 1
         return case, self.backend.check(case.name, host.pieces(case.values))
 
     def _entry(self, name: str) -> CompiledEntry:
@@ -98,7 +101,7 @@ class Session:
         there = {name: self.there.rows(source) for name, source in sources.items()}
         for name, rows in there.items():
             wanted = entry.integers.steps[name].rows
-            if wanted in entry.graph.lengths:
+            if wanted in entry.graph.lengths and lengths.get(str(wanted), rows) == rows:
                 found[str(wanted)] = rows
             elif (has := _at(wanted, found)) != rows:
                 raise UserError(
@@ -108,17 +111,16 @@ class Session:
         try:
             return entry.check_lengths(found)
         except UserError as error:
-            raise UserError(f"entry {entry.name}, run {self.runs} of the session: {error}") from None
+            raise UserError(f"entry {entry.name}, run {self.runs + 1} of the session: {error}") from None
 
     def _keep(self, entry: CompiledEntry, case: Case) -> None:
-        """What the run leaves in the machine."""
+        """What the run leaves in the machine. A cache that the entry does not return is as long as it was before."""
         integers = entry.integers
         names = {holds[0].name: name for name, holds in integers.held().items()}
-        outputs = {hold: output for output, hold in integers.states.items()}
-        for hold, name in names.items():
-            self.there.integers[name] = case.values[hold]
-            if hold in outputs:
-                self.there.floats[name] = torch.from_numpy(case.expected[outputs[hold]])
+        for output, hold in integers.states.items():
+            if hold in names:
+                self.there.integers[names[hold]] = case.values[hold]
+                self.there.floats[names[hold]] = torch.from_numpy(case.expected[output])
         for place, step in integers.left.items():
             self.there.integers[place] = case.values[step]
             output = entry.graph.outputs[int(place.rpartition(".")[2])]

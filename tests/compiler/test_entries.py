@@ -115,6 +115,21 @@ def test_lengths_of_several_entries():
     assert program.simulate(entry="decode", cache=100).cycles < program.simulate(entry="prefill", seq=40).cycles
 
 
+def test_a_cache_that_is_not_returned_stays_as_long_as_it_was():
+    """Rows are tried behind the cache, as in speculation, and forgotten."""
+
+    class Tries(Stateful):
+        def attempt(self, x, past_k, past_v):
+            return self.write(x, past_k, past_v)[0]
+
+    program = alula.compile(Tries(), entries={"write": WRITE, "attempt": alula.Entry(x() | past(), **CACHE)})
+    session, rows = program.session(), x()
+    session.run("write")
+    first, second = (session.run("attempt", rows).results[0] for _ in range(2))
+    assert np.array_equal(first, second) and np.array_equal(session.run("write", rows).results[0], first)
+    assert not np.array_equal(session.run("write", rows).results[0], first)
+
+
 # --- state that one entry writes and another one reads ---------------------------------------------------
 
 
@@ -346,6 +361,14 @@ def test_sessions_refuse_what_does_not_fit():
     session.run("write")  # behind 24 rows, as many as were compiled
     with pytest.raises(UserError, match=r"entry write, run 5 of the session: cache = 32 is outside 0\.\.24"):
         session.run("write")
+    with pytest.raises(UserError, match="past_k is in the machine already: leave it out"):
+        session.run("write", past())
+    with pytest.raises(UserError, match=r"the machine has 32 rows of past_k, the entry takes 3"):
+        session.run("write", cache=3)
+    with pytest.raises(UserError, match=r"input x has the shape \(8, 3\): \(8, 32\) is needed"):
+        program.session().run("write", {"x": torch.randn(8, 3)})
+    with pytest.raises(UserError, match="no input is called 'y': choose of x, past_k, past_v"):
+        program.session().run("write", {"y": torch.randn(8, 3)})
     with pytest.raises(UserError, match="has no entry 'read': choose of write"):
         session.run("read")
     small = alula.Entry(x() | {"rows": torch.randn(4, WIDTH)}, takes={"rows": "rows"}, method="gather")
