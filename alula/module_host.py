@@ -57,8 +57,8 @@ class Host:
         """Rows of masks are as long as rows of scores at this number of keys."""
         keys = value.shape[2]
         granules = cache_slots(keys, self.config.units) * self.config.units
-        out = np.zeros((len(value), granules * GRANULE_LANES), "<i4")
-        out[:, :keys] = value[:, 0]
+        out = np.zeros((*value.shape[:2], granules * GRANULE_LANES), "<i4")
+        out[..., :keys] = value
         image.write(
             self.config.aux_port, self.lowered.rows[step.name].base * BEAT_BYTES, out.reshape(-1).view(np.uint8)
         )

@@ -21,7 +21,7 @@ class AttentionOptions:
     that both tables are multiplied with. window: keys that a query sees, itself included; 0 means all. prefix: keys
     at the front that every query sees, later ones included. soft_cap: scores stay between plus and minus this; 0
     means no cap. scale: of the scores; 0 means 1 / sqrt(head_dim). head_gate: a learned number that each head's
-    result is multiplied with.
+    result is multiplied with. slopes: scores fall with the distance of query and key, for every head by another slope.
     """
 
     head_dim: int = HEAD_DIM
@@ -37,6 +37,7 @@ class AttentionOptions:
     soft_cap: float = 0.0
     scale: float = 0.0
     head_gate: bool = False
+    slopes: bool = False
 
 
 class Projections(nn.Module):
@@ -118,13 +119,18 @@ def _rotated_neighbours(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def mask(n_query: int, n_key: int, options: AttentionOptions) -> Tensor:
-    """bool[n_query, n_key], True where a query may look; the last query is the last key's token."""
+    """bool[n_query, n_key], True where a query may look; the last query is the last key's token. With slopes
+    float[HEADS, n_query, n_key], added to the scores."""
     visible = causal_mask(n_query, n_key)
     if options.window:
         too_old = torch.ones(n_query, n_key, dtype=torch.bool).tril(n_key - n_query - options.window)
         visible = visible & ~too_old
     if options.prefix:
         visible = visible | (torch.arange(n_key) < options.prefix)[None]
+    if options.slopes:
+        distance = torch.arange(n_key)[None] - torch.arange(n_key - n_query, n_key)[:, None]
+        added = 0.5 ** torch.arange(1, HEADS + 1)[:, None, None] * distance
+        return added.masked_fill(~visible, -torch.inf)
     return visible
 
 

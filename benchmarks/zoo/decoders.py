@@ -233,6 +233,9 @@ CASES = {
     "attention-scale": attention("Another scale of scores than 1 / sqrt(head_dim), as in Granite.", scale=0.1),
     "attention-soft-cap": attention("Scores limited by a tanh, as in Gemma 2.", soft_cap=5.0),
     "prefix-mask": attention("The first keys are visible to every query, as in PaliGemma.", prefix=5),
+    "linear-biases": attention(
+        "A bias of every head that falls with distance (ALiBi), as in BLOOM and MPT.", slopes=True
+    ),
     "head-gate": attention("A factor on every head, as pruning of heads (YOPO) needs it.", head_gate=True),
     "head-dim-72": attention("Heads of 72 channels, as in SigLIP So400m.", head_dim=72),
     "head-dim-80": attention("Heads of 80 channels, as in Phi-2.", head_dim=80),

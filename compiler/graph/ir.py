@@ -60,7 +60,7 @@ DEVICE: dict[str, str] = {
     "activation": "x, function: a name of `meaning.FUNCTIONS`",
     "softmax": "x: over the last axis",
     "rope": "x[heads, n, d], cos, sin, style, width: rotates the first `width` channels, see `meaning.rope`",
-    "attention": "q[h, n, d], k[g, m, d], v[g, m, e], mask[n, m] or absent; scale, causal, softcap: see `meaning`",
+    "attention": "q[h, n, d], k[g, m, d], v[g, m, e], mask[(h,) n, m] or absent; scale, causal, softcap: see `meaning`",
     "append": "past, new, axis: state that grows: past is an input, the result an output",
     "reshape": "x, shape",
     "permute": "x, order",

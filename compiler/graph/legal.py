@@ -77,8 +77,8 @@ def _faults(graph: Graph, node: Node) -> Iterator[str]:
                 if len(graph.nodes[node.arguments[name].name].shape) != 3:
                     yield f"{name} has not three axes"
             mask = node.operand("mask")
-            if mask is not None and tuple(map(str, graph.nodes[mask].shape)) != _places(graph, node):
-                yield "its mask is not [queries, keys]"
+            if mask is not None and tuple(map(str, graph.nodes[mask].shape)) not in _places(graph, node):
+                yield "its mask is neither [queries, keys] nor [heads, queries, keys]"
         case "add" | "mul":
             if x.kind != ON_DEVICE:
                 yield "its first operand is no activation"
@@ -87,6 +87,8 @@ def _faults(graph: Graph, node: Node) -> Iterator[str]:
                 yield "its tables have not two axes"
 
 
-def _places(graph: Graph, node: Node) -> tuple[str, str]:
+def _places(graph: Graph, node: Node) -> list[tuple[str, ...]]:
+    """The shapes that a mask may have."""
     q, k = (graph.nodes[node.arguments[name].name].shape for name in "qk")
-    return str(q[-2]), str(k[-2])
+    shape = str(q[-3]), str(q[-2]), str(k[-2])
+    return [shape[1:], shape]

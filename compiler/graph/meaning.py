@@ -134,8 +134,8 @@ def attention(
 ) -> Tensor:
     """softmax(q k scale) v for q[h, n, d], k[g, m, d], v[g, m, e]: h / g heads share a key-value head.
 
-    mask[n, m]: True where a query may look, or numbers that are added. causal: query i sees keys up to i + m - n. Every
-    query sees one key at least. softcap: scores become softcap * tanh(score / softcap).
+    mask[n, m] or [h, n, m]: True where a query may look, or numbers that are added. causal: query i sees keys up to
+    i + m - n. Every query sees one key at least. softcap: scores become softcap * tanh(score / softcap).
     """
     k, v = (t.repeat_interleave(q.shape[-3] // t.shape[-3], -3) for t in (k, v))
     scores = q @ k.transpose(-1, -2) * scale

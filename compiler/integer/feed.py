@@ -75,13 +75,14 @@ def _table(step: s.Table, cos: Array, sin: Array) -> Array:
 
 
 def _mask(step: s.Mask, mask: Array, lengths: Mapping[str, int]) -> Array:
-    """int64[rows, 1, keys]: 0 for keys that may be seen, `MASKED` for others; numbers that are added as they are."""
-    shape = count(step.rows, lengths), count(step.keys_length, lengths)
+    """int64[rows, heads or 1, keys]: 0 for keys that may be seen, `MASKED` for others; numbers that are added as they
+    are."""
+    shape = step.layout.groups, count(step.rows, lengths), count(step.keys_length, lengths)
     if mask.dtype == bool:
         added = np.where(mask, 0, MASKED)
     else:
         added = fixed_rows(np.clip(mask.astype(np.float64) * nm.LOG2_E, -(1 << 14), 1 << 14), 1.0)
-    return np.broadcast_to(added.reshape(added.shape[-2:]), shape)[:, None].astype(np.int64)
+    return np.broadcast_to(added, shape).transpose(1, 0, 2).astype(np.int64)
 
 
 def _past(step: s.Past, past: Array) -> Held:

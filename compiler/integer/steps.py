@@ -128,7 +128,8 @@ class Table(Step):
 
 @dataclass(eq=False)
 class Mask(Step):
-    """What the host adds to the scores of attention: int64[rows, 1, keys], 0 or far below every score."""
+    """What the host adds to the scores of attention: int64[rows, heads, keys], 1 head where all share it. A key that
+    may not be seen has a number far below every score."""
 
     node: str = ""
     keys_length: Dim = 0
@@ -492,16 +493,16 @@ class Attend(Step):
     def compute(self, values, lengths):
         q8, (q_raw, _) = values[self.query], values[self.entry]
         keys, held = values[self.keys], values[self.values]
-        mask = values[self.mask][:, 0] if self.mask else 0
+        masks = values[self.mask] if self.mask else np.zeros((1, 1, 1), np.int64)
         seen = np.ones((len(q8), len(keys.rows)), bool)
         if self.causal:
             seen = np.tril(seen, len(keys.rows) - len(q8))
         seen &= values.get(PRESENT, True)
         group = q8.shape[1] // keys.rows.shape[1]
-        heads = [
-            _attend(q8[:, h], q_raw[:, h, None], _head(keys, h // group), _head(held, h // group), seen, mask, self.cap)
-            for h in range(q8.shape[1])
-        ]
+        heads = []
+        for h in range(q8.shape[1]):
+            k, v, mask = _head(keys, h // group), _head(held, h // group), masks[:, h % masks.shape[1]]
+            heads.append(_attend(q8[:, h], q_raw[:, h, None], k, v, seen, mask, self.cap))
         return np.stack(heads, axis=1)
 
 
@@ -509,8 +510,8 @@ def _head(held: Held, head: int) -> tuple[Array, Array]:
     return held.rows[:, head], held.words[:, head]
 
 
-def _attend(q8: Array, q_raw: Array, keys, values, seen: Array, mask: Array | int, cap: int) -> Array:
-    """One head: int64[n, d]. seen: bool[n, m]."""
+def _attend(q8: Array, q_raw: Array, keys, values, seen: Array, mask: Array, cap: int) -> Array:
+    """One head: int64[n, d]. seen: bool[n, m]; mask: int64[n, m], or one number."""
     k8, k_words = keys
     v8, v_raw = values
     scores = nm.mul_scale(nm.mul_scale(matmul(q8, k8), k_words, at.KEY_ADJUST), nm.to_scale(q_raw), at.QUERY_ADJUST)

@@ -71,33 +71,49 @@ class _Attention:
         return weights.cache_slots(keys, self.config.units) * self.config.units
 
     def run(self) -> None:
-        mask = self._mask() if self.step.mask else None
-        """In VB, where a score has it added; in PB with a soft cap, which leaves that port free."""
+        """The mask is in VB, where a score has it added; in PB with a soft cap, which leaves that port free."""
+        shared = self._mask(0) if self.mask_heads == 1 else None
         for head in range(self.keys.heads):
-            _Head(self, head, mask).run()
+            _Head(self, head, self._mask(head) if self.mask_heads > 1 else shared).run()
 
-    def _mask(self) -> Buffer:
-        """The tile's rows of the mask, in VB: all heads read them."""
-        name, tile = self.step.mask, self.tile
-        loaded, mask = (Buffer(f"{name} {where}", where, tile * self.most) for where in ("PB", "VB"))
-        base = self.lowering.rows[name].base
+    @property
+    def mask_heads(self) -> int:
+        """Heads of the mask: 0 without one, 1 where all heads share it."""
+        return self.lowering.steps[self.step.mask].layout.groups if self.step.mask else 0
+
+    @property
+    def masks_a_row(self) -> int:
+        """Rows of the mask that a token's queries of one key head read: one, or one a query."""
+        return 1 if self.mask_heads == 1 else self.group
+
+    def _mask(self, head: int) -> Buffer:
+        """The tile's rows of the mask; head: the key head whose queries read them."""
+        name, tile, count = self.step.mask, self.tile, self.masks_a_row
+        size = tile * count * self.most
+        loaded, mask = (Buffer(f"{name} {where}", where, size) for where in ("PB", "VB"))
+        base, heads = self.lowering.rows[name].base, self.mask_heads
 
         def load(e: Emitter) -> None:
             row = self.scores(e).granules
-            address = e.product(e.at, row) + base
-            e.b.load(address, e.region(loaded), row, self.m(e), row, 0, row, kind=LdKind.TABLES)
+            part, whole = e.times(row, count), e.times(row, heads)
+            address = e.sum(e.product(e.at, whole), e.times(row, head * count if heads > 1 else 0)) + base
+            e.b.load(address, e.region(loaded), part, self.m(e), whole, 0, part, kind=LdKind.TABLES)
 
         def copy(e: Emitter) -> None:
             score = self.scores(e)
-            shape = (self.m(e), 1, score.words)
-            source, to = (At(e.region(b), score.words) for b in (loaded, mask))
-            e.b.vu_pass(shape, score.keys, p=source, d=to, src=Src.P)
+            source, to = (self.mask_rows(e, buffer) for buffer in (loaded, mask))
+            e.b.vu_pass((self.m(e), count, score.words), score.keys, p=source, d=to, src=Src.P)
 
-        self.issue(Unit.LD, [], [loaded], load, tile * self.most + self.config.read_latency)
+        self.issue(Unit.LD, [], [loaded], load, size + self.config.read_latency)
         if self.step.cap:
             return loaded
-        self.issue(Unit.VU, [loaded], [mask], copy, self.passes(1))
+        self.issue(Unit.VU, [loaded], [mask], copy, self.passes(count))
         return mask
+
+    def mask_rows(self, e: Emitter, mask: Buffer) -> At:
+        """Rows of the mask as an operand: token by token, the queries of a key head one after the other."""
+        words = self.scores(e).words
+        return At(e.region(mask), e.times(words, self.masks_a_row), words if self.masks_a_row > 1 else 0)
 
     # --- lengths -----------------------------------------------------------------------------------------
 
@@ -316,7 +332,7 @@ class _Head:
         def scores(e: Emitter) -> None:
             first, more = a.limit(e)
             assert mask is not None
-            added, to = At(e.region(mask), a.scores(e).words), self._rows(e, self.top)
+            added, to = a.mask_rows(e, mask), self._rows(e, self.top)
             masked: dict[str, Any] = {"v": added, "add": Add.V, "w": to, "reduce": Reduce.MAX}
             e.b.vu_pass(self._shape(e), first, step=more, d=own(e), **masked, **self._score_fields(e))
 
@@ -328,7 +344,7 @@ class _Head:
             first, more = a.limit(e)
             added: dict[str, Any] = {}
             if mask is not None:
-                added = {"p": At(e.region(mask), a.scores(e).words), "add": Add.P}
+                added = {"p": a.mask_rows(e, mask), "add": Add.P}
             to = self._rows(e, self.top)
             fields: dict[str, Any] = {"src": Src.V, "mul1": Mul1.IMM, "imm0": a.step.cap, "reduce": Reduce.MAX}
             e.b.vu_pass(self._shape(e), first, step=more, v=own(e), d=own(e), w=to, **fields, **added)

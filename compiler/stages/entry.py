@@ -130,7 +130,8 @@ class EntryLowering:
         for name, step in self.steps.items():
             most = self.arguments.most(step.rows)
             if isinstance(step, s.Mask):
-                granules = cache_slots(self.arguments.most(step.keys_length), self.config.units) * self.config.units
+                slots = cache_slots(self.arguments.most(step.keys_length), self.config.units)
+                granules = slots * self.config.units * step.layout.groups
                 self.rows[name] = Rows(self.memory.aux(most * granules), granules, step.layout, most)
             elif isinstance(step, s.Hold) or step in only_read(self.integers):
                 self.caches[name] = self.state.cache(self.integers, step)

@@ -37,17 +37,19 @@ NAMED = {"n_embd": WIDTH, "n_head": HEADS, "vocab_size": 160, "n_positions": 256
 WITHOUT_GROUPS = {name: size for name, size in SIZES.items() if name != "num_key_value_heads"}
 EARLIER: dict[str, dict[str, Any]] = {
     "BioGpt": WITHOUT_GROUPS,
+    "Bloom": {"hidden_size": WIDTH, "n_head": HEADS, "vocab_size": 160},
     "Falcon": WITHOUT_GROUPS | {"num_kv_heads": HEADS, "new_decoder_architecture": True},
     "GPT2": NAMED,
     "GPTJ": NAMED | {"rotary_dim": 8},
     "GPTNeoX": WITHOUT_GROUPS,
+    "Mpt": {"d_model": WIDTH, "n_heads": HEADS, "vocab_size": 160},
     "OPT": WITHOUT_GROUPS | {"ffn_dim": 128, "word_embed_proj_dim": WIDTH},
     "Persimmon": WITHOUT_GROUPS,
 }
 """Those whose heads all have keys of their own: name -> all that the configuration takes."""
-QUICK = ("Cohere", "HunYuanDenseV1", "Mistral", "GPTJ", "Falcon")
+QUICK = ("Cohere", "HunYuanDenseV1", "Mistral", "GPTJ", "Falcon", "Bloom")
 """A rotation of neighbours; norms of queries and keys behind it; a sliding window; a rotation of some channels of rows
-whose heads come second; queries, keys and values that are places of one axis."""
+whose heads come second; queries, keys and values that are places of one axis; a bias of its own for every head."""
 DEEP_ERROR = 0.06
 LLAVA = Path(__file__).parents[2] / "examples" / "transformers_llava.py"
 
@@ -59,7 +61,8 @@ class Cached(nn.Module):
         super().__init__()
         configuration = getattr(transformers, f"{name}Config")
         sizes = EARLIER.get(name) or SIZES | CONFIGURATIONS[name]
-        sizes = sizes | {"n_layer" if "n_head" in sizes else "num_hidden_layers": layers}
+        depth = {"n_head": "n_layer", "n_heads": "n_layers"}
+        sizes = sizes | {next((depth[key] for key in sizes if key in depth), "num_hidden_layers"): layers}
         self.model = transformers.AutoModelForCausalLM.from_config(configuration(**sizes))
         self.layers = layers
 

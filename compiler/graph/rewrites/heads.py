@@ -1,4 +1,4 @@
-"""The normal form of attention: q[h, n, d], k[g, m, d], v[g, m, e] and one mask [n, m] for all heads."""
+"""The normal form of attention: q[h, n, d], k[g, m, d], v[g, m, e] and a mask [n, m], or [h, n, m]."""
 
 from dataclasses import dataclass, field
 
@@ -8,9 +8,6 @@ from ..edit import Editor
 from ..ir import CONSTANT, Dim, Node, Ref
 from ..sizes import times
 from .masks import Mask, combined, in_blocks, is_causal, upper_left, without_lead
-
-MOST_HEADS = 64
-"""Heads with masks of their own, at most: each becomes an attention of its own."""
 
 
 @dataclass
@@ -69,7 +66,7 @@ class _Normal:
         self.batch = times(q.shape[:-3])
 
     def turn(self) -> None:
-        """One attention for all heads, or one a head, or one for a whole batch."""
+        """One attention for all heads, or one for a whole batch."""
         e, node, found = self.e, self.node, self.found
         mask = combined(e, node, found.masks, tuple(self.q.shape[:-2]), self.n, self.m)
         causal = found.upper_left and mask is None and str(self.n) == str(self.m) and self.batch == 1
@@ -83,11 +80,10 @@ class _Normal:
             mask, causal = None, True
         refs = [self._three(x) for x in (self.q, self.k, self.v)]
         shape = (self.heads, self.n, self.v.shape[-1])
-        if tuple(node.shape) == shape and not self._per_head(mask):
-            a = self._attributes(mask, causal)
-            e.turn(node, "attention", **dict(zip("qkv", refs, strict=True)), **a)
-        elif (made := self._made(refs, shape, mask, causal)) is not None:
-            e.turn(node, "reshape", x=made, shape=list(node.shape))
+        if tuple(node.shape) == shape:
+            e.turn(node, "attention", **dict(zip("qkv", refs, strict=True)), **self._attributes(mask, causal))
+        else:
+            e.turn(node, "reshape", x=self._made(refs, shape, mask, causal), shape=list(node.shape))
 
     def _attributes(self, mask: Ref | None, causal: bool) -> dict:
         a = {"scale": self.found.scale, "mask": mask, "softcap": self.found.softcap}
@@ -100,36 +96,10 @@ class _Normal:
             return Ref(x.name)
         return self.e.insert(self.node, "three", "reshape", shape, x=Ref(x.name), shape=shape)
 
-    def _per_head(self, mask: Ref | None) -> bool:
-        return mask is not None and len(self.e.graph.nodes[mask.name].shape) == 3
-
-    def _made(self, refs: list[Ref], shape: tuple, mask: Ref | None, causal: bool) -> Ref | None:
-        """The attention ahead of the node, head by head where each has a mask of its own."""
-        e, node = self.e, self.node
-        if mask is None or not self._per_head(mask):
-            a = self._attributes(mask, causal)
-            return e.insert(node, "heads", "attention", shape, **dict(zip("qkv", refs, strict=True)), **a)
-        if self.heads > MOST_HEADS:
-            return None
-        groups = int(e.graph.nodes[refs[1].name].shape[0])
-        places, parts = e.graph.nodes[mask.name], []
-        for head in range(self.heads):
-            group = head * groups // self.heads
-            own = [self._head(ref, at) for ref, at in zip(refs, (head, group, group), strict=True)]
-            one = e.insert(
-                node, "mask", "select", places.shape[1:], places.kind, torch.select, input=mask, dim=0, index=head
-            )
-            a = self._attributes(one, False)
-            parts.append(
-                e.insert(node, "head", "attention", (1, *shape[1:]), **dict(zip("qkv", own, strict=True)), **a)
-            )
-        return e.insert(node, "heads", "cat", shape, parts=parts, axis=0)
-
-    def _head(self, ref: Ref, at: int) -> Ref:
-        shape = (1, *self.e.graph.nodes[ref.name].shape[1:])
-        if self.e.graph.nodes[ref.name].shape[0] == 1:
-            return ref
-        return self.e.insert(self.node, "one", "slice", shape, x=ref, axis=0, start=at, stop=at + 1, step=1)
+    def _made(self, refs: list[Ref], shape: tuple, mask: Ref | None, causal: bool) -> Ref:
+        """The attention ahead of the node."""
+        operands = dict(zip("qkv", refs, strict=True))
+        return self.e.insert(self.node, "heads", "attention", shape, **operands, **self._attributes(mask, causal))
 
     # --- batches -----------------------------------------------------------------------------------------
 
@@ -149,8 +119,6 @@ class _Normal:
             blocks = in_blocks(e, node, mask, b, self.n, self.m, shape)
         size = self.v.shape[-1]
         made = self._made(refs, (self.heads, rows, size), blocks, False)
-        if made is None:
-            return
         shape = [self.heads, b, self.n, size]
         split = e.insert(node, "split", "reshape", shape, x=made, shape=shape)
         back = e.insert(node, "back", "permute", (b, self.heads, self.n, size), x=split, order=[1, 0, 2, 3])

@@ -132,4 +132,6 @@ def _mask(t: Translator, node: Node, rows, n_keys) -> str:
     name = node.operand("mask")
     if name is None or node.arguments.get("causal"):
         return ""
-    return t.add(s.Mask, rows, Layout(1, 1), node=name, keys_length=n_keys, name=f"{name}.added")
+    *heads, _, _ = t.graph.nodes[name].shape
+    layout = Layout(int(heads[0]) if heads else 1, 1)
+    return t.add(s.Mask, rows, layout, node=name, keys_length=n_keys, name=f"{name}.added")
