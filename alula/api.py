@@ -96,7 +96,8 @@ class Program:
 
         last: the last executor (functional, cycle or rtl). lengths: a number, or several, for every symbolic length;
         by default the smallest ones, and those of the examples. memory: by default the configuration's. entry: only
-        this one; by default all, each by itself, and then one after the other with the state that they leave.
+        this one; by default all, each by itself, and then one after the other with the state that they leave. A run
+        that does not fit behind the ones before is left out, with the reason in `left_out`.
         """
         chosen = list(self.entries.values()) if entry is None else [self.entry(entry)]
         self._check_known(chosen, lengths)
@@ -106,10 +107,15 @@ class Program:
             label = each.name if len(self.entries) > 1 else ""
             cases = [each.case(at, name=label) for at in each.cases(own)]
             found += [(each, case, self._outcome(each, case, last, memory)) for case in cases]
+        left_out: list[str] = []
         if len(chosen) > 1:
             session = Session(self.lowered, self.entries, last, memory)
-            found += [(each, *session.step(each.name)) for each in (*chosen, chosen[-1])]
-        return report(self.name, self.lowered, found, last)
+            for each in (*chosen, chosen[-1]):
+                try:
+                    found.append((each, *session.step(each.name)))
+                except UserError as error:  # its examples do not fit behind what the runs before have left
+                    left_out.append(str(error))
+        return report(self.name, self.lowered, found, last) | {"left_out": left_out}
 
     def _check_known(self, entries: Sequence[CompiledEntry], lengths: Mapping[str, Any]) -> None:
         """UserError for a length that no entry has."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from alula.expected import Piece, digest
 from hw.spec.config import BEAT_BYTES, Config
-from hw.spec.errors import InternalError
+from hw.spec.errors import InternalError, UserError
 from hw.spec.isa import INSTRUCTION_BYTES
 from hw.spec.memory import MemoryModel
 from hw.spec.run import Backend, Event, Invocation, Result
@@ -24,6 +24,8 @@ RTL_CYCLE_MARGIN = 100_000
 
 def executors(last: str) -> tuple[str, ...]:
     """The executors up to and including `last`."""
+    if last not in BACKENDS:
+        raise UserError(f"{last!r} is no executor: choose one of {', '.join(BACKENDS)}")
     return BACKENDS[: BACKENDS.index(last) + 1]
 
 

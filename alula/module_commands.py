@@ -44,7 +44,7 @@ class Asked:
         found: dict[str, list[int]] = {}
         for text in texts or ():
             name, equals, values = text.partition("=")
-            if not equals or not all(value.strip().isdigit() for value in values.split(",")):
+            if not equals or not all(value.strip().isdecimal() for value in values.split(",")):
                 raise UserError(f"--length is {text!r}: give a symbol and its values, as seq=37 or seq=1,2,37")
             found[name.strip()] = [int(value) for value in values.split(",")]
         return cls(entry, found)
@@ -96,6 +96,8 @@ def show_verified(result: dict, full: bool) -> None:
             heads = ["entry", *heads]
             operators = [[o["entry"], *row] for o, row in zip(result["operators"], operators, strict=True)]
         console.print(table("", heads, operators))
+    for reason in result["left_out"]:
+        console.print(f"  left out     {reason}", markup=False)
     console.print(f"  took         {duration(result['wall_seconds'])}")
 
 

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import product
+from keyword import iskeyword
+from operator import index
 from typing import Any
 
 import networkx as nx
@@ -46,6 +48,42 @@ class Entry:
     takes: Mapping[str, str] = field(default_factory=dict)
 
 
+RESERVED = ("self", "last", "memory", "entry", "inputs")
+"""What lengths may not be called: `verify` and others have arguments of these names."""
+
+
+def check_entries(entries: Any) -> None:
+    """UserError for entries of other kinds than `Entry` and the docs say."""
+    if not isinstance(entries, Mapping) or not all(isinstance(name, str) for name in entries):
+        raise UserError("entries is no dict of names and alula.Entry objects: see docs/reference/api.md")
+    for name, entry in entries.items():
+        if not isinstance(entry, Entry):
+            raise UserError(f"entry {name} is a {type(entry).__name__}: give an alula.Entry")
+        if not isinstance(entry.inputs, Mapping | Sequence) or not isinstance(entry.method, str):
+            raise UserError(f"entry {name}: inputs are tensors by name, a method is a name: see docs/reference/api.md")
+        _check_lengths(f"entry {name}", entry)
+        if not isinstance(entry.takes, Mapping) or not all(isinstance(text, str) for text in entry.takes.values()):
+            raise UserError(f'entry {name}: takes must be a dict of inputs and entries, as {{"visual": "encode"}}')
+
+
+def _check_lengths(where: str, entry: Entry) -> None:
+    """UserError for axes or lengths of other kinds."""
+    axes, lengths = entry.dynamic, entry.lengths
+    if not isinstance(axes, Mapping) or not all(
+        isinstance(each, Mapping) and all(isinstance(i, int) and isinstance(name, str) for i, name in each.items())
+        for each in axes.values()
+    ):
+        raise UserError(f'{where}: dynamic must give names to axes of inputs, as {{"x": {{0: "seq"}}}}')
+    if not isinstance(lengths, Mapping) or not all(
+        isinstance(each, Sequence) and len(each) == 2 and all(isinstance(n, int) for n in each)
+        for each in lengths.values()
+    ):
+        raise UserError(f'{where}: lengths must give the least and the largest value of each, as {{"seq": (1, 64)}}')
+    for name in {name for each in axes.values() for name in each.values()}:
+        if not name.isidentifier() or iskeyword(name) or name in RESERVED:
+            raise UserError(f"{where}: a length is called {name!r}: give it a name of letters that means nothing else")
+
+
 def places_taken(entries: Mapping[str, Entry]) -> dict[str, dict[str, str]]:
     """By entry: its inputs that others leave, with the place, "encode.0". UserError for a place that there is not."""
     found: dict[str, dict[str, str]] = {}
@@ -53,7 +91,7 @@ def places_taken(entries: Mapping[str, Entry]) -> dict[str, dict[str, str]]:
         found[name] = {}
         for taken, source in entry.takes.items():
             giver, dot, number = source.partition(".")
-            if giver not in entries or giver == name or (dot and not number.isdigit()):
+            if giver not in entries or giver == name or (dot and not number.isdecimal()):
                 others = ", ".join(other for other in entries if other != name) or "none"
                 raise UserError(
                     f"entry {name} takes {taken!r} from {source!r}: give another entry ({others}), and the number of "
@@ -74,6 +112,7 @@ def results_taken(places: Mapping[str, Mapping[str, str]]) -> dict[str, list[int
 
 def compile_entries(module: nn.Module, entries: Mapping[str, Entry]) -> "dict[str, CompiledEntry]":
     """All entries of a module; those that only read state behind those that append to it."""
+    check_entries(entries)
     places = places_taken(entries)
     wanted = results_taken(places)
     found = {name: CompiledEntry(name, module, entry) for name, entry in entries.items()}
@@ -82,7 +121,33 @@ def compile_entries(module: nn.Module, entries: Mapping[str, Entry]) -> "dict[st
         roles = {state: key for other, one in found.items() if other != name for state, key in one.read.items()}
         found[name].translate(places[name], wanted[name], forms, roles)
         forms |= found[name].integers.forms()
+    for name, taken in places.items():
+        _require_shapes(found, name, taken)
+        _same_examples(found, name, taken)
     return found
+
+
+def _require_shapes(entries: "Mapping[str, CompiledEntry]", name: str, taken: Mapping[str, str]) -> None:
+    """UserError where an entry takes rows of another shape than they were left in."""
+    for each, place in taken.items():
+        giver, _, number = place.rpartition(".")
+        graph = entries[giver].graph
+        left, wanted = graph.nodes[graph.outputs[int(number)]].shape, entries[name].graph.nodes[each].shape
+        sizes = [pair for pair in zip(left, wanted, strict=False) if all(isinstance(size, int) for size in pair)]
+        if len(left) != len(wanted) or any(a != b for a, b in sizes):
+            there, here = (" x ".join(map(str, shape)) for shape in (left, wanted))
+            raise UserError(
+                f"entry {giver} leaves [{there}], entry {name} takes {each!r} as [{here}]: let both have the same shape"
+            )
+
+
+def _same_examples(entries: "Mapping[str, CompiledEntry]", name: str, taken: Mapping[str, str]) -> None:
+    """Inputs that are the same rows in the machine have the same example."""
+    first: dict[tuple[str, str], str] = {}
+    for each, place in taken.items():
+        giver = place.rpartition(".")[0]
+        one = first.setdefault((giver, entries[giver].integers.left[place]), each)
+        entries[name].examples[each] = entries[name].examples[one]
 
 
 def _in_order(entries: "Mapping[str, CompiledEntry]") -> list[str]:
@@ -99,22 +164,27 @@ def _in_order(entries: "Mapping[str, CompiledEntry]") -> list[str]:
         raise UserError(f"entries {circle} each read state that the other appends to: let one append to all") from None
 
 
+def method_of(module: nn.Module, entry: str, given: str = "") -> str:
+    """The name of an entry's method: the given one, the entry's own, or `forward`."""
+    return given or (entry if hasattr(module, entry) or type(module).forward is nn.Module.forward else ONLY)
+
+
 @contextmanager
 def _called_as_forward(module: nn.Module, name: str, method: str) -> Iterator[None]:
     """While this lasts, calling the module calls that method; torch.export knows no other way."""
-    found = getattr(module, method, None)
-    if not callable(found):
-        raise UserError(
-            f"entry {name}: module {type(module).__name__} has no method {method!r}: name one of its methods"
-        )
-    if method == ONLY:
-        yield
-        return
+    found, kind = getattr(module, method, None), type(module).__name__
+    if isinstance(found, nn.Module):
+        raise UserError(f"entry {name}: {method!r} is a submodule of {kind}: name a method that calls it")
+    if not callable(found) or getattr(found, "__func__", None) is nn.Module.forward:
+        raise UserError(f"entry {name}: module {kind} has no method {method!r}: name one of its methods")
+    own = vars(module).get(ONLY)
     module.forward = found
     try:
         yield
     finally:
         del module.forward
+        if own is not None:
+            module.forward = own
 
 
 class CompiledEntry:
@@ -123,15 +193,28 @@ class CompiledEntry:
     integers: Integers
 
     def __init__(self, name: str, module: nn.Module, entry: Entry) -> None:
-        method = entry.method or (name if hasattr(module, name) else ONLY)
+        method = method_of(module, name, entry.method)
         with _called_as_forward(module, name, method):
             self.examples = _named(module, method, entry.inputs)
+            self.named = set(inspect.signature(module.forward).parameters)
             self.graph = capture(module, self.examples, entry.dynamic, entry.lengths)
+        self._check_results(name, module)
         self.name, self.module_name, self.dynamic = name, type(module).__name__, entry.dynamic
         self.appended = {str(node.operand("past")) for node in self.graph.device() if node.op == "append"}
         """Inputs that it appends to."""
         self.read = dict(self._read())
         """Inputs that attention reads, with new rows or without, and whether they are keys there."""
+
+    def _check_results(self, name: str, module: nn.Module) -> None:
+        """UserError for a method without results, and for an input among `**others` that nothing reads."""
+        if not self.graph.outputs:
+            raise UserError(f"entry {name} of module {type(module).__name__} has no result: return tensors")
+        used = {each for output in self.graph.outputs for each in self.graph.ancestors(output)}
+        others = [each for each in self.examples if each not in self.named and each not in used]
+        if others:
+            raise UserError(
+                f"entry {name} of module {type(module).__name__}: nothing reads {others[0]!r}: leave it out"
+            )
 
     def _read(self) -> Iterator[tuple[str, bool]]:
         for node in self.graph.device():
@@ -184,7 +267,7 @@ class CompiledEntry:
         for name, value in lengths.items():
             if name not in found:
                 raise UserError(f"the module has no symbolic length {name!r}: choose of {', '.join(found) or 'none'}")
-            found[name] = value
+            found[name] = _whole(name, value)
         for name, value in found.items():
             allowed = self.graph.lengths[name]
             if not allowed.least <= value <= allowed.most:
@@ -196,7 +279,7 @@ class CompiledEntry:
     def inputs_at(self, lengths: Lengths, given: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Inputs of these lengths: those that are given, others are the examples, cut or continued from their
         beginning. UserError for an input of another name or shape."""
-        found, given = {}, given or {}
+        found, given = {}, {name: as_tensor(name, value) for name, value in (given or {}).items()}
         if unknown := [name for name in given if name not in self.examples]:
             raise UserError(f"no input is called {unknown[0]!r}: choose of {', '.join(self.examples)}")
         for name, example in self.examples.items():
@@ -224,7 +307,9 @@ class CompiledEntry:
         if not lengths and example:
             least = {name: min(max(1, self.graph.lengths[name].least), size) for name, size in example.items()}
             return [least, example] if least != example else [example]
-        several = {name: [value] if isinstance(value, int) else list(value) for name, value in lengths.items()}
+        several = {name: _values(value) for name, value in lengths.items()}
+        if empty := [name for name, values in several.items() if not values]:
+            raise UserError(f"{empty[0]} has no value: give a number, or several")
         return [dict(zip(several, each, strict=True)) for each in product(*several.values())]
 
     # --- the golden model --------------------------------------------------------------------------------
@@ -263,6 +348,28 @@ class CompiledEntry:
     def outputs(self, case: Case, values: Mapping[str, Any]) -> dict[str, Array]:
         """Results as real numbers, in the shapes of the module's. values: of the steps, by name."""
         return outputs(self.integers, values, case.lengths)
+
+
+def _values(value: Any) -> list[Any]:
+    """One value, or several."""
+    return list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value]
+
+
+def _whole(name: str, value: Any) -> int:
+    """A length as a number; UserError for anything else."""
+    try:
+        return index(value)
+    except TypeError:
+        raise UserError(f"the length {name} is {value!r}: give a whole number") from None
+
+
+def as_tensor(name: str, value: Any) -> Tensor:
+    """An input as a tensor; arrays of NumPy, as results are, become one."""
+    if isinstance(value, np.ndarray):
+        value = torch.from_numpy(value.astype(np.float32) if value.dtype.kind == "f" else value)
+    if not isinstance(value, Tensor):
+        raise UserError(f"input {name} is a {type(value).__name__}: give a tensor")
+    return value
 
 
 def _named(module: nn.Module, method: str, inputs: Mapping[str, Tensor] | Sequence[Tensor]) -> dict[str, Tensor]:

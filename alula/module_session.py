@@ -10,7 +10,7 @@ from torch import Tensor
 
 from alula.cross import CrossBackend, Outcome, executors
 from alula.module_case import Case
-from alula.module_entry import CompiledEntry
+from alula.module_entry import CompiledEntry, as_tensor
 from alula.module_host import Host, image
 from compiler.graph.ir import Dim, Length
 from compiler.integer import steps as s
@@ -62,17 +62,18 @@ class Session:
             raise InternalError(f"entry {entry}, {case.name}: {outcome.first_difference}")
         results = found.outputs(case, case.values)
         order = [output for output in found.graph.outputs if output in results]
-        return Run([results[output] for output in order], outcome.cycles_simulated)
+        return Run([results[output].copy() for output in order], outcome.cycles_simulated)
 
     def step(self, entry: str, inputs: Mapping[str, Tensor] | None = None, **lengths: int) -> tuple[Case, Outcome]:
         """One run: the golden model's, and how the executors agreed with it."""
-        found = self._entry(entry)
+        found, inputs = self._entry(entry), {name: as_tensor(name, value) for name, value in (inputs or {}).items()}
         sources = {name: source for name, source in _sources(found).items() if source in self.there.integers}
         nodes = {found.integers.steps[name].nodes_brought[0]: source for name, source in sources.items()}
-        if twice := [name for name in inputs or {} if name in nodes]:
+        if twice := [name for name in inputs if name in nodes]:
             raise UserError(f"entry {entry}: {twice[0]} is in the machine already: leave it out, or begin a session")
-        chosen = self._lengths(found, sources, inputs or {}, lengths)
-        given = dict(inputs or {}) | {name: self.there.floats[source] for name, source in nodes.items()}
+        chosen = self._lengths(found, sources, inputs, lengths)
+        self._require_state(found, sources, inputs, chosen)
+        given = inputs | {name: self.there.floats[source] for name, source in nodes.items()}
         there = {name: self.there.integers[source] for name, source in sources.items()}
         case = found.case(chosen, given, there, f"run {self.runs + 1}, {entry}")
         case.in_session = True
@@ -96,7 +97,8 @@ class Session:
         found = entry.example_lengths()
         found |= {symbol: entry.graph.lengths[symbol].least for symbol in _symbols(entry, _sources(entry))}
         for name, tensor in inputs.items():
-            found |= {symbol: tensor.shape[axis] for axis, symbol in entry.dynamic.get(name, {}).items()}
+            axes = entry.dynamic.get(name, {})
+            found |= {symbol: tensor.shape[axis] for axis, symbol in axes.items() if axis < tensor.ndim}
         found |= lengths
         there = {name: self.there.rows(source) for name, source in sources.items()}
         for name, rows in there.items():
@@ -112,6 +114,20 @@ class Session:
             return entry.check_lengths(found)
         except UserError as error:
             raise UserError(f"entry {entry.name}, run {self.runs + 1} of the session: {error}") from None
+
+    def _require_state(
+        self, entry: CompiledEntry, sources: Mapping[str, str], inputs: Mapping[str, Tensor], lengths: Mapping[str, int]
+    ) -> None:
+        """UserError for state that is neither in the machine nor given; a cache without rows needs neither."""
+        for name, source in _sources(entry).items():
+            step = entry.integers.steps[name]
+            if name in sources or step.nodes_brought[0] in inputs:
+                continue
+            if isinstance(step, s.Kept) or _at(step.rows, lengths):
+                raise UserError(
+                    f"entry {entry.name}: {step.nodes_brought[0]} is not in the machine: run the entry that leaves or "
+                    f"returns {source}, or give it"
+                )
 
     def _keep(self, entry: CompiledEntry, case: Case) -> None:
         """What the run leaves in the machine. A cache that the entry does not return is as long as it was before."""

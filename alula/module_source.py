@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from alula.module_entry import ONLY, Entry
+from alula.module_entry import ONLY, Entry, method_of
 from hw.spec.errors import UserError
 
 PARTS = ("inputs", "dynamic", "lengths", "method", "takes")
@@ -116,8 +116,15 @@ def _entry(parts: Mapping[str, Any], module: nn.Module, method: str, text: str) 
             raise UserError(
                 f"{text}: {what} is a {type(value).__name__}, a dict is needed: see docs/howto/own-module.md"
             )
-    chosen = method if hasattr(module, method) else ONLY
-    return Entry(_examples(inputs(), getattr(module, chosen), text), method=str(parts.get("method") or ""), **named)
+    chosen = getattr(module, method_of(module, method), None)
+    return Entry(_examples(_called(inputs, text), chosen, text), method=str(parts.get("method") or ""), **named)
+
+
+def _called(inputs: Callable, text: str) -> Any:
+    try:
+        return inputs()
+    except Exception as error:  # whatever a user's function does
+        raise UserError(f"{text}: `inputs` fails ({type(error).__name__}: {error}): correct it") from error
 
 
 def _execute(path: Path) -> ModuleType:
@@ -167,10 +174,12 @@ def _module(found: Any, text: str) -> nn.Module:
     return made
 
 
-def _examples(values: Any, method: Callable, text: str) -> dict[str, Tensor]:
-    """Example tensors in the order of the method's parameters."""
+def _examples(values: Any, method: Any, text: str) -> dict[str, Tensor]:
+    """Example tensors in the order of the method's parameters; as they are where there is no such method."""
     if not isinstance(values, Mapping) or not all(isinstance(v, Tensor) for v in values.values()):
         raise UserError(f"{text}: `inputs` must return a dict of tensors, by the names of forward's parameters")
+    if not inspect.isroutine(method) or getattr(method, "__func__", None) is nn.Module.forward:
+        return dict(values)
     parameters = inspect.signature(method).parameters
     names = [name for name, p in parameters.items() if p.kind != p.VAR_KEYWORD]
     others = [name for name in values if name not in names]

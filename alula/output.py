@@ -17,8 +17,8 @@ from hw.spec.errors import UserError
 
 PIPE_COLUMNS = 80
 """Width of tables that go to a file or a pipe."""
-console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_COLUMNS)
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
+console = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else PIPE_COLUMNS)
+errors = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:

@@ -1,6 +1,7 @@
 """The graph of a user's module: what torch.export gives, brought to few operators, checked against torch."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from torch import Tensor, nn
 
@@ -10,7 +11,7 @@ from .check import Checker
 from .edit import Editor, classify
 from .export import Dynamic, export
 from .ir import ON_DEVICE, Graph
-from .legal import refuse_others
+from .legal import refuse_others, refuse_short_slices
 from .meaning import constants, evaluate, values_of
 from .rewrites import REWRITES
 
@@ -26,9 +27,23 @@ def capture(
     Every rewrite is followed by a run of the graph, which must give the module's results. UserError for what torch
     cannot export, and for an operator that no rewrite brings to one of `ir.DEVICE`.
     """
-    graph = export(module, inputs, dynamic or {}, lengths or {})
-    rewrite_all(graph, Checker(graph, inputs, dynamic or {}))
+    with _evaluating(module):
+        graph = export(module, inputs, dynamic or {}, lengths or {})
+        refuse_short_slices(graph)
+        rewrite_all(graph, Checker(graph, inputs, dynamic or {}))
     return graph
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """While this lasts, the module is in evaluation mode."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
 
 
 def rewrite_all(graph: Graph, checker: Checker | None) -> None:

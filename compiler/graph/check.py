@@ -115,7 +115,8 @@ class Checker:
     def _results(self, weights: Mapping[str, Tensor], lengths: Lengths, given: Mapping[str, Tensor]) -> tuple:
         try:
             with torch.no_grad(), self.products, _InDouble():
-                found = torch.func.functional_call(self.module, dict(weights), (), dict(given), tie_weights=False)
+                owned = {name: weights[name] for name in _owned(self.module)}
+                found = torch.func.functional_call(self.module, owned, (), dict(given), tie_weights=False)
         except Exception as error:  # whatever the user's module makes of these lengths
             raise UserError(
                 f"module {type(self.module).__name__}: it fails at {dict(lengths)} ({type(error).__name__}: "
@@ -242,6 +243,16 @@ def _frozen(argument: Any, numbers: Mapping[str, Hashable]) -> Hashable:
 def _states(module: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers under each of their names."""
     return dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
+
+
+def _owned(module: nn.Module) -> list[str]:
+    """Names of parameters and buffers, one for each place that holds them: of a submodule with two names, one."""
+    return [
+        f"{path}.{name}".lstrip(".")
+        for path, part in module.named_modules()
+        for name, held in (*part._parameters.items(), *part._buffers.items())
+        if held is not None
+    ]
 
 
 def _own_weights(module: nn.Module) -> dict[str, Tensor]:

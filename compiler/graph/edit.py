@@ -9,7 +9,7 @@ import torch
 from .ir import CONSTANT, HOST, ON_DEVICE, Graph, Length, Node, Ref, references
 from .meaning import values_of
 
-TABLES = {"rope": ("cos", "sin"), "attention": ("mask",), "gather": ("index",)}
+TABLES = {"rope": ("cos", "sin"), "attention": ("mask",), "gather": ("index",), "lookup": ("index",)}
 """Operands that the host computes: device operator -> names."""
 
 
@@ -164,6 +164,8 @@ def classify(graph: Graph) -> None:
 
 
 def _kind(graph: Graph, node: Node) -> str:
+    if node.op == "lookup" and node.target is None:
+        return ON_DEVICE  # its rows are brought like those of an input
     kinds = {graph.nodes[name].kind for name in node.inputs}
     if ON_DEVICE in kinds:
         return ON_DEVICE

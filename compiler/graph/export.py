@@ -1,6 +1,7 @@
 """torch.export of a module with symbolic lengths, read into nodes: still torch's own operators."""
 
 import inspect
+import logging
 import operator
 import re
 from collections.abc import Iterator, Mapping
@@ -34,7 +35,7 @@ def export(
     try:
         # Without gradients, or torch keeps what a module does without them in a graph of its own.
         with torch.no_grad(), _named_one_by_one(module, inputs):
-            exported = _exported(module.eval(), examples, shapes if ranges else None)
+            exported = _exported(module, examples, shapes if ranges else None)
     except Exception as error:  # whatever a user's module and torch make of it
         raise UserError(
             f"module {type(module).__name__}: torch.export refuses it ({_reason(error, dynamic)}): its shapes may "
@@ -90,15 +91,27 @@ def _exported(
     obstacle, it is told that no symbolic length is; the check at the least lengths shows whether that was right.
     """
     try:
-        found = torch.export.export(module, (), examples, dynamic_shapes=shapes)
+        with _quietly():
+            found = torch.export.export(module, (), examples, dynamic_shapes=shapes)
     except Exception as error:
         if "Constraints violated" not in str(error):
             raise
-        with settings.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
+        with _quietly(), settings.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
             found = torch.export.export(module, (), examples, dynamic_shapes=shapes)
     if any(_is_mutable(node) for node in found.graph.nodes):
         found = found.run_decompositions({})  # takes no operator apart
     return found
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without torch's log: what it has to say is in its exception."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _is_mutable(node: torch.fx.Node) -> bool:

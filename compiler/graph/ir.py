@@ -73,6 +73,7 @@ DEVICE: dict[str, str] = {
     "gather": "x, index[k], axis: index_select; the index is constant or host",
     "select_rows": "x[n, c], scores[n], k: the k rows with the largest scores, in their old order",
     "route": "x[..., experts], k: all but the k largest of the last axis become 0",
+    "lookup": "table[v, c], index: rows of a constant table; the host brings them like an input",
     "argmax": "x: the index of the largest value of the last axis, ties to the lowest",
 }
 """Operators of device nodes: operands (device unless said otherwise) and attributes, by name."""

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from hw.spec.errors import InternalError, UserError
 
-from .ir import CONSTANT, DEVICE, HOST, ON_DEVICE, Graph, Node
+from .ir import CONSTANT, DEVICE, HOST, ON_DEVICE, Graph, Length, Node
 
 ANYWHERE = (CONSTANT, HOST)
 KINDS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -54,6 +54,23 @@ def refuse_others(graph: Graph) -> None:
             raise UserError(f"{described(node)} has no rule: {what}")
         if fault := next(_faults(graph, node), ""):
             raise InternalError(f"{described(node)} is not in its normal form: {fault}")
+
+
+def refuse_short_slices(graph: Graph) -> None:
+    """UserError for a slice from the end that is longer than an axis may be: torch takes what there is then, and the
+    shape of what it takes would be another one."""
+    least = {symbol: limits.least for symbol, limits in graph.lengths.items()}
+    for node in graph.nodes.values():
+        if node.op != "slice" or node.target is None:
+            continue
+        source, a = graph.nodes[node.inputs[0]], node.arguments
+        size = source.shape[int(a.get("dim", 0)) % len(source.shape)]
+        for place in (a.get("start"), a.get("end")):
+            if isinstance(size, Length) and isinstance(place, int) and place < 0 and size.at(least) < -place:
+                raise UserError(
+                    f"{described(node)} begins or ends {-place} places ahead of the end of {size}, which may be "
+                    f"{size.at(least)}: let it be {-place} at least"
+                )
 
 
 def described(node: Node) -> str:

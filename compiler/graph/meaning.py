@@ -177,6 +177,7 @@ MEANING: dict[str, Callable] = {
     "offset": lambda x, value: x + value,
     "activation": lambda x, function: FUNCTIONS[function](x),
     "softmax": lambda x: torch.softmax(x, -1),
+    "lookup": lambda table, index: table[index],
     "rope": rope,
     "attention": attention,
     "append": lambda past, new, axis: torch.cat((past, new), axis),

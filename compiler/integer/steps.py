@@ -117,6 +117,11 @@ class Input(Step):
         return self.shape is self.order is self.index is self.literal is None and not self.share and not self.whole
 
 
+def nodes_read(step: Step) -> tuple[str, ...]:
+    """Nodes whose values are brought; of a share only the number of rows counts."""
+    return () if isinstance(step, Input) and step.share else step.nodes_brought
+
+
 @dataclass(eq=False)
 class Table(Step):
     """Words of rotary tables, one a lane, that the host packs: int64[rows, 1, size]. nodes: cosines and sines."""

@@ -124,7 +124,7 @@ class Translator:
     def _check_taken(self, living: Mapping[str, Step]) -> None:
         """UserError for rows of another entry that the host would have to read: only the machine has them."""
         kept = {step.node for step in living.values() if isinstance(step, s.Kept)}
-        brought = {node for step in living.values() if not isinstance(step, s.Kept) for node in step.nodes_brought}
+        brought = {node for step in living.values() if not isinstance(step, s.Kept) for node in s.nodes_read(step)}
         for name in self.takes:
             where = f"module {self.graph.nodes[name].module}: it takes {name!r} from another entry"
             if any(name in self.graph.ancestors(node) for node in brought):

@@ -108,7 +108,7 @@ def only_read(integers: Integers) -> list[s.Past]:
 
 def require_only_attention(entry: str, integers: Integers, state: str) -> None:
     """UserError where anything but attention reads state: the host has no rows of it to bring."""
-    brought = [node for step in integers.steps.values() if not isinstance(step, s.Past) for node in step.nodes_brought]
+    brought = [node for step in integers.steps.values() if not isinstance(step, s.Past) for node in s.nodes_read(step)]
     if any(state in integers.graph.ancestors(node) for node in brought):
         raise UserError(
             f"state {state}: it stays in the machine, and in entry {entry} something else than attention reads it: "

@@ -313,7 +313,7 @@ TAKES = x() | {"rows": torch.randn(8, WIDTH)}
 @pytest.mark.parametrize(
     ("entries", "text"),
     [
-        ({"nothing": ROWS}, "has no method 'nothing'|forward"),
+        ({"nothing": ROWS}, "has no method 'nothing'"),
         (
             {"write": WRITE, "swapped": alula.Entry(x() | past(), **CACHE)},
             "state past_k: entry swapped holds values of",
@@ -340,6 +340,128 @@ def test_entries_that_do_not_fit_together_get_one_line(entries, text):
         alula.compile(Stateful(), entries=entries)
     line = str(refusal.value)
     assert any(part in line for part in text.split("|")) and "\n" not in line
+
+
+class Simple(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(WIDTH, WIDTH)
+
+    def give(self, x):
+        return self.inner(x), self.inner(x) * 1
+
+    def take(self, a, b):
+        return a * 2 + b
+
+    def flat(self, a):
+        return self.inner(a.reshape(-1, WIDTH))
+
+    def mean(self, a):
+        return self.inner(a).mean(0, keepdim=True)
+
+    def others(self, x, **caches):
+        return self.inner(x)
+
+    def none(self, x):
+        return ()
+
+
+GIVE = alula.Entry(x(6), {"x": {0: "n"}}, {"n": (1, 9)})
+
+
+def test_one_result_may_be_taken_twice():
+    """Also where two results are one: the examples of both inputs are the same rows then."""
+    for second in ("give.0", "give.1"):
+        take = alula.Entry({"a": torch.randn(8, WIDTH), "b": torch.randn(8, WIDTH)}, takes={"a": "give", "b": second})
+        program = alula.compile(Simple(), entries={"give": ROWS, "take": take})
+        result = program.verify("functional")
+        assert result["bit_exact"] and result["left_out"] == []
+
+
+def test_a_mean_over_rows_that_another_entry_left():
+    mean = alula.Entry({"a": torch.randn(6, WIDTH)}, {"a": {0: "m"}}, {"m": (1, 9)}, takes={"a": "give"})
+    program = alula.compile(Simple(), entries={"give": GIVE, "mean": mean})
+    session = program.session()
+    for n in (1, 4, 9):
+        given = session.run("give", n=n).results[0]
+        got = session.run("mean").results[0]
+        want = Simple.mean(_owner(program), torch.from_numpy(given).float()).detach()
+        assert distance(got, want) < LARGEST_ERROR
+
+
+def _owner(program: "alula.Program") -> nn.Module:
+    module = program.entry("mean").graph.module
+    assert module is not None
+    return module
+
+
+@pytest.mark.parametrize("shape", [(6, 2 * WIDTH), (7, WIDTH), (1, 6, WIDTH)])
+def test_rows_are_taken_in_the_shape_in_which_they_were_left(shape):
+    flat = alula.Entry({"a": torch.randn(*shape)}, takes={"a": "give"})
+    with pytest.raises(UserError, match=r"entry give leaves \[6 x 32\], entry flat takes 'a' as"):
+        alula.compile(Simple(), entries={"give": alula.Entry(x(6)), "flat": flat})
+
+
+def test_state_has_to_be_there():
+    flat = alula.Entry({"a": torch.randn(8, WIDTH)}, takes={"a": "give"})
+    session = alula.compile(Simple(), entries={"flat": flat, "give": ROWS}).session()
+    with pytest.raises(
+        UserError, match="entry flat: a is not in the machine: run the entry that leaves or returns give"
+    ):
+        session.run("flat")
+    session.run("flat", {"a": np.ones((8, WIDTH))})
+    session.run("give", {"x": session.run("give").results[0]})
+    session.run("flat")
+
+
+def test_a_run_that_does_not_fit_is_left_out_with_its_reason():
+    """prefill behind its own rows: its cache ends."""
+    long = {"dynamic": CACHE["dynamic"], "lengths": {"cache": (0, 8)}}
+    program = alula.compile(Stateful(), entries={"a": WRITE_AS["a"], "write": alula.Entry(x() | past(), **long)})
+    result = program.verify("functional")
+    assert result["bit_exact"] and len(result["left_out"]) == 1
+    assert "cache = 16 is outside 0..8" in result["left_out"][0]
+
+
+WRITE_AS = {"a": alula.Entry(x() | past(), **CACHE, method="write")}
+
+
+@pytest.mark.parametrize(
+    ("entries", "text"),
+    [
+        ([1], "entries is no dict of names"),
+        ({1: ROWS}, "entries is no dict of names"),
+        ({"give": {}}, "entry give is a dict: give an alula.Entry"),
+        ({"give": alula.Entry(None)}, "entry give: inputs are tensors by name"),
+        ({"give": alula.Entry(x(), method=print)}, "a method is a name"),
+        ({"give": alula.Entry(x(), {"x": "n"})}, "dynamic must give names to axes"),
+        ({"give": alula.Entry(x(), {"x": {"0": "n"}})}, "dynamic must give names to axes"),
+        ({"give": alula.Entry(x(), {"x": {0: "n"}}, {"n": 8})}, "lengths must give the least and the largest"),
+        ({"give": alula.Entry(x(), {"x": {0: "n n"}}, {"n n": (1, 8)})}, "a length is called 'n n'"),
+        ({"give": alula.Entry(x(), {"x": {0: "last"}}, {"last": (1, 8)})}, "a length is called 'last'"),
+        ({"give": alula.Entry(x(), takes=["x"])}, "takes must be a dict"),
+        ({"inner": alula.Entry(x())}, "'inner' is a submodule of Simple"),
+        ({"gvie": alula.Entry(x())}, "module Simple has no method 'gvie'"),
+        ({"none": alula.Entry(x())}, "has no result"),
+        ({"others": alula.Entry(x() | {"k0": torch.randn(3, 3)})}, "nothing reads 'k0'"),
+    ],
+)
+def test_malformed_entries_get_one_line(entries, text):
+    with pytest.raises(UserError) as refusal:
+        alula.compile(Simple(), entries=entries)
+    assert text in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_malformed_lengths_get_one_line():
+    program = alula.compile(Simple(), entries={"give": GIVE})
+    for given, text in (({"n": []}, "n has no value"), ({"n": "3"}, "n is '3'"), ({"n": 2.5}, "n is 2.5")):
+        with pytest.raises(UserError, match=text):
+            program.verify("functional", **given)
+    assert program.verify("functional", n=np.int64(3))["bit_exact"]
+    with pytest.raises(UserError, match="'functionl' is no executor: choose one of functional, cycle, rtl"):
+        program.verify("functionl")
+    with pytest.raises(UserError, match="input x is a list: give a tensor"):
+        program.session().run("give", {"x": [1]})
 
 
 def test_compile_takes_inputs_or_entries():
@@ -373,7 +495,8 @@ def test_sessions_refuse_what_does_not_fit():
         session.run("read")
     small = alula.Entry(x() | {"rows": torch.randn(4, WIDTH)}, takes={"rows": "rows"}, method="gather")
     Stateful.gather = lambda self, x, rows: self.other(x[:4] + rows)
-    program = alula.compile(Stateful(), entries={"rows": ROWS, "gather": small})
+    any_rows = alula.Entry(x(), {"x": {0: "n"}}, {"n": (1, 9)})
+    program = alula.compile(Stateful(), entries={"rows": any_rows, "gather": small})
     session = program.session()
     session.run("rows")
     with pytest.raises(UserError, match=r"the machine has 8 rows of rows\.0, the entry takes 4"):

@@ -376,3 +376,159 @@ def test_a_module_that_does_not_fit():
         alula.compile(
             nn.Sequential(nn.Linear(16, 60_000), nn.ReLU(), nn.Linear(60_000, 16)), {"input": torch.zeros(4, 16)}
         )
+
+
+# --- what strangers wrote --------------------------------------------------------------------------------
+
+
+class Inner(nn.Module):
+    """One linear layer, and something behind it, float[rows, 48] -> float."""
+
+    def __init__(self, function=lambda rows: rows) -> None:
+        super().__init__()
+        self.inner, self.function = nn.Linear(48, 48), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self.inner(x))
+
+
+ROWS = {"x": {0: "seq"}}
+
+
+@pytest.mark.parametrize(
+    ("function", "least"),
+    [
+        (lambda rows: rows[-1:], 1),
+        (lambda rows: rows[-1], 1),
+        (lambda rows: rows[2:], 3),
+        (lambda rows: rows[:-1], 2),
+        (lambda rows: rows[1:-1], 3),
+        (lambda rows: rows[-4:], 4),
+        (lambda rows: torch.cat((rows[1:], rows[:1])), 2),
+        (lambda rows: rows[-(rows.shape[0] // rows.shape[0]) :], 1),
+        (lambda rows: rows[[0, 2]], 3),
+        (lambda rows: rows.index_select(0, torch.tensor([1, 1, 0])), 2),
+    ],
+)
+def test_some_of_a_symbolic_number_of_rows(function, least):
+    program = alula.compile(Inner(function), {"x": torch.randn(9, 48)}, ROWS, {"seq": (least, 40)})
+    assert program.verify("cycle", seq=[least, least + 1, 40])["bit_exact"]
+    assert program.verify("functional")["float_error"] < LARGEST_ERROR
+
+
+@pytest.mark.parametrize(("place", "least"), [(slice(-4, None), 1), (slice(-5, None), 4), (slice(-3, -1), 2)])
+def test_slices_from_the_end_need_as_many_rows(place, least):
+    """torch takes what there is, and its shape would be another one."""
+    with pytest.raises(UserError, match=f"which may be {least}: let it be {-place.start} at least"):
+        alula.compile(Inner(lambda rows: rows[place]), {"x": torch.randn(9, 48)}, ROWS, {"seq": (least, 20)})
+
+
+def test_a_slice_as_long_as_another_input():
+    class Last(Inner):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return torch.cat((self.inner(x), self.inner(y)))[-y.shape[0] :]
+
+    inputs, dynamic = {"x": torch.randn(6, 48), "y": torch.randn(2, 48)}, {"x": {0: "n"}, "y": {0: "m"}}
+    program = alula.compile(Last(), inputs, dynamic, {"n": (1, 20), "m": (1, 20)})
+    assert program.verify("functional", n=[1, 6], m=[1, 2, 9])["bit_exact"]
+
+
+class Tokens(nn.Module):
+    """A language model from whole numbers, with learned positions and a cache."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.position = nn.Embedding(100, 48), nn.Embedding(64, 48)
+        self.q, self.k, self.v, self.o = (nn.Linear(48, 48) for _ in range(4))
+
+    def forward(self, ids: Tensor, past_k: Tensor, past_v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        n, start = ids.shape[0], past_k.shape[1]
+        x = self.token(ids) + self.position(torch.arange(start, start + n))
+        q, k, v = (layer(x).view(n, 3, 16).transpose(0, 1) for layer in (self.q, self.k, self.v))
+        k, v = torch.cat((past_k, k), 1), torch.cat((past_v, v), 1)
+        return x + self.o(functional.scaled_dot_product_attention(q, k, v).transpose(0, 1).reshape(n, 48)), k, v
+
+
+def test_what_follows_an_embedding_is_the_machines_work():
+    """The host looks rows up, and computes nothing of them."""
+    past = {"past_k": torch.randn(3, 2, 16), "past_v": torch.randn(3, 2, 16)}
+    inputs = {"ids": torch.tensor([1, 2, 99])} | past
+    dynamic = {"ids": {0: "n"}, "past_k": {1: "cache"}, "past_v": {1: "cache"}}
+    program = alula.compile(Tokens(), inputs, dynamic, {"n": (1, 20), "cache": (0, 20)})
+    result = program.verify("cycle", n=[1, 20], cache=[0, 20])
+    assert result["bit_exact"]
+    assert [row["operator"] for row in result["operators"]].count("linear") >= 3
+    again = alula.compile(Inner(lambda rows: rows.relu()), {"x": torch.randn(4, 48)})
+    assert len(again.entry().integers.steps) > 3
+
+
+@pytest.mark.parametrize("rows", [1, 4, 5])
+@pytest.mark.parametrize("neighbours", [False, True])
+def test_rotary_positions_ahead_of_the_transpose(rows, neighbours):
+    """[rows, heads, channels] with tables [rows, 1, channels], also where there are as many rows as heads."""
+
+    def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        if neighbours:
+            even, odd = x[..., ::2], x[..., 1::2]
+            return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2)
+        low, high = x.chunk(2, -1)
+        return x * cos + torch.cat((-high, low), -1) * sin
+
+    class Rotated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k, self.v = (nn.Linear(48, 64) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            n = x.shape[0]
+            angles = torch.arange(n)[:, None] * torch.linspace(1, 0.1, 8)
+            angles = (angles if neighbours else torch.cat((angles, angles), -1))[:, None]
+            q, k, v = (layer(x).view(n, 4, 16) for layer in (self.q, self.k, self.v))
+            q, k = (turned(part, angles.cos(), angles.sin()) for part in (q, k))
+            q, k, v = (part.transpose(0, 1) for part in (q, k, v))
+            return functional.scaled_dot_product_attention(q, k, v).transpose(0, 1).reshape(n, 64)
+
+    result = alula.compile(Rotated(), {"x": torch.randn(rows, 48)}).verify("functional")
+    assert result["bit_exact"] and result["float_error"] < LARGEST_ERROR
+
+
+def test_compiling_leaves_the_module_as_it_was():
+    """Also one with a submodule under two names, in training, with a `forward` of its own."""
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(48, 48)
+            self.b = nn.Sequential(self.a, nn.Dropout())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x).relu())
+
+    module, inputs = Twice().train(), {"x": torch.randn(4, 48)}
+    module.forward = own = lambda x: module.a(x)
+    module.other = lambda x: module.b(x)
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    alula.compile(module, entries={"other": alula.Entry(inputs), "forward": alula.Entry(inputs)})
+    assert module.forward is own and module.training and module.b[1].training
+    assert all(torch.equal(before[name], tensor) for name, tensor in module.state_dict().items())
+    assert isinstance(module.a.weight, nn.Parameter)
+
+
+def test_caches_that_attention_reads_too_early_or_never():
+    class Early(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.k = nn.Linear(48, 48)
+
+        def forward(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
+            k = self.k(x).view(-1, 3, 16).transpose(0, 1)
+            return functional.scaled_dot_product_attention(k, past, past), torch.cat((past, k), 1)
+
+    class Never(Early):
+        def forward(self, x: Tensor, past: Tensor) -> Tensor:
+            return torch.cat((past, self.k(x).view(-1, 3, 16).transpose(0, 1)), 1)
+
+    inputs = {"x": torch.randn(4, 48), "past": torch.randn(3, 5, 16)}
+    for module, text in ((Early(), "attends to past without the new rows"), (Never(), "no attention reads past")):
+        with pytest.raises(UserError, match=text):
+            alula.compile(module, inputs, {"past": {1: "cache"}}, {"cache": (1, 9)})

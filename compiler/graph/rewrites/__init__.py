@@ -11,6 +11,7 @@ from .cleaning import drop_neutral, drop_noise, drop_zeros, merge_views, share_e
 from .convolution import find_convolutions
 from .copies import find_copies
 from .linear import cut_joined_channels, find_linears, split_linears
+from .lookups import find_lookups
 from .norms import find_norms, fold_norm_weights
 from .products import find_products
 from .reductions import find_pools, find_reductions
@@ -23,6 +24,7 @@ from .writes import find_writes
 
 REWRITES: tuple[Callable[[Editor], None], ...] = (
     drop_noise,
+    find_lookups,
     drop_zeros,
     find_writes,
     share_equal_nodes,

@@ -1,9 +1,11 @@
 """Rotary positions: half-split, partial and interleaved, with tables of any expression."""
 
+from collections.abc import Sequence
+
 import torch
 
 from ..edit import Editor
-from ..ir import HOST, Node, Ref
+from ..ir import HOST, Dim, Node, Ref
 from .pairs import column, is_slice, pairs, terms
 
 
@@ -88,7 +90,7 @@ def _two_columns(e: Editor, flat: Node) -> tuple[Ref, Ref] | None:
     cat = e.form(flat.arguments["x"], "cat")
     if cat is None or len(cat.arguments["parts"]) != 2 or cat.arguments["axis"] != len(cat.shape) - 1:
         return None
-    if cat.shape[-1] != 2 or tuple(flat.shape[:-1]) != tuple(cat.shape[:-2]):
+    if cat.shape[-1] != 2 or flat.shape[-1] != 2 * int(cat.shape[-2]) or _long(flat.shape) != _long(cat.shape[:-1]):
         return None
     found = [e.form(part, "reshape") for part in cat.arguments["parts"]]
     refs = [node.arguments["x"] for node in found if node is not None]
@@ -136,11 +138,21 @@ def _interleaved(e: Editor, node: Node) -> None:
         return
     for even, cos, odd, sin in terms(adds[0], e, -1):
         x = column(e, e.graph.nodes[even.name], 0)
-        if x is None or column(e, e.graph.nodes[odd.name], 1) != x or e.graph.nodes[x.name].shape != node.shape:
+        if x is None or column(e, e.graph.nodes[odd.name], 1) != x or (odd, cos, even, sin) not in terms(adds[1], e, 1):
             continue
-        if (odd, cos, even, sin) in terms(adds[1], e, 1):
+        shape = e.graph.nodes[x.name].shape
+        if shape == node.shape:
             _turn(e, node, x, cos, sin, "interleaved")
-            return
+        elif _long(shape) == _long(node.shape):  # a permutation of axes of 1 was merged into the node
+            flat = e.insert(node, "flat", "reshape", shape, x=node.arguments["x"], shape=list(shape))
+            if _turn(e, e.graph.nodes[flat.name], x, cos, sin, "interleaved"):
+                e.turn(node, "reshape", x=flat, shape=list(node.shape))
+        return
+
+
+def _long(shape: Sequence[Dim]) -> list[Dim]:
+    """The axes in front of the last one, without those of 1."""
+    return [size for size in shape[:-1] if size != 1]
 
 
 def _partial(e: Editor, node: Node) -> None:
@@ -182,12 +194,13 @@ def _turn(e: Editor, node: Node, x: Ref, cos: Ref, sin: Ref, style: str) -> bool
     source = e.graph.nodes[x.name]
     if not e.may_be_table(cos, x) or not e.may_be_table(sin, x):
         return False
+    axes = {_rows_axis(e, ref, len(source.shape)) for ref in (cos, sin)} - {None}
     tables = [_table(e, node, ref) for ref in (cos, sin)]
-    if tables[0] is None or tables[1] is None or not isinstance(source.shape[-1], int):
+    if tables[0] is None or tables[1] is None or not isinstance(source.shape[-1], int) or len(axes) > 1:
         return False
-    rows = e.graph.nodes[tables[0].name].shape[0]
-    axis = next((i for i in range(len(source.shape) - 2, -1, -1) if source.shape[i] == rows), None)
-    if axis is None:
+    single = (i for i in range(len(source.shape) - 2, -1, -1) if source.shape[i] == 1)
+    axis = axes.pop() if axes else next(single, None)
+    if axis is None or axis < 0 or any(not isinstance(d, int) for i, d in enumerate(source.shape) if i != axis):
         return False
     width = int(source.shape[-1])
     a = {"cos": tables[0], "sin": tables[1], "style": style, "width": width}
@@ -200,6 +213,13 @@ def _turn(e: Editor, node: Node, x: Ref, cos: Ref, sin: Ref, style: str) -> bool
     turned = e.insert(node, "turned", "rope", shape, x=moved, **a)
     e.turn(node, "permute", x=turned, order=_inverse(order))
     return True
+
+
+def _rows_axis(e: Editor, ref: Ref, rank: int) -> int | None:
+    """The axis of a tensor of that rank along which a table has its rows; None for a table of one row."""
+    shape = e.graph.nodes[ref.name].shape
+    long = [i for i, size in enumerate(shape[:-1]) if size != 1]
+    return long[-1] + rank - len(shape) if long else None
 
 
 def _table(e: Editor, before: Node, ref: Ref) -> Ref | None:

@@ -1,7 +1,7 @@
 """Views: reshape, permute, slice, expand, cat."""
 
 from ..edit import Editor, axis_of
-from ..ir import Node, Ref
+from ..ir import Dim, Length, Node, Range, Ref
 from ..sizes import bounds, from_end, plus
 
 RESHAPES = ("view", "reshape", "_unsafe_view", "flatten", "unflatten", "unsqueeze", "squeeze", "view_as", "reshape_as")
@@ -81,11 +81,28 @@ def _slice(e: Editor, node: Node) -> None:
     if node.op == "narrow":
         start, stop = bounds(a["start"], plus(from_end(a["start"], size), a["length"]), size)
     else:
-        start, stop = bounds(a.get("start"), a.get("end"), size)
+        start, stop = bounds(_from_start(e, a.get("start"), size), _from_start(e, a.get("end"), size), size)
     if start == 0 and stop == size and step == 1:
         e.bypass(node, source)
         return
     e.turn(node, "slice", x=Ref(source.name), axis=axis, start=start, stop=stop, step=step)
+
+
+def _from_start(e: Editor, place: Dim | None, size: Dim) -> Dim | None:
+    """A place that counts from the end at all lengths, as -n does, counted from the start."""
+    if not isinstance(place, Length):
+        return place
+    limits = e.graph.lengths.items()
+    ends = [place.at({symbol: at(range_) for symbol, range_ in limits}) for at in (_least, _most)]
+    return plus(size, place) if max(ends) < 0 else place
+
+
+def _least(limits: Range) -> int:
+    return limits.least
+
+
+def _most(limits: Range) -> int:
+    return limits.most
 
 
 def _part(e: Editor, node: Node) -> None:

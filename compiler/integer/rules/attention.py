@@ -43,6 +43,9 @@ def append(t: Translator, node: Node) -> View:
     readers = {user.op for user in t.graph.users(node.name)}
     past, new = (node.arguments[name] for name in ("past", "new"))
     if "attention" not in readers and (readers or past.name not in t.roles):
+        if len(node.shape) > 2 and any(size != 1 for size in node.shape[:-2]):
+            what = f"no attention reads {past.name}, so it is neither keys nor values"
+            raise refused(node, what, "an attention that reads it, in any entry, or rows without heads")
         return RULES["cat"](
             t, replace(node, op="cat", arguments={"parts": [past, new], "axis": node.arguments["axis"]})
         )
@@ -88,6 +91,8 @@ def attention(t: Translator, node: Node) -> View:
 def _held(t: Translator, node: Node, operand: str, key: bool) -> tuple[str, float, int]:
     """(state, multiplier, channels of a head) of keys or values."""
     source = t.graph.nodes[node.arguments[operand].name]
+    if any(user.op == "append" for user in t.graph.users(source.name)) and source.op == "input":
+        raise refused(node, f"it attends to {source.name} without the new rows", "attention behind the append")
     return _read(t, source, key) if source.name in t.forms else _hold(t, source, key)
 
 

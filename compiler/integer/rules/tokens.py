@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -9,7 +10,7 @@ from hw.spec import numerics as nm
 from hw.spec.config import GRANULE_LANES
 from hw.spec.isa import Reduce
 
-from ...graph.ir import Dim, Node
+from ...graph.ir import Dim, Length, Node
 from .. import steps as s
 from ..steps import Array, Layout
 from ..translate import Translator, refused, rule
@@ -140,6 +141,12 @@ def _weighted(t: Translator, taps: str, weights: Array) -> str:
     return t.then(s.Multiply, taps, constant, nm.FRAC)
 
 
+@rule("lookup")
+def lookup(t: Translator, node: Node) -> View:
+    """Rows that the host looks up."""
+    return t.brought(node)
+
+
 @rule("gather")
 def gather(t: Translator, node: Node) -> View:
     """Rows by a list, which is constant or comes from the host."""
@@ -153,6 +160,13 @@ def gather(t: Translator, node: Node) -> View:
     width = int(shape[1])
     if t.is_input(name):
         taken = t.add(s.Input, len(index), Layout(1, width), node=name, index=index, name=f"{node.name}.rows")
+    elif isinstance(shape[0], Length):
+        least = shape[0].at({symbol: limits.least for symbol, limits in t.graph.lengths.items()})
+        if index.max() >= least:
+            raise refused(
+                node, f"it takes row {index.max()}, there may be {least}", f"a length of {index.max() + 1} at least"
+            )
+        return _gathered(t, node, name, t.add(s.Input, len(index), Layout(1, 1), literal=index, **LIST))
     else:
         x = t.rows(name)
         before = t.steps[x]
@@ -160,15 +174,23 @@ def gather(t: Translator, node: Node) -> View:
     return rows_view(taken, node.shape)
 
 
+LIST: dict[str, Any] = {"whole": True, "mult": 2.0**-nm.FRAC}
+"""Of the numbers of a list, which are as they are."""
+
+
 def _gather_at_run_time(t: Translator, node: Node, name: str, index_name: str) -> View:
     """Row by row, as the sequencer reads the list."""
     (count,) = t.graph.nodes[index_name].shape
-    numbers = t.add(
-        s.Input, count, Layout(1, 1), node=index_name, whole=True, mult=2.0**-nm.FRAC, name=f"{index_name}.list"
-    )
+    numbers = t.add(s.Input, count, Layout(1, 1), node=index_name, name=f"{index_name}.list", **LIST)
+    return _gathered(t, node, name, numbers)
+
+
+def _gathered(t: Translator, node: Node, name: str, numbers: str) -> View:
     x = t.rows(name)
     before = t.steps[x]
-    return rows_view(t.add(s.GatherRows, count, before.layout, x, numbers, mult=before.mult), node.shape)
+    return rows_view(
+        t.add(s.GatherRows, t.steps[numbers].rows, before.layout, x, numbers, mult=before.mult), node.shape
+    )
 
 
 @rule("cat")
