@@ -119,3 +119,21 @@ def test_llava():
     assert is_exact(result, DEEP_ERROR)
     assert [case["entry"] for case in result["cases"]][-4:] == ["encode", "prefill", "decode", "decode"]
     assert len(LLAVA.read_text().splitlines()) <= 80
+
+
+class FromIds(Cached):
+    """As `Cached`, from token ids: whole numbers[seq]."""
+
+    def forward(self, x: Tensor, **caches: Tensor) -> tuple[Tensor, ...]:
+        return super().forward(self.model.get_input_embeddings()(x), **caches)
+
+
+def test_from_token_ids():
+    """The host looks embeddings up; every layer is the machine's work."""
+    torch.manual_seed(2)
+    model, caches = trained(FromIds("Gemma", 1)), {name: torch.randn(KV_HEADS, 3, 16) for name in ("k0", "v0")}
+    dynamic = {"x": {0: "seq"}} | {name: {1: "cache"} for name in caches}
+    inputs = {"x": torch.randint(0, 160, (5,))} | caches
+    result = alula.compile(model, inputs, dynamic, {"seq": (1, 40), "cache": (0, 40)}).verify("cycle")
+    assert is_exact(result)
+    assert [row["operator"] for row in result["operators"]].count("linear") >= 7
