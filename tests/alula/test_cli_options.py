@@ -72,7 +72,9 @@ REFUSED = {
     "info": {"card", "bits", "sparsity", "recipe"},
 }  # fmt: skip
 REFUSED |= {
-    name: options | {"length"} for name, options in REFUSED.items() if name.split()[0] in ("simulate", "verify")
+    name: options | {"length", "entry"}
+    for name, options in REFUSED.items()
+    if name.split()[0] in ("simulate", "verify")
 }
 """Situation -> options that have no effect there when they come alone."""
 SAMPLES = {
@@ -84,7 +86,7 @@ SAMPLES = {
     "steps": "1", "program": "unrolled", "temperature": "9.0", "draw_seed": "4", "image": "{tmp}/other.png",
     "device": "sim", "xclbin": "{tmp}/x", "prompt": "something else", "timing_only": None, "synth": "yosys",
     "card": "u50", "mmproj": "{tmp}/p.gguf", "chat": None, "full": None, "set": "units=4",
-    "length": "seq=3",
+    "length": "seq=3", "entry": "decode",
 }  # fmt: skip
 """A value that differs from the default; None: a flag."""
 OTHERWISE = {
