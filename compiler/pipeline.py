@@ -16,7 +16,7 @@ from ref_model.config import LlavaConfig
 
 from . import forms, ir
 from .codegen import generate
-from .graph import Checker, export, rewrite_all
+from .graph import Checker, evaluating, export, rewrite_all
 from .graph.ir import Graph, Length
 from .layout import Layout
 from .meaning import chain
@@ -138,9 +138,10 @@ def read_part(name: str, part: Part, checked: bool = True) -> tuple[Graph, list[
     examples = {
         given: torch.randn([3 if isinstance(d, Length) else d for d in shape]) for given, shape in shapes.items()
     }
-    graph = export(part.module, {given: tensor.to(device) for given, tensor in examples.items()}, dynamic, used)
-    checker = Checker(graph, examples, dynamic) if checked else None
-    rewrite_all(graph, checker)
+    with evaluating(part.module):
+        graph = export(part.module, {given: tensor.to(device) for given, tensor in examples.items()}, dynamic, used)
+        checker = Checker(graph, examples, dynamic) if checked else None
+        rewrite_all(graph, checker)
     ops = recognise(name, graph, roles)
     if checker is not None:
         checker.check_result(partial(_run, ops, names, tuple(roles)), f"the list of operators of {name}")

@@ -27,7 +27,7 @@ def capture(
     Every rewrite is followed by a run of the graph, which must give the module's results. UserError for what torch
     cannot export, and for an operator that no rewrite brings to one of `ir.DEVICE`.
     """
-    with _evaluating(module):
+    with evaluating(module):
         graph = export(module, inputs, dynamic or {}, lengths or {})
         refuse_short_slices(graph)
         rewrite_all(graph, Checker(graph, inputs, dynamic or {}))
@@ -35,7 +35,7 @@ def capture(
 
 
 @contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
+def evaluating(module: nn.Module) -> Iterator[None]:
     """While this lasts, the module is in evaluation mode."""
     training = [part for part in module.modules() if part.training]
     module.eval()
@@ -64,4 +64,14 @@ def rewrite_all(graph: Graph, checker: Checker | None) -> None:
     refuse_others(graph)
 
 
-__all__ = ["ON_DEVICE", "Checker", "capture", "constants", "evaluate", "export", "rewrite_all", "values_of"]
+__all__ = [
+    "ON_DEVICE",
+    "Checker",
+    "capture",
+    "constants",
+    "evaluate",
+    "evaluating",
+    "export",
+    "rewrite_all",
+    "values_of",
+]

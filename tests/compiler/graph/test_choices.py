@@ -68,7 +68,7 @@ def test_an_index_and_words_are_the_hosts():
     inputs = {"x": torch.randn(9, WIDTH), "kept": torch.tensor([1, 0, 3]), "words": torch.tensor([4, 4, 9])}
     dynamic = {"x": {0: "n"}, "kept": {0: "k"}, "words": {0: "k"}}
     graph = capture(_Listed(), inputs, dynamic, {"n": (9, 40), "k": (1, 9)})
-    assert operators(graph) == ["linear", "gather", "add"]
+    assert operators(graph) == ["linear", "gather", "lookup", "add"]
     assert [graph.nodes[name].kind for name in inputs] == ["device", "host", "host"]
 
 
