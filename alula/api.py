@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from alula.cross import CrossBackend, Outcome, executors
 from alula.module_case import Case
-from alula.module_entry import ONLY, CompiledEntry, Entry, compile_entries
+from alula.module_entry import ONLY, CompiledEntry, Entry, compile_entries, entry_of, require_known
 from alula.module_file import save
 from alula.module_host import Host, image
 from alula.module_report import report
@@ -70,12 +70,7 @@ class Program:
 
     def entry(self, name: str | None = None) -> CompiledEntry:
         """An entry by its name, which may be left out where there is but one; UserError for others."""
-        if name is None and len(self.entries) == 1:
-            return next(iter(self.entries.values()))
-        if name not in self.entries:
-            what = "has several entries" if name is None else f"has no entry {name!r}"
-            raise UserError(f"module {self.name} {what}: choose of {', '.join(self.entries)}")
-        return self.entries[name]
+        return entry_of(self.entries, name, self.name)
 
     # --- running -----------------------------------------------------------------------------------------
 
@@ -100,7 +95,7 @@ class Program:
         that does not fit behind the ones before is left out, with the reason in `left_out`.
         """
         chosen = list(self.entries.values()) if entry is None else [self.entry(entry)]
-        self._check_known(chosen, lengths)
+        require_known(lengths, [symbol for each in chosen for symbol in each.example_lengths()])
         found: list[tuple[CompiledEntry, Case, Outcome]] = []
         for each in chosen:
             own = {name: value for name, value in lengths.items() if name in each.example_lengths()}
@@ -116,12 +111,6 @@ class Program:
                 except UserError as error:  # its examples do not fit behind what the runs before have left
                     left_out.append(str(error))
         return report(self.name, self.lowered, found, last) | {"left_out": left_out}
-
-    def _check_known(self, entries: Sequence[CompiledEntry], lengths: Mapping[str, Any]) -> None:
-        """UserError for a length that no entry has."""
-        known = {symbol: None for entry in entries for symbol in entry.example_lengths()}
-        if unknown := [name for name in lengths if name not in known]:
-            raise UserError(f"the module has no symbolic length {unknown[0]!r}: choose of {', '.join(known) or 'none'}")
 
     def _outcome(self, entry: CompiledEntry, case: Case, last: str, memory: MemoryModel | None) -> Outcome:
         backend = CrossBackend(executors(last), model=memory or MemoryModel.of(self.config))

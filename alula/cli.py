@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from alula import cli_machine
+from alula import cli_machine, cli_module
+from alula.cli_module import conclude
 from alula.cli_options import (
     BackendName,
     Bits,
@@ -123,7 +124,7 @@ def compile_command(
     began = time.monotonic()
     if module is not None:
         assert out is not None
-        _compile_module(module, machine, seed, out, json)
+        cli_module.compile(module, machine, seed, out, json)
         return
     options = {"compression": compression(bits, sparsity, recipe), "timing_only": timing_only, "program": lengths}
     flow = _open(model, machine, mmproj=mmproj, layers=layers, context=context, seed=seed, **options)
@@ -141,16 +142,6 @@ def compile_command(
     result = manifest | {"file": str(out), "file_bytes": out.stat().st_size, "wall_seconds": time.monotonic() - began}
     write_json(json, result)
     show_compiled(result, full)
-
-
-def _compile_module(text: str, machine: Config, seed: int, out: Path, json: Path | None) -> None:
-    """compile FILE.py:NAME -o FILE."""
-    with progress(f"compiling {text} for {machine}"):
-        from alula import module_commands as own
-
-        result = own.compile_to(own.open_module(text, machine, seed), out)
-    write_json(json, result)
-    own.show_compiled(result)
 
 
 @app.command()
@@ -197,7 +188,7 @@ def simulate(
     machine = resolve(config, set or ())
     timed_by = MemoryModel.of(machine, memory, jitter, memory_seed)
     if module is not None:
-        _simulate_module(module, machine, seed, length, entry, timed_by, json, trace)
+        cli_module.simulate(module, machine, seed, length, entry, timed_by, json, trace)
         return
     began = time.monotonic()
     first = phase == "ttft"
@@ -219,30 +210,6 @@ def simulate(
     show_simulation(result, full)
     if result["bit_exact"] is False or result["cycle_exact"] is False:
         raise InternalError(f"the executors disagree: {result['first_difference'] or 'cycles'}")
-
-
-def _simulate_module(
-    text: str,
-    machine: Config,
-    seed: int,
-    length: list[str] | None,
-    entry: str | None,
-    memory: MemoryModel,
-    json: Path | None,
-    trace: Path | None,
-) -> None:
-    """simulate FILE.py:NAME."""
-    from alula import module_commands as own
-
-    asked = own.Asked.of(length, entry)
-    with progress(f"simulating {text} on {machine}"):
-        program = own.open_module(text, machine, seed)
-        result = own.simulate(program, asked, memory)
-    events = result.pop("trace")
-    if trace is not None:
-        write_atomically(trace, own.trace_json(program, events))
-    write_json(json, result)
-    own.show_simulated(result)
 
 
 def _phase(flow, phase: str, attention_mask: str | None, **options) -> dict:
@@ -357,7 +324,7 @@ def verify(
     machine = resolve(config, set or ())
     timed_by = MemoryModel.of(machine, memory, jitter, memory_seed)
     if module is not None:
-        _verify_module(module, machine, seed, backend, length, entry, timed_by, full, json)
+        cli_module.verify(module, machine, seed, backend, length, entry, timed_by, full, json)
         return
     compressed = compression(bits, sparsity, recipe)
     reduction = asked(keep_schedule, exit_layer, fastv, image_tokens, image_start)
@@ -382,31 +349,7 @@ def verify(
     result["wall_seconds"] = time.monotonic() - began
     write_json(json, result)
     show_verified(result, full)
-    _conclude(result)
-
-
-def _verify_module(
-    text: str,
-    machine: Config,
-    seed: int,
-    backend: str,
-    length: list[str] | None,
-    entry: str | None,
-    memory: MemoryModel,
-    full: bool,
-    json: Path | None,
-) -> None:
-    """verify FILE.py:NAME."""
-    from alula import module_commands as own
-
-    asked = own.Asked.of(length, entry)
-    with progress(f"compiling {text} for {machine}"):
-        program = own.open_module(text, machine, seed)
-    with progress(f"verifying {text} on {machine}"):
-        result = own.verify(program, backend, asked, memory)
-    write_json(json, result)
-    own.show_verified(result, full)
-    _conclude(result)
+    conclude(result)
 
 
 def _lengths(text: str) -> tuple[int, ...]:
@@ -417,21 +360,6 @@ def _lengths(text: str) -> tuple[int, ...]:
     if any(n < 1 for n in found):
         raise UserError(f"--lengths {text!r}: every length must be at least 1")
     return found
-
-
-def _conclude(result: dict) -> None:
-    """The lines that count; InternalError unless both hold."""
-    totals = f"{show(result['cycles_simulated'])} simulated = {show(result['cycles_rtl'])} RTL"
-    verdict = "bit-exact" if result["bit_exact"] else "NOT bit-exact"
-    console.print(f"{verdict} ({result['compared_bytes']:,} bytes compared)")
-    if result["cycle_exact"] is not None:
-        console.print(f"{'cycle-exact' if result['cycle_exact'] else 'NOT cycle-exact'} ({totals})")
-    if not result["bit_exact"] or result["cycle_exact"] is False:
-        wrong = [c for c in result.get("cases", []) if not c["bit_exact"] or c["cycle_exact"] is False]
-        first = wrong[0] if wrong else {}
-        raise InternalError(
-            f"the executors disagree, first in {first.get('name')}: {first.get('first_difference') or 'cycles'}"
-        )
 
 
 @app.command()
@@ -543,7 +471,7 @@ def demo(
         n_tokens=tokens,
     )
     write_json(json, result)
-    _conclude(result)
+    conclude(result)
 
 
 def _guarded(run: Callable[[], object]) -> int:

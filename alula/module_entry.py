@@ -1,8 +1,7 @@
 """One entry of a module: a method that can be called by itself, with its graph and its integers."""
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from keyword import iskeyword
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from alula.module_case import Case, outputs
-from compiler.graph import capture, constants, values_of
+from compiler.graph import capture, constants, forward_is, values_of
 from compiler.integer import rules  # noqa: F401  # fills the table of rules
 from compiler.integer.errors import operator_errors
 from compiler.integer.feed import feed
@@ -169,22 +168,31 @@ def method_of(module: nn.Module, entry: str, given: str = "") -> str:
     return given or (entry if hasattr(module, entry) or type(module).forward is nn.Module.forward else ONLY)
 
 
-@contextmanager
-def _called_as_forward(module: nn.Module, name: str, method: str) -> Iterator[None]:
-    """While this lasts, calling the module calls that method; torch.export knows no other way."""
-    found, kind = getattr(module, method, None), type(module).__name__
+def _method(module: nn.Module, entry: str, name: str) -> Callable:
+    """The method of that name; UserError for a submodule, and where there is none."""
+    found, kind = getattr(module, name, None), type(module).__name__
     if isinstance(found, nn.Module):
-        raise UserError(f"entry {name}: {method!r} is a submodule of {kind}: name a method that calls it")
+        raise UserError(f"entry {entry}: {name!r} is a submodule of {kind}: name a method that calls it")
     if not callable(found) or getattr(found, "__func__", None) is nn.Module.forward:
-        raise UserError(f"entry {name}: module {kind} has no method {method!r}: name one of its methods")
-    own = vars(module).get(ONLY)
-    module.forward = found
-    try:
-        yield
-    finally:
-        del module.forward
-        if own is not None:
-            module.forward = own
+        raise UserError(f"entry {entry}: module {kind} has no method {name!r}: name one of its methods")
+    return found
+
+
+def entry_of(entries: "Mapping[str, CompiledEntry]", name: str | None, module: str) -> "CompiledEntry":
+    """An entry by its name, which may be left out where there is but one; UserError for others."""
+    if name is None and len(entries) == 1:
+        return next(iter(entries.values()))
+    if name is None or name not in entries:
+        what = "has several entries" if name is None else f"has no entry {name!r}"
+        raise UserError(f"module {module} {what}: choose of {', '.join(entries)}")
+    return entries[name]
+
+
+def require_known(lengths: Iterable[str], known: Iterable[str]) -> None:
+    """UserError for a length of another name."""
+    known = list(dict.fromkeys(known))
+    if unknown := [name for name in lengths if name not in known]:
+        raise UserError(f"the module has no symbolic length {unknown[0]!r}: choose of {', '.join(known) or 'none'}")
 
 
 class CompiledEntry:
@@ -194,7 +202,7 @@ class CompiledEntry:
 
     def __init__(self, name: str, module: nn.Module, entry: Entry) -> None:
         method = method_of(module, name, entry.method)
-        with _called_as_forward(module, name, method):
+        with forward_is(module, _method(module, name, method)):
             self.examples = _named(module, method, entry.inputs)
             self.named = set(inspect.signature(module.forward).parameters)
             self.graph = capture(module, self.examples, entry.dynamic, entry.lengths)
@@ -264,10 +272,8 @@ class CompiledEntry:
     def check_lengths(self, lengths: Lengths) -> dict[str, int]:
         """All symbolic lengths, those of the examples where none is given; UserError for others or beyond the range."""
         found = self.example_lengths()
-        for name, value in lengths.items():
-            if name not in found:
-                raise UserError(f"the module has no symbolic length {name!r}: choose of {', '.join(found) or 'none'}")
-            found[name] = _whole(name, value)
+        require_known(lengths, found)
+        found |= {name: _whole(name, value) for name, value in lengths.items()}
         for name, value in found.items():
             allowed = self.graph.lengths[name]
             if not allowed.least <= value <= allowed.most:

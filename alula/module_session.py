@@ -10,7 +10,7 @@ from torch import Tensor
 
 from alula.cross import CrossBackend, Outcome, executors
 from alula.module_case import Case
-from alula.module_entry import CompiledEntry, as_tensor
+from alula.module_entry import CompiledEntry, as_tensor, entry_of
 from alula.module_host import Host, image
 from compiler.graph.ir import Dim, Length
 from compiler.integer import steps as s
@@ -85,9 +85,8 @@ class Session:
         return case, self.backend.check(case.name, host.pieces(case.values))
 
     def _entry(self, name: str) -> CompiledEntry:
-        if name not in self.entries:
-            raise UserError(f"the module has no entry {name!r}: choose of {', '.join(self.entries)}")
-        return self.entries[name]
+        found = next(iter(self.entries.values()))
+        return entry_of(self.entries, name, found.module_name)
 
     def _lengths(
         self, entry: CompiledEntry, sources: Mapping[str, str], inputs: Mapping[str, Tensor], lengths: Mapping[str, int]

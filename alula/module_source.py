@@ -108,16 +108,9 @@ def _entry(parts: Mapping[str, Any], module: nn.Module, method: str, text: str) 
             f"{text} has no inputs: add a function `inputs` that returns example tensors by the names of forward's "
             'parameters, as in def inputs(): return {"x": torch.randn(16, 64)}'
         )
-    named = {}
-    for what in ("dynamic", "lengths", "takes"):
-        value = parts.get(what)
-        named[what] = {} if value is None else value
-        if not isinstance(named[what], Mapping):
-            raise UserError(
-                f"{text}: {what} is a {type(value).__name__}, a dict is needed: see docs/howto/own-module.md"
-            )
+    given = {what: parts[what] for what in ("dynamic", "lengths", "takes") if parts.get(what) is not None}
     chosen = getattr(module, method_of(module, method), None)
-    return Entry(_examples(_called(inputs, text), chosen, text), method=str(parts.get("method") or ""), **named)
+    return Entry(_examples(_called(inputs, text), chosen, text), method=str(parts.get("method") or ""), **given)
 
 
 def _called(inputs: Callable, text: str) -> Any:

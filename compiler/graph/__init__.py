@@ -9,7 +9,7 @@ from hw.spec.errors import InternalError, UserError, first_line
 
 from .check import Checker
 from .edit import Editor, classify
-from .export import Dynamic, export
+from .export import Dynamic, export, forward_is
 from .ir import ON_DEVICE, Graph
 from .legal import refuse_others, refuse_short_slices
 from .meaning import constants, evaluate, values_of
@@ -72,6 +72,7 @@ __all__ = [
     "evaluate",
     "evaluating",
     "export",
+    "forward_is",
     "rewrite_all",
     "values_of",
 ]

@@ -4,7 +4,7 @@ import inspect
 import logging
 import operator
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,7 +34,7 @@ def export(
     examples, shapes = _examples(inputs, dynamic, ranges)
     try:
         # Without gradients, or torch keeps what a module does without them in a graph of its own.
-        with torch.no_grad(), _named_one_by_one(module, inputs):
+        with torch.no_grad(), forward_is(module, _named_one_by_one(module, inputs)):
             exported = _exported(module, examples, shapes if ranges else None)
     except Exception as error:  # whatever a user's module and torch make of it
         raise UserError(
@@ -45,29 +45,30 @@ def export(
 
 
 @contextmanager
-def _named_one_by_one(module: nn.Module, inputs: Mapping[str, Tensor]) -> Iterator[None]:
-    """While this lasts, what `forward` takes as `**others` are parameters of their own: torch knows no lengths of
-    others."""
-    forward, own = module.forward, "forward" in vars(module)
-    parameters = inspect.signature(forward).parameters
-    if not any(p.kind == p.VAR_KEYWORD for p in parameters.values()):
+def forward_is(module: nn.Module, function: Callable) -> Iterator[None]:
+    """While this lasts, calling the module calls that function; torch.export knows no other way."""
+    own = vars(module).get("forward")
+    module.forward = function
+    try:
         yield
-        return
+    finally:
+        del module.forward
+        if own is not None:
+            module.forward = own
+
+
+def _named_one_by_one(module: nn.Module, inputs: Mapping[str, Tensor]) -> Callable:
+    """`forward`, with what it takes as `**others` as parameters of their own: torch knows no lengths of others."""
+    forward = module.forward
+    if not any(p.kind == p.VAR_KEYWORD for p in inspect.signature(forward).parameters.values()):
+        return forward
 
     def named(**given: Tensor) -> Any:
         return forward(**given)
 
-    named.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in inputs]
-    )
-    module.forward = named
-    try:
-        yield
-    finally:
-        if own:
-            module.forward = forward
-        else:
-            del module.forward
+    parameters = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in inputs]
+    named.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return named
 
 
 def _reason(error: Exception, dynamic: Dynamic) -> str:

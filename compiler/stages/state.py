@@ -1,7 +1,7 @@
 """State: what stays in the machine's memory from one run to the next, in one place for all entries.
 
-cache   keys or values to which entries append; entries that call the input alike share it
-kept    rows that one entry leaves for others (`compiler.integer.steps.Kept`)
+Caches are keys or values to which entries append; entries that call the input alike share one. Kept rows are what one
+entry leaves for others (`compiler.integer.steps.Kept`).
 """
 
 from collections.abc import Mapping

@@ -1,5 +1,6 @@
 """Modules that are called in several ways: one program, one set of weights, and state that stays between runs."""
 
+import inspect
 from functools import cache
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import alula
+from alula.module_entry import RESERVED
 from alula.module_source import read_source
 from hw.spec.errors import UserError
 
@@ -462,6 +464,17 @@ def test_malformed_lengths_get_one_line():
         program.verify("functionl")
     with pytest.raises(UserError, match="input x is a list: give a tensor"):
         program.session().run("give", {"x": [1]})
+
+
+def test_lengths_may_be_called_as_no_argument_is():
+    """They are keywords of these functions, beside the functions' own arguments."""
+    from alula.api import Program, Session
+
+    functions = (Program.verify, Program.simulate, Session.run, Session.step)
+    own = {
+        name for each in functions for name, p in inspect.signature(each).parameters.items() if p.kind != p.VAR_KEYWORD
+    }
+    assert own == set(RESERVED)
 
 
 def test_compile_takes_inputs_or_entries():
