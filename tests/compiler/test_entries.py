@@ -161,6 +161,13 @@ class CrossAttention(nn.Module):
         attended = functional.scaled_dot_product_attention(q, k, v)
         return x + self.o(attended.transpose(0, 1).reshape(-1, WIDTH))
 
+    def extend(self, x, k, v):
+        k, v = (
+            torch.cat((k, self._heads(self.k(self.norm(x)))), 1),
+            torch.cat((v, self._heads(self.v(self.norm(x)))), 1),
+        )
+        return self.read(x, k, v), k, v
+
     def read_swapped(self, x, k, v):
         return self.read(x, v, k)
 
@@ -193,6 +200,34 @@ def test_keys_that_another_entry_has_written(rotated):
             assert session.run("encode", {"y": y}).results == []
             k, v = module.encode(y, k, v)
         assert distance(session.run("read", {"x": x}).results[0], module.read(x, k, v)) < LARGEST_ERROR
+
+
+def test_an_entry_without_attention_holds_values_as_one_with_it():
+    """Their factor is the same, so both may append to one cache."""
+    torch.manual_seed(3)
+    module, entries = CrossAttention(False), cross_entries("extend")
+    program = alula.compile(module, entries=entries)
+    session, x, y = program.session(), torch.randn(4, WIDTH), torch.randn(6, WIDTH)
+    session.run("encode", {"y": y})
+    with torch.no_grad():
+        want, *_ = module.extend(x, *module.encode(y, *[torch.zeros(2, 0, 16)] * 2))
+    assert distance(session.run("extend", {"x": x}).results[0], want) < LARGEST_ERROR
+
+
+def test_a_cache_has_room_for_the_most_rows_of_any_entry():
+    """The first entry needs the fewest; keys of the last one do not reach the values behind them."""
+    few = {"dynamic": CACHE["dynamic"], "lengths": {"cache": (0, 8)}}
+    many = {"dynamic": CACHE["dynamic"], "lengths": {"cache": (0, 300)}}
+    entries = {
+        "few": alula.Entry(x() | past(), **few, method="write"),
+        "many": alula.Entry(x() | past(), **many, method="write"),
+    }
+    program = alula.compile(Stateful(), entries=entries)
+    first, second = (
+        alula.compile(Stateful(), entries={name: entries[name]}).lowered.memory.channel_at for name in entries
+    )
+    assert first < second == program.lowered.memory.channel_at
+    assert program.verify("functional", entry="many", cache=300)["bit_exact"]
 
 
 def test_keys_are_no_values_elsewhere():

@@ -42,8 +42,9 @@ SOME = (
     "merged-pairs",
     "exit-network",
 )
-IN_RTL = ("attention-soft-cap", "top-1-expert", "learned-selection")
-"""What nothing else in the tests runs in RTL: the sigmoid, choices by value, rows that the sequencer moves."""
+IN_RTL = ("attention-soft-cap", "top-1-expert", "learned-selection", "linear-biases")
+"""What nothing else in the tests runs in RTL: the sigmoid, choices by value, rows that the sequencer moves, a mask a
+head."""
 LONG = ("llama", "sliding-window", "head-dim-80", "cross-attention", "gated-fusion")
 """Modules that are run at the borders of their tiles."""
 

@@ -1,6 +1,7 @@
 """Repeated layers as loops: the loop issues what the stretches issued, in a fraction of the instructions."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -28,9 +29,9 @@ class Tables:
         return TABLE + len(self.words) - len(words)
 
 
-def trace(program: list[Instruction], words: list[int]) -> list[tuple]:
-    """What SETs and ISSUEs the sequencer makes: (field, value) and (unit,)."""
-    registers, at, found = [0] * 32, 0, []
+def trace(program: list[Instruction], words: list[int], start: int = 0) -> list[tuple]:
+    """What SETs and ISSUEs the sequencer makes from an instruction on: (field, value) and (unit,)."""
+    registers, at, found = [0] * 32, start, []
     loops: list[tuple[int, int]] = []
     """Of every loop that runs: its first instruction, and passes left."""
     while program[at].op != Op.HALT:
@@ -52,10 +53,10 @@ def trace(program: list[Instruction], words: list[int]) -> list[tuple]:
             case Op.LOOP:
                 loops.append((at, registers[one.b]))
             case Op.ENDL:
-                start, left = loops.pop()
+                first, left = loops.pop()
                 if left > 1:
-                    loops.append((start, left - 1))
-                    at = start
+                    loops.append((first, left - 1))
+                    at = first
         registers[0] = 0
     return found
 
@@ -99,6 +100,25 @@ def test_layers_become_a_loop():
     program, found, words = rolled([layer(100 + 64 * n, 5) for n in range(6)])
     assert len(found) < len(program) / 3 and words == []
     assert trace(found, words) == trace(program, [])
+
+
+def test_entries_begin_ahead_of_their_loops():
+    """Two entries that are layers alone, and alike: each has a loop of its own, and starts with what the loop needs."""
+    program: list[Instruction] = []
+    entries: list[list[int]] = []
+    for address in (100, 5_000):
+        starts = []
+        for n in range(4):
+            starts.append(len(program))
+            program += [
+                replace(one, imm=one.imm + (one.op == Op.BNE) * len(program)) for one in layer(address + 64 * n, 5)
+            ]
+        entries.append([*starts, len(program)])
+        program.append(Instruction(Op.HALT))
+    made = roll(program, entries, Tables(), 10**6)
+    assert len(made.program) < len(program) / 2
+    for (start, *_), begins in zip(entries, made.entries, strict=True):
+        assert trace(made.program, [], begins) == trace(program, [], start)
 
 
 def test_constants_that_follow_no_rule_come_from_a_table():
