@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hw.spec.errors import InternalError, UserError, first_line
 
-from .ir import Graph, Length, Node, Ref
+from .ir import Graph, Length, Ref
 from .meaning import node_value
 
 TOLERANCE = 1e-9
@@ -209,7 +209,7 @@ def _evaluate(graph: Graph, case: _Case) -> tuple[dict[str, Any], dict[str, Hash
         for node in graph.nodes.values():
             if node.name in values:
                 continue
-            key = _key(node, numbers)
+            key: Hashable = (node.op, node.target, node.weight, _frozen(node.arguments, numbers))
             try:
                 known = key in case.known
             except TypeError:  # an argument that cannot be compared
@@ -219,13 +219,6 @@ def _evaluate(graph: Graph, case: _Case) -> tuple[dict[str, Any], dict[str, Hash
                 case.known[key] = len(case.known), value
             numbers[node.name], values[node.name] = case.known[key]
     return values, numbers
-
-
-def _key(node: Node, numbers: Mapping[str, Hashable]) -> Hashable:
-    """What a node computes. A linear layer is the same function in torch and in the normal form, and costs most."""
-    if node.op == "linear":
-        return node.op, _frozen({"x" if n == "input" else n: value for n, value in node.arguments.items()}, numbers)
-    return node.op, node.target, node.weight, _frozen(node.arguments, numbers)
 
 
 def _frozen(argument: Any, numbers: Mapping[str, Hashable]) -> Hashable:
