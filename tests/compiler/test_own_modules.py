@@ -424,6 +424,31 @@ def test_slices_from_the_end_need_as_many_rows(place, least):
         alula.compile(Inner(lambda rows: rows[place]), {"x": torch.randn(9, 48)}, ROWS, {"seq": (least, 20)})
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda rows: rows[:, : rows.shape[0]],
+        lambda rows: rows[:, rows.shape[0] :],
+        lambda rows: rows.view(-1, 3, 16)[:, :, : rows.shape[0]],
+    ],
+)
+def test_a_symbolic_number_of_channels_gets_one_line(function):
+    with pytest.raises(UserError, match="it takes a symbolic number of channels: a constant number of channels"):
+        alula.compile(Inner(function), {"x": torch.randn(9, 48)}, ROWS, {"seq": (1, 9)})
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_symbolic_part_of_a_constant_number_of_rows(last):
+    class As(Inner):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            rows = self.inner(x)
+            return (rows[x.shape[0] - y.shape[0] :] if last else rows[: y.shape[0]]) + self.inner(y)
+
+    inputs = {"x": torch.randn(12, 48), "y": torch.randn(5, 48)}
+    program = alula.compile(As(), inputs, {"y": {0: "n"}}, {"n": (1, 12)})
+    assert program.verify("cycle", n=[1, 5, 12])["bit_exact"]
+
+
 def test_a_slice_as_long_as_another_input():
     class Last(Inner):
         def forward(self, x: Tensor, y: Tensor) -> Tensor:

@@ -148,10 +148,11 @@ def _taken(e: Editor, reader: Node, channels: np.ndarray, lead: int, order: list
     if reader.target is not None or reader.op not in ("slice", "gather"):
         return None
     axis = int(a["axis"]) if order is None else order[int(a["axis"])]
-    if axis < lead or (reader.op == "slice" and a["step"] != 1):
+    if axis < lead:
         return None
     if reader.op == "slice":
-        return channels.take(range(a["start"], a["stop"]), axis - lead)
+        known = a["step"] == 1 and isinstance(a["start"], int) and isinstance(a["stop"], int)
+        return channels.take(range(a["start"], a["stop"]), axis - lead) if known else None
     if not e.is_constant(a["index"]) or e.has_parameters(e.graph.nodes[a["index"].name]):
         return None
     places = values_of(e.graph, [a["index"].name], {}, {})[a["index"].name]

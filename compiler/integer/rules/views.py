@@ -25,18 +25,20 @@ def slice_(t: Translator, node: Node) -> View:
     axis, start = int(a["axis"]) % len(node.shape), a.get("start", 0)
     if a.get("step", 1) != 1:
         raise refused(node, "it takes every so many places", "a slice of step 1")
-    size = t.graph.nodes[name].shape[axis]
-    if isinstance(size, Length) and str(size) != str(node.shape[axis]):
+    size, count = t.graph.nodes[name].shape[axis], node.shape[axis]
+    if str(size) != str(count) and any(isinstance(each, Length) for each in (size, count, start)):
         return _part(t, node, axis, start)
-    view = sliced(t.view(name), axis, start, node.shape[axis])
+    view = sliced(t.view(name), axis, start, count)
     if view is None:
         raise refused(node, "it cuts an axis that was joined of several", "a slice before the reshape")
     return view
 
 
 def _part(t: Translator, node: Node, axis: int, start: Dim) -> View:
-    """Some rows of a symbolic number of them."""
+    """Some rows, where how many there are, how many are taken or where they begin is symbolic."""
     name = node.inputs[0]
+    if axis == len(node.shape) - 1:
+        raise refused(node, "it takes a symbolic number of channels", "a constant number of channels")
     if t.is_input(name):
         return t.brought(node)
     if axis != len(node.shape) - 2 or any(size != 1 for size in node.shape[:-2]):
