@@ -382,9 +382,13 @@ def generate(
     fastv: FastV = None,
     keep_visual: KeepVisual = None,
     strategy: Strategy = "rank",
-    backend: Annotated[str, typer.Option(help="functional, cycle, rtl or xrt (an Alveo card).")] = "functional",
-    device: Annotated[str, typer.Option(help="For xrt: a card's number, or sim, a stand-in over the RTL.")] = "0",
-    xclbin: Annotated[Path | None, typer.Option(help="For xrt on a card: what `alula build` made.")] = None,
+    backend: Annotated[str, typer.Option(help="functional, cycle, rtl or xrt (a card).")] = "functional",
+    device: Annotated[
+        str, typer.Option(help="For xrt: a card's number; a V80's PCIe address; sim, a stand-in over the RTL.")
+    ] = "0",
+    xclbin: Annotated[
+        Path | None, typer.Option(help="For xrt on a card: what `alula build` made, an xclbin, for V80 a vbin.")
+    ] = None,
     check: Annotated[bool, typer.Option(help="Compare every step with the golden model.")] = False,
     seed: Seed = 0,
     bits: Bits = "8",

@@ -83,7 +83,7 @@ def info(
     config: Machine = "tiny",
     set: Set = None,
     synth: Annotated[str | None, typer.Option(metavar="yosys", help="Resources from Yosys synthesis.")] = None,
-    card: Annotated[str | None, typer.Option(help="Compare with u280, u50 or u55c.")] = None,
+    card: Annotated[str | None, typer.Option(help="Compare with u280, u50, u55c or v80.")] = None,
     model: Annotated[
         str | None, typer.Option(help="Also say what a model is; of a quantised one, what quantising it again costs.")
     ] = None,
@@ -126,14 +126,19 @@ def _show_resources(result: dict) -> None:
 def build(
     config: Machine = "u280",
     set: Set = None,
-    card: Annotated[str | None, typer.Option(help="u280, u50 or u55c (default: by configuration).")] = None,
-    target: Annotated[str, typer.Option(help="hw, hw_emu or xo.")] = "hw",
+    card: Annotated[
+        str | None, typer.Option(help="u280, u50, u55c, v80 or generic (default: by configuration).")
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(help="hw, hw_emu or xo; for v80 hw, sim or ip; for generic ip (default: the first of them)."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Folder to write (default: bitstreams/CONFIG-CARD).")
     ] = None,
     json: Json = None,
 ) -> None:
-    """Write the Alveo project of a configuration and build it where Vivado and Vitis are; exit code 3 where not."""
+    """Write the project of a configuration and a card, build it where the vendor's tools are; exit code 3 where not."""
     from alula.alveo.build import NOT_BUILT, missing_line
     from alula.alveo.build import build as run
 

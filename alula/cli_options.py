@@ -27,7 +27,10 @@ Mmproj = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Vision half (mmproj-*.gguf) of a LLaVA whose model is a GGUF file.")
 ]
 Machine = Annotated[
-    str, typer.Option("--config", help="Accelerator: tiny, small, u280, u50 or u55c, or a .toml file that changes one.")
+    str,
+    typer.Option(
+        "--config", help="Accelerator: tiny, small, u280, u50, u55c or v80, or a .toml file that changes one."
+    ),
 ]
 Set = Annotated[
     list[str] | None,

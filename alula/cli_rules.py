@@ -43,7 +43,7 @@ CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
     "demo": {"backend": SIMULATORS},
     "compile": {"lengths": ("runtime", "bucketed", "unrolled")},
     "info": {"synth": ("yosys",)},
-    "build": {"target": ("hw", "hw_emu", "xo")},
+    "build": {"target": ("hw", "hw_emu", "xo", "sim", "ip")},
 }
 """Command -> option -> what it can be."""
 CHOICES_EVERYWHERE = {"memory": MEMORY_KINDS, "strategy": STRATEGIES}

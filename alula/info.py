@@ -44,7 +44,7 @@ def describe(machine: str | Config) -> dict:
 
 def resources(name: str | Config, card: str | None = None, note: Callable[[str], None] = lambda _: None) -> dict:
     """Yosys's counts by unit and in all, against a card's totals (by default the one of the configuration's name, else
-    u280) and what its platform leaves of them; the longest path over the whole netlist."""
+    u280) and what its platform leaves of them; the longest path over the whole netlist. UserError for `generic`."""
     from hw.levels import levels
     from hw.synth_units import digest, synthesise_units
     from sim.cache import entry
@@ -52,6 +52,8 @@ def resources(name: str | Config, card: str | None = None, note: Callable[[str],
 
     began = time.monotonic()
     board = cards.get(card) if card else cards.card_of(configurations.get(name))
+    if not board.dies:
+        raise UserError(f"--card {card}: there is no card to compare with; choose one of {', '.join(cards.CARDS)}")
     verilog = synthesisable(name)
     netlist = synthesise_units(verilog, note=note, cache=partial(entry, "yosys"))
     note("longest path")

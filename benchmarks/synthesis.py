@@ -10,7 +10,7 @@ from hw.synth_units import Netlist, synthesise_units, unit_of
 from sim.cache import entry
 from sim.rtl.accelerator import PARTS, synthesisable, synthesisable_part
 
-CONFIG, OTHERS = "u280", ("u55c", "u50")
+CONFIG, OTHERS = "u280", ("u55c", "u50", "v80")
 DEPENDS = (
     "hw/*.py",
     "hw/verilog/*",

@@ -1,1 +1,1 @@
-"""From a configuration to an Alveo card: build recipes, checks that need no vendor tool, reports, the build itself."""
+"""From a configuration to a card: build recipes, checks that need no vendor tool, reports, the build itself."""

@@ -13,6 +13,8 @@ from alula.output import write_atomically
 from hw.spec import cards, config
 from hw.spec.errors import InternalError, UserError
 
+_VERSION_OPTIONS = {"vivado": "-version", "v++": "--version"}
+"""A tool that is not here (slashkit) does not tell its version."""
 MANIFEST, REPORTS_FOLDER = "manifest.json", "reports"
 NOT_BUILT = 3
 """Exit code when everything was written and a tool is missing."""
@@ -22,7 +24,7 @@ DEFAULT_FOLDER = "bitstreams"
 def build(
     chosen: str | config.Config,
     card_name: str | None = None,
-    target: str = "hw",
+    target: str | None = None,
     out: Path | None = None,
     verilog: Callable[[config.Config], str] | None = None,
     find: Callable[[str], str | None] = shutil.which,
@@ -30,14 +32,17 @@ def build(
 ) -> dict:
     """The manifest, also written to `out`, with `missing` naming the tools that were not found.
 
-    card_name: by default the one that the configuration is meant for. verilog: gives the kernel's text (by default
+    card_name: by default the one that the configuration is meant for. target: by default the first of the card's flow
+    (`alula.alveo.flow.Flow`). verilog: gives the kernel's text (by default
     the configuration's, from the cache).
     """
     machine = config.get(chosen)
     name = machine.name
     card = cards.get(card_name) if card_name else cards.card_of(machine)
-    if target not in recipes.TARGETS:
-        raise UserError(f"unknown target {target!r}: choose one of {', '.join(recipes.TARGETS)}")
+    flow = recipes.flow_of(card)
+    target = target or flow.targets[0]
+    if target not in flow.targets:
+        raise UserError(f"{card.name} has no target {target!r}: choose one of {', '.join(flow.targets)}")
     card.check(machine)
     note("writing Verilog")
     contents = recipes.files(machine, card, (verilog or kernel_verilog)(machine))
@@ -51,7 +56,7 @@ def build(
         raise UserError(f"cannot make the folder {folder}: {error.strerror}; choose another --out") from error
     for file_name, text in contents.items():
         write_atomically(folder / file_name, text)
-    commands = recipes.commands(target)
+    commands = flow.commands(target)
     missing = [tool for tool, _ in commands if find(tool) is None]
     manifest = {
         "config": name,
@@ -78,10 +83,8 @@ def missing_line(manifest: dict) -> str:
     """What is missing, in one line."""
     tools = " and ".join(manifest["missing"])
     are = "are" if len(manifest["missing"]) > 1 else "is"
-    return (
-        f"{manifest['folder']} is written and not built: {tools} {are} not on PATH; install AMD Vitis with the "
-        f"platform {manifest['platform']}, source its settings64.sh, and run this again"
-    )
+    install = recipes.flow_of(cards.get(manifest["card"])).install.format(platform=manifest["platform"])
+    return f"{manifest['folder']} is written and not built: {tools} {are} not on PATH; {install}, and run this again"
 
 
 def kernel_verilog(machine: config.Config) -> str:
@@ -103,10 +106,7 @@ def _run(folder: Path, commands: list, manifest: dict, find: Callable, note: Cal
     for tool, arguments in commands:
         note(tool)
         path = find(tool)
-        version = subprocess.run(
-            [path, "--version" if tool == "v++" else "-version"], capture_output=True, text=True, check=False
-        )
-        manifest["tools"][tool] = next((line.strip() for line in version.stdout.splitlines() if line.strip()), None)
+        manifest["tools"][tool] = _version(tool, path)
         log = folder / f"{tool.replace('+', 'p')}.log"
         resolved = [argument.replace("FOLDER", str(folder.resolve())) for argument in arguments]
         with log.open("w") as output:
@@ -123,3 +123,11 @@ def _run(folder: Path, commands: list, manifest: dict, find: Callable, note: Cal
             raise InternalError(f"{tool} failed with code {done.returncode}: see {log}")
     manifest["results"] = reports.collect(folder / REPORTS_FOLDER)
     write_manifest(folder, manifest)
+
+
+def _version(tool: str, path: str) -> str | None:
+    """The first line of what a tool says of its version; None where it has no option for that."""
+    if tool not in _VERSION_OPTIONS:
+        return None
+    said = subprocess.run([path, _VERSION_OPTIONS[tool]], capture_output=True, text=True, check=False).stdout
+    return next((line.strip() for line in said.splitlines() if line.strip()), None)

@@ -17,7 +17,7 @@ VENDOR_COMMANDS = {
     "ipx::update_checksums": "", "ipx::check_integrity": "-kernel", "ipx::save_core": "", "create_pblock": "",
     "get_pblocks": "", "resize_pblock": "-add=", "add_cells_to_pblock": "", "get_cells": "-hierarchical -filter=",
     "report_utilization": "-file= -cells=", "report_timing_summary": "-no_detailed_paths -file=",
-    "report_power": "-file=",
+    "report_power": "-file=", "create_clock": "-name= -period=", "get_ports": "",
 }  # fmt: skip
 """Vivado's commands that recipes may use -> their options; one that ends in = takes a value."""
 

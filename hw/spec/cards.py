@@ -1,4 +1,4 @@
-"""Alveo cards: what a configuration has to fit, and where each figure comes from. Standard library only."""
+"""Cards: what a configuration has to fit, and where each figure comes from. Standard library only."""
 
 from dataclasses import dataclass
 from itertools import islice
@@ -13,23 +13,37 @@ SOURCES = {
     "hbm": "UG1393 (2023.1), HBM Configuration and Use: 32 pseudo-channels of 256 MB on U280 and U50, 512 MB on U55C; "
     "14.375 GB/s a pseudo-channel, 460 GB/s in all.",
     "u50_peak": "not confirmed in AMD's text here: 316 GB/s is what third parties quote from DS965.",
+    "u50_masters": "v++'s own words for a U50: `HBM[0] has 1 interface that can support 30 possible masters` (error "
+    "CFGEN 83-2231, in issue 75 of Xilinx/Vitis_Accel_Examples).",
     "sll": "not confirmed in AMD's text here: 23,040 wires a boundary is what several public projects with reports of "
     "U280 builds give (59.24 % of 23,040 used, in one); U50 and U55C are made of the same dies.",
     "platforms": "names used by public projects that build for these cards; U50 Gen3x16 XDMA base 5: UG1120.",
     "u280_region": "dynamic region of xilinx_u280_gen3x16_xdma_1_202211_1: a device file of RapidStream, extracted "
     "from Vivado, in the public repository Crazy-James26/FlexLLM (u280_device.json, commit c740cda); the two slots of "
     "each die added, block RAMs of 18 Kb halved.",
+    "v80_device": "totals, 18,870 wires a boundary and 76 NoC masters of 512 bits of xcv80-lsva4737-2MHP-e-S: a report "
+    "of Vivado 2024.2 in the public repository LUT-FPGA/LUT-LLM (qwen_block/qwen_utilization.rpt, commit 62704d3). "
+    "Dies: its rapidstream_script/v80_device.json (commit d29b047), the two slots of each die added, block RAMs of "
+    "18 Kb halved; its 714 UltraRAMs of SLR1 are 90 more than the report's total leaves, so 624 are taken.",
+    "v80_memory": "64 pseudo-channels of 512 MiB, four DDR ports, buffers of at most 512 MiB, a kernel clock up to "
+    "333 MHz: Xilinx/SLASH, commit 26f9c55 (linker/slashkit/resources/bd_ports.txt, vrt/vrtd/src/allocator.h and .c, "
+    "vrt/include/vrt/device.hpp). 820 GB/s in all, 12.8 GB/s a pseudo-channel: LUT-FPGA/LUT-LLM "
+    "(qwen_lut_model/v80.json, commit c169495); AMD's own text was not found here.",
+    "v80_dsp": "UG1273: a design with DSP48E2 instances moves to Versal, whose DSP58 takes them.",
 }
 """Totals are the device's; `REGIONS` says what a platform's shell leaves of them, where that is known."""
 
-HBM_CHANNELS = 32
-HBM_PORTS = 32
-"""AXI ports of the HBM subsystem: as many kernel masters can have one for themselves."""
-CROSSING_WIRES = 23040
-"""Super long lines over a boundary of two dies, both directions together."""
-_CLB_LUTS, _CLB_FFS = 8, 16
-_BASE_DIE = {"clbs": 54960, "BRAM36": 672, "URAM": 320, "DSP48E2": 2880}
-_UPPER_DIE = {"clbs": 54000, "BRAM36": 672, "URAM": 320, "DSP48E2": 3072}
+VITIS, SLASH, NO_SHELL = "vitis", "slash", "none"
+"""What builds a card and hosts it: AMD's Vitis and XRT; AMD's SLASH; nothing but Vivado's packager."""
+
+
+def _ultrascale(clbs: int, block_rams: int, ultra_rams: int, dsps: int) -> dict[str, int]:
+    """A die of UltraScale+: a CLB has 8 LUTs and 16 flip-flops."""
+    return {"LUT": 8 * clbs, "FF": 16 * clbs, "BRAM36": block_rams, "URAM": ultra_rams, "DSP48E2": dsps}
+
+
+_BASE_DIE = _ultrascale(54960, 672, 320, 2880)
+_UPPER_DIE = _ultrascale(54000, 672, 320, 3072)
 
 
 @dataclass(frozen=True)
@@ -62,16 +76,27 @@ REGIONS = {
 
 @dataclass(frozen=True)
 class Card:
-    """One card."""
+    """One card. One without dies is no card at all: `GENERIC`, of which nothing is known and nothing refused."""
 
     name: str
     part: str
     platform: str
-    dies: tuple[dict[str, int], ...]
-    """Resources of each SLR, SLR0 (with the HBM) first."""
-    channel_bytes: int
-    ddr_banks: int
-    hbm_bytes_per_second: float
+    """What the tools call the shell; empty: there is none."""
+    dies: tuple[dict[str, int], ...] = ()
+    """Resources of each SLR, SLR0 (with the HBM) first, named as in `hw.synth.KINDS`."""
+    channel_bytes: int = 0
+    """Of a pseudo-channel."""
+    ddr_banks: int = 0
+    flow: str = VITIS
+    """VITIS, SLASH or NO_SHELL."""
+    hbm_channels: int = 32
+    """Pseudo-channels."""
+    masters: int = 32
+    """Kernel masters that the shell can connect to HBM, with a network on chip to any memory."""
+    crossing_wires: int = 23040
+    """Super long lines over a boundary of two dies, both directions together."""
+    noc: bool = False
+    """Memory is reached through a network on chip, which has ports on every die: no read data crosses in wires."""
 
     @property
     def slrs(self) -> int:
@@ -79,9 +104,7 @@ class Card:
 
     def slr(self, index: int) -> dict[str, int]:
         """Resources of one SLR, named as in `hw.synth.KINDS`."""
-        die = self.dies[index]
-        logic = {"LUT": die["clbs"] * _CLB_LUTS, "FF": die["clbs"] * _CLB_FFS}
-        return logic | {kind: n for kind, n in die.items() if kind != "clbs"}
+        return dict(self.dies[index])
 
     @property
     def resources(self) -> dict[str, int]:
@@ -98,48 +121,69 @@ class Card:
         """Where all but the matrix units is meant to be: in the middle, or beside the shell's."""
         return self.slrs // 2
 
+    def bank(self, kind: str, index: int | str) -> str:
+        """A memory's name in the linker's language: `HBM[3]` for v++, `HBM3` for SLASH."""
+        return f"{kind}{index}" if self.flow == SLASH else f"{kind}[{index}]"
+
     def memory_of(self, config: Config, port: int) -> str:
-        """The memory bank, as v++ names it, behind a memory port: a pseudo-channel for each matrix unit; for aux the
-        card's DDR, else the pseudo-channels that are left."""
+        """The memory bank, as the linker names it, behind a memory port: a pseudo-channel for each matrix unit; for aux
+        the card's DDR, else the pseudo-channels that are left. Without a card: "channel 3", "aux"."""
+        if not self.dies:
+            return "aux" if port == config.aux_port else f"channel {port}"
         if port != config.aux_port:
-            return f"HBM[{port}]"
+            return self.bank("HBM", port)
         if self.ddr_banks:
-            return "DDR[0]"
-        first, last = config.units, HBM_CHANNELS - 1
-        return f"HBM[{first}]" if first == last else f"HBM[{first}:{last}]"
+            return self.bank("DDR", 0)
+        first, last = config.units, self.hbm_channels - 1
+        return self.bank("HBM", first if first == last else f"{first}:{last}")
+
+    def memory_masters(self, config: Config) -> int:
+        """Masters that take one of the shell's ports to memory: the matrix units', and that of aux, unless the card has
+        DDR with a port of its own."""
+        return config.units + (self.noc or not self.ddr_banks)
 
     def floorplan(self, config: Config) -> dict[int, list[int]]:
         """SLR -> matrix units, so that with the core on `core_slr` all SLRs are as full. SLR0, with the shell and the
         HBM, is the last to get one more."""
         counts = dict.fromkeys(range(self.slrs), 0)
-        for _ in range(config.units):
+        for _ in range(config.units if counts else 0):
             counts[min(counts, key=lambda slr: (counts[slr] + CORE_UNITS * (slr == self.core_slr), -slr))] += 1
         units = iter(range(config.units))
         return {slr: list(islice(units, n)) for slr, n in counts.items()}
 
     def budget(self, config: Config) -> list[Row]:
-        """What the configuration takes of the card. Limits are the device's; what is above the platform's region is
-        not refused, but each row says what share of it that is."""
-        rows = budget(config, self.resources, self.floorplan(config), self.core_slr, CROSSING_WIRES)
+        """What the configuration takes of the card; empty without a card. Limits are the device's; what is above the
+        platform's region is not refused, but each row says what share of it that is."""
+        if not self.dies:
+            return []
+        plan = self.floorplan(config)
+        rows = budget(config, self.resources, plan, self.core_slr, self.crossing_wires, self.noc)
         if self.region is None:
             return rows
         return [with_platform(row, self.region.resources, self.region.crossings) for row in rows]
 
     def check(self, config: Config) -> None:
         """ConfigError if the configuration's ports, memories or resources do not fit the card."""
+        if not self.dies:
+            return
         where = f"configuration {config.name!r} on {self.name}"
-        masters = config.units + (not self.ddr_banks)
-        if masters > HBM_PORTS:
+        if (masters := self.memory_masters(config)) > self.masters:
             raise ConfigError(
-                f"{where}: {masters} masters need an HBM port each, the card has {HBM_PORTS} and no DDR; "
-                f"choose a configuration of {HBM_PORTS // 2} units, such as {self.name}"
+                f"{where}: {masters} masters need {'a NoC' if self.noc else 'an HBM'} port each, the card has "
+                f"{self.masters}{'' if self.ddr_banks else ' and no DDR'}; choose a configuration of fewer units, such "
+                f"as {self.name}"
+            )
+        if config.units > self.hbm_channels:
+            raise ConfigError(
+                f"{where}: units = {config.units} need a pseudo-channel each, the card has {self.hbm_channels}; choose "
+                f"a configuration of fewer units, such as {self.name}"
             )
         if config.channel_bytes > self.channel_bytes:
             raise ConfigError(
                 f"{where}: channel_bytes = {config.channel_bytes}, a pseudo-channel has "
                 f"{self.channel_bytes} bytes; choose a smaller one"
             )
-        free = (HBM_CHANNELS - config.units) * self.channel_bytes
+        free = (self.hbm_channels - config.units) * self.channel_bytes
         if not self.ddr_banks and config.aux_bytes > free:
             raise ConfigError(
                 f"{where}: aux_bytes = {config.aux_bytes}, the pseudo-channels that are left have {free} "
@@ -160,8 +204,7 @@ CARDS = {
             "xilinx_u280_gen3x16_xdma_1_202211_1",
             (_BASE_DIE, _UPPER_DIE, _UPPER_DIE),
             256 * _MIB,
-            2,
-            460e9,
+            ddr_banks=2,
         ),
         Card(
             "u50",
@@ -169,8 +212,7 @@ CARDS = {
             "xilinx_u50_gen3x16_xdma_5_202210_1",
             (_BASE_DIE, _UPPER_DIE),
             256 * _MIB,
-            0,
-            316e9,
+            masters=30,
         ),
         Card(
             "u55c",
@@ -178,19 +220,37 @@ CARDS = {
             "xilinx_u55c_gen3x16_xdma_3_202210_1",
             (_BASE_DIE, _UPPER_DIE, _UPPER_DIE),
             512 * _MIB,
-            0,
-            460e9,
+        ),
+        Card(
+            "v80",
+            "xcv80-lsva4737-2MHP-e-S",
+            "SLASH",
+            (
+                {"LUT": 900224, "FF": 1800448, "BRAM36": 1341, "URAM": 677, "DSP48E2": 3984},
+                {"LUT": 820224, "FF": 1640448, "BRAM36": 1200, "URAM": 624, "DSP48E2": 3456},
+                {"LUT": 853760, "FF": 1707520, "BRAM36": 1200, "URAM": 624, "DSP48E2": 3408},
+            ),
+            512 * _MIB,
+            ddr_banks=4,
+            flow=SLASH,
+            hbm_channels=64,
+            masters=76,
+            crossing_wires=18870,
+            noc=True,
         ),
     )
 }
+GENERIC = Card("generic", "", "", flow=NO_SHELL)
+"""A core for any Vivado project: whoever connects it knows the device."""
+_NAMED = CARDS | {GENERIC.name: GENERIC}
 
 
 def get(name: str) -> Card:
-    """The named card; `ConfigError` with the list of names otherwise."""
+    """The named card, or `GENERIC`; `ConfigError` with the list of names otherwise."""
     try:
-        return CARDS[name]
+        return _NAMED[name]
     except KeyError:
-        raise ConfigError(f"unknown card {name!r}; choose one of {', '.join(CARDS)}") from None
+        raise ConfigError(f"unknown card {name!r}; choose one of {', '.join(_NAMED)}") from None
 
 
 def card_of(config: Config) -> Card:

@@ -301,6 +301,25 @@ CONFIGS = {
             aux_bytes=4096 * _MIB,
             memory=_HBM_AND_DDR,
         ),
+        Config(
+            name="v80",
+            units=64,
+            chains=4,
+            lanes=64,
+            ob_blocks=131072,
+            ab_granules=180224,
+            pb_granules=28672,
+            vb_granules=163840,
+            sb_granules=32768,
+            rs_entries=16384,
+            acc_rows=256,
+            fifo_beats=1024,
+            imem_instructions=8192,
+            clock_hz=200_000_000,
+            channel_bytes=512 * _MIB,
+            aux_bytes=16384 * _MIB,
+            memory=_HBM_AND_DDR,
+        ),
     )
 }
 

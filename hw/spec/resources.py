@@ -151,8 +151,11 @@ SHARED_STEP_WIRES = 64
 WINDOW_BLOCKS = 8
 
 
-def crossing_wires(floorplan: dict[int, list[int]], core: int) -> list[int]:
+def crossing_wires(floorplan: dict[int, list[int]], core: int, noc: bool = False) -> list[int]:
     """Nets over each boundary (between dies i and i + 1) with the HBM on die 0 and all but the matrix units on `core`.
+
+    noc: every unit's port leads into a network on chip on its own die. Then read data crosses no boundary in wires, and
+    ST's writes cross to the units beyond.
 
     A net is counted once however many units beyond the boundary it reaches. A core that spills over its die, as large
     buffers do, crosses more: that is for the placer.
@@ -164,11 +167,13 @@ def crossing_wires(floorplan: dict[int, list[int]], core: int) -> list[int]:
     for boundary in range(len(floorplan) - 1):
         above = sum(len(units) for die, units in floorplan.items() if die > boundary)
         beyond = above if core <= boundary else n_units - above  # units on the other side than the core
-        crossed = READ_CHANNEL_WIRES * above  # from the HBM
+        crossed = 0 if noc else READ_CHANNEL_WIRES * above  # from the HBM
         if beyond:
             crossed += beyond * (row + block + ROUND_WIRES)
             crossed += SHARED_STEP_WIRES + descriptor + (WINDOW_BLOCKS - 1) * block
-        if core > boundary:  # the core's own masters: auxiliary reads, and ST's writes to every port
+        if noc and beyond:
+            crossed += WRITE_SHARED_WIRES + WRITE_PORT_WIRES * beyond
+        elif core > boundary:  # the core's own masters: auxiliary reads, and ST's writes to every port
             crossed += READ_CHANNEL_WIRES + WRITE_SHARED_WIRES + WRITE_PORT_WIRES * (n_units + 1)
         wires.append(crossed)
     return wires
@@ -194,10 +199,15 @@ class Row:
 
 
 def budget(
-    config: Config, limits: dict[str, int], floorplan: dict[int, list[int]], core: int, crossing_limit: int
+    config: Config,
+    limits: dict[str, int],
+    floorplan: dict[int, list[int]],
+    core: int,
+    crossing_limit: int,
+    noc: bool = False,
 ) -> list[Row]:
     """limits: a card's totals; floorplan: die -> matrix units; core: the die of all else; crossing_limit: wires over a
-    boundary of two dies."""
+    boundary of two dies; noc: as `crossing_wires` has it."""
     parts = {store: {m.name: m.primitives for m in memories(config) if m.store is store} for store in Store}
     rest: dict[str, float] = {
         "accumulators": accumulator_dsps(config),
@@ -214,7 +224,7 @@ def budget(
         Row("chain DSP48E2", config.chain_dsps, min(MAX_CHAIN_DSPS, dsps), "DSPs in chains", chains),
     ]
     if len(floorplan) > 1:
-        wires = crossing_wires(floorplan, core)
+        wires = crossing_wires(floorplan, core, noc)
         names = {f"SLR{i} to SLR{i + 1}": float(n) for i, n in enumerate(wires)}
         rows.append(Row(CROSSING, max(wires), crossing_limit, f"wires between two dies (core on SLR{core})", names))
     return rows

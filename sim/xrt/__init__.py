@@ -1,1 +1,1 @@
-"""The host's runtime: a card under XRT, or a stand-in for one over the RTL simulation."""
+"""The host's side of a card: by XRT, by SLASH, or a stand-in over the RTL simulation."""

@@ -1,8 +1,8 @@
-"""XRT as a backend: the memory image moves to the device and stays there, registers start and tell the result."""
+"""A card as a backend: the memory image moves to the device and stays there, registers start and tell the result."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -11,10 +11,13 @@ from hw.spec.errors import InternalError, UserError
 from hw.spec.run import Invocation, Result
 from sim.memory_image import MemoryImage, Port
 from sim.registers import argument_writes, read_result
-from sim.xrt.card import Buffer, Card
+from sim.xrt.card import Card
+from sim.xrt.runtime import Buffer, Runtime, open_runtime
 
 STAND_IN = "sim"
 TIMEOUT_SECONDS = 60.0
+PCIE_ADDRESS = r"([0-9a-fA-F]{4}:)?[0-9a-fA-F]{2}:[0-9a-fA-F]{2}"
+"""Of a board, as v80-smi lists it: d8:00."""
 
 
 class DevicePort(Port):
@@ -42,8 +45,11 @@ class DevicePort(Port):
 
 
 class XrtBackend:
-    """device: a card's number, or "sim": a stand-in over the RTL. sizes_bytes: what each port's buffer must hold, by
-    default the configuration's whole memory.
+    """Runs programs on a card, or on a stand-in for one.
+
+    device: a card's number; with a vbin (V80) its PCIe address; "sim": a stand-in over the RTL. xclbin: the container,
+    an xclbin for XRT or a vbin for SLASH. sizes_bytes: what each port's buffer must hold, by default the
+    configuration's whole memory. timeout_seconds: of one run.
 
     A memory's first run moves it to the device for good; it cannot be forked afterwards. One memory at a time.
     """
@@ -63,7 +69,10 @@ class XrtBackend:
         self.options = options
         self.card: Card | None = None
         self._owner: MemoryImage | None = None
-        if device != STAND_IN and not device.isdigit():
+        vbin = xclbin is not None and xclbin.suffix == ".vbin"
+        if device != STAND_IN and vbin and not re.fullmatch(PCIE_ADDRESS, device):
+            raise UserError(f"--device {device!r}: give the PCIe address of a V80 (d8:00, as `v80-smi list` has it)")
+        if device != STAND_IN and not vbin and not device.isdigit():
             raise UserError(f"--device {device!r}: give a card's number (0, 1, ..) or sim")
         if device != STAND_IN and xclbin is None:
             raise UserError(f"--device {device} needs the kernel's container: give --xclbin FILE, or take --device sim")
@@ -87,13 +96,16 @@ class XrtBackend:
         return read_result(self.card.read_register)
 
     def _open(self, config: Config) -> Card:
+        return Card(self._runtime(config), config, self.timeout_seconds)
+
+    def _runtime(self, config: Config) -> Runtime:
         if self.device == STAND_IN:
+            from sim.xrt.pyxrt_runtime import PyxrtRuntime
             from sim.xrt.stand_in import StandIn
 
-            xrt: Any = StandIn(config, **self.options)
-            return Card(xrt, config, 0, self.xclbin or Path("simulated.xclbin"), self.timeout_seconds)
+            return PyxrtRuntime(StandIn(config, **self.options), 0, self.xclbin or Path("simulated.xclbin"))
         assert self.xclbin is not None
-        return Card(_pyxrt(), config, int(self.device), self.xclbin, self.timeout_seconds)
+        return open_runtime(self.device, self.xclbin, config.units + 1)
 
     def _move(self, memory: MemoryImage) -> None:
         """Every byte that is not zero goes to the device, and the image looks there from now on."""
@@ -110,13 +122,3 @@ class XrtBackend:
             DevicePort(port.size_bytes, buffer) for port, buffer in zip(memory.ports, self.card.buffers, strict=True)
         ]
         self._owner = memory
-
-
-def _pyxrt() -> Any:
-    try:
-        import pyxrt
-    except ImportError:
-        raise UserError(
-            "pyxrt is not installed: install XRT (its setup.sh puts pyxrt on PYTHONPATH), or take --device sim"
-        ) from None
-    return pyxrt

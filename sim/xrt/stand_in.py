@@ -1,7 +1,7 @@
 """Stands in for pyxrt and a card: the packaged kernel in the RTL simulation behind pyxrt's names.
 
-Only what `sim.xrt.card` uses is here. Device memory lives between runs; each START is one simulation of the kernel from
-reset, with the registers written before and the buffers at addresses of the stand-in's own choosing.
+Only what `sim.xrt.pyxrt_runtime` uses is here. Device memory lives between runs; each START is one simulation of the
+kernel from reset, with the registers written before and the buffers at addresses of the stand-in's own choosing.
 """
 
 from enum import Enum
@@ -61,7 +61,7 @@ class StandIn:
 
             def group_id(self, argument: int) -> int:
                 """The port: each has a bank of its own."""
-                from sim.xrt.card import FIRST_POINTER
+                from sim.xrt.pyxrt_runtime import FIRST_POINTER
 
                 return argument - FIRST_POINTER
 

@@ -7,11 +7,12 @@ import pytest
 from rich.console import Console
 
 from alula.cli import main
-from alula.info import against, describe
+from alula.info import against, describe, resources
 from alula.info_tables import budget_table, remarks, resource_table, unit_table
 from alula.output import percent
 from hw.spec import cards
 from hw.spec.config import CONFIGS
+from hw.spec.errors import UserError
 from hw.synth import hierarchy_cells, tally
 from hw.synth_units import Netlist
 
@@ -91,3 +92,8 @@ def test_bits_of_a_floating_point_model_compare_with_nothing(capsys) -> None:
     with pytest.raises(SystemExit):
         main(["info", "--model", "llava-tiny", "--bits", "4"])
     assert "llava-tiny holds floating-point weights: --bits and --sparsity have an effect" in capsys.readouterr().err
+
+
+def test_no_card_is_nothing_to_compare_with():
+    with pytest.raises(UserError, match="--card generic: there is no card to compare with"):
+        resources("tiny", "generic")

@@ -111,12 +111,32 @@ def test_wires_between_dies():
     assert crossing_wires({0: [0], 1: [1]}, core=1) == [read + own + shared + read + 640 + 8 * 3]
 
 
+@pytest.mark.parametrize("core", [0, 1])
+def test_wires_between_dies_where_memory_is_behind_a_network(core):
+    """By hand: nothing that is read crosses; writes cross to the one unit beyond, on either side of the core."""
+    own, shared, write = 512 + 128 + 16, 64 + 32 * 5 + 7 * 128, 64 + 512 + 64 + 8
+    assert crossing_wires({0: [0], 1: [1]}, core=core, noc=True) == [own + shared + write]
+    assert crossing_wires({0: [0], 1: []}, core=0, noc=True) == [0]
+
+
+def test_without_a_card_nothing_is_counted_and_nothing_refused():
+    assert cards.GENERIC.budget(get("u280")) == [] and cards.GENERIC.floorplan(get("u280")) == {}
+    cards.GENERIC.check(replace(get("u280"), units=256))
+
+
+def test_the_v80_is_the_sum_of_its_dies():
+    """The totals are those of Vivado's report."""
+    assert cards.get("v80").resources == {
+        "LUT": 2574208, "FF": 5148416, "BRAM36": 3741, "URAM": 1925, "DSP48E2": 10848
+    }  # fmt: skip
+
+
 def test_small_configurations_fit_the_largest_card():
     for config in CONFIGS.values():
         cards.card_of(config).check(config)
 
 
-@pytest.mark.parametrize("name", ["u280", "u50", "u55c"])
+@pytest.mark.parametrize("name", cards.CARDS)
 def test_dies_are_as_full_as_one_another(name):
     """With the core counted; SLR0, where the shell is, is the least full."""
     card, config = cards.get(name), get(name)

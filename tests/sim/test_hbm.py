@@ -210,7 +210,7 @@ def test_the_c_twin_is_the_same(native, seed):
 def test_which_memory_a_configuration_has():
     """It is a field, and what runs without a model of its own is timed with it."""
     kinds = {name: MemoryModel.of(config).kind for name, config in CONFIGS.items()}
-    assert kinds == {"tiny": "fixed", "small": "fixed", "u280": "hbm", "u50": "hbm", "u55c": "hbm"}
+    assert kinds == {"tiny": "fixed", "small": "fixed", "u280": "hbm", "u50": "hbm", "u55c": "hbm", "v80": "hbm"}
     memory, call = random_run(1, TINY)
     with_hbm = replace(TINY, memory=replace(TINY.memory, kind="hbm"))
     assert CycleBackend().run(with_hbm, memory.fork(), call) == CycleBackend(MemoryModel.of(TINY, "hbm")).run(

@@ -1,7 +1,7 @@
 """Tables of the machine, from hw/spec."""
 
 from hw.spec import timing
-from hw.spec.cards import CARDS, HBM_CHANNELS, card_of
+from hw.spec.cards import CARDS, card_of
 from hw.spec.config import CONFIGS, MEMORY_KINDS, Config
 from hw.spec.config_fields import FIELDS, MEMORY_FIELDS, Field
 from hw.spec.resources import Row
@@ -90,20 +90,22 @@ def cards() -> str:
     for card in CARDS.values():
         config = CONFIGS[card.name]
         totals = (card.resources[kind] for kind in ("DSP48E2", "LUT", "FF", "BRAM36", "URAM"))
-        channels = f"{config.units} of {HBM_CHANNELS}, {card.channel_bytes >> 20} MiB each"
+        channels = f"{config.units} of {card.hbm_channels}, {card.channel_bytes >> 20} MiB each"
         rows.append(
             [
                 card.name.upper(),
                 f"`{config.name}`",
-                str(config.units),
+                f"{config.units} of {config.chains} chains",
+                f"{card.memory_masters(config)} of {card.masters}",
                 str(card.slrs),
                 *(f"{n:,}" for n in totals),
                 channels,
                 card.memory_of(config, config.aux_port),
             ]
         )
-    kinds = ["DSP48E2", "LUT", "FF", "block RAM (36 Kb)", "UltraRAM"]
-    columns = ["card", "configuration", "matrix units", "SLRs", *kinds, "HBM channels used", "auxiliary memory"]
+    kinds = ["DSPs", "LUT", "FF", "block RAM (36 Kb)", "UltraRAM"]
+    columns = ["card", "configuration", "matrix units", "memory ports used", "SLRs", *kinds, "HBM channels used"]
+    columns.append("auxiliary memory")
     return table(columns, rows)
 
 

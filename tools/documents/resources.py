@@ -11,7 +11,7 @@ NAMES = {
     "URAM": "UltraRAMs",
     "DSP48E2": "DSP48E2",
 }
-CARDS = ("u280", "u55c", "u50")
+CARDS = ("u280", "u55c", "u50", "v80")
 
 
 def _share(value: float) -> str:
