@@ -10,20 +10,18 @@ from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 
-import numpy as np
-
 from hw.spec.config import BEAT_BYTES
 from hw.spec.errors import InternalError, UserError
 from sim.cache import entry
 from sim.rtl.build import Design
-from sim.rtl.job import Answer, AxiEvent, Job, MemoryImage, PortStatistics, RunResult, TraceEvent
+from sim.rtl.job import Answer, AxiEvent, Job, PortStatistics, RunResult, TraceEvent
+from sim.rtl.plain_files import memory_files, read_beats
 from sim.rtl.testbench import UNITS, memory_text, plain_testbench
 from sim.rtl.toolchain import system_tool
 
 BINARY = "simulation.vvp"
-SETUP = "setup.txt"
 MOST_BEATS = 1 << 22
-"""Beats that the memory of a port stores (256 MiB); a request beyond them ends the run."""
+"""Beats that the memory of a port stores (256 MiB): beyond them reads are zero, and a write ends the run."""
 MOST_FAULTS = 16
 """Planted faults of a port, as plain/axi_memory.v has room for."""
 LAST_OPERATIONS = (["finish"],)
@@ -39,7 +37,7 @@ def command(design: Design, job: Job) -> list[str]:
     from cocotb_tools import config
 
     _refuse(design, job)
-    binary = _compiled(design, job.sizes_bytes) / BINARY
+    binary = _compiled(design, stored_beats(job)) / BINARY
     library = config.lib_name_path("vpi", "icarus")
     return [system_tool("vvp"), "-m", str(library), str(binary), f"+max_cycles={job.max_cycles}"]
 
@@ -57,10 +55,14 @@ def _refuse(design: Design, job: Job) -> None:
             raise UserError(f"SIM=icarus has no {what}: run it with SIM=verilator (memories of a fixed latency run)")
 
 
-def _compiled(design: Design, sizes_bytes: Sequence[int]) -> Path:
-    """The folder of the cache that holds `BINARY`."""
+def stored_beats(job: Job) -> list[int]:
+    """How many beats of each port's memory are stored."""
+    return [min(size // BEAT_BYTES, MOST_BEATS) for size in job.sizes_bytes]
+
+
+def _compiled(design: Design, beats: Sequence[int]) -> Path:
+    """The folder of the cache that holds `BINARY`, for memories of so many beats."""
     compiler = system_tool("iverilog")
-    beats = [min(size // BEAT_BYTES, MOST_BEATS) for size in sizes_bytes]
     sources = {
         "design.v": one_process(design.verilog),
         "axi_memory.v": memory_text(),
@@ -102,38 +104,8 @@ def one_process(verilog: str) -> str:
 
 def write_files(folder: Path, job: Job) -> None:
     """Writes what plain/axi_memory.v reads."""
-    (folder / SETUP).write_text("\n".join(job.setup()) + "\n")
-    for port, size in enumerate(job.sizes_bytes):
-        text = hex_image([item for item in job.image if item.port == port], size)
-        (folder / f"memory_{port}.hex").write_text(text)
-
-
-def hex_image(image: Sequence[MemoryImage], size_bytes: int) -> str:
-    """The text for $readmemh that puts these bytes, later ones over earlier, into a memory of 64-byte beats."""
-    pages: dict[int, np.ndarray] = defaultdict(lambda: np.zeros(_PAGE_BYTES, np.uint8))
-    for item in image:
-        data = item.flat()
-        if item.address + len(data) > min(size_bytes, MOST_BEATS * BEAT_BYTES):
-            raise InternalError(f"image: port {item.port} address 0x{item.address:x} is outside of the memory")
-        done = 0
-        while done < len(data):
-            page, offset = divmod(item.address + done, _PAGE_BYTES)
-            part = data[done : done + _PAGE_BYTES - offset]
-            pages[page][offset : offset + len(part)] = part
-            done += len(part)
-    lines = [] if pages else ["@0", "0"]
-    for page in sorted(pages):
-        lines.append(f"@{page * _PAGE_BYTES // BEAT_BYTES:x}")
-        lines += beats_hex(pages[page])
-    return "\n".join(lines) + "\n"
-
-
-_PAGE_BYTES = 4096
-
-
-def beats_hex(data: np.ndarray) -> list[str]:
-    """Each beat of uint8[64 * n] as Verilog writes 512 bits: the highest byte first."""
-    return [beat.tobytes().hex() for beat in data.reshape(-1, BEAT_BYTES)[:, ::-1]]
+    for name, text in memory_files(job, stored_beats(job)).items():
+        (folder / name).write_text(text)
 
 
 def problem(folder: Path) -> str | None:
@@ -149,7 +121,7 @@ def collect(folder: Path, job: Job, answer: Answer) -> RunResult:
     """What cocotb and the memories wrote."""
     dumps = []
     for number, wanted in enumerate(job.dump_ranges):
-        raw = _beats(folder / f"dump_{number}.hex")
+        raw = read_beats((folder / f"dump_{number}.hex").read_text())
         offset = wanted.address % BEAT_BYTES
         dumps.append(raw[offset : offset + wanted.length_bytes])
     ports, axi = [], []
@@ -161,12 +133,6 @@ def collect(folder: Path, job: Job, answer: Answer) -> RunResult:
     axi.sort(key=lambda event: (event.last_cycle, event.port, event.kind))
     events = _trace_events(folder / "trace.txt")
     return RunResult(answer["stop_cycle"], answer["reads"], dumps, events, ports, axi)
-
-
-def _beats(path: Path) -> bytes:
-    """The bytes of a file that $writememh wrote. What was never written is x there, and zero."""
-    words = [line for line in path.read_text().splitlines() if line and not line.startswith(("//", "@"))]
-    return b"".join(bytes.fromhex(word.replace("x", "0"))[::-1] for word in words)
 
 
 def _trace_events(path: Path) -> list[TraceEvent]:

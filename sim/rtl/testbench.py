@@ -9,7 +9,7 @@ Nothing that moves in every cycle is Python. The AXI4-Lite master is a small sta
 access at a time; Python wakes when an access is complete and when the run stops.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.resources import files
 
 UNITS = ("ld", "st", "rd", "mx", "vu")
@@ -125,6 +125,36 @@ def plain_testbench(top: str, beats: Sequence[int], kernel: bool = False) -> str
         CONTROL_SIGNALS="\n".join(_declare(f"control_{n}", bits, kind="wire") for n, (bits, _) in CSR_SIGNALS.items()),
         TOP=_instance(top, len(beats), kernel, wire, trace),
     )
+
+
+def self_check(
+    n_ports: int,
+    writes: Iterable[tuple[int, int]],
+    registers: Iterable[tuple[str, int, int]],
+    cycles: int,
+    n_expected: int,
+    max_cycles: int,
+) -> str:
+    """A top above `plain_testbench` that plays one run and judges it, without cocotb.
+
+    writes: (offset, value) that start the run; registers: (name, offset, expected value) when it is over; cycles: what
+    it then prints; n_expected: beats in all files expected_PORT.hex; max_cycles: without an interrupt it ends there.
+    """
+    checks = [f'        check({_offset(at)}, 32\'d{value}, "{name}");' for name, at, value in registers]
+    return _filled(
+        _text("plain", "self_check.v"),
+        n_ports,
+        WRITES="\n".join(f"        write({_offset(at)}, 32'd{value});" for at, value in writes),
+        CHECKS="\n".join(checks),
+        CYCLES=f"{cycles:,}",
+        N_CHECKS=str(len(checks)),
+        N_EXPECTED=str(n_expected),
+        MAX_CYCLES=str(max_cycles),
+    )
+
+
+def _offset(offset: int) -> str:
+    return f"{CSR_ADDRESS_BITS}'h{offset:03x}"
 
 
 def memory_text() -> str:

@@ -18,13 +18,13 @@
 
 module axi_memory #(
     parameter integer PORT = 0,
-    parameter integer BEATS = 1024  // of 64 bytes that are stored; the memory's size (setup.txt) may be larger
+    parameter integer BEATS = 1024  // of 64 bytes that are stored; beyond them, up to the memory's size, it is zero
 ) (
     input  wire         clk, rst,
     input  wire [63:0]  cycle,
     input  wire         finish,       // the run is over: write the dumps, compare with what is expected
     output reg          finished,
-    output reg          failed,       // a request that AXI4 forbids, or one that is not stored
+    output reg          failed,       // a request that AXI4 forbids, or a write that is not stored
     output reg  [31:0]  n_expected,   // beats that were compared; valid with `finished`, as is
     output reg  [31:0]  n_differing,  // those that hold something else
     input  wire [63:0]  araddr, awaddr, wstrb,
@@ -49,8 +49,8 @@ module axi_memory #(
 
     // What was never written is zero. A simulator with four values has x there.
     reg [511:0] beats [0:BEATS-1];
-    function [511:0] known(input [511:0] beat);
-        known = (^beat === 1'bx) ? 512'd0 : beat;
+    function [511:0] content(input [63:0] index);
+        content = index >= BEATS || ^beats[index] === 1'bx ? 512'd0 : beats[index];
     endfunction
 
     // Setup: a line is a name and one to four numbers.
@@ -140,7 +140,7 @@ module axi_memory #(
         begin
             last_beat = address[63:6] + length;
             response = last_beat < size_bytes[63:6] ? OKAY : DECERR;
-            if (response == OKAY && last_beat >= BEATS) fail("a burst beyond what the test bench stores");
+            if (is_write && response == OKAY && last_beat >= BEATS) fail("AW: beyond what the test bench stores");
             for (f = 0; f < n_faults; f = f + 1)
                 if (fault_is_write[f] == is_write && fault_request[f] == request) response = fault_response[f];
         end
@@ -272,7 +272,7 @@ module axi_memory #(
             if (answer_response[w] == OKAY) begin
                 merged = write_data[d];
                 if (write_strobes[d] != ~64'd0) begin
-                    merged = known(beats[write_address[w][63:6] + i]);
+                    merged = content(write_address[w][63:6] + i);
                     for (a = 0; a < 64; a = a + 1)
                         if (write_strobes[d][a]) merged[8*a +: 8] = write_data[d][8*a +: 8];
                 end
@@ -312,7 +312,7 @@ module axi_memory #(
         rvalid <= present_read;
         if (read_is_new) begin
             r = n_reads_done % DEPTH;
-            rdata <= read_response[r] == OKAY ? known(beats[read_address[r][63:6] + beat]) : 512'd0;
+            rdata <= read_response[r] == OKAY ? content(read_address[r][63:6] + beat) : 512'd0;
             rresp <= read_response[r];
             rlast <= beat == read_length[r];
         end
@@ -348,7 +348,7 @@ module axi_memory #(
             expected = $fopen(name, "r");
             scanned = expected == 0 ? 0 : $fscanf(expected, "%h %h", number, wanted);
             while (scanned == 2) begin
-                found = known(beats[number]);
+                found = content(number);
                 n_expected = n_expected + 1;
                 if (found !== wanted) begin
                     n_differing = n_differing + 1;
