@@ -32,7 +32,7 @@ from sim.rtl.backend import csr_writes
 from sim.rtl.job import Job
 from sim.rtl.job import MemoryImage as Part
 from sim.rtl.plain_files import expected_file, memory_files
-from sim.rtl.testbench import memory_text, plain_testbench, self_check
+from sim.rtl.testbench import bench_waivers, memory_text, plain_testbench, self_check
 
 LAYER_TOKENS = 16
 """Length of the prefill that the bench plays where no program is given."""
@@ -152,7 +152,7 @@ def bench_files(recording: Recording, design: str) -> dict[str, str]:
     )
     waivers = files("hw").joinpath("verilog", "waivers.vlt").read_text().replace("*design.v", f"*{design}")
     return {
-        "waivers.vlt": waivers,
+        "waivers.vlt": waivers + bench_waivers(),
         "axi_memory.v": memory_text(),
         "testbench.v": plain_testbench(TOP, beats),
         "self_check.v": check,

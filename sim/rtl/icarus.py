@@ -52,7 +52,7 @@ def _refuse(design: Design, job: Job) -> None:
     }
     for what, wanted in asked.items():
         if wanted:
-            raise UserError(f"SIM=icarus has no {what}: run it with SIM=verilator (memories of a fixed latency run)")
+            raise UserError(f"SIM=icarus has no {what}: run it with SIM=verilator")
 
 
 def stored_beats(job: Job) -> list[int]:

@@ -157,6 +157,11 @@ def _offset(offset: int) -> str:
     return f"{CSR_ADDRESS_BITS}'h{offset:03x}"
 
 
+def bench_waivers() -> str:
+    """Verilator's warnings about the plain bench that are no defects, in the form of hw/verilog/waivers.vlt."""
+    return _text("plain", "waivers.vlt")
+
+
 def memory_text() -> str:
     """The module `axi_memory` that `plain_testbench` stands on."""
     return _text("plain", "axi_memory.v")
