@@ -1,7 +1,7 @@
 """The cocotb side of a run: control register accesses and waiting. Imported by the simulation's own Python only.
 
-Reads `job.json` of the run's folder, writes `answer.json`. What happens cycle by cycle is native: this wakes once for
-each register access and once when the run stops.
+The same in every simulator. Reads `job.json` of the run's folder, writes `answer.json`. What happens cycle by cycle is
+the test bench's: this wakes once for each register access and once when the run stops.
 """
 
 import json

@@ -24,7 +24,7 @@ MOST_BEATS = 1 << 22
 """Beats that the memory of a port stores (256 MiB): beyond them reads are zero, and a write ends the run."""
 MOST_FAULTS = 16
 """Planted faults of a port, as plain/axi_memory.v has room for."""
-LAST_OPERATIONS = (["finish"],)
+LAST_OPERATIONS: Sequence[list[str]] = (["finish"],)
 """The memories write their files when they are asked to."""
 _FLAGS = ("-g2005", "-s", "testbench")
 

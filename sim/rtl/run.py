@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import ModuleType
+from typing import Protocol
 
 from hw.spec.errors import InternalError, UserError
 from hw.spec.memory import MemoryModel
@@ -30,12 +30,27 @@ from sim.rtl.job import (
 )
 from sim.rtl.toolchain import cocotb_libs
 
-SIMULATORS = {"verilator": verilator, "icarus": icarus}
-"""Name -> what differs from simulator to simulator: its command, its files, what they say."""
+
+class Simulator(Protocol):
+    """What differs from simulator to simulator; `verilator` and `icarus` are modules of this shape."""
+
+    LAST_OPERATIONS: Sequence[list[str]]
+    """What cocotb plays behind the operations of a run."""
+
+    def command(self, design: Design, job: Job) -> list[str]: ...
+
+    def write_files(self, folder: Path, job: Job) -> None: ...
+
+    def problem(self, folder: Path) -> str | None: ...
+
+    def collect(self, folder: Path, job: Job, answer: Answer) -> RunResult: ...
+
+
+SIMULATORS: dict[str, Simulator] = {"verilator": verilator, "icarus": icarus}
 _KEPT_LOG_LINES = 25
 
 
-def simulator() -> ModuleType:
+def simulator() -> Simulator:
     """What the environment variable SIM chooses; UserError for another name."""
     name = os.environ.get("SIM") or "verilator"
     if name not in SIMULATORS:
@@ -129,7 +144,7 @@ def _simulate(command: Sequence[str], folder: Path) -> int:
         ).returncode
 
 
-def _answer(folder: Path, chosen: ModuleType, code: int, max_cycles: int) -> Answer:
+def _answer(folder: Path, chosen: Simulator, code: int, max_cycles: int) -> Answer:
     """What cocotb answers; says in one error what log, answer and memories tell of a failure."""
     if found := chosen.problem(folder):
         raise InternalError(f"the RTL simulation stopped: {found}")

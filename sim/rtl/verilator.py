@@ -1,5 +1,6 @@
 """Runs under Verilator: the memories are C++ (native/memory.cpp), which reads and writes these files."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ _AXI_DTYPE = np.dtype(
 )
 
 
-LAST_OPERATIONS: tuple[list[str], ...] = ()
+LAST_OPERATIONS: Sequence[list[str]] = ()
 """The memories write their files when the simulation ends, without being asked."""
 
 

@@ -24,7 +24,7 @@ module axi_memory #(
     input  wire [63:0]  cycle,
     input  wire         finish,       // the run is over: write the dumps, compare with what is expected
     output reg          finished,
-    output reg          failed,       // a request that AXI4 forbids, or a write that is not stored
+    output reg          failed,       // a request that AXI4 forbids, or a write that cannot be stored
     output reg  [31:0]  n_expected,   // beats that were compared; valid with `finished`, as is
     output reg  [31:0]  n_differing,  // those that hold something else
     input  wire [63:0]  araddr, awaddr, wstrb,
@@ -276,6 +276,7 @@ module axi_memory #(
                     for (a = 0; a < 64; a = a + 1)
                         if (write_strobes[d][a]) merged[8*a +: 8] = write_data[d][8*a +: 8];
                 end
+                if (^merged === 1'bx) fail("W: a byte that is written has no known value");
                 beats[write_address[w][63:6] + i] = merged;
             end
             n_data_done = n_data_done + 1;
