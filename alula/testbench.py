@@ -95,8 +95,12 @@ class Recorder:
 
 
 def record_layer(config: Config) -> Recording:
-    """A prefill of `LAYER_TOKENS` tokens through the first decoder layer of llava-tiny."""
-    flow = open_flow("llava-tiny", config, layers=1, vision=False)
+    """A prefill of `LAYER_TOKENS` tokens through the first decoder layer of llava-tiny; UserError for a configuration
+    that llava-tiny cannot be compiled for."""
+    try:
+        flow = open_flow("llava-tiny", config, layers=1, vision=False)
+    except UserError as error:
+        raise UserError(f"the bench's own run does not fit {config}: give one with --program FILE ({error})") from None
     recorder = Recorder(f"a prefill of {LAYER_TOKENS} tokens through the first decoder layer of llava-tiny")
     session: Session = flow.machine(recorder)
     session.prefill(session.prompt_rows(synthetic_ids(flow, LAYER_TOKENS)))

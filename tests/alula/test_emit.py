@@ -105,6 +105,7 @@ def test_a_layer_passes(simulator, tmp_path, cached_verilog):
         (["--program", "{tmp}/odd.bin"], "--program has an effect only together with --testbench: leave it out"),
         (["--testbench", "--program", "{tmp}/none.bin"], "none.bin: give the path of an existing file"),
         (["--testbench", "--program", "{tmp}/odd.bin"], "has 9 bytes, a program is a multiple of 8"),
+        (["--testbench", "--config", "u280"], "does not fit u280: give one with --program FILE"),
         (["--testbench", "--program", "{tmp}/fails.bin"], "ends with HALT_CODE (detail 7) at pc 0"),
     ],
 )
