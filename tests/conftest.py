@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 
 import pytest
 import torch
@@ -14,6 +15,10 @@ from ref_model.quantise import quantise
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
 """Workers of pytest share the processors: threads of their own would wait for each other."""
+
+needs_icarus = pytest.mark.skipif(
+    shutil.which("iverilog") is None, reason="Icarus Verilog is not installed: apt-get install iverilog"
+)
 
 logging.getLogger("torch.__trace").propagate = False
 """torch.export writes thousands of lines a module to it, all of which pytest would keep."""

@@ -1,1 +1,1 @@
-"""The RTL backend: Verilog under Verilator, with a native memory model and cocotb."""
+"""The RTL backend: Verilog in Verilator or in Icarus Verilog (`SIM=icarus`), its registers driven by cocotb."""

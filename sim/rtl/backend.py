@@ -1,4 +1,4 @@
-"""The RTL as a backend: memories in, registers written, one run under Verilator, memories and counters out."""
+"""The RTL as a backend: memories in, registers written, one simulation (`sim.rtl.run`), memories and counters out."""
 
 from collections.abc import Callable, Iterable
 

@@ -1,7 +1,7 @@
 """The cocotb side of a run: control register accesses and waiting. Imported by the simulation's own Python only.
 
-Reads `job.json` of the run's folder, writes `answer.json`. What happens cycle by cycle is native: this wakes once for
-each register access and once when the run stops.
+The same in every simulator. Reads `job.json` of the run's folder, writes `answer.json`. What happens cycle by cycle is
+the test bench's: this wakes once for each register access and once when the run stops.
 """
 
 import json
@@ -13,6 +13,8 @@ from cocotb.triggers import FallingEdge, First, RisingEdge, Timer, ValueChange
 
 WAIT_LIMIT_NS = 2_000
 """A register access that takes this long (1,000 clock cycles) hangs."""
+HALF_CYCLE_NS = 1
+"""After a rising edge of the clock, when every register has its new value whatever the simulator's order of events."""
 
 
 class ControlPort:
@@ -38,6 +40,7 @@ class ControlPort:
         acknowledged = ValueChange(dut.csr_acknowledge)
         if await First(acknowledged, Timer(WAIT_LIMIT_NS, "ns")) is not acknowledged:
             raise TimeoutError(f"control register 0x{address:03x}: no answer in {WAIT_LIMIT_NS // 2} cycles")
+        await Timer(HALF_CYCLE_NS, "ns")
         if response := int(dut.csr_response.value):
             raise ValueError(f"control register 0x{address:03x}: response {response}")
 
@@ -46,6 +49,7 @@ async def _wait_for_stop(dut) -> None:
     """Until the interrupt, the cycle limit or a protocol error."""
     if not int(dut.stop.value):
         await RisingEdge(dut.stop)
+        await Timer(HALF_CYCLE_NS, "ns")
 
 
 @cocotb.test()
@@ -61,6 +65,9 @@ async def run_job(dut) -> None:
             await control.write(*arguments)
         elif operation == "read":
             answer["reads"].append(await control.read(*arguments))
+        elif operation == "finish":
+            dut.finish.value = 1
+            await RisingEdge(dut.finished)
         else:
             await _wait_for_stop(dut)
             answer["stop_cycle"] = int(dut.cycle.value)

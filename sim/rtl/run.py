@@ -1,4 +1,7 @@
-"""Runs a program on the RTL: memories in, registers written, interrupt awaited, memories and events out."""
+"""Runs a program on the RTL: memories in, registers written, interrupt awaited, memories and events out.
+
+The environment variable SIM chooses the simulator: `verilator` (the default) or `icarus`.
+"""
 
 import json
 import os
@@ -6,105 +9,53 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Protocol
 
-import numpy as np
-
-from hw.spec import hbm
-from hw.spec.errors import InternalError
+from hw.spec.errors import InternalError, UserError
 from hw.spec.memory import MemoryModel
-from sim.rtl.build import BINARY, Design, build
-from sim.rtl.testbench import UNITS
+from sim.rtl import icarus, verilator
+from sim.rtl.build import Design
+from sim.rtl.job import (
+    SLVERR,
+    Answer,
+    AxiEvent,
+    DumpRange,
+    Fault,
+    Job,
+    MemoryImage,
+    PortStatistics,
+    RunResult,
+    TraceEvent,
+)
 from sim.rtl.toolchain import cocotb_libs
 
-SLVERR = 2
+
+class Simulator(Protocol):
+    """What differs from simulator to simulator; `verilator` and `icarus` are modules of this shape."""
+
+    LAST_OPERATIONS: Sequence[list[str]]
+    """What cocotb plays behind the operations of a run."""
+
+    def command(self, design: Design, job: Job) -> list[str]: ...
+
+    def write_files(self, folder: Path, job: Job) -> None: ...
+
+    def problem(self, folder: Path) -> str | None: ...
+
+    def collect(self, folder: Path, job: Job, answer: Answer) -> RunResult: ...
+
+
+SIMULATORS: dict[str, Simulator] = {"verilator": verilator, "icarus": icarus}
 _KEPT_LOG_LINES = 25
-_NEVER = 2**64 - 1
 
 
-@dataclass(frozen=True)
-class Fault:
-    """Request number `request` (from 0) of a port answers `response` in place of data."""
-
-    port: int
-    kind: Literal["read", "write"]
-    request: int
-    response: int = SLVERR
-
-
-@dataclass(frozen=True)
-class MemoryImage:
-    """Bytes that a port's memory holds when the run begins."""
-
-    port: int
-    address: int
-    data: bytes | np.ndarray
-
-
-@dataclass(frozen=True)
-class DumpRange:
-    """Bytes of a port's memory that are wanted when the run has ended."""
-
-    port: int
-    address: int
-    length_bytes: int
-
-
-@dataclass(frozen=True)
-class TraceEvent:
-    """One instruction of one unit. Cycles are the design's own count; done is None if the run ended before it."""
-
-    unit: str
-    tag: int
-    start_cycle: int
-    done_cycle: int | None
-
-
-@dataclass(frozen=True)
-class AxiEvent:
-    """One burst: the cycle of its request (for writes: when address and data were complete), and of its first and last
-    beat (for writes: of B). Cycles are the test bench's: 0 is the first out of reset."""
-
-    port: int
-    kind: str
-    request: int
-    n_beats: int
-    address: int
-    accepted_cycle: int
-    first_cycle: int
-    last_cycle: int
-
-
-@dataclass(frozen=True)
-class PortStatistics:
-    """What a port has moved."""
-
-    n_reads: int
-    n_read_beats: int
-    n_writes: int
-    n_write_beats: int
-    n_write_bytes: int
-
-
-@dataclass
-class RunResult:
-    """What a run leaves. `cycles` counts from reset to the end, register accesses included."""
-
-    cycles: int
-    csr: list[int]
-    dumps: list[bytes]
-    events: list[TraceEvent]
-    ports: list[PortStatistics]
-    axi: list[AxiEvent] = field(default_factory=list)
-
-
-_TRACE_DTYPE = np.dtype([("unit", "<u4"), ("tag", "<u4"), ("start", "<u8"), ("done", "<u8")])
-_AXI_DTYPE = np.dtype(
-    [(name, "<u4") for name in ("port", "kind", "index", "beats")]
-    + [(name, "<u8") for name in ("address", "accepted", "first", "last")]
-)
+def simulator() -> Simulator:
+    """What the environment variable SIM chooses; UserError for another name."""
+    name = os.environ.get("SIM") or "verilator"
+    if name not in SIMULATORS:
+        raise UserError(f"SIM is {name!r}, which is no simulator that runs the RTL: choose {' or '.join(SIMULATORS)}")
+    return SIMULATORS[name]
 
 
 def run(
@@ -124,64 +75,35 @@ def run(
 ) -> RunResult:
     """Builds `design` if need be, writes the registers in order, waits for `irq`, reads registers and memories.
 
+    Example: `run(design("tiny"), sizes_bytes=sizes, memory=MemoryModel(20, 10), csr_writes=[(0, 1)])`.
+
     sizes_bytes: the size of each port's memory; beyond it requests answer DECERR. csr_writes: (offset, value).
     log_axi: keep every burst in `RunResult.axi`. waves: the VCD file to write (`design.waves` must be set).
     stall_percent: share of the cycles in which a handshake of a memory port waits, at random (cycle counts then mean
     nothing).
-    Raises InternalError when the run does not end within `max_cycles`, or when a port breaks the AXI4 protocol.
+    Raises InternalError when the run does not end within `max_cycles`, or when a port breaks the AXI4 protocol;
+    UserError for what the chosen simulator does not model.
     """
     if len(sizes_bytes) != design.n_ports:
         raise ValueError(f"sizes_bytes has {len(sizes_bytes)} entries, the design has {design.n_ports} memory ports")
     if min(memory.read_latency, memory.write_latency) < 1:
         raise ValueError(f"{memory}: the least latency that the test bench can serve is 1 cycle")
-    if waves is not None and not design.waves:
-        raise ValueError("waves are wanted of a design that is built without them: set Design.waves")
-    operations = [["write", *write] for write in csr_writes] + [["wait"]] + [["read", offset] for offset in csr_reads]
-    binary = build(design) / BINARY
+    job = Job(sizes_bytes, memory, tuple(image), dump_ranges, max_cycles, faults, log_axi, waves, stall_percent)
+    accesses = [["write", *write] for write in csr_writes] + [["wait"]] + [["read", offset] for offset in csr_reads]
+    return play(design, job, accesses)
+
+
+def play(design: Design, job: Job, operations: Sequence[list]) -> RunResult:
+    """Plays operations in order: ["write", offset, value], ["read", offset], ["wait"] for the interrupt. Of several
+    waits `RunResult.cycles` tells the last one's."""
+    chosen = simulator()
+    command = chosen.command(design, job)
     with tempfile.TemporaryDirectory(prefix="alula-rtl-") as name:
         folder = Path(name)
-        (folder / "job.json").write_text(json.dumps({"operations": operations}))
-        _write_setup(folder, sizes_bytes, dump_ranges, memory, max_cycles, faults, log_axi)
-        _write_image(folder / "image.bin", image)
-        _simulate(binary, folder, max_cycles, waves, stall_percent, memory.seed)
-        return _collect(folder, dump_ranges)
-
-
-def _write_setup(
-    folder: Path,
-    sizes_bytes: Sequence[int],
-    dump_ranges: Sequence[DumpRange],
-    memory: MemoryModel,
-    max_cycles: int,
-    faults: Sequence[Fault],
-    log_axi: bool,
-) -> None:
-    """Writes what `load_setup` in native/memory.cpp reads."""
-    lines = [f"size {port} {size}" for port, size in enumerate(sizes_bytes)]
-    lines += [
-        f"read_latency {memory.read_latency}",
-        f"write_latency {memory.write_latency}",
-        f"jitter {memory.jitter}",
-        f"seed {memory.seed & 0xFFFFFFFF}",
-        f"max_cycles {max_cycles}",
-        f"log_axi {int(log_axi)}",
-    ]
-    if memory.hbm:
-        values = hbm.parameters(memory.slots_a_cycle)
-        lines.append(f"hbm {len(values)} {' '.join(map(str, values))}")
-    lines += [f"fault {f.port} {int(f.kind == 'write')} {f.request} {f.response}" for f in faults]
-    lines += [f"dump {r.port} {r.address} {r.length_bytes}" for r in dump_ranges]
-    (folder / "native.txt").write_text("\n".join(lines) + "\n")
-
-
-def _write_image(path: Path, image: Iterable[MemoryImage]) -> None:
-    with path.open("wb") as output:
-        for item in image:
-            data = (
-                np.frombuffer(item.data, np.uint8) if isinstance(item.data, bytes) else np.ascontiguousarray(item.data)
-            )
-            output.write(np.array([item.port, item.address, data.nbytes], "<u8").tobytes())
-            output.write(np.ascontiguousarray(data).data)
+        (folder / "job.json").write_text(json.dumps({"operations": [*operations, *chosen.LAST_OPERATIONS]}))
+        chosen.write_files(folder, job)
+        code = _simulate(command, folder)
+        return chosen.collect(folder, job, _answer(folder, chosen, code, job.max_cycles))
 
 
 def _cocotb_environment(folder: Path) -> dict[str, str]:
@@ -208,16 +130,11 @@ def _cocotb_environment(folder: Path) -> dict[str, str]:
     }
 
 
-def _simulate(
-    binary: Path, folder: Path, max_cycles: int, waves: Path | None, stall_percent: int = 0, seed: int = 0
-) -> None:
-    """Runs the simulation; says in one error what its log, its answer and its summary tell of a failure."""
-    log = folder / "simulation.log"
-    arguments = ["--trace", "--trace-file", str(waves.resolve())] if waves else []
-    arguments += [f"+alula_stall={stall_percent}", f"+alula_stall_seed={seed & 0x7FFFFFFF}"] if stall_percent else []
-    with log.open("w") as output:
-        code = subprocess.run(
-            [str(binary), *arguments],
+def _simulate(command: Sequence[str], folder: Path) -> int:
+    """Runs a simulation in its folder, output into `simulation.log`; its exit code."""
+    with (folder / "simulation.log").open("w") as output:
+        return subprocess.run(
+            command,
             cwd=folder,
             env=_cocotb_environment(folder),
             stdout=output,
@@ -225,48 +142,24 @@ def _simulate(
             stdin=subprocess.DEVNULL,
             check=False,
         ).returncode
-    summary = folder / "summary.txt"
-    for line in summary.read_text().splitlines() if summary.exists() else ():
-        if line.startswith("error "):
-            raise InternalError(f"the RTL simulation stopped: {line.removeprefix('error ')}")
-    answer = folder / "answer.json"
-    if code or not answer.exists():
-        tail = "\n".join(log.read_text(errors="replace").splitlines()[-_KEPT_LOG_LINES:])
+
+
+def _answer(folder: Path, chosen: Simulator, code: int, max_cycles: int) -> Answer:
+    """What cocotb answers; says in one error what log, answer and memories tell of a failure."""
+    if found := chosen.problem(folder):
+        raise InternalError(f"the RTL simulation stopped: {found}")
+    path = folder / "answer.json"
+    if code or not path.exists():
+        log = (folder / "simulation.log").read_text(errors="replace").splitlines()
+        tail = "\n".join(log[-_KEPT_LOG_LINES:])
         raise InternalError(f"the RTL simulation failed (exit code {code}):\n{tail}")
-    if json.loads(answer.read_text())["timeout"]:
+    answer: Answer = json.loads(path.read_text())
+    if answer["timeout"]:
         raise InternalError(f"the RTL simulation did not end within {max_cycles} cycles")
+    return answer
 
 
-def _collect(folder: Path, dump_ranges: Sequence[DumpRange]) -> RunResult:
-    answer = json.loads((folder / "answer.json").read_text())
-    ports = []
-    for line in (folder / "summary.txt").read_text().splitlines():
-        key, *values = line.split()
-        if key == "port":
-            ports.append(PortStatistics(*map(int, values)))
-    raw = (folder / "dump.bin").read_bytes()
-    dumps, position = [], 0
-    for wanted in dump_ranges:
-        dumps.append(raw[position : position + wanted.length_bytes])
-        position += wanted.length_bytes
-    axi = _axi_events(folder / "axi.bin")
-    return RunResult(answer["stop_cycle"], answer["reads"], dumps, _trace_events(folder / "trace.bin"), ports, axi)
-
-
-def _trace_events(path: Path) -> list[TraceEvent]:
-    """The events in the order of their starts."""
-    records = np.fromfile(path, _TRACE_DTYPE)
-    records = records[np.argsort(records["start"], kind="stable")]
-    return [
-        TraceEvent(UNITS[unit], tag, start, None if done == _NEVER else done)
-        for unit, tag, start, done in records.tolist()
-    ]
-
-
-def _axi_events(path: Path) -> list[AxiEvent]:
-    if not path.exists():
-        return []
-    return [
-        AxiEvent(port, "write" if kind else "read", *rest)
-        for port, kind, *rest in np.fromfile(path, _AXI_DTYPE).tolist()
-    ]
+__all__ = [
+    "SIMULATORS", "SLVERR", "AxiEvent", "DumpRange", "Fault", "MemoryImage", "PortStatistics", "RunResult",
+    "TraceEvent", "play", "run", "simulator",
+]  # fmt: skip

@@ -30,13 +30,15 @@ _SYSTEM_TOOLS = {
     "make": "install GNU make, for example with `apt-get install make`",
     "perl": "Verilator's driver script needs it, for example `apt-get install perl-base`",
 }
+_ICARUS = "install Icarus Verilog, for example with `apt-get install iverilog`, or choose SIM=verilator"
+_REMEDIES = _SYSTEM_TOOLS | {"iverilog": _ICARUS, "vvp": _ICARUS}
 
 
 def system_tool(name: str) -> str:
     """The path of a tool that no wheel brings."""
     found = shutil.which(name)
     if found is None:
-        raise UserError(f"{name} not found on PATH: the RTL simulation needs it; {_SYSTEM_TOOLS[name]}")
+        raise UserError(f"{name} not found on PATH: the RTL simulation needs it; {_REMEDIES[name]}")
     return found
 
 

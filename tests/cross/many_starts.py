@@ -5,10 +5,7 @@ The memories stay: a program finds what those before it left. Only for the fixed
 times do not depend on what came before.
 """
 
-import json
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
@@ -20,8 +17,9 @@ from hw.spec.run import Event, Invocation, Result
 from sim.memory_image import MemoryImage
 from sim.registers import argument_writes, read_result, result_offsets
 from sim.rtl import accelerator
-from sim.rtl import run as rtl
-from sim.rtl.build import BINARY, build
+from sim.rtl.job import DumpRange, Job, RunResult, TraceEvent
+from sim.rtl.job import MemoryImage as ImagePart
+from sim.rtl.run import play
 from tests.cross.lockstep import TINY
 from tests.hw.machine import Program
 
@@ -92,8 +90,8 @@ def run_many(
     n_events = sum(word & 0xFF == Op.ISSUE for word in clean.words)
     cleaning = Invocation(CLEANER_BEAT, len(clean.words), CLEANER_PC)
     operations = [operation for one in calls for operation in (*start(cleaning), *start(one))]
-    reads, records = simulate(memory, operations, model, max_cycles, stall_percent)
-    results, traces = results_of(reads), _traces(records, n_events, len(calls))
+    found = simulate(memory, operations, model, max_cycles, stall_percent)
+    results, traces = results_of(found.csr), _traces(found.events, n_events, len(calls))
     assert all(result.ok for result in results[::2]), "the cleaner failed"
     for result, trace in zip(results[1::2], traces, strict=True):
         result.trace = trace
@@ -102,21 +100,15 @@ def run_many(
 
 def simulate(
     memory: MemoryImage, operations: list[list], model: MemoryModel, max_cycles: int, stall_percent: int = 0
-) -> tuple[list[int], np.ndarray]:
-    """Plays register accesses; the values read, and the trace's records. The memory ends as the RTL leaves it."""
-    ranges = [rtl.DumpRange(port, 0, size) for port, size in enumerate(memory.sizes_bytes)]
-    with tempfile.TemporaryDirectory(prefix="alula-many-") as name:
-        folder = Path(name)
-        (folder / "job.json").write_text(json.dumps({"operations": operations}))
-        rtl._write_setup(folder, memory.sizes_bytes, ranges, model, max_cycles, (), False)
-        rtl._write_image(folder / "image.bin", [rtl.MemoryImage(*place) for place in memory.contents()])
-        binary = build(accelerator.design(TINY.name)) / BINARY
-        rtl._simulate(binary, folder, max_cycles, None, stall_percent, model.seed)
-        found = rtl._collect(folder, ranges)
-        records = np.fromfile(folder / "trace.bin", rtl._TRACE_DTYPE)
+) -> RunResult:
+    """Plays register accesses. The memory ends as the RTL leaves it."""
+    ranges = [DumpRange(port, 0, size) for port, size in enumerate(memory.sizes_bytes)]
+    image = [ImagePart(*place) for place in memory.contents()]
+    job = Job(memory.sizes_bytes, model, image, ranges, max_cycles, (), False, None, stall_percent)
+    found = play(accelerator.design(TINY.name), job, operations)
     for place, data in zip(ranges, found.dumps, strict=True):
         memory.write(place.port, place.address, data)
-    return found.csr, records
+    return found
 
 
 def start(call: Invocation) -> list[list]:
@@ -140,15 +132,16 @@ def results_of(reads: list[int]) -> list[Result]:
     return out
 
 
-def _traces(records: np.ndarray, cleaner_events: int, n_runs: int) -> Iterator[list[Event]]:
-    """The events of every program, in the order of their ends in the file, with the cleaner's between them."""
+def _traces(events: list[TraceEvent], cleaner_events: int, n_runs: int) -> Iterator[list[Event]]:
+    """The events of every program, in the order of their ends, with the cleaner's between them."""
     runs: list[list[Event]] = [[] for _ in range(n_runs)]
     cleaned = 0
-    for unit, tag, start, done in records.tolist():
-        if done == rtl._NEVER:
+    for event in events:
+        if event.done_cycle is None:
             continue
-        if tag >= CLEANER_PC:
+        if event.tag >= CLEANER_PC:
             cleaned += 1
         else:
-            runs[cleaned // cleaner_events - 1].append(Event(start, Unit(unit), tag, done))
+            unit = Unit[event.unit.upper()]
+            runs[cleaned // cleaner_events - 1].append(Event(event.start_cycle, unit, event.tag, event.done_cycle))
     return (sorted(trace) for trace in runs)

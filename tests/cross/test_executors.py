@@ -59,6 +59,11 @@ def test_llava_tiny_with_absent_keys() -> None:
 
 
 @pytest.mark.slow
+def test_one_layer_on_small() -> None:
+    require_exact(verify(open_flow("llava-tiny", "small", layers=1, vision=False), "rtl", lengths=(16,), steps=1))
+
+
+@pytest.mark.slow
 def test_one_real_layer() -> None:
     """SmolLM2-135M's first layer with its trained weights: 16-token prefill and four decode steps."""
     result = verify(open_flow("smollm2-135m", "small", layers=1), "rtl", lengths=(16,), steps=4)

@@ -32,7 +32,7 @@ def test_a_start_is_refused_until_reset_while_an_answer_may_still_come() -> None
     before = memory.fork()
     first, second, third = start(calls[0]), start(calls[1]), start(calls[1])
     waiting = [["read", csr.CTRL]] * READS
-    reads, _ = simulate(memory, [*first, *second, *waiting, *third], LATE, 1_000_000)
+    reads = simulate(memory, [*first, *second, *waiting, *third], LATE, 1_000_000).csr
     of_two = (len(reads) - READS) * 2 // 3
     results = results_of(reads[:of_two] + reads[of_two + READS :])
     assert [(r.status, r.detail, r.cycles) for r in results] == [

@@ -13,6 +13,7 @@ from sim.rtl import toolchain
 from sim.rtl.build import Design
 from sim.rtl.run import DumpRange, Fault, MemoryImage, run
 from sim.rtl.testbench import top_signals
+from tests.conftest import needs_icarus
 from tests.sim import copy_engine as dma
 
 AUX = 1
@@ -20,6 +21,17 @@ SIZES_BYTES = (1 << 28, 1 << 34)
 TARGET = 0x4_0000
 TYPICAL = MemoryModel(40, 20)
 SEED = 7
+
+
+@pytest.fixture(params=["verilator", pytest.param("icarus", marks=needs_icarus)], autouse=True)
+def simulator(request, monkeypatch) -> str:
+    """Each test runs in both simulators."""
+    monkeypatch.setenv("SIM", request.param)
+    return request.param
+
+
+in_verilator = pytest.mark.parametrize("simulator", ["verilator"], indirect=True)
+"""For what the Verilog memories of other simulators do not have."""
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +170,7 @@ def test_injected_faults(design):
     assert copy.responses[16:24] == [2] * 8 and set(copy.responses[24:]) == {0}
 
 
+@in_verilator
 def test_images_and_dumps_at_any_address(design):
     """Far addresses cost nothing, bytes never written are zero, and no page boundary shows."""
     far, odd = SIZES_BYTES[AUX] - 64, 0x1_0000 - 101
@@ -185,6 +198,7 @@ class Wrapped(dma.CopyEngine):
         return m
 
 
+@in_verilator
 @pytest.mark.slow
 def test_a_hierarchical_build_does_the_same(design, tmp_path):
     parts = Design(convert(Wrapped(2), "wrapped"), "wrapped", 2, hierarchical=("inner_engine",))
@@ -192,6 +206,7 @@ def test_a_hierarchical_build_does_the_same(design, tmp_path):
     assert Copy(throttle=1).go(parts, memory) == Copy(throttle=1).go(design, memory)
 
 
+@in_verilator
 @pytest.mark.slow
 def test_waves_are_written(design, tmp_path):
     path = tmp_path / "run.vcd"
@@ -214,6 +229,7 @@ def test_an_image_outside_of_the_memory_is_refused(design):
         run(design, sizes_bytes=SIZES_BYTES, memory=TYPICAL, image=[MemoryImage(0, SIZES_BYTES[0] - 1, b"ab")])
 
 
+@in_verilator
 @pytest.mark.parametrize("tool", ["g++", "make"])
 def test_a_missing_tool_is_one_line(monkeypatch, tmp_path, tool):
     monkeypatch.setattr(toolchain.shutil, "which", lambda name: None if name == tool else f"/bin/{name}")
