@@ -12,7 +12,8 @@ from hw.spec.run import Invocation, Result
 from sim.memory_image import MemoryImage, Port
 from sim.registers import argument_writes, read_result
 from sim.xrt.card import Card
-from sim.xrt.runtime import Buffer, Runtime, open_runtime
+from sim.xrt.opening import open_runtime
+from sim.xrt.runtime import Buffer, Runtime
 
 STAND_IN = "sim"
 TIMEOUT_SECONDS = 60.0

@@ -1,6 +1,5 @@
 """What the host needs of a card's library, whichever it is: registers, and device memory behind each port."""
 
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -40,23 +39,3 @@ class Runtime(Protocol):
 def port_name(port: int) -> str:
     """A memory port as the kernel calls it."""
     return f"m{port:02d}_axi"
-
-
-def open_runtime(device: str, image: Path, n_ports: int) -> Runtime:
-    """The card with the container loaded. device: its number, or with a vbin (SLASH) its PCIe address, such as d8:00.
-
-    An xclbin goes through pyxrt where that still reads registers (up to XRT 2.14), else through XRT's C++ library.
-    n_ports: memory ports, aux included. UserError for a library that is not installed.
-    """
-    from sim.xrt.native_runtime import SLASH, XRT, NativeRuntime
-    from sim.xrt.pyxrt_runtime import PyxrtRuntime, reads_registers
-
-    if image.suffix == ".vbin":
-        return NativeRuntime(SLASH, device, image, n_ports)
-    try:
-        import pyxrt
-    except ImportError:
-        pyxrt = None
-    if pyxrt is not None and reads_registers(pyxrt):
-        return PyxrtRuntime(pyxrt, int(device), image)
-    return NativeRuntime(XRT, device, image, n_ports)
