@@ -7,6 +7,8 @@ made from a plan (precision and non-zeros of every block) before there are weigh
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,10 +31,9 @@ def encode(weight: Array, fmt: BlockFormat | None, units: int, steps: int | None
     if fmt is None:
         return _encode_dense(weight, units, steps)
     _check_shape((n_out, n_in), fmt.bits, fmt.nonzeros)
-    runs = _runs((n_out, n_in), fmt.bits, fmt.nonzeros, units, steps).ordered()
-    runs.place()
+    runs = _runs((n_out, n_in), fmt.bits, fmt.nonzeros, units, steps)
     tensor = _Blocks(weight, fmt)
-    out = np.zeros((units, int(runs.unit_beats(units).max()), BEAT_BYTES), np.uint8)
+    out = np.zeros((units, int(runs.place(units).max()), BEAT_BYTES), np.uint8)
     tensor.check_runs(runs)
     _write_headers(out, runs, tensor)
     for bits, nonzeros in runs.classes():
@@ -61,9 +62,9 @@ def lengths(
         return dense_beats(shape, units, steps), int(held.sum())
     _check_shape(shape, *blocks)
     runs = _runs(shape, *blocks, units, steps)
-    kept = ~runs.filler
+    kept = np.flatnonzero(~runs.filler)
     headers_kept = -(-np.bincount(runs.unit[kept], minlength=units) // HEADER_RUNS)
-    return int(runs.unit_beats(units).max()), int(runs.beats[kept].sum() + headers_kept.sum())
+    return int(runs.place(units).max()), runs.beats(kept) + int(headers_kept.sum())
 
 
 def headers(
@@ -77,11 +78,10 @@ def headers(
     if bits is None or nonzeros is None:
         return [_dense_headers(shape[1], steps)] * units
     _check_shape(shape, bits, nonzeros)
-    runs = _runs(shape, bits, nonzeros, units, steps).ordered()
-    runs.place()
-    assert runs.header is not None and runs.slot is not None
+    runs = _runs(shape, bits, nonzeros, units, steps)
+    length = runs.place(units)
     slots, found, known = _slots_of(runs), list[Headers](), dict[bytes, Headers]()
-    bounds, length = np.searchsorted(runs.unit, np.arange(units + 1)), runs.unit_beats(units)
+    bounds = np.searchsorted(runs.unit, np.arange(units + 1))
     for first, end, used in zip(bounds[:-1], bounds[1:], length, strict=True):
         opens = runs.slot[first:end] == 0
         beat = np.cumsum(opens) - 1
@@ -160,10 +160,12 @@ def _dense_headers(n_in: int, steps: int) -> Headers:
 
 # --- runs ----------------------------------------------------------------------------------------------
 
+_PER_RUN = ("unit", "step", "window", "bits", "nonzeros", "mask", "filler", "order", "bundled")
+
 
 @dataclass
 class _Runs:
-    """Runs of all units as parallel int64 arrays; `filler` runs hold no weights."""
+    """Runs of all units as parallel int64 arrays, in the order of the streams; `filler` runs hold no weights."""
 
     unit: Array
     step: Array
@@ -173,15 +175,46 @@ class _Runs:
     mask: Array
     filler: Array
     order: Array
-    """Place among the runs of a unit, step, window and kind."""
-    beats: Array
-    """Payload beats."""
-    header: Array | None = None
-    """Beat of each run's header, in its unit's stream."""
-    slot: Array | None = None
-    payload: Array | None = None
-    """First payload beat of each run."""
-    last: Array | None = None
+    """Place among the bundles of a unit, kind, group and window (of single runs: of a step and window)."""
+    bundled: Array
+    """Whether the run is of a bundle of all steps of its group."""
+    group_steps: int
+    """Steps of a group, but for the last."""
+
+    def __post_init__(self) -> None:
+        self._sort()
+        self.first, self.size = self._bundles()
+        """The first run of every bundle, and how many it has."""
+        self.bundle = np.repeat(np.arange(len(self.size)), self.size)
+        """Number of the run's bundle."""
+        self._count()
+
+    @property
+    def group(self) -> Array:
+        return self.step // self.group_steps
+
+    def _sort(self) -> None:
+        """Sparse runs come first, window by window; runs of dense matrices step by step."""
+        dense = self.nonzeros == BLOCK
+        if self.group_steps == 1:
+            keys = (self.order, dense, self.window, self.step, self.unit)
+        else:
+            single = np.where(self.bundled, 0, self.step)
+            keys = (self.step, self.order, single, self.window, dense, self.group, self.unit)
+        at = np.lexsort(keys)
+        for name in _PER_RUN:
+            setattr(self, name, getattr(self, name)[at])
+
+    def _bundles(self) -> tuple[Array, Array]:
+        same = [getattr(self, name) for name in ("unit", "group", "window", "order", "nonzeros", "mask")]
+        goes_on = np.logical_and.reduce([self.bundled[1:], self.bundled[:-1], *(a[1:] == a[:-1] for a in same)])
+        first = np.flatnonzero(np.concatenate([[True], ~goes_on]))
+        return first, np.diff(np.append(first, len(self.unit)))
+
+    @property
+    def more(self) -> Array:
+        """Whether the next run is of the same bundle."""
+        return np.append(self.bundle[1:] == self.bundle[:-1], False)
 
     def rounds(self) -> Array:
         return -(-_POPCOUNT[self.mask] // (BLOCK // np.maximum(self.nonzeros, 2)))
@@ -191,48 +224,143 @@ class _Runs:
         chosen = ~self.filler
         return [divmod(key, 32) for key in _values(self.bits[chosen] * 32 + self.nonzeros[chosen])]
 
-    def unit_beats(self, units: int) -> Array:
-        """Beats of each unit's stream: int64[units]."""
-        payload = np.bincount(self.unit, self.beats, units).astype(np.int64)
-        return payload + -(-np.bincount(self.unit, minlength=units) // HEADER_RUNS)
-
-    def ordered(self) -> "_Runs":
-        """Sorted as they lie in the streams."""
-        at = np.lexsort((self.order, self.nonzeros < BLOCK, self.window, self.step, self.unit))
-        return _Runs(
-            *(
-                getattr(self, n)[at]
-                for n in ("unit", "step", "window", "bits", "nonzeros", "mask", "filler", "order", "beats")
-            )
+    def _count(self) -> None:
+        """Rounds of every bundle, in one table: where each begins in the payload, and where its high bits are."""
+        patterns, which = self._patterns()
+        lengths = np.array([len(pattern.start) for pattern in patterns])
+        self.table = (np.cumsum(lengths) - lengths)[which]
+        """Where the rounds of each bundle begin in `start`, `odd` and `plane`."""
+        self.start, self.odd, self.plane = (
+            np.concatenate([getattr(p, name) for p in patterns]) for name in ("start", "odd", "plane")
         )
+        self.payload_beats = np.array([pattern.beats for pattern in patterns])[which]
+        """Payload beats of every bundle."""
 
-    def place(self) -> None:
-        """Header beats, slots, payload beats and ends of steps (of ordered runs)."""
-        first = np.searchsorted(self.unit, self.unit)
-        before = np.cumsum(self.beats) - self.beats
-        before -= before[first]
-        number = np.arange(len(self.unit)) - first
-        group = number // HEADER_RUNS
-        self.slot = number % HEADER_RUNS
-        self.header = (before[first + group * HEADER_RUNS] + group).astype(np.int64)
-        self.payload = before + group + 1
-        self.last = np.ones(len(self.unit), bool)
-        self.last[:-1] = (self.unit[1:] != self.unit[:-1]) | (self.step[1:] != self.step[:-1])
+    def _patterns(self) -> tuple[list["Pattern"], Array]:
+        """The patterns that occur, and which is each bundle's."""
+        rounds, nonzeros = self.rounds()[self.first], self.nonzeros[self.first]
+        if (self.size == 1).all():
+            kinds, which = np.unique(np.stack([self.bits, nonzeros, rounds], 1), axis=0, return_inverse=True)
+            return [_pattern(*kind) for kind in kinds.tolist()], which.reshape(-1)
+        found, which_of = dict[tuple[int, ...], int](), list[int]()
+        bits = self.bits.tolist()
+        columns = (self.first, self.first + self.size, nonzeros, rounds)
+        for first, end, *rest in zip(*(column.tolist() for column in columns), strict=True):
+            which_of.append(found.setdefault((*bits[first:end], *rest), len(found)))
+        return [_pattern(*key) for key in found], np.array(which_of)
+
+    def round_at(self, run: Array, number: Array) -> Array:
+        """Place in the table of rounds of the number-th round of each run."""
+        bundle = self.bundle[run]
+        return self.table[bundle] + number * self.size[bundle] + run - self.first[bundle]
+
+    def every_round(self, kept: Array) -> tuple[Array, Array]:
+        """(run, number of the round in the run) of all rounds of the runs with these numbers."""
+        counts = self.rounds()[kept]
+        run = np.repeat(kept, counts)
+        return run, np.arange(len(run)) - np.repeat(np.cumsum(counts) - counts, counts)
+
+    def beats(self, kept: Array) -> int:
+        """Payload beats of the rounds of these runs."""
+        run, number = self.every_round(kept)
+        late = self.odd[self.round_at(run, number)].astype(np.int64)
+        return int(_ROUND_BEATS[late, self.bits[run], self.nonzeros[run]].sum())
+
+    def place(self, units: int) -> Array:
+        """Gives every run its header beat, slot and payload; the beats of each unit's stream, int64[units].
+
+        A bundle that does not fit into what is left of its header's beat begins a header.
+        """
+        owner = self.unit[self.first]
+        bounds = np.searchsorted(owner, np.arange(units + 1)).tolist()
+        header, payload, slot = (np.zeros(len(self.size), np.int64) for _ in range(3))
+        length = np.zeros(units, np.int64)
+        for unit, (begin, end) in enumerate(pairwise(bounds)):
+            if begin == end:
+                continue
+            mine = slice(begin, end)
+            opens, slot[mine] = _headers(self.size[mine])
+            beats = self.payload_beats[mine]
+            before = np.cumsum(beats) - beats
+            which = np.cumsum(opens) - 1
+            header_beats = -(-np.bincount(which, self.size[mine]).astype(np.int64) // HEADER_RUNS)
+            behind = np.cumsum(header_beats)[which]
+            header[mine] = before[opens][which] + behind - header_beats[which]
+            payload[mine] = before + behind
+            length[unit] = beats.sum() + header_beats.sum()
+        number = slot[self.bundle] + np.arange(len(self.bundle)) - self.first[self.bundle]
+        self.header, self.slot = header[self.bundle] + number // HEADER_RUNS, number % HEADER_RUNS
+        self.payload = payload[self.bundle]
+        """First payload beat of the run's bundle."""
+        group = self.group[self.first]
+        self.last = np.append((owner[1:] != owner[:-1]) | (group[1:] != group[:-1]), True)[self.bundle]
+        return length
+
+
+def _headers(sizes: Array) -> tuple[Array, Array]:
+    """(which bundles begin a header, each one's first slot in its header) of a stream's bundles of these sizes."""
+    number = np.arange(len(sizes))
+    if (sizes == 1).all():
+        return number % HEADER_RUNS == 0, number % HEADER_RUNS
+    opens, slots, used = np.zeros(len(sizes), bool), np.zeros(len(sizes), np.int64), 0
+    for i, size in enumerate(sizes.tolist()):
+        if used % HEADER_RUNS == 0 or used % HEADER_RUNS + size > HEADER_RUNS:
+            opens[i], used = True, 0
+        slots[i] = used
+        used += size
+    return opens, slots
+
+
+class Pattern(NamedTuple):
+    """A bundle's rounds in the order of the stream."""
+
+    beats: int
+    """Payload beats of all."""
+    start: Array
+    """First beat of each."""
+    odd: Array
+    """Whether the high bits of its 3-bit codes come with a round before."""
+    plane: Array
+    """The beat that holds them."""
+
+
+@cache
+def _pattern(*key: int) -> Pattern:
+    """key: the precisions of the bundle's runs, then their non-zeros and their rounds."""
+    *bits, nonzeros, parts = key
+    start, odds, planes, at, odd, plane = [], [], [], 0, 0, 0
+    for width in bits * parts:
+        if not odd:
+            plane = at + spec.index_beats(nonzeros) + 1
+        start.append(at)
+        odds.append(odd)
+        planes.append(plane)
+        at += spec.round_beats(width, nonzeros, odd)
+        odd = spec.next_odd(width, odd)
+    return Pattern(at, np.array(start, np.int64), np.array(odds, bool), np.array(planes, np.int64))
 
 
 _POPCOUNT = np.array([i.bit_count() for i in range(256)], np.int64)
 _PRESENT = np.array([([b for b in range(8) if i >> b & 1] + [-1] * 8)[:8] for i in range(256)], np.int64)
 """The blocks of a run's mask in ascending order, then -1: int64[256, 8]."""
+_ROUND_BEATS = np.zeros((2, 9, BLOCK + 1), np.int64)
+"""`round_beats` of [odd, bits, non-zeros]."""
+for _odd in range(2):
+    for _bits in spec.BITS:
+        for _nonzeros in spec.NONZEROS:
+            _ROUND_BEATS[_odd, _bits, _nonzeros] = spec.round_beats(_bits, _nonzeros, _odd)
 
 
-@lru_cache(maxsize=64)
-def _payload_beats(bits: int, nonzeros: int) -> Array:
-    """Payload beats of a run of 0..8 rounds: int64[9]."""
-    each = [spec.round_beats(bits, nonzeros, i) for i in range(WINDOW)]
-    return np.cumsum([0, *each])
+def group_of(nonzeros: Array | None, steps: int) -> int:
+    """Steps of a group of a weight's stream, the MX field `group`: 1 if none of its blocks is sparse.
+
+    nonzeros: uint8[out_blocks, in_blocks], or None: dense, 8 bits.
+    """
+    sparse = nonzeros is not None and bool(((nonzeros > 0) & (nonzeros < BLOCK)).any())
+    return spec.group_steps(steps) if sparse else 1
 
 
-def _groups(bits: Array, nonzeros: Array) -> Iterator[tuple[int, int, Array]]:
+def _by_class(bits: Array, nonzeros: Array) -> Iterator[tuple[int, int, Array]]:
     """(bits, non-zeros, mask): the possible runs of each (output block, window), from [blocks, windows, 8]."""
     keys = bits.astype(np.uint16) * 32 + nonzeros
     for key in _values(keys):
@@ -242,42 +370,103 @@ def _groups(bits: Array, nonzeros: Array) -> Iterator[tuple[int, int, Array]]:
         group = group_blocks(width, n)
         whole = np.packbits(keys == key, axis=-1, bitorder="little")[..., 0]
         for start in range(0, WINDOW, group):
-            yield width, n, whole & ((1 << group) - 1 << start & 0xFF)
+            yield width, n, (whole & ((1 << group) - 1 << start & 0xFF)).astype(np.int64)
 
 
 def _runs(shape: tuple[int, int], bits: Array, nonzeros: Array, units: int, steps: int) -> _Runs:
-    """The runs of every unit, fillers included, in no particular order."""
-    windows = spec.windows(shape[1])
+    """The runs of every unit, fillers included."""
+    windows, size = spec.windows(shape[1]), group_of(nonzeros, steps)
     padded = [np.zeros((steps * units, windows * WINDOW), np.uint8) for _ in range(2)]
     for target, values in zip(padded, (bits, nonzeros), strict=True):
         target[: values.shape[0], : values.shape[1]] = values
-    found: list[tuple] = []
-    rounds = np.zeros((2, steps, units, windows), np.int64)  # dense, sparse
-    for order, (width, n, masks) in enumerate(_groups(*(p.reshape(-1, windows, WINDOW) for p in padded))):
-        block, window = np.nonzero(masks)
-        mask = masks[block, window].astype(np.int64)
-        count = -(-_POPCOUNT[masks] // round_blocks(n))
-        beats = _payload_beats(width, n)[count[block, window]]
-        found.append((block % units, block // units, window, width, n, mask, False, order, beats))
-        rounds[int(n < BLOCK)] += count.reshape(steps, units, windows)
-    found += _fillers(rounds)
+    found, sparse = list[tuple](), list[tuple[int, int, Array]]()
+    dense = np.zeros((steps, units, windows), np.int64)
+    for order, (width, n, masks) in enumerate(_by_class(*(p.reshape(-1, windows, WINDOW) for p in padded))):
+        masks = masks.reshape(dense.shape)
+        if n < BLOCK:
+            sparse.append((width, n, masks))
+        else:
+            step, unit, window = np.nonzero(masks)
+            found.append((unit, step, window, width, n, masks[step, unit, window], False, order, False))
+            dense += _POPCOUNT[masks]
+    found += _dense_fillers(dense) + _sparse_runs(sparse, size, dense)
     columns = zip(*(np.broadcast_arrays(*run) for run in found), strict=True)
-    return _Runs(*(np.concatenate(column) for column in columns))
+    return _Runs(*(np.concatenate(column) for column in columns), size)
 
 
-def _fillers(rounds: Array) -> list[tuple]:
-    """Runs that bring every unit to the rounds of the busiest one; rounds: [kind, step, unit, window]."""
-    wanted = rounds.max(axis=2)
-    wanted[1, ~wanted.any(axis=(0, 2)), 0] = 1  # a step without any round
-    missing = wanted[:, :, None, :] - rounds
-    step, unit, window = np.nonzero(missing[0])
-    masks = (1 << missing[0][step, unit, window]) - 1
-    beats = _payload_beats(FILLER_BITS, BLOCK)[missing[0][step, unit, window]]
-    found = [(unit, step, window, FILLER_BITS, BLOCK, masks, True, len(_POPCOUNT), beats)]
-    for number in range(int(missing[1].max(initial=0))):
-        step, unit, window = np.nonzero(missing[1] > number)
-        beats = _payload_beats(FILLER_BITS, 1)[1]
-        found.append((unit, step, window, FILLER_BITS, 1, np.int64(1), True, len(_POPCOUNT) + number, beats))
+def _dense_fillers(rounds: Array) -> list[tuple]:
+    """Runs that bring every unit to the dense rounds of the busiest one; rounds: [step, unit, window]."""
+    missing = rounds.max(axis=1, keepdims=True) - rounds
+    step, unit, window = np.nonzero(missing)
+    masks = (1 << missing[step, unit, window]) - 1
+    return [(unit, step, window, FILLER_BITS, BLOCK, masks, True, _LATE, False)]
+
+
+_LATE = 1 << 8
+"""Order of fillers: behind all runs."""
+
+
+def _sparse_runs(sparse: list[tuple[int, int, Array]], size: int, dense: Array) -> list[tuple]:
+    """The sparse runs, and fillers that give every unit as many batches as the busiest one.
+
+    sparse: (bits, non-zeros, masks int64[steps, units, windows]); size: steps of a group; dense: rounds, int64[steps,
+    units, windows]. Where in every unit all steps of a group have the same blocks with the same non-zeros in a window,
+    the runs are bundles of all steps; a step in which a unit has no output block is filled in. Elsewhere each run is a
+    bundle by itself. A step without any round gets a filler.
+    """
+    steps, units, windows = dense.shape
+    firsts = np.arange(0, steps, size)
+    group = np.arange(steps) // size
+    classes = [_sorted_masks(sparse, n, dense.shape) for n in sorted({n for _, n, _ in sparse})]
+    aligned = np.ones((len(firsts), windows), bool)
+    for _, _, masks in classes:
+        most = np.maximum.reduceat(masks, firsts, axis=1)[:, group]
+        absent = ~np.any([m.any(axis=0) for _, _, m in classes], axis=0)  # no output block
+        alike = ((masks == most) | absent).all(axis=(0, 2))
+        aligned &= np.logical_and.reduceat(alike, firsts, axis=0)
+    found, order = list[tuple](), 0
+    batches = np.zeros((len(firsts), units, windows), np.int64)
+    singles = np.zeros_like(dense)
+    for n, widths, masks in classes:
+        for width, mask in zip(widths, masks, strict=True):
+            of_group = np.maximum.reduceat(mask, firsts, axis=0) * aligned[:, None]
+            batches += -(-_POPCOUNT[of_group] // round_blocks(n))
+            step, unit, window = np.nonzero(of_group[group])
+            there = mask[step, unit, window] > 0
+            bits = np.where(there, width[step, unit, window], FILLER_BITS)
+            found.append((unit, step, window, bits, n, of_group[group[step], unit, window], ~there, order, True))
+            alone = mask * ~aligned[group][:, None]
+            singles += -(-_POPCOUNT[alone] // round_blocks(n))
+            step, unit, window = np.nonzero(alone)
+            bits = width[step, unit, window]
+            found.append((unit, step, window, bits, n, alone[step, unit, window], False, order, False))
+            order += 1
+    return found + _sparse_fillers(batches, singles, group, dense)
+
+
+def _sorted_masks(sparse: list[tuple[int, int, Array]], n: int, shape: tuple[int, ...]) -> tuple[int, Array, Array]:
+    """(n, precisions, masks) of the runs with n non-zeros, int64[precisions, steps, units, windows]: largest mask first,
+    so that steps can be compared whatever their precisions are."""
+    chosen = [(width, masks) for width, non_zeros, masks in sparse if non_zeros == n]
+    masks = np.stack([masks for _, masks in chosen])
+    widths = np.broadcast_to(np.array([width for width, _ in chosen])[:, None, None, None], masks.shape)
+    at = np.argsort(-masks, axis=0, kind="stable")
+    return n, np.take_along_axis(widths, at, 0), np.take_along_axis(masks, at, 0)
+
+
+def _sparse_fillers(batches: Array, singles: Array, group: Array, dense: Array) -> list[tuple]:
+    """Runs of one round of N = 1 that bring every unit to the batches of the busiest one, of all steps of a group
+    (batches: int64[groups, units, windows]) and of a step (singles: int64[steps, units, windows])."""
+    wanted = singles.max(axis=1)
+    idle = ~(dense.any(axis=(1, 2)) | batches.any(axis=(1, 2))[group] | wanted.any(axis=1))
+    wanted[idle, 0] = 1
+    missing = wanted[:, None] - singles
+    of_group = (batches.max(axis=1, keepdims=True) - batches)[group]
+    found = list[tuple]()
+    for short, bundled in ((missing, False), (of_group, True)):
+        for number in range(int(short.max(initial=0))):
+            step, unit, window = np.nonzero(short > number)
+            found.append((unit, step, window, FILLER_BITS, 1, 1, True, _LATE + number, bundled))
     return found
 
 
@@ -375,7 +564,6 @@ def _slots(values: Array, nonzeros: int, ob: Array, kb: Array) -> tuple[Array, A
 
 
 def _write_headers(out: Array, runs: _Runs, tensor: _Blocks) -> None:
-    assert runs.header is not None and runs.slot is not None
     units, slots = out.shape[0], _slots_of(runs)
     scaled = ~runs.filler & (runs.bits < 8)
     first = runs.window[scaled] * WINDOW + _PRESENT[runs.mask[scaled], 0]
@@ -386,7 +574,6 @@ def _write_headers(out: Array, runs: _Runs, tensor: _Blocks) -> None:
 
 def _slots_of(runs: _Runs) -> Array:
     """Descriptors with zero scales: uint8[runs, 16]."""
-    assert runs.last is not None
     fields = {
         "magic": np.int64(spec.RUN_MAGIC),
         "bits": _index(spec.BITS)[runs.bits],
@@ -394,7 +581,8 @@ def _slots_of(runs: _Runs) -> Array:
         "last": runs.last.astype(np.int64),
         "window": runs.window,
         "blocks": runs.mask,
-        "zero": np.int64(0),
+        "step": runs.step % runs.group_steps,
+        "more": runs.more.astype(np.int64),
     }
     word, at = np.zeros(len(runs.unit), np.int64), 0
     for name, width in spec.RUN_FIELDS:
@@ -422,20 +610,18 @@ def _packed(values: Array, width: int) -> Array:
 
 def _write_rounds(out: Array, runs: _Runs, tensor: _Blocks, bits: int, nonzeros: int) -> None:
     """Payload of the runs of one class; everything else of `out` stays."""
-    assert runs.payload is not None
-    chosen = np.nonzero((runs.bits == bits) & (runs.nonzeros == nonzeros) & ~runs.filler)[0]
-    counts = runs.rounds()[chosen]
-    run = np.repeat(chosen, counts)
-    number = np.arange(len(run)) - np.repeat(np.cumsum(counts) - counts, counts)
+    chosen = np.flatnonzero((runs.bits == bits) & (runs.nonzeros == nonzeros) & ~runs.filler)
+    run, number = runs.every_round(chosen)
+    place = runs.round_at(run, number)
     size = round_blocks(nonzeros)
     present = _PRESENT[runs.mask[run][:, None], number[:, None] * size + np.arange(size)]
-    at = runs.payload[run] + _payload_beats(bits, nonzeros)[number]
     for part in np.array_split(np.arange(len(run)), max(1, len(run) * size >> 16)):
         block, code, inputs = _gather(runs, tensor, run[part], present[part], bits, nonzeros, out.shape[0])
-        _write_indices(out, runs.unit[run[part]], at[part], inputs, block, nonzeros)
-        _write_codes(
-            out, runs.unit[run[part]], at[part] + spec.index_beats(nonzeros), code, number[part], bits, nonzeros
-        )
+        unit, payload = runs.unit[run[part]], runs.payload[run[part]]
+        at, plane = payload + runs.start[place[part]], payload + runs.plane[place[part]]
+        _write_indices(out, unit, at, inputs, block, nonzeros)
+        at += spec.index_beats(nonzeros)
+        _write_codes(out, unit, at, code, plane, runs.odd[place[part]], bits, nonzeros)
 
 
 def _gather(
@@ -472,8 +658,10 @@ def _write_indices(out: Array, unit: Array, at: Array, inputs: Array, there: Arr
         out[unit, at + i] = _packed(half.reshape(n, -1), 4)
 
 
-def _write_codes(out: Array, unit: Array, at: Array, code: Array, number: Array, bits: int, nonzeros: int) -> None:
-    """Code beats; code: uint8[n, 16 rows, blocks, N]."""
+def _write_codes(
+    out: Array, unit: Array, at: Array, code: Array, plane: Array, odd: Array, bits: int, nonzeros: int
+) -> None:
+    """Code beats from `at` on; code: uint8[n, 16 rows, blocks, N]; plane, odd: where 3-bit codes' high bits lie."""
     quarters = _in_slots(code, nonzeros).reshape(len(at), spec.QUARTERS, BEAT_BYTES).transpose(1, 0, 2)
     beats: dict[int, Array] = {}
     for quarter, codes in enumerate(quarters):
@@ -482,14 +670,12 @@ def _write_codes(out: Array, unit: Array, at: Array, code: Array, number: Array,
         beats[beat] = beats[beat] | bytes_ if beat in beats else bytes_
     if bits == 3:
         shifts = np.array(spec.HIGH_BITS, np.uint8)[:, None, None]
-        plane = np.bitwise_or.reduce(quarters >> 2 << shifts, axis=0)
+        high = np.bitwise_or.reduce(quarters >> 2 << shifts, axis=0)
         if nonzeros == 1:
-            beats[0] |= plane
+            beats[0] |= high
         else:
-            even = number % 2 == 0
-            out[unit[even], at[even] + 1] |= plane[even]
-            # The odd round's plane lies behind the even round's low bits: before this round's indices.
-            out[unit[~even], at[~even] - spec.index_beats(nonzeros) - 1] |= plane[~even] << 4
+            out[unit[~odd], plane[~odd]] |= high[~odd]
+            out[unit[odd], plane[odd]] |= high[odd] << 4
     for beat, bytes_ in beats.items():
         out[unit, at + beat] = bytes_
 
@@ -512,4 +698,4 @@ def _code_bytes(bits: int, quarter: int) -> Array:
     return np.array([spec.code_byte(code, bits, quarter) for code in range(1 << bits)], np.uint8)
 
 
-__all__ = ["Headers", "beats", "dense_beats", "encode", "headers"]
+__all__ = ["Headers", "beats", "dense_beats", "encode", "group_of", "headers"]

@@ -19,7 +19,7 @@ from sim.functional_checks import spread
 from sim.functional_sequencer import Issued
 from sim.functional_state import State, rows_of_beats
 from sim.memory_image import MemoryImage
-from sim.weight_stream import LAST, WINDOW_SHIFT
+from sim.weight_stream import LAST, MORE, STEP_MASK, STEP_SHIFT, WINDOW_SHIFT
 
 EXACT_TERMS = 1024
 """float32 holds every partial sum of this many int8 products exactly: 1024 * 128 * 128 = 2**24."""
@@ -179,23 +179,29 @@ class Stream:
                 self._rounds.popleft()
 
     def _take_stream(self, run: Run, plans: weight_stream.Plans, job: "Job") -> tuple[int, int]:
-        before = int(np.searchsorted(plans.step_ends, run.at))
-        steps = min(job.left, len(plans.step_ends) - before)
-        whole = steps == job.left
-        n = int(plans.step_ends[before + steps - 1]) + 1 - run.at if whole else run.n_rounds - run.at
+        sizes = job.groups()
+        before = int(np.searchsorted(plans.group_ends, run.at))
+        groups = min(len(sizes), len(plans.group_ends) - before)
+        whole = groups == len(sizes)
+        n = int(plans.group_ends[before + groups - 1]) + 1 - run.at if whole else run.n_rounds - run.at
         there = min(run.rounds_of(u) for u in range(self.config.units)) - run.at
         agreed = min(n, there, plans.agree - run.at)
         info = plans.units[0].info[run.at : run.at + agreed].astype(np.int64)
-        ends = (info & LAST) > 0
-        job.meet_windows(np.cumsum(ends) - ends, (info >> WINDOW_SHIFT) * WINDOW)
-        if agreed < min(n, there):
+        fitting, ended = job.meet_groups(info, sizes)
+        steps = np.concatenate([[0], np.cumsum(sizes)])
+        group = np.cumsum(ended) - ended
+        places = steps[group] + (info >> STEP_SHIFT & STEP_MASK)
+        job.meet_windows(places[:fitting], (info[:fitting] >> WINDOW_SHIFT) * WINDOW)
+        if agreed < min(n, there) or fitting < agreed:
             raise job.refused()
         if agreed:
-            job.k = 0 if ends[-1] else job.k + agreed
-        return agreed, int(ends.sum())
+            job.k = 0 if ended[-1] else job.k + agreed
+        return agreed, int(steps[int(ended.sum())])
 
     def _take_raw(self, run: Run, job: "Job") -> tuple[int, int]:
         kb = job.entry.fields["kb"]
+        if job.entry.fields["group"] > 1:
+            raise job.refused()
         n = min(job.left * kb - job.k, run.n_rounds - run.at)
         number = job.k + np.arange(n)
         job.meet_blocks(number // kb, number % kb)
@@ -221,7 +227,9 @@ class Job:
     left: int
     """Steps to go."""
     k: int = 0
-    """Rounds of the current step so far."""
+    """Rounds of the current group (RAW: step) so far."""
+    touched: int = 0
+    """Steps of the current group that have rounds, a bit each."""
     format: StreamFormat | None = None
     pieces: list[Piece] = field(default_factory=list)
 
@@ -231,6 +239,31 @@ class Job:
         self.format = kind
         if mixed or (kind == StreamFormat.STREAM and self.entry.fields["mode"] == MxMode.SPLIT_K):
             raise self.refused()
+
+    def groups(self) -> list[int]:
+        """Steps of the groups to go."""
+        f = self.entry.fields
+        size, done = max(1, f["group"]), f["n_outer"] * f["ob"] - self.left
+        turn = [min(size, f["ob"] - first) for first in range(0, f["ob"], size)]
+        turns, at = divmod(done, f["ob"])
+        return (turn * (f["n_outer"] - turns))[at // size :]
+
+    def meet_groups(self, info: np.ndarray, sizes: list[int]) -> tuple[int, np.ndarray]:
+        """(how many of these rounds fit the groups to go, which of them end a group); a group's steps all have rounds."""
+        ended = (info & (LAST | MORE)) == LAST
+        bounds = np.flatnonzero(ended) + 1
+        for size, part in zip(sizes, np.split(np.arange(len(info)), bounds), strict=False):
+            places = info[part] >> STEP_SHIFT & STEP_MASK
+            wrong = np.flatnonzero(places >= size)
+            if len(wrong):
+                return int(part[wrong[0]]), ended
+            for place in np.unique(places).tolist():
+                self.touched |= 1 << place
+            if len(part) and ended[part[-1]]:
+                if self.touched != (1 << size) - 1:
+                    return int(part[-1]), ended
+                self.touched = 0
+        return len(info), ended
 
     def meet_windows(self, steps: np.ndarray, blocks: np.ndarray) -> None:
         """STREAM rounds come next, `steps` counted from the step being made, with these first blocks."""
@@ -252,8 +285,9 @@ class Job:
             return  # nearly always
         outer = (steps + (f["n_outer"] * f["ob"] - self.left)) // f["ob"]
         first = f["act"] + outer * signed(f["act_out"]) + blocks
-        rows = np.arange(f["n_rows"]) * signed(f["act_stride"])
-        if int((first[:, None] + rows & WORD_MASK).max()) >= size:
+        rows = np.arange(f["n_rows"])
+        there = rows < np.where(outer == f["n_outer"] - 1, f["n_last"] or f["n_rows"], f["n_rows"])[:, None]
+        if (there & ((first[:, None] + rows * signed(f["act_stride"]) & WORD_MASK) >= size)).any():
             raise MachineError(Error.BUFFER_RANGE, Unit.MX, self.entry.pc)
 
     def finish_steps(self, steps: int) -> None:
@@ -375,7 +409,7 @@ def _streamed(state: State, f: dict[str, int], pieces: list[Piece]) -> np.ndarra
             first, last = np.searchsorted(runs[:, weight_stream.ROUND], (p.first, p.first + p.n)).tolist()
             chosen = runs[first:last]
             column = step * stride + unit * BLOCK
-            start = int(chosen[0, weight_stream.STEP])
+            start = int(chosen[0, weight_stream.GROUP])
             largest = max(largest, weight_stream.add_weights(beats, chosen, start, out, column, stride))
         step += p.steps
     if not out[inputs:].any():
@@ -405,14 +439,27 @@ def multiply(state: State, job: Job) -> None:
     outer, each = f["n_outer"], units if f["mode"] == MxMode.SPLIT_N else 1
     # Results are written step after step, in a step row after row: the last one stays.
     to = spread(f["dst"], (outer, f["dst_out"]), (f["ob"], each), (n_rows, f["dst_stride"]), (each, 1))
-    w = matrix(state, f, job.pieces)
+    w, turns = _turns(state, f, job.pieces)
     act = spread(f["act"], (outer, f["act_out"]), (n_rows, f["act_stride"]), (len(w) // BLOCK, 1)) % len(state.ob)
-    x = state.ob[act].reshape(outer, n_rows, -1).astype(w.dtype)
-    for o, columns in enumerate(np.split(w, outer, axis=1)):
-        total = np.zeros((n_rows, columns.shape[1]), np.int32)
+    x = state.ob[act].reshape(turns, outer // turns * n_rows, -1).astype(w.dtype)
+    for o, columns in enumerate(np.split(w, turns, axis=1)):
+        total = np.zeros((x.shape[1], columns.shape[1]), np.int32)
         for k in range(0, len(w), EXACT_TERMS):
             total += (x[o, :, k : k + EXACT_TERMS] @ columns[k : k + EXACT_TERMS]).astype(np.int32)
-        state.ab[to[o]] = total.reshape(n_rows, f["ob"], each, BLOCK).transpose(1, 0, 2, 3)
+        for i, part in enumerate(total.reshape(outer // turns, n_rows, f["ob"], each, BLOCK)):
+            turn = o + i
+            rows = f["n_last"] or n_rows if turn == outer - 1 else n_rows
+            state.ab[to[turn][:, :rows]] = part[:rows].transpose(1, 0, 2, 3)
+
+
+def _turns(state: State, f: dict[str, int], pieces: list[Piece]) -> tuple[np.ndarray, int]:
+    """(weights, how many outer turns' they are): those of one turn, if the channels bring the same again and again."""
+    run, outer = pieces[0].run, f["n_outer"]
+    again = len(pieces) == 1 and outer > 1 and (run.fields["n_outer"], run.fields["stride"]) == (outer, 0)
+    if again and run.plans and pieces[0].n == run.n_rounds:
+        first = Piece(run, 0, run.n_rounds // outer, f["ob"])
+        return matrix(state, f, [first]), 1
+    return matrix(state, f, pieces), outer
 
 
 def bursts(f: dict[str, int]) -> Iterator[int]:

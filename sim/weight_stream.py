@@ -15,6 +15,7 @@ from hw.spec.weights import (
     BITS,
     HEADER_RUNS,
     HIGH_BITS,
+    MAX_BUNDLE,
     NONZEROS,
     QUARTERS,
     ROWS_A_QUARTER,
@@ -23,13 +24,14 @@ from hw.spec.weights import (
     RUN_MAGIC,
     SCALE_BASE,
     SCALE_BITS,
-    UNREACHED,
+    SHARED_FIELDS,
     WINDOW,
     code_beat,
     code_byte,
     index_beats,
     level,
     mask_inputs,
+    next_odd,
     round_beats,
     round_blocks,
     single_slot,
@@ -37,17 +39,21 @@ from hw.spec.weights import (
 from sim.compiled import njit
 from sim.memory_image import MemoryImage
 
-SPARSE, LAST, WINDOW_SHIFT = 1, 2, 2
-"""A round's info: window << WINDOW_SHIFT | LAST if it ends its step | SPARSE if N < 16."""
-# Columns of a table of runs.
-PAYLOAD, ROUND, STEP, RUN_BITS, RUN_N, RUN_WINDOW, RUN_BLOCKS, HEADER, SLOT, COLUMNS = range(10)
+SPARSE, LAST, MORE, STEP_SHIFT, WINDOW_SHIFT = 1, 2, 4, 3, 7
+"""A round's info: window << WINDOW_SHIFT | step of its group << STEP_SHIFT | MORE if the next one is of its batch |
+LAST if its batch ends a group | SPARSE if N < 16."""
+STEP_MASK = MAX_BUNDLE - 1
+# Columns of a table of runs. PAYLOAD: of the bundle; BUNDLE: runs of it from this one on; GROUP: the group's first step.
+PAYLOAD, ROUND, GROUP, STEP, RUN_BITS, RUN_N, RUN_WINDOW, RUN_BLOCKS, HEADER, SLOT, BUNDLE, COLUMNS = range(12)
 _OK, _NO_RUN, _CUT, _ABSENT = range(4)
 _AT = {name: sum(w for _, w in RUN_FIELDS[:i]) for i, (name, _) in enumerate(RUN_FIELDS)}
 _MASK = {name: (1 << width) - 1 for name, width in RUN_FIELDS}
-_MAGIC_AT, _BITS_AT, _N_AT, _LAST_AT, _WINDOW_AT, _BLOCKS_AT, _ZERO_AT = _AT.values()
-_MAGIC_MASK, _BITS_MASK, _N_MASK, _LAST_MASK, _WINDOW_MASK, _BLOCKS_MASK, _ZERO_MASK = _MASK.values()
+_MAGIC_AT, _BITS_AT, _N_AT, _LAST_AT, _WINDOW_AT, _BLOCKS_AT, _STEP_AT, _MORE_AT = _AT.values()
+_MAGIC_MASK, _BITS_MASK, _N_MASK, _LAST_MASK, _WINDOW_MASK, _BLOCKS_MASK, _STEP_MASK, _MORE_MASK = _MASK.values()
+_SHARED = sum(_MASK[name] << _AT[name] for name in SHARED_FIELDS)
 _ROUND_BEATS = np.array([[[round_beats(b, n, i) for i in (0, 1)] for n in NONZEROS] for b in BITS])
-"""[precision, N, number of the round in its run mod 2]"""
+"""[precision, N, odd]"""
+_NEXT_ODD = np.array([[next_odd(b, i) for i in (0, 1)] for b in BITS])
 _ROUND_BLOCKS = np.array([round_blocks(n) for n in NONZEROS])
 _INDEX_BEATS = np.array([index_beats(n) for n in NONZEROS])
 _BIT_COUNTS = np.array(BITS)
@@ -55,7 +61,6 @@ _NONZERO_COUNTS = np.array(NONZEROS)
 _CODE_BEAT = np.array([[[code_beat(b, n, q) for q in range(QUARTERS)] for n in NONZEROS] for b in BITS])
 _HIGH_BITS = np.array(HIGH_BITS)
 _SINGLE_SLOTS = np.array([[single_slot(row, block) for block in range(WINDOW)] for row in range(BLOCK)])
-_UNREACHED = np.array(UNREACHED)
 _INSIDE = SCALE_BASE // 8
 _HALF_SCALE = 1 << SCALE_BITS - 1
 
@@ -86,8 +91,8 @@ class Plans:
     info: np.ndarray
     bounds: np.ndarray
     """Where each held unit's rounds start in `ends` and `info`, and the end: int64[len(units) + 1]."""
-    step_ends: np.ndarray
-    """The rounds that end a step (unit 0): int64[steps]."""
+    group_ends: np.ndarray
+    """The rounds that end a group (unit 0): int64[groups]."""
 
     @property
     def n_rounds(self) -> int:
@@ -96,6 +101,9 @@ class Plans:
 
     def of(self, unit: int) -> Plan:
         return self.units[0 if self.same else unit]
+
+    def all(self, units: int) -> list[Plan]:
+        return self.units * units if self.same else self.units
 
     def last_beat(self, unit: int, number: int, n_beats: int) -> int:
         """The beat that completes a unit's round; n_beats - 1 where it has no such round."""
@@ -116,54 +124,107 @@ def _descriptor(beats, header, slot):
 
 
 @njit
+def _valid(word, before):
+    """Whether a slot is a run that may stand behind the run `before` of the same bundle, or begin one (-1)."""
+    n = word >> _N_AT & _N_MASK
+    more = word >> _MORE_AT & _MORE_MASK
+    if word < 0 or word >> _MAGIC_AT & _MAGIC_MASK != RUN_MAGIC or word >> _BLOCKS_AT & _BLOCKS_MASK == 0:
+        return False
+    if n >= len(_NONZERO_COUNTS) or (more and n == 0):
+        return False
+    return before < 0 or (
+        word & _SHARED == before & _SHARED and word >> _STEP_AT & _STEP_MASK > before >> _STEP_AT & _STEP_MASK
+    )
+
+
+@njit
+def _bundle(words, n_runs, at, rounds, ends, info, n_beats):
+    """Notes the rounds of a bundle, from beat `at` on: (beat behind them, rounds so far)."""
+    word = words[0]
+    n, window = word >> _N_AT & _N_MASK, word >> _WINDOW_AT & _WINDOW_MASK
+    present = odd = 0
+    for i in range(WINDOW):
+        present += word >> _BLOCKS_AT + i & 1
+    parts = (present + _ROUND_BLOCKS[n] - 1) // _ROUND_BLOCKS[n]
+    for part in range(parts):
+        for run in range(n_runs):
+            bits = words[run] >> _BITS_AT & _BITS_MASK
+            at += _ROUND_BEATS[bits, n, odd]
+            if at > n_beats:
+                return at, rounds
+            odd = _NEXT_ODD[bits, odd]
+            ends[rounds] = at - 1
+            info[rounds] = (
+                window << WINDOW_SHIFT
+                | (words[run] >> _STEP_AT & _STEP_MASK) << STEP_SHIFT
+                | (SPARSE if n else 0)
+                | (MORE if run < n_runs - 1 else 0)
+                | (LAST if part == parts - 1 and word >> _LAST_AT & _LAST_MASK else 0)
+            )
+            rounds += 1
+    return at, rounds
+
+
+@njit
 def _walk(beats, positions, n_beats, ends, info, runs):
     """Follows the headers: (rounds, runs, result, beat, missing beats). beats[i] is beat positions[i], or i without
     positions."""
-    at = rounds = n_runs = step = known = 0
+    at = rounds = n_runs = step = steps = known = 0
+    words = np.zeros(MAX_BUNDLE, np.int64)
+    header, slots = np.zeros(MAX_BUNDLE, np.int64), np.zeros(MAX_BUNDLE, np.int64)
     while at < n_beats:
-        header = at
-        if len(positions):
-            while known < len(positions) and positions[known] < at:
-                known += 1
-            if known == len(positions) or positions[known] != at:
-                return rounds, n_runs, _ABSENT, at, 0
-            header = known
+        # The header: its slots, up to the end.
+        n, going = 0, True
         began = at
-        at += 1
-        for slot in range(HEADER_RUNS):
-            word = _descriptor(beats, header, slot)
-            if word < 0:
-                break
-            n = word >> _N_AT & _N_MASK
-            blocks = word >> _BLOCKS_AT & _BLOCKS_MASK
-            if (
-                word >> _MAGIC_AT & _MAGIC_MASK != RUN_MAGIC
-                or word >> _ZERO_AT & _ZERO_MASK
-                or blocks == 0
-                or n >= len(_NONZERO_COUNTS)
-            ):
-                return rounds, n_runs, _NO_RUN, began, 0
-            bits = word >> _BITS_AT & _BITS_MASK
-            window = word >> _WINDOW_AT & _WINDOW_MASK
-            last = word >> _LAST_AT & _LAST_MASK
-            present = 0
-            for i in range(WINDOW):
-                present += blocks >> i & 1
-            runs[n_runs, PAYLOAD], runs[n_runs, ROUND], runs[n_runs, STEP] = at, rounds, step
-            runs[n_runs, RUN_BITS], runs[n_runs, RUN_N] = bits, n
-            runs[n_runs, RUN_WINDOW], runs[n_runs, RUN_BLOCKS] = window, blocks
-            runs[n_runs, HEADER], runs[n_runs, SLOT] = header, slot
-            n_runs += 1
-            for number in range((present + _ROUND_BLOCKS[n] - 1) // _ROUND_BLOCKS[n]):
-                at += _ROUND_BEATS[bits, n, number & 1]
-                if at > n_beats:
-                    return rounds, n_runs, _CUT, began, at - n_beats
-                ends[rounds] = at - 1
-                info[rounds] = window << WINDOW_SHIFT | (SPARSE if n else 0)
-                rounds += 1
-            if last:
-                info[rounds - 1] |= LAST
-                step += 1
+        while going:
+            if at == n_beats:
+                return rounds, n_runs, _CUT, began, 2
+            row = at
+            if len(positions):
+                while known < len(positions) and positions[known] < at:
+                    known += 1
+                if known == len(positions) or positions[known] != at:
+                    return rounds, n_runs, _ABSENT, at, 0
+                row = known
+            for slot in range(HEADER_RUNS):
+                word = _descriptor(beats, row, slot)
+                open_ = n > 0 and words[n - 1] >> _MORE_AT & _MORE_MASK
+                if word < 0 and not open_:
+                    going = False
+                    break
+                if not _valid(word, words[n - 1] if open_ else -1) or (
+                    n == MAX_BUNDLE - 1 and word >> _MORE_AT & _MORE_MASK
+                ):
+                    return rounds, n_runs, _NO_RUN, at, 0
+                words[n], header[n], slots[n] = word, row, slot
+                n += 1
+            going = going and n > 0 and words[n - 1] >> _MORE_AT & _MORE_MASK > 0
+            at += 1
+        first = 0
+        for last in range(n):
+            if words[last] >> _MORE_AT & _MORE_MASK:
+                continue
+            size = last - first + 1
+            for i in range(first, last + 1):
+                word = words[i]
+                place = word >> _STEP_AT & _STEP_MASK
+                runs[n_runs, PAYLOAD], runs[n_runs, ROUND] = at, rounds + i - first
+                runs[n_runs, GROUP], runs[n_runs, STEP] = step, step + place
+                runs[n_runs, RUN_BITS] = word >> _BITS_AT & _BITS_MASK
+                runs[n_runs, RUN_N] = word >> _N_AT & _N_MASK
+                runs[n_runs, RUN_WINDOW] = word >> _WINDOW_AT & _WINDOW_MASK
+                runs[n_runs, RUN_BLOCKS] = word >> _BLOCKS_AT & _BLOCKS_MASK
+                runs[n_runs, HEADER], runs[n_runs, SLOT] = header[i], slots[i]
+                runs[n_runs, BUNDLE] = last - i + 1
+                steps = max(steps, place + 1)
+                n_runs += 1
+            at, rounds = _bundle(words[first : last + 1], size, at, rounds, ends, info, n_beats)
+            if at > n_beats:
+                return rounds, n_runs, _CUT, began, at - n_beats
+            if words[last] >> _LAST_AT & _LAST_MASK:
+                step += steps
+                steps = 0
+            first = last + 1
     return rounds, n_runs, _OK, at, 0
 
 
@@ -210,6 +271,12 @@ def plans(memory: MemoryImage, segments: list[Segment]) -> Plans:
     key = tuple(segments)
     if clean and key in memory.plans:
         return memory.plans[key]
+    if len(segments) > 1 and len(set(segments)) == 1:
+        found = _repeated(plans(memory, segments[:1]), len(units), segments[0][1], len(segments))
+        if found is not None:
+            if clean:
+                memory.plans[key] = found
+            return found
     n_beats = sum(n for _, n in segments)
     alike = _shared_headers(memory, segments) if clean else None
     if alike is None:
@@ -223,6 +290,14 @@ def plans(memory: MemoryImage, segments: list[Segment]) -> Plans:
     if clean:
         memory.plans[key] = found
     return found
+
+
+def _repeated(once: Plans, units: int, n_beats: int, times: int) -> Plans | None:
+    """The plans of a stream that is read several times; None where its end does not end a run of every unit."""
+    if any(plan.bad >= 0 or plan.missing for plan in once.units):
+        return None
+    shift = (np.arange(times, dtype=np.int32) * n_beats)[:, None]
+    return _together([Plan((plan.ends + shift).reshape(-1), np.tile(plan.info, times), -1, 0) for plan in once.all(units)])
 
 
 def _shared_headers(memory: MemoryImage, segments: list[Segment]) -> list[int] | None:
@@ -269,7 +344,7 @@ def _together(units: list[Plan]) -> Plans:
         agree = int(differing[0]) if len(differing) else n
     bounds = np.cumsum([0, *(len(p.ends) for p in held)])
     ends, info = np.concatenate([p.ends for p in held]), np.concatenate([p.info for p in held])
-    return Plans(held, same, agree, ends, info, bounds, np.flatnonzero(first.info & LAST))
+    return Plans(held, same, agree, ends, info, bounds, np.flatnonzero(first.info & (LAST | MORE) == LAST))
 
 
 # --- weights ---------------------------------------------------------------------------------------------
@@ -362,42 +437,42 @@ def _decode(beats, runs, first_step, mask_table, out, column, stride):
     weights, indices = np.zeros((BLOCK, BLOCK), np.int32), np.zeros((BLOCK, BLOCK), np.int32)
     tile = np.zeros((BLOCK, BLOCK), np.int32)
     present = np.zeros(WINDOW, np.int64)
-    largest = 0
-    for i in range(len(runs)):
-        run = runs[i]
-        n = _NONZERO_COUNTS[run[RUN_N]]
-        _scales(beats, run[HEADER], run[SLOT], scales)
+    largest = i = 0
+    while i < len(runs):
+        size, n_form = runs[i, BUNDLE], runs[i, RUN_N]
+        n, per = _NONZERO_COUNTS[n_form], _ROUND_BLOCKS[n_form]
+        each = BLOCK // per
         total = 0
         for b in range(WINDOW):
-            if run[RUN_BLOCKS] >> b & 1:
-                present[total] = run[RUN_WINDOW] * WINDOW + b
+            if runs[i, RUN_BLOCKS] >> b & 1:
+                present[total] = runs[i, RUN_WINDOW] * WINDOW + b
                 total += 1
-        per = _ROUND_BLOCKS[run[RUN_N]]
-        each = BLOCK // per
-        at, plane = run[PAYLOAD] * BEAT_BYTES, 0
-        to = column + (run[STEP] - first_step) * stride
-        for number in range((total + per - 1) // per):
-            codes = at + _INDEX_BEATS[run[RUN_N]] * BEAT_BYTES
-            if n == 1:
-                plane = codes
-            elif number % 2 == 0:
-                plane = codes + BEAT_BYTES
-            high_shift = 4 if n > 1 and number % 2 else 0
-            _indices(flat, at, n, mask_table, indices)
-            _weights(flat, codes, plane, high_shift, run[RUN_BITS], run[RUN_N], scales, weights)
-            for b in range(number * per, min(total, number * per + per)):
-                tile[:] = 0
-                for place in range(each if n > 1 else 1):
-                    for row in range(BLOCK):
-                        s = (b - number * per) * each + place if n > 1 else _SINGLE_SLOTS[row, b - number * per]
-                        if n == 1 or n == BLOCK or indices[s, row] != _UNREACHED[s % 2]:
+        at, plane, odd = runs[i, PAYLOAD] * BEAT_BYTES, 0, 0
+        for first in range(0, total, per):
+            for run in runs[i : i + size]:
+                _scales(beats, run[HEADER], run[SLOT], scales)
+                codes = at + _INDEX_BEATS[n_form] * BEAT_BYTES
+                if n == 1:
+                    plane = codes
+                elif not odd:
+                    plane = codes + BEAT_BYTES
+                _indices(flat, at, n, mask_table, indices)
+                _weights(flat, codes, plane, 4 if n > 1 and odd else 0, run[RUN_BITS], n_form, scales, weights)
+                at += _ROUND_BEATS[run[RUN_BITS], n_form, odd] * BEAT_BYTES
+                odd = _NEXT_ODD[run[RUN_BITS], odd]
+                to = column + (run[STEP] - first_step) * stride
+                for b in range(first, min(total, first + per)):
+                    tile[:] = 0
+                    for place in range(each if n > 1 else 1):
+                        for row in range(BLOCK):
+                            s = (b - first) * each + place if n > 1 else _SINGLE_SLOTS[row, b - first]
                             tile[indices[s, row], row] += weights[s, row]
-                for c in range(BLOCK):
-                    for row in range(BLOCK):
-                        value = out[present[b] * BLOCK + c, to + row] + np.float32(tile[c, row])
-                        out[present[b] * BLOCK + c, to + row] = value
-                        largest = max(largest, abs(int(value)))
-            at += _ROUND_BEATS[run[RUN_BITS], run[RUN_N], number & 1] * BEAT_BYTES
+                    for c in range(BLOCK):
+                        for row in range(BLOCK):
+                            value = out[present[b] * BLOCK + c, to + row] + np.float32(tile[c, row])
+                            out[present[b] * BLOCK + c, to + row] = value
+                            largest = max(largest, abs(int(value)))
+        i += size
     return largest
 
 
@@ -414,7 +489,7 @@ def add_weights(
 def matrix(beats: np.ndarray, inputs: int) -> np.ndarray:
     """One unit's stream, uint8[beats, 64], as int32[steps, 16 rows, inputs]; ValueError as `walk`."""
     _, runs = walk(beats)
-    steps = int(runs[-1, STEP]) + 1 if len(runs) else 0
+    steps = int(runs[:, STEP].max(initial=-1)) + 1
     width = WINDOW * BLOCK
     out = np.zeros((-(-inputs // width) * width, steps * BLOCK), np.float32)
     if len(runs) and int(runs[:, RUN_WINDOW].max()) * width >= inputs:

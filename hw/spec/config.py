@@ -103,7 +103,7 @@ class Config:
             (self.units * GRANULE_LANES) % self.lanes == 0,
             f"lanes = {self.lanes} does not divide units x 16 = {self.units * GRANULE_LANES}",
         )
-        need(self.acc_rows % 2 == 0, f"acc_rows = {self.acc_rows} is not an even number of rows")
+        need(self.acc_rows & (self.acc_rows - 1) == 0, f"acc_rows = {self.acc_rows} is not a power of two")
 
     def _check_buffers(self):
         need = self._need

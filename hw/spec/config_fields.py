@@ -99,7 +99,7 @@ FIELDS = {
         4096,
         "Activation rows that a matrix instruction can hold in the accumulators.",
         "256 bytes of block RAM a row in every unit. With more rows a prefill reads a weight less often.",
-        "an even number",
+        "a power of two",
     ),
     "fifo_beats": Field(
         "beats of 64 bytes",

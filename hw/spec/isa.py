@@ -70,7 +70,21 @@ FIELDS = {
         "kind",
     ),
     Unit.RD: ("addr", "n_outer", "n_inner", "stride", "fmt"),
-    Unit.MX: ("act", "act_stride", "n_rows", "kb", "ob", "dst", "dst_stride", "mode", "n_outer", "act_out", "dst_out"),
+    Unit.MX: (
+        "act",
+        "act_stride",
+        "n_rows",
+        "kb",
+        "ob",
+        "dst",
+        "dst_stride",
+        "mode",
+        "n_outer",
+        "act_out",
+        "dst_out",
+        "n_last",
+        "group",
+    ),
     Unit.VU: (
         "ctl0",
         "ctl1",
@@ -154,7 +168,8 @@ class MxMode(IntEnum):
     """out[row, ...] int32 = sum over k of act[row, k] * weight[channel, k]; act row r at OB block act + r*act_stride.
 
     The stream holds, a unit, ob x kb blocks, kb innermost. Output granules are AB dst + r*dst_stride + ...
-    All of that n_outer times, behind each other: the o-th time with act + o*act_out and dst + o*dst_out.
+    All of that n_outer times, behind each other: the o-th time with act + o*act_out and dst + o*dst_out; the last time
+    with n_last rows (0: n_rows). A STREAM's ob steps come in groups of `group` (0: 1), see `hw.spec.weights`.
     """
 
     SPLIT_N = 0  # every unit reads the same act block (kb); unit u's step j is granule j*units + u

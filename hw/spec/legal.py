@@ -64,6 +64,8 @@ from .isa import (
     Unit,
     unpack_bits,
 )
+from .timing import accumulator_places
+from .weights import MAX_BUNDLE
 
 WORD = WORD_MASK + 1
 """Addresses are modulo this."""
@@ -153,13 +155,26 @@ def store_beyond(config: Config, f: dict[str, int]) -> int | None:
     return first_beyond(f["src"], walk, config.sb_granules)
 
 
+def row_parts(f: dict[str, int]) -> list[tuple[int, int, int]]:
+    """(first outer turn, turns, rows of each) of an MX: the last turn may have fewer rows than the others."""
+    n, rows, last = f["n_outer"], f["n_rows"], f["n_last"]
+    if last in (0, rows):
+        return [(0, n, rows)]
+    return [part for part in ((0, n - 1, rows), (n - 1, 1, last)) if part[1]]
+
+
 def result_beyond(config: Config, f: dict[str, int]) -> tuple[int, int] | None:
     """(step of the instruction, drain cycle of the step) of the first result of an MX beyond AB."""
     wide = f["mode"] == MxMode.SPLIT_N
     each, cycles = (config.units, config.drain_cycles_a_row) if wide else (1, 1)
-    a_step = (f["n_rows"], f["dst_stride"]), (cycles, config.granules_per_word if wide else 1)
-    place = first_beyond(f["dst"], ((f["n_outer"], f["dst_out"]), (f["ob"], each), *a_step), config.ab_granules)
-    return None if place is None else divmod(place, f["n_rows"] * cycles)
+    word = (cycles, config.granules_per_word if wide else 1)
+    for first, turns, rows in row_parts(f):
+        walk = ((turns, f["dst_out"]), (f["ob"], each), (rows, f["dst_stride"]), word)
+        place = first_beyond((f["dst"] + first * f["dst_out"]) % WORD, walk, config.ab_granules)
+        if place is not None:
+            step, cycle = divmod(place, rows * cycles)
+            return first * f["ob"] + step, cycle
+    return None
 
 
 def vector_beyond(config: Config, f: dict[str, int]) -> int | None:
@@ -203,8 +218,15 @@ def illegal(config: Config, unit: int, f: dict[str, int]) -> bool:
     if any(f[name] not in kind._value2member_map_ for name, kind in ENUMERATIONS[unit].items()):
         return True
     if unit == Unit.MX:
-        return f["n_rows"] > config.acc_rows or _misaligned(config, f)
+        return _too_many_rows(config, f) or _misaligned(config, f)
     return unit == Unit.VU and _bad_control(config, f)
+
+
+def _too_many_rows(config: Config, f: dict[str, int]) -> bool:
+    """More rows than the accumulators hold, of a step or of a group's steps; more last rows than rows."""
+    if f["n_rows"] > config.acc_rows or f["n_last"] > f["n_rows"]:
+        return True
+    return f["group"] > min(MAX_BUNDLE, accumulator_places(f["n_rows"], config.acc_rows))
 
 
 def _misaligned(config: Config, f: dict[str, int]) -> bool:

@@ -17,12 +17,26 @@ ST_PIPE = 3
 """Cycles from an item's issue to its AW/W handshake."""
 VU_LATENCY = 67
 """A pass ends words + VU_LATENCY cycles after it starts (the depth covers the finaliser)."""
-ACC_SLOTS, FEW_ROWS = 8, 4
-"""Output steps that a matrix unit's accumulators hold at once: ACC_SLOTS if FEW_ROWS * n_rows <= acc_rows, else 2."""
+MAX_PLACES = 32
+"""Most output steps that a matrix unit's accumulators hold at once (`accumulator_places`)."""
 MX_ACC_LATENCY = 21
 """From a step's issue to the cycle its sum can be drained."""
-WEIGHT_BUFFER_ROUNDS = 8
-"""Rounds a matrix unit holds ready for its chains."""
+WEIGHT_BUFFER_ROUNDS = 32
+"""Rounds that a matrix unit holds for its chains."""
+ROUND_ARRIVAL = 6
+"""From the pop of a round's last beat in the last unit to the cycle in which the core can begin with it."""
+ROUND_FREE = 3
+"""From the take with which a round is read for the last time to the cycle in which its place may be popped into."""
+TABLE_LATENCY = 16
+"""From the cycle that reads a batch's rows of activations to the first take of its rounds."""
+LOAD_INTERVAL = 16
+"""Cycles between two of those: a table has 16 entries."""
+RD_ADDRESS = 4
+"""From RD's start to its first address on the bus."""
+RD_DONE = 3
+"""From RD's last address on the bus to its end."""
+RD_BEAT = 2
+"""From a beat's arrival on the bus to the cycle in which it can be popped."""
 MX_DRAIN_LATENCY = 6
 """From the last drain read to the end of the instruction."""
 DESCRIPTOR_ERROR = 1
@@ -39,9 +53,10 @@ SETTLE_CYCLES = 4
 up."""
 
 
-def accumulator_slots(n_rows: int, acc_rows: int) -> int:
-    """Output steps of n_rows rows in the accumulators at once."""
-    return ACC_SLOTS if FEW_ROWS * n_rows <= acc_rows else 2
+def accumulator_places(n_rows: int, acc_rows: int) -> int:
+    """Output steps of n_rows rows (at least 1) in the accumulators at once: each has as many rows as the next power of
+    two, of 2 * acc_rows."""
+    return min(MAX_PLACES, 2 * acc_rows >> (n_rows - 1).bit_length())
 
 
 def burst_length(address_beats: int, remaining: int) -> int:

@@ -12,19 +12,29 @@ group; N = 1 uses one of the two: in row r slot 2*i + (i // 4 + r // 4) % 2 (`si
 **Run.** The blocks of one window and step with equal (bits, N) and one scale a row. Its rounds take its blocks in
 ascending order. A weight is `level(code) * scale`; 8-bit weights are their code and have no scale.
 
-**Stream.** A header beat describes up to HEADER_RUNS runs, one slot of 16 bytes each: the descriptor (RUN_FIELDS,
-little endian) and sixteen signed scales of SCALE_BITS bits (row r at bit 32 + 6 r). An all-zero slot ends the header.
-The runs' rounds follow in order, every run from a new beat on, then comes the next header; an all-zero header beat is
-padding. Within a step, windows and runs may come in any order, but in every unit the k-th round of a stream is of the
-same window and kind (dense: N = 16, or sparse) and ends a step or not, because the units work in lockstep on one
-broadcast activation. A round that a unit lacks is filled in with one of zero scales (`FILLER_BITS`, N = 16 or 1).
+**Bundle.** Sparse runs of several steps with the same window, N and blocks: their rounds multiply the same activations,
+so a matrix unit looks these up in tables that it writes once for all of them (docs/machine.md, "Tables"). A bundle's
+rounds follow each other block by block: the first round of every run, in the order of the runs, then the second of
+every run, and so on. The rounds that stand side by side in this order are a **batch**; a batch of fewer than 8 rounds
+is as slow as one of 8 (`TABLE_ENTRIES` cycles for two rows). Example, N = 8 (two blocks a round), two runs a, b with
+blocks 0, 1, 4, 5: rounds a(0, 1) b(0, 1) a(4, 5) b(4, 5), two batches. A dense run is a bundle by itself.
+
+**Group.** Output steps whose bundles lie between each other. The groups of a matrix have `group` steps each, and the
+last one what is left (the MX field of that name). A stream without sparse rounds has groups of one step.
+
+**Stream.** A header lists runs, one slot of 16 bytes each, four to a beat: the descriptor (RUN_FIELDS, little endian)
+and sixteen signed scales of SCALE_BITS bits (row r at bit 32 + 6 r). `more` says that the next slot is of the same
+bundle. An all-zero slot ends the header, and so does a beat whose fourth slot lacks `more`; a header has at most
+MAX_BUNDLE slots. The bundles' rounds follow in order, every round from a new beat on, then comes the next header; an
+all-zero header beat is padding. Within a group, bundles may come in any order, but in every unit the k-th round of a
+stream has the same window, step, kind (dense: N = 16, or sparse) and place in its batch, and ends a group or not,
+because the units work in lockstep on one broadcast activation. A round that a unit lacks is filled in with one of zero
+scales (`FILLER_BITS`, N = 16 or 1). Every step of a group has a round in it.
 
 **A round's beats** (`round_beats`), all little endian: indices, then codes. Bits that no weight needs are zero.
  indices  N = 16: none. N = 8: one beat of masks, [2 blocks][16 rows] of 16 bits, eight of them set: bit c = input c
           (other masks: `mask_inputs`). N = 4 and 2: two beats, [16 rows][8 slots] of 4 bits: slots 0..7, then 8..15.
-          N = 1: one such beat, in which slots s and s + 8 share a place: a row uses only one of them. Inputs of a row
-          and block ascend: with N > 1 a weight counts as zero at an input that only another order brings to its slot
-          (`UNREACHED`).
+          N = 1: one such beat, in which slots s and s + 8 share a place: a row uses only one of them.
  codes    The code of (row, slot) lies in byte x mod 64 of a beat, x = 16 * row + slot. Which of the byte's bits it has
           depends on x // 64, a **quarter** of the round (four rows):
               quarter                      0     1     2     3
@@ -33,7 +43,8 @@ broadcast activation. A round that a unit lacks is filled in with one of zero sc
               2 and 3 bits: bits 0 and 1   1, 2  5, 7  4, 6  0, 3      `LOW_BITS`
               3 bits: bit 2                0     1     3     2         `HIGH_BITS`
           N > 1: a beat holds one quarter at 8 bits, two at 4, all at 3 and 2. 3 bits: bit 2 lies in a beat behind
-          the low bits of every even round of a run: for that round as above, for the next round four bits higher.
+          the low bits of every other 3-bit round of a bundle: for that round as above, for the next 3-bit round four
+          bits higher. Counting starts anew behind a round of 8 bits.
           N = 1: a byte holds cells of two quarters only, 0 and 2 or 1 and 3. A beat holds two quarters at 8 bits (0
           and 1, then 2 and 3), else all; bit 2 of 3 bits lies with the others.
 
@@ -47,6 +58,13 @@ from .config import BEAT_BYTES, BLOCK, BLOCK_BEATS
 WINDOW = 8
 """Input blocks in a window: what the activation broadcast carries at once."""
 HEADER_RUNS = 4
+"""Slots of a header beat."""
+MAX_BUNDLE = 16
+"""Runs in a header, and so in a bundle; steps in a group."""
+TABLE_ENTRIES = BLOCK
+"""A batch multiplies for at least as many cycles, for every pair of rows: those that writing a table takes."""
+LEAST_GROUP = 8
+"""Steps whose rounds keep the chains busy while the next tables are written, two rows a pass."""
 RUN_BYTES = 16
 RUN_MAGIC = 0xA
 SCALE_BITS = 6
@@ -59,8 +77,6 @@ NONZEROS = (16, 8, 4, 2, 1)
 QUARTERS = BLOCK_BEATS
 """Parts of a round: four rows, as many cells as a beat has bytes."""
 ROWS_A_QUARTER = BLOCK // QUARTERS
-UNREACHED = (BLOCK - 1, 0)
-"""Inputs of a block that the first and the second slot of a DSP group never have with N > 1, as inputs ascend."""
 FILLER_BITS = 2
 NIBBLES = (0, 1, 1, 0)
 """Each quarter's nibble of a byte at 4 bits."""
@@ -71,9 +87,20 @@ HIGH_BITS = (0, 1, 3, 2)
 MAX_SCALE = {4: 15, 3: 18, 2: 31}
 """Largest |scale|: level * scale stays in -127..127."""
 
-RUN_FIELDS = (("magic", 4), ("bits", 2), ("nonzeros", 3), ("last", 1), ("window", 9), ("blocks", 8), ("zero", 5))
-"""Bit fields of a run's descriptor from bit 0 on. blocks: bit i = block i of the window; last: the run's last round
-ends its step; zero: must be 0."""
+RUN_FIELDS = (
+    ("magic", 4),
+    ("bits", 2),
+    ("nonzeros", 3),
+    ("last", 1),
+    ("window", 9),
+    ("blocks", 8),
+    ("step", 4),
+    ("more", 1),
+)
+"""Bit fields of a run's descriptor from bit 0 on. blocks: bit i = block i of the window; last: the bundle's last batch
+ends its group; step: of the group; more: the next run is of the same bundle."""
+SHARED_FIELDS = ("nonzeros", "last", "window", "blocks")
+"""Equal in the runs of a bundle, whose steps ascend."""
 MAX_WINDOWS = 1 << dict(RUN_FIELDS)["window"]
 
 
@@ -131,6 +158,8 @@ class Run:
     blocks: int
     last: bool = False
     scales: tuple[int, ...] = (0,) * BLOCK
+    step: int = 0
+    more: bool = False
 
     def encode(self) -> bytes:
         fields = {
@@ -140,7 +169,8 @@ class Run:
             "last": int(self.last),
             "window": self.window,
             "blocks": self.blocks,
-            "zero": 0,
+            "step": self.step,
+            "more": int(self.more),
         }
         word, at = 0, 0
         for name, width in RUN_FIELDS:
@@ -150,6 +180,8 @@ class Run:
             at += width
         if not self.blocks:
             raise ValueError("a run without blocks")
+        if self.more and not self.sparse:
+            raise ValueError("a dense run is a bundle by itself")
         for row, scale in enumerate(self.scales):
             if abs(scale) > MAX_SCALE.get(self.bits, 0):
                 raise ValueError(f"scale {scale} at {self.bits} bits is beyond {MAX_SCALE.get(self.bits, 0)}")
@@ -168,9 +200,9 @@ class Run:
             at += width
         if (
             fields["magic"] != RUN_MAGIC
-            or fields["zero"]
             or not fields["blocks"]
             or fields["nonzeros"] >= len(NONZEROS)
+            or (fields["more"] and not fields["nonzeros"])
         ):
             raise ValueError(f"0x{word & 0xFFFFFFFF:08x} is no run's descriptor")
         half = 1 << SCALE_BITS - 1
@@ -182,6 +214,8 @@ class Run:
             fields["blocks"],
             bool(fields["last"]),
             scales,
+            fields["step"],
+            bool(fields["more"]),
         )
 
     @property
@@ -194,10 +228,6 @@ class Run:
         n = round_blocks(self.nonzeros)
         return [present[i : i + n] for i in range(0, len(present), n)]
 
-    def beats(self) -> int:
-        """Payload beats of the run, header not counted."""
-        return sum(round_beats(self.bits, self.nonzeros, i) for i in range(len(self.rounds())))
-
 
 def round_blocks(nonzeros: int) -> int:
     """Blocks that a full round holds."""
@@ -208,11 +238,17 @@ def index_beats(nonzeros: int) -> int:
     return {16: 0, 8: 1, 4: 2, 2: 2, 1: 1}[nonzeros]
 
 
-def code_beats(bits: int, nonzeros: int, number: int) -> int:
-    """Code beats of a run's round `number`: at 3 bits the even ones bring the high plane of the next one along."""
+def code_beats(bits: int, nonzeros: int, odd: int) -> int:
+    """Code beats of a round. odd: how many 3-bit rounds of its bundle lie ahead of it, modulo 2: the even ones bring
+    the high bits of the next one along."""
     if nonzeros == 1:
         return {8: 2, 4: 1, 3: 1, 2: 1}[bits]
-    return {8: 4, 4: 2, 3: 1 + (number % 2 == 0), 2: 1}[bits]
+    return {8: 4, 4: 2, 3: 2 - odd, 2: 1}[bits]
+
+
+def next_odd(bits: int, odd: int) -> int:
+    """`odd` of the round behind one of so many bits, in its bundle."""
+    return {8: 0, 4: odd, 3: 1 - odd, 2: odd}[bits]
 
 
 def code_beat(bits: int, nonzeros: int, quarter: int) -> int:
@@ -221,9 +257,17 @@ def code_beat(bits: int, nonzeros: int, quarter: int) -> int:
     return quarter * beats // QUARTERS
 
 
-def round_beats(bits: int, nonzeros: int, number: int) -> int:
-    """Beats of a run's round: indices, then codes. The last of them completes the round."""
-    return index_beats(nonzeros) + code_beats(bits, nonzeros, number)
+def round_beats(bits: int, nonzeros: int, odd: int) -> int:
+    """Beats of a round: indices, then codes. The last of them completes the round."""
+    return index_beats(nonzeros) + code_beats(bits, nonzeros, odd)
+
+
+def group_steps(steps: int) -> int:
+    """Steps of a group of a matrix with sparse rounds: as few as keep the chains busy, groups as equal as they can be.
+
+    steps: output-block steps of the matrix. 8 -> 8, 22 -> 11 (two groups), 63 -> 9 (seven), 5 -> 5.
+    """
+    return ceil_div(steps, max(1, steps // LEAST_GROUP))
 
 
 def output_blocks(out_features: int, units: int) -> int:

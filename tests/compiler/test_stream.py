@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compiler.stream import beats, dense_beats, encode, lengths
+from compiler.stream import beats, dense_beats, encode, group_of, lengths
 from hw.spec import weights as spec
 from hw.spec.config import BEAT_BYTES, BLOCK
 from ref_model.compress.format import BlockFormat, group_blocks
@@ -73,7 +73,8 @@ def test_fillers_are_not_held():
 
 def check(weight, fmt, units, steps=None) -> np.ndarray:
     streams = encode(weight, fmt, units, steps)
-    out = decode(streams, weight.shape[1])
+    needed = spec.output_blocks(len(weight), units)
+    out = decode(streams, weight.shape[1], group_of(fmt.nonzeros, needed if steps is None else steps))
     np.testing.assert_array_equal(out[: len(weight)], weight)
     assert not out[len(weight) :].any()
     assert streams.shape[1] == BEAT_BYTES * beats(weight.shape, fmt.bits, fmt.nonzeros, units, steps)
@@ -136,6 +137,8 @@ def test_beats_of_a_uniform_format_are_the_formula():
     shape = (4096, 4096)
     assert beats(shape, *uniform(shape, 4, 16), 32) == 8 * 32 * 2 // 4 + 8 * 256 * 2
     assert beats(shape, *uniform(shape, 2, 8), 32) == 8 * 32 // 4 + 8 * 128 * 2
+    # 3 bits, N = 8: bundles of 8 runs, two to a pair of 3-bit rounds: 1 beat of masks each, 3 of codes for both.
+    assert beats(shape, *uniform(shape, 3, 8), 32) == 8 * 32 // 4 + 8 * 128 // 2 * (2 + 3)
 
 
 def test_a_matrix_of_nothing_is_a_filler_a_step():
