@@ -22,7 +22,7 @@ FORWARDS = 3
 
 def step_layout(config: Config):
     """One cycle's work of a matrix unit. ``row`` is that of the accumulators, ``first`` overwrites; ``token``: which
-    row of its pair a sparse round's ``row`` is (0 in dense rounds)."""
+    row of its pair a sparse round's ``row`` is (0 in dense rounds); ``half``: the table that a sparse step reads."""
     return data.StructLayout(
         {
             "row": accumulator_rows(config),
@@ -30,6 +30,7 @@ def step_layout(config: Config):
             "first": 1,
             "sparse": 1,
             "token": 1,
+            "half": 1,
         }
     )
 

@@ -5,11 +5,11 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.dsp_group import (
-    ACTS,
-    ANY_INDEX,
+    ENTRY,
     GROUP_LATENCY,
     LANE_BITS,
     MULTIPLIERS_PER_GROUP,
+    WRITE,
     DSPGroup,
     delay,
     indices_layout,
@@ -23,15 +23,17 @@ DENSE_BREAKS = 0b0001_0001  # groups 0 and 4
 
 STEP = data.StructLayout(
     {
-        "acts": data.ArrayLayout(ACTS, N_GROUPS),  # int8[8 groups, 2 tokens, 16]
+        "acts": data.ArrayLayout(signed(8), MULTIPLIERS_PER_CHAIN),  # of a dense step
         "weights": weights_layout(MULTIPLIERS_PER_CHAIN),  # int8[2 rows, 16]
         "indices": indices_layout(MULTIPLIERS_PER_CHAIN),  # uint4[16]
         "sparse": 1,
+        "half": 1,
         "breaks": N_GROUPS,
         "row": 1,
-        "single": 1,
     }
 )
+TABLES = data.StructLayout({"entries": data.ArrayLayout(ENTRY, N_GROUPS), "write": WRITE})
+"""An entry of every group's tables."""
 LANES = data.StructLayout({"lo": signed(LANE_BITS + 1), "hi": signed(LANE_BITS + 1)})
 TAPS = data.ArrayLayout(LANES, N_GROUPS)
 SUMS = data.StructLayout({"sum0": signed(LANE_BITS + 2), "sum1": signed(LANE_BITS + 2)})
@@ -62,10 +64,9 @@ class SparseChain(wiring.Component):
     """Eight running sums over sixteen packed multipliers, cut where ``breaks`` says.
 
     Tap ``g`` is the sum over groups ``b .. g``, where ``b`` is the nearest group at or before ``g`` whose break bit is
-    set; bit 0 counts as set. Group ``g`` holds positions ``2g`` and ``2g + 1``, and has activations of its own. With
-    ``a[t]`` the groups' activations of token t: dense, lane ``lo`` is ``weights[0] . a[0]``, lane ``hi``
-    ``weights[1] . a[0]``; sparse, ``lo`` is ``weights[row] . a[0][indices]``, ``hi`` ``weights[row] . a[1][indices]``,
-    without the weights that :class:`hw.dsp_group.DSPGroup` takes for zero.
+    set; bit 0 counts as set. Group ``g`` holds positions ``2g`` and ``2g + 1``, and has tables of its own. Dense, lane
+    ``lo`` is ``weights[0] . acts``, lane ``hi`` ``weights[1] . acts``; sparse, with ``a[t]`` the groups' tables of
+    token t, ``lo`` is ``weights[row] . a[0][indices]``, ``hi`` ``weights[row] . a[1][indices]``.
     A row of N non-zeros that emits a sum of its own fills N / 2 groups and is read at the last of them. Rows that fill
     the chain, dense or sparse, break at groups 0 and 4 (``DENSE_BREAKS``) and are read as ``sum0`` and ``sum1``.
 
@@ -80,21 +81,20 @@ class SparseChain(wiring.Component):
     Reset: valid bits only. Payload without ``valid`` is arbitrary.
 
     Parameters: ``cascade_groups``: groups in one unbroken cascade. 8 lets sums cross every boundary. With 4, group 4
-    always breaks; the skew, the deskew and ``latency`` (10) halve. ``singles``: of every
-    group, see :class:`hw.dsp_group.DSPGroup`. ``primitive``: see :class:`hw.dsp48e2.DSP48E2`.
+    always breaks; the skew, the deskew and ``latency`` (10) halve. ``primitive``: see :class:`hw.dsp48e2.DSP48E2`.
 
-    Members: ``i``: steps (``STEP``); ``o``: taps (``TAPS``); ``o_sums``: sums over the whole row (``SUMS``).
+    Members: ``i``: steps (``STEP``); ``tables``: entries to write; ``o``: taps (``TAPS``); ``o_sums``: sums over the whole row (``SUMS``).
     """
 
-    def __init__(self, *, cascade_groups=N_GROUPS, singles=N_GROUPS * (ANY_INDEX,), primitive=False):
+    def __init__(self, *, cascade_groups=N_GROUPS, primitive=False):
         if cascade_groups not in (4, 8):
             raise ValueError(f"cascade_groups={cascade_groups}: a chain of {N_GROUPS} groups cascades 4 or 8 of them")
         self.cascade_groups = cascade_groups
-        self.singles = singles
         self.primitive = primitive
         super().__init__(
             {
                 "i": In(flow(STEP)),
+                "tables": In(TABLES),
                 "o": Out(flow(TAPS)),
                 "o_sums": Out(flow(SUMS)),
             }
@@ -113,12 +113,7 @@ class SparseChain(wiring.Component):
         previous = None
         for number in range(N_GROUPS):
             skew_cycles = MULTIPLIERS_PER_GROUP * (number % self.cascade_groups)
-            group = DSPGroup(
-                first_position=MULTIPLIERS_PER_GROUP * number,
-                skew_cycles=skew_cycles,
-                singles=self.singles[number],
-                primitive=self.primitive,
-            )
+            group = DSPGroup(skew_cycles=skew_cycles, primitive=self.primitive)
             m.submodules[f"group_{number}"] = group
             self._feed(m, group, number)
             if skew_cycles == 0:
@@ -144,16 +139,20 @@ class SparseChain(wiring.Component):
         return m
 
     def _feed(self, m, group, number):
-        """A group's own slice of the step."""
+        """A group's own slice of the step, and of the entries."""
         step = self.i.payload
         m.d.comb += [
-            group.acts.eq(step.acts[number]),
+            group.entry.eq(self.tables.entries[number]),
+            group.write.eq(self.tables.write),
             group.sparse.eq(step.sparse),
+            group.half.eq(step.half),
             group.row.eq(step.row),
-            group.single.eq(step.single),
         ]
         for multiplier in range(MULTIPLIERS_PER_GROUP):
-            position = group.first_position + multiplier
-            m.d.comb += group.indices[multiplier].eq(step.indices[position])
+            position = MULTIPLIERS_PER_GROUP * number + multiplier
+            m.d.comb += [
+                group.acts[multiplier].eq(step.acts[position]),
+                group.indices[multiplier].eq(step.indices[position]),
+            ]
             for row, weights in enumerate(group.weights):
                 m.d.comb += weights[multiplier].eq(step.weights[row][position])

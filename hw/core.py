@@ -230,17 +230,16 @@ class Core(wiring.Component):
         """Bus traffic to its end, a cycle late (it ends before done). Descriptors stay until their last beat."""
         beat = aux.bus.rvalid & aux.bus.rready
         loading = beat & ~aux.fetching & ~aux.loading
-        channels = [port.rvalid & port.rready for port in list(self.reads)[: self.config.units]]
         counted = {
             "read_beats_aux": beat,
-            "read_beats_channels": sum(channels),
+            "read_beats_channels": sum(came.raw | came.stream for came in matrix.came),
             "write_bytes_aux": store.aux_bytes,
             "write_bytes_channels": store.channel_bytes,
             "read_beats_fetch": beat & aux.fetching,
             "read_beats_scalars": beat & aux.loading & ~aux.fetching,
             **{name: loading & (load.unit.desc.kind == kind) for kind, name in LD_BEATS.items()},
-            RD_BEATS[StreamFormat.STREAM]: sum(taken & ~matrix.kv[i] for i, taken in enumerate(channels)),
-            RD_BEATS[StreamFormat.RAW]: sum(matrix.kv[i] for i in range(self.config.units)),
+            RD_BEATS[StreamFormat.STREAM]: sum(came.stream for came in matrix.came),
+            RD_BEATS[StreamFormat.RAW]: sum(came.raw for came in matrix.came),
             **{name: Mux(store.unit.desc.kind == kind, store.aux_bytes, 0) for kind, name in ST_BYTES.items()},
             KV_BYTES: store.channel_bytes,
         }

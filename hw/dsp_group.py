@@ -1,23 +1,24 @@
-"""Two cascaded DSP48E2s behind a sparse multiplexer, with a reduction node: one group of a sparse chain."""
+"""Two cascaded DSP48E2s behind tables of activations, with a reduction node: one group of a sparse chain."""
 
 from amaranth.hdl import *
-from amaranth.lib import data, wiring
+from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.dsp48e2 import DSP48E2
 from hw.spec.config import BLOCK
-from hw.spec.weights import UNREACHED
 
 MULTIPLIERS_PER_GROUP = 2
 N_LANES = 2  # INT8 products packed in one multiplier
 LANE_BITS = 18  # distance of the two lanes in P
 
-ANY_INDEX = (True, True)
-
+HALVES = 2
+"""Tables of a multiplier: one is read while the other is written."""
 # Cycles from a group's input to ``p`` with ``skew_cycles=0``: the second slice's four registers.
 GROUP_LATENCY = 4
 
-ACTS = data.ArrayLayout(data.ArrayLayout(signed(8), BLOCK), N_LANES)
+ENTRY = data.ArrayLayout(signed(8), N_LANES)  # an input's activations of two tokens
+WRITE = data.StructLayout({"en": 1, "half": 1, "at": range(BLOCK)})
+"""An entry comes: of which table, and its input."""
 
 
 def weights_layout(n_multipliers):
@@ -40,53 +41,49 @@ def delay(m, value, n_cycles, name):
 class DSPGroup(wiring.Component):
     """``p = sum over both multipliers of (x1 * 2**18 + x0) * y``, plus ``pcin`` unless ``break_``.
 
-    ========  ===============================  ===============================  ============================
+    ========  ===============================  ===============================  =========================
     mode      x1                               x0                               y
-    ========  ===============================  ===============================  ============================
-    dense     ``weights[1]`` (second row)      ``weights[0]`` (first row)       ``acts[0]`` at the position
-    sparse    ``acts[1]`` at the index         ``acts[0]`` at the index         ``weights[row]``, see below
-    ========  ===============================  ===============================  ============================
+    ========  ===============================  ===============================  =========================
+    dense     ``weights[1]`` (second row)      ``weights[0]`` (first row)       ``acts`` of the multiplier
+    sparse    table's second at the index      table's first at the index       ``weights[row]``
+    ========  ===============================  ===============================  =========================
 
-    Unless ``single``, a sparse multiplier's weight counts as zero where its index is its input of ``UNREACHED``: inputs
-    ascend, so no encoder brings a weight there. A multiplier that is never ``single`` (``singles``) has its own weights
-    at that place, and its index has to name it in dense steps: a choice of 16 is five LUTs a bit, one of 17 is six.
+    Each multiplier has two tables of 16 entries, the activations of two tokens at each input of a block, in one LUT
+    memory of 32 words: a choice of 16 costs a LUT for two bits, a multiplexer five a bit. A table is written an entry
+    a cycle; which of the two a step reads is for its ``half`` to say.
 
     Numeric contract: activations are int8[-128, 127], weights int8[-127, 127], ``p`` is exact. The two lanes of ``p``
     can be told apart after up to 8 products, never after 9.
 
-    Latency: ``skew_cycles + 4`` from every input but ``pcin`` to ``p``. ``pcin`` is added ``GROUP_LATENCY - 2`` cycles
-    before ``p``, so a group with two more skew cycles continues its predecessor's sum. Throughput: one step a cycle.
+    Latency: ``skew_cycles + 4`` from every input but ``pcin`` to ``p``; an entry written in t is read from t + 1 on.
+    ``pcin`` is added ``GROUP_LATENCY - 2`` cycles before ``p``, so a group with two more skew cycles continues its
+    predecessor's sum. Throughput: one step and one entry a cycle.
 
-    Back-pressure: none. Reset: none; every register empties by itself in ``skew_cycles + 4`` cycles.
+    Back-pressure: none. Reset: none; every register empties by itself in ``skew_cycles + 4`` cycles, tables keep what
+    they hold.
 
-    Parameters: ``first_position``: position of the first multiplier in its 16-wide chain. ``skew_cycles``: delay of the
-    selected operands ahead of the slices. ``singles``: which of the two multipliers may have any index (N = 1 puts a
-    block's only weight there). ``primitive``: see :class:`hw.dsp48e2.DSP48E2`.
+    Parameters: ``skew_cycles``: delay of the selected operands ahead of the slices. ``primitive``: see
+    :class:`hw.dsp48e2.DSP48E2`.
 
-    Members: ``acts``: int8[2 tokens, 16]; ``weights``: int8[2 rows, 2 multipliers]; ``indices``: uint4[2 multipliers];
-    ``sparse``: mode; ``row``: the one that a sparse step multiplies; ``single``: N = 1; ``break_``: start a new sum;
-    ``pcin``, ``pcout``: cascade; ``p``: tap of the reduction node.
+    Members: ``acts``: int8[2 multipliers]; ``entry``, ``write``: of both multipliers' tables; ``weights``: int8[2 rows,
+    2 multipliers]; ``indices``: uint4[2 multipliers]; ``sparse``: mode; ``half``: the table to read; ``row``: the one
+    that a sparse step multiplies; ``break_``: start a new sum; ``pcin``, ``pcout``: cascade; ``p``: tap of the
+    reduction node.
     """
 
-    def __init__(self, *, first_position=0, skew_cycles=0, singles=ANY_INDEX, primitive=False):
-        last_position = BLOCK - MULTIPLIERS_PER_GROUP
-        if not 0 <= first_position <= last_position:
-            raise ValueError(
-                f"first_position={first_position}: a group of {MULTIPLIERS_PER_GROUP} multipliers fits at "
-                f"positions 0 to {last_position} of a {BLOCK}-wide block"
-            )
-        self.first_position = first_position
+    def __init__(self, *, skew_cycles=0, primitive=False):
         self.skew_cycles = skew_cycles
-        self.singles = singles
         self.primitive = primitive
         super().__init__(
             {
-                "acts": In(ACTS),
+                "acts": In(data.ArrayLayout(signed(8), MULTIPLIERS_PER_GROUP)),
+                "entry": In(ENTRY),
+                "write": In(WRITE),
                 "weights": In(weights_layout(MULTIPLIERS_PER_GROUP)),
                 "indices": In(indices_layout(MULTIPLIERS_PER_GROUP)),
                 "sparse": In(1),
+                "half": In(1),
                 "row": In(1),
-                "single": In(1),
                 "break_": In(1),
                 "pcin": In(signed(48)),
                 "pcout": Out(signed(48)),
@@ -115,23 +112,27 @@ class DSPGroup(wiring.Component):
         return m
 
     def _select(self, m, number):
-        """The sparse multiplexer of one multiplier: its operands, skewed."""
+        """One multiplier's operands, skewed."""
         row0, row1 = (self.weights[row][number] for row in range(N_LANES))
         x1, x0, y = (Signal(signed(8), name=f"{name}_{number}") for name in ("x1", "x0", "y"))
-        reached = self.single | (self.indices[number] != UNREACHED[number])
-        weight = Mux(reached, Mux(self.row, row1, row0), 0)
+        found = self._looked_up(m, number)
         m.d.comb += [
-            x1.eq(self._chosen(number, self.acts[1], row1)),
-            x0.eq(self._chosen(number, self.acts[0], row0)),
-            y.eq(Mux(self.sparse, weight, self.acts[0][self.first_position + number])),
+            x1.eq(Mux(self.sparse, found[1], row1)),
+            x0.eq(Mux(self.sparse, found[0], row0)),
+            y.eq(Mux(self.sparse, Mux(self.row, row1, row0), self.acts[number])),
         ]
         return (delay(m, operand, self.skew_cycles, operand.name) for operand in (x1, x0, y))
 
-    def _chosen(self, number, acts, weight):
-        """A multiplier's weight (dense) or the activation at its index (sparse)."""
-        index = self.indices[number]
-        if self.singles[number]:
-            return Mux(self.sparse, acts[index], weight)
-        choice = [acts[place] for place in range(BLOCK)]
-        choice[UNREACHED[number]] = weight
-        return Array(choice)[index]
+    def _looked_up(self, m, number):
+        """What a multiplier's table holds at its index."""
+        m.submodules[f"table_{number}"] = table = memory.Memory(
+            shape=unsigned(ENTRY.size), depth=HALVES * BLOCK, init=[], attrs={"ram_style": "distributed"}
+        )
+        write, read = table.write_port(), table.read_port(domain="comb")
+        m.d.comb += [
+            write.en.eq(self.write.en),
+            write.addr.eq(Cat(self.write.at, self.write.half)),
+            write.data.eq(self.entry.as_value()),
+            read.addr.eq(Cat(self.indices[number], self.half)),
+        ]
+        return data.View(ENTRY, read.data)

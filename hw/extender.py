@@ -4,7 +4,7 @@ from amaranth.hdl import *
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from hw.round import ROUND, SCALES
+from hw.round import ROUND, SCALES, WEIGHTS
 from hw.spec.config import BLOCK
 from hw.spec.weights import ROWS_A_QUARTER
 from hw.unpacker import LEVELS, NIBBLE
@@ -17,7 +17,7 @@ class Extender(wiring.Component):
     (:class:`hw.accumulator.Accumulators`): sixteen products a step and no wrapping, rather than 256 products a round.
 
     Latency: one cycle; ``scales`` and ``wide`` come a cycle ahead of ``i``, its indices and blocks a cycle behind it.
-    Throughput: a round a cycle. Back-pressure: none. Reset: ``o_valid`` low.
+    Throughput: a round a cycle. Back-pressure: none. Reset: ``o_valid`` low; payload keeps what it has.
 
     Members: ``scales``; ``wide``: cells are bytes, scales are ignored; ``i``, ``i_valid``: a round's cells; ``o``,
     ``o_valid``: the round.
@@ -37,19 +37,19 @@ class Extender(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        wide, scales = Signal(), Signal(SCALES, reset_less=True)
-        m.d.sync += [
-            wide.eq(self.wide),
-            self.o_valid.eq(self.i_valid),
-            self.o.scales.eq(scales),
-            self.o.sparse.eq(self.i.sparse),
-            self.o.single.eq(self.i.single),
+        wide, scales = Signal(reset_less=True), Signal(SCALES, reset_less=True)
+        weights, factors = Signal(WEIGHTS, reset_less=True), Signal(SCALES, reset_less=True)
+        m.d.sync += [wide.eq(self.wide), self.o_valid.eq(self.i_valid), factors.eq(scales)]
+        m.d.comb += [
+            self.o.indices.eq(self.i.indices),
+            self.o.blocks.eq(self.i.blocks),
+            self.o.weights.eq(weights),
+            self.o.scales.eq(factors),
         ]
-        m.d.comb += [self.o.indices.eq(self.i.indices), self.o.blocks.eq(self.i.blocks)]
         for row in range(BLOCK):
             m.d.sync += scales[row].eq(Mux(self.wide, 1, self.scales[row]))
             for slot in range(BLOCK):
-                cell, weight = self.i.cells[BLOCK * row + slot], self.o.weights[row][slot]
+                cell, weight = self.i.cells[BLOCK * row + slot], weights[row][slot]
                 sign = cell[NIBBLE - 1].replicate(NIBBLE)
                 m.d.sync += weight.eq(Cat(cell[:NIBBLE], Mux(wide, cell[NIBBLE:], sign)))
                 with m.If(~self.i.used[row // ROWS_A_QUARTER % 2][slot]):

@@ -8,19 +8,29 @@ from hw.accumulator import ACC_BITS, delay_valid
 from hw.accumulator_buffer import AccumulatorBuffer
 from hw.dsp_group import delay
 from hw.interfaces import AXI4Read, BufferRead, BufferWrite, UnitPort
-from hw.matrix_control import DrainControl, StepControl
-from hw.matrix_unit import ACTS_LATENCY, MatrixUnit
+from hw.matrix_control import DrainControl, OrderControl, StepControl
+from hw.matrix_unit import COMMAND, MatrixUnit
 from hw.operand_buffer import BLOCK_BITS, OperandBuffer
+from hw.round_queue import RoundQueue
 from hw.spec.config import BLOCK, Config
 from hw.spec.isa import Error, MxMode, StreamFormat, Unit
-from hw.spec.timing import MX_ACC_LATENCY, MX_DRAIN_LATENCY
+from hw.spec.timing import MX_ACC_LATENCY, MX_DRAIN_LATENCY, RD_ADDRESS
+from hw.spec.weights import MAX_BUNDLE
 from hw.verilog_writer import as_module
+from hw.weight_reader import CAME
 
-ROW_READ_LATENCY = 2
-"""Cycles from a unit's drain to its row."""
+ROW_READ_LATENCY = 4
+"""Cycles from a drain to its row: a register at both ends of both nets between core and unit."""
 TREE_STAGES = MX_DRAIN_LATENCY - ROW_READ_LATENCY - 1
 TREE_LEVELS_A_STAGE = 2
 """Registers of the adder tree over units, and the adders between two of them."""
+
+
+def registered(m, name, value):
+    """The value a cycle later: one end of a net between core and units."""
+    register = Signal(len(value), name=f"{name}_register")
+    m.d.sync += register.eq(value)
+    return register
 
 
 class RowMerger(wiring.Component):
@@ -88,8 +98,8 @@ class Matrix(wiring.Component):
     Members: ``rd``, ``mx``: dispatch; ``stop``: send no new address and take no round (after an error anywhere);
     ``bus_idle``; ``axi``: the units' channels; ``operands``: OB's write port, words of ``lanes`` int8; ``results``:
     AB's read port; ``weight_stall``, ``drain_stall``: MX waits for weights, for a bank, in this cycle;
-    ``unpack_stall``: unit 0 holds a beat back because its weight buffer is full; ``kv``, a bit a unit: its
-    channel brings a beat of a RAW instruction.
+    ``unpack_stall``: unit 0 holds a beat back because its weight buffer is full, told UNIT_REPORT cycles late; ``came``:
+    of every unit, a beat of RAW, of STREAM has come, told as late.
     """
 
     def __init__(self, config: Config, *, primitive=False, shared=False):
@@ -109,17 +119,17 @@ class Matrix(wiring.Component):
                 "weight_stall": Out(1),
                 "drain_stall": Out(1),
                 "unpack_stall": Out(1),
-                "kv": Out(config.units),
+                "came": Out(data.ArrayLayout(CAME, config.units)),
             }
         )
 
     def elaborate(self, platform):
         m = Module()
         unit = MatrixUnit(self.config, primitive=self.primitive)
-        # A drain reaches the units a cycle after the one it counts from.
-        if unit.step_latency != MX_ACC_LATENCY + 1 or OperandBuffer.latency != ACTS_LATENCY:
+        # A drain is two registers behind the cycle that it counts from: its own, and the unit's.
+        if unit.step_latency != MX_ACC_LATENCY + 2:
             raise ValueError(
-                f"MX_ACC_LATENCY = {MX_ACC_LATENCY}, but the matrix unit needs {unit.step_latency - 1} cycles"
+                f"MX_ACC_LATENCY = {MX_ACC_LATENCY}, but the matrix unit needs {unit.step_latency - 2} cycles"
             )
         units = [unit] + [MatrixUnit(self.config, primitive=self.primitive) for _ in range(1, self.config.units)]
         if self.shared:
@@ -130,20 +140,24 @@ class Matrix(wiring.Component):
         stop = Signal()
         m.d.comb += [
             stop.eq(self.stop | self.rd.error | self.mx.error),
-            self.bus_idle.eq(Cat(each.bus_idle for each in units).all()),
-            self.kv.eq(Cat(each.kv for each in units)),
+            self.bus_idle.eq(registered(m, "bus_idle", Cat(each.bus_idle for each in units)).all()),
         ]
+        for number, each in enumerate(units):
+            m.d.sync += self.came[number].eq(each.came)
+        m.d.sync += self.unpack_stall.eq(units[0].unpack_stall)
         self._rd(m, units, stop)
         self._mx(m, units, stop)
         return m
 
     def _rd(self, m, units, stop):
         busy, illegal, desc = Signal(), Signal(), self.rd.desc
-        header, bus = Signal(), Signal()
-        m.d.sync += [
-            header.eq(Cat(unit.header_error for unit in units).any()),
-            bus.eq(Cat(unit.bus_error for unit in units).any()),
-        ]
+        active = registered(m, "active", Cat(unit.active for unit in units))
+        header, bus = (
+            registered(m, name, registered(m, f"unit_{name}", Cat(getattr(unit, name) for unit in units)).any())
+            for name in ("header_error", "bus_error")
+        )
+        started = Signal(RD_ADDRESS, name="rd_started")
+        m.d.sync += started.eq(Cat(self.rd.start, started))
         with m.If(self.rd.start):
             m.d.sync += [
                 busy.eq(1),
@@ -151,11 +165,16 @@ class Matrix(wiring.Component):
             ]
         with m.If(self.rd.done):
             m.d.sync += busy.eq(0)
+        start, late_desc, late_stop = (
+            registered(m, name, value)
+            for name, value in (("unit_start", self.rd.start), ("unit_desc", desc.as_value()), ("unit_stop", stop))
+        )
         for unit in units:
-            m.d.comb += [unit.rd_start.eq(self.rd.start), unit.rd_desc.eq(desc), unit.stop.eq(stop)]
+            m.d.comb += [unit.rd_start.eq(start), unit.rd_desc.eq(late_desc), unit.stop.eq(late_stop)]
         m.d.comb += [
             self.rd.error.eq(illegal | header | bus),
-            self.rd.done.eq(busy & ~self.rd.error & ~Cat(unit.active for unit in units).any()),
+            # The units are active from RD_ADDRESS cycles after the start on, as is seen here.
+            self.rd.done.eq(busy & ~self.rd.error & ~active.any() & ~started.any()),
             self.rd.error_code.eq(
                 Mux(
                     illegal,
@@ -166,36 +185,64 @@ class Matrix(wiring.Component):
         ]
 
     def _mx(self, m, units, stop):
+        m.submodules.rounds = rounds = RoundQueue(self.config)
+        m.submodules.orders = orders = OrderControl(self.config)
         m.submodules.steps = steps = StepControl(self.config)
         m.submodules.drain = drain = DrainControl(self.config)
         m.submodules.operands = operands = OperandBuffer(self.config)
-        for control in (steps, drain):
+        for control in (orders, steps, drain):
             m.d.comb += [control.start.eq(self.mx.start), control.desc.eq(self.mx.desc)]
+        for number, control in enumerate((orders, steps)):
+            m.d.comb += [
+                control.stop.eq(stop),
+                control.arrived.eq(rounds.arrived),
+                rounds.at[number].eq(control.place),
+                control.round.eq(rounds.o[number]),
+            ]
         m.d.comb += [
-            steps.stop.eq(stop),
-            steps.full.eq(Cat(unit.full for unit in units).all()),
+            rounds.done.eq(Cat(unit.done for unit in units)),
+            steps.order.eq(orders.order),
+            steps.order_valid.eq(orders.order_valid),
+            steps.loaded.eq(orders.loaded),
+            orders.take.eq(steps.take_order),
+            orders.dense_done.eq(steps.dense_done),
+            orders.sparse_done.eq(steps.sparse_done),
             steps.step_drained.eq(drain.step_drained),
-            drain.step_done.eq(steps.step_done),
-            operands.en.eq(steps.step_valid),
-            operands.addr.eq(steps.act),
-            operands.split.eq(steps.split),
+            drain.group_done.eq(steps.group_done),
+            operands.en.eq(steps.act_valid | orders.read | orders.second),
+            operands.first.eq(orders.read),
+            operands.second.eq(orders.second),
+            operands.addr.eq(Mux(steps.act_valid, steps.act, orders.act)),
+            operands.split.eq(orders.split),
             self.weight_stall.eq(steps.weight_stall),
             self.drain_stall.eq(steps.drain_stall),
-            self.unpack_stall.eq(units[0].unpack_stall),
         ]
         wiring.connect(m, wiring.flipped(self.operands), operands.write)
+        command = Signal(COMMAND)
+        m.d.comb += [
+            command.read.eq(steps.read),
+            command.at.eq(steps.read_at),
+            command.free.eq(steps.free),
+            command.load.eq(orders.load),
+            command.load_at.eq(orders.load_at),
+            command.load_half.eq(orders.load_half),
+        ]
+        command, step, valid = (
+            registered(m, name, value)
+            for name, value in (("command", command.as_value()), ("step", steps.step.as_value()), ("valid", steps.step_valid))
+        )
         for number, unit in enumerate(units):
             m.d.comb += [
-                steps.rounds[number].eq(unit.round),
-                unit.take.eq(steps.take),
-                unit.step.eq(steps.step),
-                unit.step_valid.eq(steps.step_valid),
+                rounds.kinds[number].eq(unit.kind),
+                unit.command.eq(command),
+                unit.step.eq(step),
+                unit.step_valid.eq(valid),
                 unit.window.eq(Cat(operands.own[number], operands.window.as_value()[BLOCK_BITS:])),
                 unit.drain.eq(drain.drain),
                 unit.drain_valid.eq(drain.drain_valid),
             ]
         self._results(m, units, drain)
-        illegal, out_of_range, header = self._checks(m, steps, drain)
+        illegal, out_of_range, header = self._checks(m, orders, steps, drain)
         m.d.comb += [
             self.mx.error.eq(illegal | out_of_range | header),
             self.mx.error_code.eq(
@@ -220,7 +267,7 @@ class Matrix(wiring.Component):
             merger.sum.eq(split_k),
         ]
         for number, unit in enumerate(units):
-            m.d.comb += merger.rows[number].eq(unit.row)
+            m.d.comb += merger.rows[number].eq(delay(m, unit.row.as_value(), 1, f"row_{number}"))
         dst = delay(m, drain.dst, total, "dst")
         part = words.bit_length() - 1
         enables = Mux(split_k, 1 << dst[:part], (1 << words) - 1)
@@ -233,12 +280,15 @@ class Matrix(wiring.Component):
         ]
         wiring.connect(m, wiring.flipped(self.results), results.read)
 
-    def _checks(self, m, steps, drain):
+    def _checks(self, m, orders, steps, drain):
         """Sticky errors. Operands and results that are not aligned to what their mode moves at once are illegal."""
         config, desc = self.config, self.mx.desc
         illegal, out_of_range, header = Signal(), Signal(), Signal()
         wrong = [getattr(desc, name) == 0 for name in ("n_rows", "kb", "ob", "n_outer")]
-        wrong += [desc.n_rows > config.acc_rows, desc.mode > max(MxMode)]
+        wrong += [desc.n_rows > config.acc_rows, desc.n_last > desc.n_rows, desc.mode > max(MxMode)]
+        wrong.append(desc.group > MAX_BUNDLE)
+        for places in (1 << i for i in range(MAX_BUNDLE.bit_length() - 1)):  # of n_rows above 2 * acc_rows / (2 * places)
+            wrong.append((desc.group > places) & (desc.n_rows > config.acc_rows // places))
 
         def unaligned(value, unit):
             return value[: unit.bit_length() - 1] != 0
@@ -261,7 +311,7 @@ class Matrix(wiring.Component):
         )
         with m.If(self.mx.start):
             m.d.sync += illegal.eq(Cat(*wrong).any())
-        with m.If(steps.range_error | drain.range_error):
+        with m.If(orders.range_error | steps.range_error | drain.range_error):
             m.d.sync += out_of_range.eq(1)
         with m.If(steps.header_error):
             m.d.sync += header.eq(1)

@@ -1,67 +1,110 @@
-"""What the matrix units do in which cycle: rounds to take, rows to multiply, sums to drain."""
+"""What the matrix units do in which cycle: tables to write, rounds to multiply, sums to drain.
+
+    rounds -> `OrderControl` -> orders -> `StepControl` -> steps -> sums -> `DrainControl` -> rows
+
+An **order** is a dense round, or a batch of sparse rounds for one pair of rows. Orders of a batch come as soon as the
+pair's tables are being written, which is while the orders before are carried out.
+"""
 
 from amaranth.hdl import *
 from amaranth.lib import data, wiring
+from amaranth.lib.fifo import SyncFIFO
 from amaranth.lib.wiring import In, Out
 
 from hw.accumulator import accumulator_rows, step_layout
+from hw.dsp_group import delay
 from hw.interfaces import BUFFER_ADDRESS_BITS, descriptor_layout
-from hw.round import ROUND_KIND
+from hw.matrix_unit import COMMAND
+from hw.round import PLACE
+from hw.round_queue import COUNT, ENTRY
 from hw.spec.config import Config
 from hw.spec.isa import MxMode, Unit
-from hw.spec.timing import ACC_SLOTS, FEW_ROWS, MX_ACC_LATENCY
-from hw.spec.weights import WINDOW
+from hw.spec.timing import LOAD_INTERVAL, MAX_PLACES, MX_ACC_LATENCY, TABLE_LATENCY
+from hw.spec.weights import MAX_BUNDLE, WINDOW
 
 """Addresses are sums of fields modulo 2**32 (`hw.spec.legal`); walks stop at the first beyond its buffer."""
 ROW_BITS = 32
+GROUP_SIZE = range(MAX_BUNDLE + 1)
+ORDERS = 4
+"""Orders that wait: enough for dense rounds of a row each to follow each other."""
+LOAD_COMMAND = 4
+"""Cycles from reading a pair's rows to telling the units that entries come: those reach them at the same time."""
+
+ORDER = data.StructLayout(
+    {
+        "number": COUNT,  # of the (first) round
+        "sparse": 1,
+        "fits": 1,  # a round that does not is no work, but an error
+        "act": BUFFER_ADDRESS_BITS,  # first block of the first row (dense)
+        "pair": ROW_BITS - 1,  # of rows (sparse)
+        "half": 1,  # table that it reads (sparse)
+        "first_pair": 1,  # the batch's rounds may not have come yet
+        "last_pair": 1,  # they are freed
+        "fresh": 1,  # begins a group
+        "size": GROUP_SIZE,  # steps of the group
+        "last_turn": 1,  # of the outer loop: n_last rows
+        "last": 1,  # ends a group
+        "final": 1,  # ends the instruction
+    }
+)
 
 
-class SlotWalk:
-    """First accumulator row of one output step after the other: ACC_SLOTS or two places, as many rows as they have.
-
-    ``few``: of many places; ``slots``: their number; ``base``: of the next step, which ``advance`` gives away.
-    """
-
-    def __init__(self, m, config: Config, desc, start, advance, name: str):
-        rows = config.acc_rows
-        self.few, self.slots, self.base = (
-            Signal(name=f"{name}_few"),
-            Signal(range(ACC_SLOTS + 1)),
-            Signal(accumulator_rows(config), name=f"{name}_base"),
-        )
-        place = Signal(range(ACC_SLOTS), name=f"{name}_place")
-        m.d.comb += [self.few.eq(desc.n_rows <= rows // FEW_ROWS), self.slots.eq(Mux(self.few, ACC_SLOTS, 2))]
-        with m.If(start):
-            m.d.sync += [place.eq(0), self.base.eq(0)]
-        with m.Elif(advance):
-            with m.If(place == self.slots - 1):
-                m.d.sync += [place.eq(0), self.base.eq(0)]
-            with m.Else():
-                m.d.sync += [place.eq(place + 1), self.base.eq(self.base + Mux(self.few, 2 * rows // ACC_SLOTS, rows))]
+def rows_of_turns(m, desc):
+    """(rows, rows of the last turn) of an MX, as registers, both less one; of rows 1 .. a power of two."""
+    most, least = Signal(ROW_BITS, name="last_row"), Signal(ROW_BITS, name="last_row_of_last_turn")
+    m.d.sync += [most.eq(desc.n_rows - 1), least.eq(Mux(desc.n_last == 0, desc.n_rows, desc.n_last) - 1)]
+    return most, least
 
 
-class StepControl(wiring.Component):
-    """Takes a round from every unit at once and runs its rows and passes.
+def group_size(m, desc, left, name):
+    """(steps of the group that begins with so many steps left in its turn, whether groups are of one step)."""
+    size, wanted, single = Signal(GROUP_SIZE, name=f"{name}_size"), Signal(GROUP_SIZE), Signal(name=f"{name}_single")
+    m.d.sync += [wanted.eq(Mux(desc.group == 0, 1, desc.group)), single.eq(desc.group <= 1)]
+    m.d.comb += size.eq(Mux(left < wanted, left, wanted))
+    return size, single
 
-    A dense round's steps are its rows, and for each its passes. A sparse round's are the pairs of rows, for each the
-    passes, and for each both rows of the pair: ``token`` 0 and 1. The row behind an odd ``n_rows`` is a step (of
-    ``busy_step``), but neither valid nor read.
 
-    Latency: started in s, the first take is in s + 1 at the earliest; a round's steps are in the cycles after its
-    take, ``n_rows * passes`` or ``2 * ceil(n_rows / 2) * passes`` of them, and the next take in the last of them at
-    the earliest. Throughput: a step a cycle.
+class Places:
+    """Accumulator rows of output steps: place p has the rows from p << ``shift`` on, step j is in place j modulo
+    ``number`` (`hw.spec.timing.accumulator_places`)."""
 
-    Back-pressure: waits for ``full`` and, with the first round of an output step, for a place in the accumulators
-    (``step_drained``). Reset: idle.
+    def __init__(self, m, config: Config, desc, name: str):
+        bits = (config.acc_rows - 1).bit_length()
+        self.rows = accumulator_rows(config)
+        self.shift, self.number = Signal(range(bits + 1), name=f"{name}_shift"), Signal(range(MAX_PLACES + 1))
+        last = (desc.n_rows - 1)[:bits]
+        with m.Switch(last):
+            for length in reversed(range(bits + 1)):
+                pattern = "0" * (bits - length) + ("1" if length else "") + "-" * (length - 1)
+                with m.Case(pattern if bits else ""):
+                    m.d.sync += self.shift.eq(length)
+                    m.d.sync += self.number.eq(min(MAX_PLACES, 2 * config.acc_rows >> length))
+
+    def row(self, step, row):
+        """The accumulator row of a step's row."""
+        place = (step & (self.number - 1))[: MAX_PLACES.bit_length() - 1]
+        return ((place << self.shift) | row)[: len(Signal(self.rows))]
+
+
+class OrderControl(wiring.Component):
+    """Turns the rounds that have come into orders, and reads the rows of activations that tables are written with.
+
+    Latency: started in s, the first order is made in s + 1 at the earliest. A dense round's order is made when the
+    round has come; a sparse batch's with its first round, one for each pair of rows, LOAD_INTERVAL cycles apart: in
+    that cycle and the next the pair's rows are read. An order is on ``order`` from the next cycle on, with
+    ``loaded`` if its tables will be there in time for steps behind a take in that cycle, TABLE_LATENCY cycles after
+    the order was made. Throughput: an order a cycle.
+
+    Back-pressure: ORDERS orders wait. A batch's tables are written while no dense round is worked on or waits, and
+    while at most one other pair's are in use or waiting. Reset: idle.
 
     Parameters: ``config``.
 
-    Members: ``start``, ``desc``: an MX instruction; ``full``, ``rounds``, ``take``: every unit's next round;
-    ``step``, ``step_valid``, ``act``, ``split``: work and the first operand block it needs; ``step_done``: the last
-    cycle of an output step; ``step_drained``: its place is free; ``stop``: take nothing more; ``range_error``: ``act``
-    is beyond the buffer in this cycle; ``header_error``: the round taken one cycle ago does not fit the instruction
-    or its step's format, or the units' rounds each other: it has no steps; ``weight_stall``, ``drain_stall``: the unit
-    waits in this cycle for ``full`` or for a place.
+    Members: ``start``, ``desc``: an MX instruction; ``stop``: make no orders; ``arrived``, ``place``, ``round``: the
+    rounds that have come, and one of them; ``order``, ``order_valid``, ``loaded``, ``take``: the oldest order that is
+    not taken; ``dense_done``, ``sparse_done``: the last cycle of a dense round's, of a pair's steps; ``read``,
+    ``second``, ``act``: a pair's first, second row is read, its first block; ``load``, ``load_at``, ``load_half``: see
+    `hw.matrix_unit.COMMAND`; ``split``: SPLIT_K; ``range_error``: ``act`` is beyond the buffer in this cycle.
     """
 
     def __init__(self, config: Config):
@@ -71,14 +114,198 @@ class StepControl(wiring.Component):
                 "start": In(1),
                 "desc": In(descriptor_layout(Unit.MX)),
                 "stop": In(1),
-                "full": In(1),
-                "rounds": In(data.ArrayLayout(ROUND_KIND, config.units)),
-                "take": Out(1),
+                "arrived": In(COUNT),
+                "place": Out(PLACE),
+                "round": In(ENTRY),
+                "order": Out(ORDER),
+                "order_valid": Out(1),
+                "loaded": Out(1),
+                "take": In(1),
+                "dense_done": In(1),
+                "sparse_done": In(1),
+                "read": Out(1),
+                "second": Out(1),
+                "act": Out(BUFFER_ADDRESS_BITS),
+                "split": Out(1),
+                "load": Out(1),
+                "load_at": Out(PLACE),
+                "load_half": Out(1),
+                "range_error": Out(1),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        desc, kind = self.desc, self.round.kind
+        m.submodules.orders = orders = SyncFIFO(width=ORDER.size, depth=ORDERS)
+        at, active, scanning, there = Signal(COUNT), Signal(), Signal(), Signal()
+        can, made, ahead, dense = Signal(), Signal(), Signal(range(4)), Signal(range(2 * ORDERS))
+        pause, half = Signal(range(LOAD_INTERVAL)), Signal()
+        order = Signal(ORDER)
+        walk = self._walk(m, order, made, active, scanning)
+        m.d.comb += [
+            self.split.eq(desc.mode == MxMode.SPLIT_K),
+            there.eq(at != self.arrived),
+            self.place.eq(at),
+            # The pair after the next may be written when the last step of the one in use is under way.
+            can.eq(Mux(kind.sparse, (pause == 0) & (dense == 0) & (ahead - self.sparse_done < 2), orders.w_rdy)),
+            made.eq(active & ~scanning & there & can & ~self.stop),
+            orders.w_en.eq(made),
+            orders.w_data.eq(order),
+            self.order.as_value().eq(orders.r_data),
+            self.order_valid.eq(orders.r_rdy),
+            orders.r_en.eq(self.take),
+            order.number.eq(at),
+            order.sparse.eq(kind.sparse),
+            order.half.eq(half),
+        ]
+        loads = made & kind.sparse
+        m.d.sync += [
+            pause.eq(Mux(loads, LOAD_INTERVAL - 1, Mux(pause == 0, 0, pause - 1))),
+            half.eq(half ^ loads),
+            ahead.eq(ahead + loads - self.sparse_done),
+            dense.eq(dense + (made & ~kind.sparse) - self.dense_done),
+        ]
+        # The batch's further rounds are nobody's orders.
+        with m.If(made & order.last_pair):
+            m.d.sync += [at.eq(at + 1), scanning.eq(kind.more)]
+        with m.If(scanning & there):
+            m.d.sync += [at.eq(at + 1), scanning.eq(kind.more)]
+        self._tables(m, order, loads, walk)
+        return m
+
+    def _walk(self, m, order, made, active, scanning):
+        """Where the round to come is in its instruction; the address of the pair's first row."""
+        desc, kind = self.desc, self.round.kind
+        most, least = rows_of_turns(m, desc)
+        steps_left, turns_left, k, pair = (
+            Signal(size, name=name)
+            for name, size in (("steps_left", 32), ("turns_left", 32), ("k", 32), ("pair", ROW_BITS - 1))
+        )
+        act, following, raw_base, window, pair_act = (
+            Signal(BUFFER_ADDRESS_BITS, name=name)
+            for name in ("act_base", "next_act", "raw_base", "window_base", "pair_act")
+        )
+        fresh, raw_group, last, last_turn, turn_ends, first_pair = (
+            Signal(name=name) for name in ("fresh", "raw_group", "last", "last_turn", "turn_ends", "first_pair")
+        )
+        size, single = group_size(m, desc, steps_left, "group")
+        first = kind.window * WINDOW
+        rows = Mux(last_turn, least, most)
+        m.d.comb += [
+            last.eq(Mux(kind.raw, k == desc.kb - 1, kind.last)),
+            last_turn.eq(turns_left == 1),
+            turn_ends.eq(last & (steps_left == size)),
+            following.eq(act + desc.act_out),
+            window.eq(act + first),
+            first_pair.eq(pair == 0),
+            order.pair.eq(pair),
+            order.first_pair.eq(first_pair),
+            order.last_pair.eq(~kind.sparse | (pair == rows[1:])),
+            order.fresh.eq(fresh & first_pair),
+            order.size.eq(size),
+            order.last_turn.eq(last_turn),
+            order.last.eq(last & order.last_pair),
+            order.final.eq(order.last & turn_ends & last_turn),
+            order.act.eq(Mux(kind.raw, raw_base, window)),
+            order.fits.eq(
+                self.round.agree
+                & (fresh | (kind.raw == raw_group))
+                & Mux(kind.raw, single, ~self.split & (first < desc.kb))
+            ),
+        ]
+        with m.If(made):
+            m.d.sync += [pair.eq(pair + 1), pair_act.eq(Mux(first_pair, window, pair_act) + (desc.act_stride << 1))]
+        with m.If(made & order.last_pair):
+            m.d.sync += [pair.eq(0), k.eq(k + 1), fresh.eq(last)]
+            m.d.sync += [raw_group.eq(kind.raw), raw_base.eq(raw_base + Mux(self.split, self.config.units, 1))]
+            with m.If(last):
+                m.d.sync += [k.eq(0), raw_base.eq(act), steps_left.eq(steps_left - size)]
+            with m.If(turn_ends):
+                m.d.sync += [act.eq(following), raw_base.eq(following), steps_left.eq(desc.ob)]
+                m.d.sync += [turns_left.eq(turns_left - 1), active.eq(~last_turn)]
+        with m.If(self.start):
+            m.d.sync += [active.eq(1), fresh.eq(1), k.eq(0), pair.eq(0), raw_base.eq(desc.act), act.eq(desc.act)]
+            m.d.sync += [steps_left.eq(desc.ob), turns_left.eq(desc.n_outer)]
+        return Mux(first_pair, window, pair_act), rows
+
+    def _tables(self, m, order, loads, walk):
+        """Reads both rows of a pair and tells the units about the entries that come of them."""
+        address, rows = walk
+        other, second = Signal(BUFFER_ADDRESS_BITS), Signal()
+        m.d.sync += [
+            other.eq(address + self.desc.act_stride),
+            second.eq(loads & order.fits & (Cat(Const(1, 1), order.pair) <= rows)),
+        ]
+        load = Signal(COMMAND)
+        m.d.comb += [
+            self.read.eq(loads & order.fits),
+            self.second.eq(second),
+            self.act.eq(Mux(second, other, address)),
+            self.range_error.eq((self.read | second) & (self.act >= self.config.ob_blocks)),
+            load.load.eq(self.read),
+            load.load_at.eq(order.number),
+            load.load_half.eq(order.half),
+        ]
+        late = data.View(COMMAND, delay(m, load.as_value(), LOAD_COMMAND, "load"))
+        m.d.comb += [self.load.eq(late.load), self.load_at.eq(late.load_at), self.load_half.eq(late.load_half)]
+        # Counted, as the orders of tables that are not there yet wait behind those whose are.
+        line, loaded = Signal(TABLE_LATENCY - 1), Signal(range(4))
+        m.d.sync += [line.eq(Cat(loads, line)), loaded.eq(loaded + line[-1] - (self.take & self.order.sparse))]
+        m.d.comb += self.loaded.eq(loaded != 0)
+
+
+class StepControl(wiring.Component):
+    """Takes orders and runs the rows and passes of their rounds.
+
+    A dense round's steps are its rows, and for each its passes. An order of a batch is for a pair of rows: round by
+    round the passes, and for each both rows of the pair, ``token`` 0 and 1. The row behind an odd number of rows is a
+    step, but not valid.
+
+    Latency: a round's steps are in the cycles after its take, ``rows * passes`` or ``2 * passes`` of them, and the next
+    take in the last of them at the earliest. Throughput: a step a cycle.
+
+    Back-pressure: waits for orders and, with the first of a group, for places in the accumulators for all steps of the
+    group (``step_drained``); with the first pair of a batch, for its rounds. Reset: idle.
+
+    Parameters: ``config``.
+
+    Members: ``start``, ``desc``: an MX instruction; ``order``, ``order_valid``, ``loaded``, ``take_order``: see
+    :class:`OrderControl`; ``arrived``, ``place``, ``round``: the rounds that have come, and one of them; ``step``,
+    ``step_valid``, ``act``, ``act_valid``: work, and the first operand block that a dense step reads; ``read``,
+    ``read_at``, ``free``: see `hw.matrix_unit.COMMAND`, with a round's first step; ``dense_done``, ``sparse_done``,
+    ``group_done``: the last cycle of a dense round, of an order of a batch, of a group; ``step_drained``: a step's
+    place is free; ``stop``: take nothing more; ``range_error``: ``act`` is beyond the buffer in this cycle;
+    ``header_error``: the round taken one cycle ago does not fit: it is not the same in all units, not of the
+    instruction's or the group's format, beyond its inputs or its group, or it ends a group of which a step has no
+    round. Nothing more is taken then; ``weight_stall``, ``drain_stall``: the unit waits in this cycle for an order or a
+    round, or for places.
+    """
+
+    def __init__(self, config: Config):
+        self.config = config
+        super().__init__(
+            {
+                "start": In(1),
+                "desc": In(descriptor_layout(Unit.MX)),
+                "stop": In(1),
+                "order": In(ORDER),
+                "order_valid": In(1),
+                "loaded": In(1),
+                "take_order": Out(1),
+                "arrived": In(COUNT),
+                "place": Out(PLACE),
+                "round": In(ENTRY),
                 "step": Out(step_layout(config)),
                 "step_valid": Out(1),
-                "act": Out(range(config.ob_blocks)),
-                "split": Out(1),
-                "step_done": Out(1),
+                "act": Out(BUFFER_ADDRESS_BITS),
+                "act_valid": Out(1),
+                "read": Out(1),
+                "read_at": Out(PLACE),
+                "free": Out(1),
+                "dense_done": Out(1),
+                "sparse_done": Out(1),
+                "group_done": Out(1),
                 "step_drained": In(1),
                 "range_error": Out(1),
                 "header_error": Out(1),
@@ -89,115 +316,140 @@ class StepControl(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        step = self.step
-        row, last_row, place = Signal(ROW_BITS), Signal(ROW_BITS), Signal(accumulator_rows(self.config))
-        busy, last_pass, pair_last, written, round_last = (
-            Signal(name=name) for name in ("busy_step", "last_pass", "pair_last", "written", "round_last")
+        kind, order, now = self.round.kind, Signal(ORDER), Signal(ORDER)
+        busy, more, inside, round_last, take, fits = (
+            Signal(name=name) for name in ("busy_step", "more", "inside", "round_last", "take", "fits")
         )
-        m.d.sync += last_row.eq(self.desc.n_rows - 1)
+        number, following = Signal(COUNT), Signal(COUNT)
         m.d.comb += [
-            self.split.eq(self.desc.mode == MxMode.SPLIT_K),
-            last_pass.eq(step.pass_ == self.config.passes - 1),
-            pair_last.eq(row[1:] == last_row[1:]),
-            round_last.eq(last_pass & pair_last & Mux(step.sparse, step.token, row[0] == last_row[0])),
-            written.eq(~(step.token & pair_last & ~last_row[0])),
-            step.row.eq(place + row),
-            step.token.eq(step.sparse & row[0]),
-            self.step_valid.eq(busy & written),
+            # The round to take is the batch's next, or an order's first.
+            inside.eq(busy & more),
+            now.eq(Mux(inside, order.as_value(), self.order.as_value())),
+            number.eq(Mux(inside, following, self.order.number)),
+            self.place.eq(number),
+            self.dense_done.eq(busy & round_last & ~order.sparse),
+            self.sparse_done.eq(busy & round_last & order.sparse & ~more),
+            self.group_done.eq(busy & round_last & order.last & ~more),
+            self.take_order.eq(take & ~inside),
         ]
-        first, last, base, fits = self._take(m, busy, round_last, place)
-        address = self._walk(m, base, busy, row, last_pass)
-
-        ends = Signal()
         with m.If(busy & round_last):
             m.d.sync += busy.eq(0)
-        with m.If(self.take):
-            m.d.sync += [
-                busy.eq(fits),
-                self.header_error.eq(~fits),
-                step.first.eq(first),
-                ends.eq(last),
-                step.sparse.eq(self.rounds[0].sparse),
-            ]
+        with m.If(take):
+            m.d.sync += [order.eq(now), more.eq(kind.more), following.eq(number + 1), busy.eq(fits)]
+        starts = Signal()
+        m.d.sync += [starts.eq(take & fits), self.header_error.eq(take & ~fits)]
         m.d.comb += [
-            self.act.eq(address),
-            self.range_error.eq(self.step_valid & (address >= self.config.ob_blocks)),
-            self.step_done.eq(busy & round_last & ends),
+            self.read.eq(starts),
+            self.read_at.eq(following - 1),
+            self.free.eq(starts & order.last_pair),
         ]
+        places = Places(m, self.config, self.desc, "step")
+        self._take(m, now, inside, following, busy, round_last, take, fits, places)
+        place = self._group(m, now, inside, take, fits)
+        self._rows(m, now, order, take, busy, round_last, places, place)
         return m
 
-    def _walk(self, m, base, busy, row, last_pass):
-        """The operand address, and row and pass, from step to step of a round."""
-        step = self.step
-        address, pair, following = (Signal(BUFFER_ADDRESS_BITS, name=name) for name in ("address", "pair", "following"))
-        m.d.comb += following.eq(address + self.desc.act_stride)
-        with m.If(busy):
-            with m.If(~step.sparse | step.token):
-                m.d.sync += step.pass_.eq(Mux(last_pass, 0, step.pass_ + 1))
-            with m.If(last_pass | (step.sparse & ~step.token)):
-                m.d.sync += [row.eq(row + 1), address.eq(following)]
-            with m.Elif(step.token):
-                m.d.sync += [row.eq(row - 1), address.eq(pair)]
-            with m.If(last_pass & step.token):
-                m.d.sync += pair.eq(following)
-        with m.If(self.take):
-            m.d.sync += [row.eq(0), step.pass_.eq(0), address.eq(base), pair.eq(base)]
-        return address
-
-    def _take(self, m, busy, round_last, place):
-        """When a round is taken, its place in its output step, its first act block, and whether it is right."""
-        desc, kind = self.desc, self.rounds[0]
-        active, want, free = Signal(), Signal(), Signal()
-        in_use = Signal(range(ACC_SLOTS + 1))
-        k, steps_left, outer_left = Signal(32), Signal(32), Signal(32)
-        act, following, raw_base, window_base = (
-            Signal(BUFFER_ADDRESS_BITS, name=name) for name in ("act_base", "next_act", "raw_base", "window_base")
+    def _take(self, m, now, inside, following, busy, round_last, take, fits, places):
+        """When a round is taken: it has come, its tables are written, and its group has places."""
+        active, failed, ready, free, want = (
+            Signal(name=name) for name in ("active", "failed", "ready", "free", "want")
         )
-        first, last, fits, raw_step = Signal(), Signal(), Signal(), Signal()
-        window = kind.window * WINDOW
-        slots = SlotWalk(m, self.config, desc, self.start, self.take & first, "step")
+        in_use = Signal(range(MAX_PLACES + 1))
         m.d.comb += [
-            last.eq(Mux(kind.raw, k == desc.kb - 1, kind.last)),
-            free.eq(~first | (in_use != slots.slots)),
-            want.eq(active & ~self.stop & (~busy | round_last)),
-            self.take.eq(want & self.full & free),
-            self.weight_stall.eq(want & ~self.full),
-            self.drain_stall.eq(want & self.full & ~free),
-            window_base.eq(act + window),
-            following.eq(act + desc.act_out),
-            fits.eq(
-                Cat(kind == each for each in self.rounds).all()
-                & (first | (kind.raw == raw_step))
-                & (kind.raw | (~self.split & (window < desc.kb)))
+            ready.eq(
+                Mux(
+                    inside,
+                    ~now.first_pair | (following != self.arrived),
+                    self.order_valid & (~self.order.sparse | self.loaded),
+                )
             ),
+            free.eq(inside | ~self.order.fresh | (in_use + self.order.size <= places.number)),
+            want.eq(active & ~failed & ~self.stop & (~busy | round_last)),
+            take.eq(want & ready & free),
+            self.weight_stall.eq(want & ~ready),
+            self.drain_stall.eq(want & ready & ~free),
         ]
-        m.d.sync += in_use.eq(in_use + (self.take & first) - self.step_drained)
-        with m.If(self.take):
-            m.d.sync += [k.eq(k + 1), raw_base.eq(raw_base + Mux(self.split, self.config.units, 1)), first.eq(last)]
-            with m.If(first):
-                m.d.sync += [place.eq(slots.base), raw_step.eq(kind.raw)]
-            with m.If(last):
-                m.d.sync += [k.eq(0), raw_base.eq(act), steps_left.eq(steps_left - 1)]
-                with m.If(steps_left == 1):
-                    m.d.sync += [act.eq(following), raw_base.eq(following), steps_left.eq(desc.ob)]
-                    m.d.sync += [outer_left.eq(outer_left - 1), active.eq(outer_left != 1)]
+        began = Mux(self.take_order & self.order.fresh, self.order.size, 0)
+        m.d.sync += in_use.eq(in_use + began - self.step_drained)
+        with m.If(take):
+            m.d.sync += [failed.eq(~fits), active.eq(~(now.final & ~self.round.kind.more))]
         with m.If(self.start):
-            m.d.sync += [active.eq(1), first.eq(1), k.eq(0), raw_base.eq(desc.act), act.eq(desc.act)]
-            m.d.sync += [steps_left.eq(desc.ob), outer_left.eq(desc.n_outer)]
-        return first, last, Mux(kind.raw, raw_base, window_base), fits
+            m.d.sync += active.eq(1)
+
+    def _group(self, m, now, inside, take, fits):
+        """Whether a round is right for its group, whose steps must all have rounds in the end; its step's place."""
+        kind, first = self.round.kind, Signal()
+        base, following = Signal(range(MAX_PLACES), name="group_place"), Signal(range(MAX_PLACES))
+        # Steps that have rounds, a bit each: ahead of the present batch, and with what is taken of that.
+        ahead, batch, before, behind = (
+            Signal(MAX_BUNDLE, name=name) for name in ("steps_ahead", "steps_of_batch", "before", "behind")
+        )
+        fresh, whole, place = Signal(), Signal(), Signal(range(MAX_PLACES), name="step_place")
+        m.d.comb += [
+            fresh.eq(~inside & now.fresh),
+            before.eq(Mux(fresh, 0, ahead)),
+            behind.eq(before | Mux(inside, batch, 0) | (1 << kind.step)),
+            whole.eq(behind == ((1 << now.size) - 1)[:MAX_BUNDLE]),
+            first.eq(~(before >> kind.step)[0]),
+            fits.eq(now.fits & self.round.agree & (kind.step < now.size) & (whole | ~now.last | kind.more)),
+        ]
+        with m.If(take):
+            m.d.sync += [
+                batch.eq(behind),
+                ahead.eq(Mux(now.last_pair & ~kind.more, behind, before)),
+                self.step.first.eq(first),
+                place.eq(Mux(fresh, following, base) + kind.step),
+            ]
+        with m.If(take & fresh):
+            m.d.sync += [base.eq(following), following.eq(following + now.size)]
+        with m.If(self.start):
+            m.d.sync += following.eq(0)
+        return place
+
+    def _rows(self, m, now, order, take, busy, round_last, places, place):
+        """Rows and passes of a round, and the operand address of a dense one."""
+        step, row, last_row = self.step, Signal(ROW_BITS), Signal(ROW_BITS)
+        last_pass, row_last = Signal(), Signal()
+        most, least = rows_of_turns(m, self.desc)
+        m.d.comb += [
+            last_row.eq(Mux(order.last_turn, least, most)),
+            last_pass.eq(step.pass_ == self.config.passes - 1),
+            row_last.eq(Mux(order.sparse, step.token, row == last_row)),
+            round_last.eq(last_pass & row_last),
+            step.row.eq(places.row(place, row)),
+            step.sparse.eq(order.sparse),
+            step.half.eq(order.half),
+            step.token.eq(order.sparse & row[0]),
+            self.step_valid.eq(busy & (~step.token | (row <= last_row))),
+            self.act_valid.eq(busy & ~order.sparse),
+            self.range_error.eq(self.act_valid & (self.act >= self.config.ob_blocks)),
+        ]
+        with m.If(busy):
+            with m.If(~order.sparse | step.token):
+                m.d.sync += step.pass_.eq(Mux(last_pass, 0, step.pass_ + 1))
+            with m.If(order.sparse):
+                m.d.sync += row[0].eq(~row[0])
+            with m.Elif(last_pass):
+                m.d.sync += [row.eq(row + 1), self.act.eq(self.act + self.desc.act_stride)]
+        with m.If(take):
+            m.d.sync += [
+                step.pass_.eq(0),
+                row.eq(Mux(now.sparse, Cat(Const(0, 1), now.pair), 0)),
+                self.act.eq(now.act),
+            ]
 
 
 class DrainControl(wiring.Component):
     """Reads finished output steps out of the accumulators, row by row.
 
-    Latency: a step done in t is drained from t + MX_ACC_LATENCY on (``drain`` itself is registered, a cycle later), or
-    right after its predecessor. Throughput: a word of ``lanes`` a cycle (SPLIT_N), a granule a cycle (SPLIT_K).
+    Latency: the steps of a group done in t are drained from t + MX_ACC_LATENCY on (``drain`` itself is registered, a
+    cycle later), or right after their predecessors. Throughput: a word of ``lanes`` a cycle (SPLIT_N), a granule a cycle (SPLIT_K).
 
     Back-pressure: none. Reset: idle.
 
     Parameters: ``config``.
 
-    Members: ``start``, ``desc``: an MX instruction; ``step_done``: see :class:`StepControl`; ``drain``,
+    Members: ``start``, ``desc``: an MX instruction; ``group_done``: see :class:`StepControl`; ``drain``,
     ``drain_valid``: the row to read, a cycle late; ``group``, ``dst``: word of the row and its granule in the
     accumulator buffer, with ``drain``; ``step_drained``: the last drain cycle of a step, ``all_drained``: and of the
     instruction (in time); ``range_error``: ``dst`` is beyond the buffer (with ``drain``).
@@ -209,7 +461,7 @@ class DrainControl(wiring.Component):
             {
                 "start": In(1),
                 "desc": In(descriptor_layout(Unit.MX)),
-                "step_done": In(1),
+                "group_done": In(1),
                 "drain": Out(accumulator_rows(config)),
                 "drain_valid": Out(1),
                 "group": Out(range(config.drain_cycles_a_row)),
@@ -224,20 +476,24 @@ class DrainControl(wiring.Component):
         m = Module()
         config, desc = self.config, self.desc
         split_k = desc.mode == MxMode.SPLIT_K
-        line, ready = Signal(MX_ACC_LATENCY - 1), Signal(range(ACC_SLOTS + 1))
-        m.d.sync += [line.eq(Cat(self.step_done, line)), ready.eq(ready + line[-1] - self.step_drained)]
+        line, ready = Signal(MX_ACC_LATENCY - 1), Signal(range(MAX_PLACES + 1))
+        size = self._group_size(m, line[-1])
+        m.d.sync += [
+            line.eq(Cat(self.group_done, line)),
+            ready.eq(ready + Mux(line[-1], size, 0) - self.step_drained),
+        ]
 
         row, group, steps_left, outer_left = Signal(32), Signal.like(self.group), Signal(32), Signal(32)
         address, row_base, step_base, dst, next_step = (
             Signal(BUFFER_ADDRESS_BITS, name=name)
             for name in ("address", "row_base", "step_base", "dst_base", "next_step")
         )
-        active, row_last, outer_last = Signal(), Signal(), Signal()
-        slots = SlotWalk(m, config, desc, self.start, self.step_drained, "drain")
+        active, row_last, outer_last, step = Signal(), Signal(), Signal(), Signal(range(MAX_PLACES))
+        places, (most, least) = Places(m, config, desc, "drain"), rows_of_turns(m, desc)
         m.d.comb += [
             active.eq(ready != 0),
             row_last.eq(split_k | (group == config.drain_cycles_a_row - 1)),
-            self.step_drained.eq(active & row_last & (row == desc.n_rows - 1)),
+            self.step_drained.eq(active & row_last & (row == Mux(outer_left == 1, least, most))),
             outer_last.eq(self.step_drained & (steps_left == 1)),
             self.all_drained.eq(outer_last & (outer_left == 1)),
             next_step.eq(Mux(outer_last, dst + desc.dst_out, step_base + Mux(split_k, 1, config.units))),
@@ -254,6 +510,7 @@ class DrainControl(wiring.Component):
         with m.If(self.step_drained):
             m.d.sync += [
                 row.eq(0),
+                step.eq(step + 1),
                 steps_left.eq(steps_left - 1),
                 address.eq(next_step),
                 row_base.eq(next_step),
@@ -264,6 +521,7 @@ class DrainControl(wiring.Component):
         with m.If(self.start):
             m.d.sync += [
                 row.eq(0),
+                step.eq(0),
                 group.eq(0),
                 steps_left.eq(desc.ob),
                 outer_left.eq(desc.n_outer),
@@ -274,9 +532,19 @@ class DrainControl(wiring.Component):
             ]
         m.d.sync += [
             self.drain_valid.eq(active),
-            self.drain.eq(slots.base + row),
+            self.drain.eq(places.row(step, row)),
             self.group.eq(group),
             self.dst.eq(address),
             self.range_error.eq(active & (address >= config.ab_granules)),
         ]
         return m
+
+    def _group_size(self, m, done):
+        """Steps of the group that is done: groups end in the order of their steps."""
+        left = Signal(32, name="group_steps_left")
+        size, _ = group_size(m, self.desc, left, "done")
+        with m.If(done):
+            m.d.sync += left.eq(Mux(left == size, self.desc.ob, left - size))
+        with m.If(self.start):
+            m.d.sync += left.eq(self.desc.ob)
+        return size

@@ -5,27 +5,39 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.accumulator import ROW, Accumulators, accumulator_rows, delay_valid, step_layout
-from hw.chain import DENSE_BREAKS, N_GROUPS, STEP, SUMS, SparseChain, chain_latency
-from hw.dsp_group import MULTIPLIERS_PER_GROUP, N_LANES, delay
+from hw.chain import DENSE_BREAKS, N_GROUPS, STEP, SUMS, TABLES, SparseChain, chain_latency
+from hw.dsp_group import ENTRY, N_LANES, delay
 from hw.interfaces import AXI4Read, descriptor_layout
-from hw.operand_buffer import BLOCK_BITS, WINDOW_LAYOUT
-from hw.round import ROUND_KIND
+from hw.operand_buffer import BLOCK_BITS, WINDOW_LAYOUT, OperandBuffer
+from hw.round import PLACE, ROUND_KIND
 from hw.spec.config import BLOCK, Config
 from hw.spec.isa import Unit
-from hw.spec.weights import UNREACHED, single_slot
+from hw.spec.weights import TABLE_ENTRIES, WINDOW
 from hw.weight_front import WeightFront
-from hw.weight_reader import WeightReader
+from hw.weight_reader import CAME, WeightReader
 
-ACTS_LATENCY = 4
-"""Cycles from a step to its window of act blocks at the units: operand memory, its register, rotation, broadcast."""
-SELECT_LATENCY = 2
-"""From there to the chains: every group's block, pairs of rows side by side."""
+CROSSING = 2
+"""Registers of a net between core and unit: one at each end, for it may have to cross dies."""
+ACTS_LATENCY = OperandBuffer.latency + 1
+"""Cycles from a step to its window of act blocks in the unit: operand buffer, which ends with a register, and one here."""
+SELECT_LATENCY = 1
+"""From there to the chains: a dense step's block of the window, a pass's rows."""
 TURN_LATENCY = 1
 """From the chains' sums to the accumulators': those of a pair's two steps put together by row."""
 CASCADE_GROUPS = 4
 """All rows break at group 4 anyhow."""
 
-GROUP_ACTS = data.ArrayLayout(BLOCK_BITS, N_GROUPS)
+COMMAND = data.StructLayout(
+    {
+        "read": 1,  # the round at `at` is multiplied from this step on
+        "at": PLACE,
+        "free": 1,  # and for the last time
+        "load": 1,  # entries for tables come, of the blocks of the round at `load_at`
+        "load_at": PLACE,
+        "load_half": 1,
+    }
+)
+"""What a unit does with its rounds."""
 
 
 class MatrixUnit(wiring.Component):
@@ -33,24 +45,28 @@ class MatrixUnit(wiring.Component):
 
     A dense step is a row and a pass: chain c multiplies rows 2 * (pass * chains + c) and the next of the round. The
     two steps of a sparse pair of rows follow each other; in that of ``token`` t, chain c multiplies the t-th of its two
-    rows for both, and the sums of (row, pass) are put together from both steps.
+    rows for both, and the sums of (row, pass) are put together from both steps. Sparse steps look their activations up
+    in tables, which are written beforehand: sixteen windows with an entry a block, see
+    :class:`hw.operand_buffer.OperandBuffer`.
 
     Numeric contract: int8 acts[-128, 127], int8 weights[-127, 127], exact; int32 totals wrap.
 
-    Latency: a round taken in T serves the steps from T + 1 on, until the next is taken. A step in t has its window in
-    t + ``ACTS_LATENCY``; the first ``drain`` that sees its sums is that of t + ``step_latency``. ``drain`` in y is on
-    ``row`` in y + 2. Throughput: a step a cycle; a beat a cycle.
+    Latency: every input and output but the memory channel's is a register of the unit; times are those ahead of it. A
+    round whose last beat is popped in c is on ``done`` in c + 2 and can be read by a step from c + 5 on. A step in t
+    has its window in t + ``ACTS_LATENCY - 1``, and a ``read`` with it is that of its round; the first ``drain`` that
+    sees its sums is in t + ``step_latency`` - 2. ``load`` in l: the first entry is in ``window`` in
+    l + 1, steps may read its table from l + 13 on. ``drain`` in y is on ``row`` in y + 3. Throughput: a
+    step a cycle; a beat a cycle; a table in 16 cycles.
 
-    Back-pressure: takes happen with ``full`` only, in the last cycle of the round before at the earliest. Reset: idle,
-    FIFO and weight buffer empty; sums keep their values.
+    Back-pressure: reads happen of rounds that are done, and ``free`` is given once for each. Reset: idle, FIFO and
+    weight buffer empty; sums and tables keep their values.
 
     Parameters: ``config``; ``primitive``: see :class:`hw.dsp48e2.DSP48E2`.
 
-    Members: ``rd_start``, ``rd_desc``, ``stop``, ``active``, ``bus_idle``, ``axi``: see
-    :class:`hw.weight_reader.WeightReader`; ``full``, ``round``, ``take``: the next round; ``step``, ``step_valid``
-    (not for a row that is not written), ``window``: work; ``drain``, ``drain_valid``, ``row``: results;
-    ``bus_error``, ``header_error``: sticky; ``unpack_stall``: a beat waits for room among the rounds; ``kv``: a beat of
-    keys or values comes.
+    Members: ``rd_start``, ``rd_desc``, ``stop``, ``active``, ``bus_idle``, ``axi``, ``came``: see
+    :class:`hw.weight_reader.WeightReader`; ``done``, ``kind``: a round is complete; ``command``; ``step``,
+    ``step_valid`` (not for a row that is not written), ``window``: work; ``drain``, ``drain_valid``, ``row``: results;
+    ``bus_error``, ``header_error``: sticky; ``unpack_stall``: a beat waits for room among the rounds.
     """
 
     def __init__(self, config: Config, *, primitive=False):
@@ -66,10 +82,10 @@ class MatrixUnit(wiring.Component):
                 "bus_error": Out(1),
                 "header_error": Out(1),
                 "unpack_stall": Out(1),
-                "kv": Out(1),
-                "full": Out(1),
-                "round": Out(ROUND_KIND),
-                "take": In(1),
+                "came": Out(CAME),
+                "done": Out(1),
+                "kind": Out(ROUND_KIND),
+                "command": In(COMMAND),
                 "step": In(step_layout(config)),
                 "step_valid": In(1),
                 "window": In(WINDOW_LAYOUT),
@@ -87,6 +103,7 @@ class MatrixUnit(wiring.Component):
 
     @property
     def step_latency(self):
+        """From a step, ahead of both of its registers, to the first drain behind its own that sees the step's sums."""
         return self.sums_at + Accumulators.latency
 
     def elaborate(self, platform):
@@ -95,81 +112,95 @@ class MatrixUnit(wiring.Component):
         m.submodules.front = front = WeightFront()
         m.submodules.accumulators = accumulators = Accumulators(self.config, primitive=self.primitive)
         wiring.connect(m, wiring.flipped(self.axi), reader.axi)
-        m.d.comb += [
+        command = self._command(m)
+        m.d.sync += [
             reader.start.eq(self.rd_start),
             reader.desc.eq(self.rd_desc),
             reader.stop.eq(self.stop),
             self.active.eq(reader.active),
             self.bus_idle.eq(reader.bus_idle),
             self.bus_error.eq(reader.error),
-            self.kv.eq(reader.kv),
+            self.came.eq(reader.came),
+            self.done.eq(front.done),
+            self.kind.eq(front.kind),
+            self.header_error.eq(front.error),
+            self.unpack_stall.eq(front.stall),
+            accumulators.drain.eq(self.drain),
+            accumulators.drain_valid.eq(self.drain_valid),
+        ]
+        early = ACTS_LATENCY - CROSSING - 1
+        m.d.comb += [
             front.i.eq(reader.o),
             front.i_valid.eq(reader.o_valid),
             reader.pop.eq(front.pop),
-            self.full.eq(front.full),
-            self.round.eq(front.round),
-            front.take.eq(self.take),
+            front.free.eq(command.free),
             # Current from the cycle in which the round's first step has its window.
-            front.read.eq(delay_valid(m, self.take, ACTS_LATENCY, "read")),
-            self.header_error.eq(front.error),
-            self.unpack_stall.eq(front.stall),
+            front.read.eq(delay_valid(m, command.read, early, "read")),
+            front.at.eq(delay(m, command.at, early, "at")),
+            front.load.eq(command.load),
+            front.load_at.eq(command.load_at),
+            self.row.eq(accumulators.o),
         ]
         # Steps as they are when their window arrives, when the chains get them, and when their sums are put together.
-        step = [data.View(step_layout(self.config), delay(m, self.step.as_value(), ACTS_LATENCY, "step"))]
-        for cycles in (1, 1, self.sums_at - 1 - ACTS_LATENCY - SELECT_LATENCY, 1):
+        layout, valid = step_layout(self.config), delay_valid(m, self.step_valid, 1, "step_valid_in")
+        step = [data.View(layout, delay(m, self.step.as_value(), ACTS_LATENCY - CROSSING + 1, "step"))]
+        for cycles in (SELECT_LATENCY, self.sums_at - 1 - ACTS_LATENCY - SELECT_LATENCY, 1):
             number = len(step)
-            step.append(data.View(step_layout(self.config), delay(m, step[-1].as_value(), cycles, f"step_{number}")))
-        acts = self._acts(m, front.o.blocks, step[1])
-        sums = self._chains(m, acts, front.o, step[0], step[2])
+            step.append(data.View(layout, delay(m, step[-1].as_value(), cycles, f"step_{number}")))
+        window = data.View(WINDOW_LAYOUT, delay(m, self.window.as_value(), 1, "window"))
+        tables = self._tables(m, window, command, front.blocks)
+        acts = delay(m, window.as_value().word_select(front.o.blocks[0], BLOCK_BITS), SELECT_LATENCY, "own")
+        sums = self._chains(m, acts, tables, front.o, step[0], step[1])
         scales = delay(
             m,
             front.o.scales.as_value().word_select(step[0].pass_, len(accumulators.scales.as_value())),
             self.sums_at - ACTS_LATENCY,
             "scales",
         )
-        self._turn(m, sums, step[4], accumulators.sums)
+        self._turn(m, sums, step[3], accumulators.sums)
         m.d.comb += [
             # The accumulators read one cycle ahead of the sums.
-            accumulators.i.eq(step[3]),
+            accumulators.i.eq(step[2]),
             accumulators.scales.eq(scales),
-            accumulators.i_valid.eq(delay_valid(m, self.step_valid, self.sums_at - 1, "step_valid")),
-            accumulators.drain.eq(self.drain),
-            accumulators.drain_valid.eq(self.drain_valid),
-            self.row.eq(accumulators.o),
+            accumulators.i_valid.eq(delay_valid(m, valid, self.sums_at - 1 - CROSSING, "step_valid")),
         ]
         return m
 
-    def _acts(self, m, blocks, step):
-        """Both tokens' block of each group: dense (the row's own, any), sparse (first row of the pair, second row).
+    def _command(self, m):
+        """The command, registered."""
+        command = Signal(COMMAND)
+        m.d.sync += command.eq(self.command)
+        return command
 
-        ``step`` is that of the registered blocks: the chains get them a cycle later, together with what came next.
-        """
-        chosen = Signal(GROUP_ACTS)
-        own, first, second = (Signal(GROUP_ACTS, name=name, reset_less=True) for name in ("own", "first", "second"))
+    def _tables(self, m, window, command, blocks):
+        """The entries that are written into the chains' tables: of each group its block's."""
+        count, half, coming = Signal(range(TABLE_ENTRIES)), Signal(), Signal()
+        tables = Signal(TABLES, reset_less=True)
+        with m.If(coming):
+            m.d.sync += [count.eq(count + 1), coming.eq(count != TABLE_ENTRIES - 1)]
+        with m.If(command.load):
+            m.d.sync += [count.eq(0), half.eq(command.load_half), coming.eq(1)]
+        m.d.sync += [tables.write.en.eq(coming), tables.write.half.eq(half), tables.write.at.eq(count)]
+        entries = Array(window[block][: ENTRY.size] for block in range(WINDOW))
         for group in range(N_GROUPS):
-            m.d.comb += chosen[group].eq(self.window.as_value().word_select(blocks[group], BLOCK_BITS))
-        m.d.sync += own.eq(chosen)
-        with m.If(~step.token):
-            m.d.sync += [first.eq(own), second.eq(chosen)]
-        acts = Signal(STEP["acts"].shape)
-        for group in range(N_GROUPS):
-            m.d.comb += acts[group].as_value().eq(Cat(first[group], second[group]))
-        return acts
+            m.d.sync += tables.entries[group].eq(entries[blocks[group]])
+        return tables
 
-    def _chains(self, m, acts, weights, step, step_in):
+    def _chains(self, m, acts, tables, weights, step, step_in):
         """The chains, with the rows that they need in ``step`` and get in ``step_in``; their sums."""
-        sums, single = [], delay(m, weights.single, SELECT_LATENCY, "single")
+        sums = []
         for number in range(self.config.chains):
-            chain = SparseChain(cascade_groups=CASCADE_GROUPS, singles=self.singles(number), primitive=self.primitive)
+            chain = SparseChain(cascade_groups=CASCADE_GROUPS, primitive=self.primitive)
             m.submodules[f"chain_{number}"] = chain
             rows, indices = self._rows(number, weights, step)
             i = chain.i.payload
             m.d.comb += [
                 chain.i.valid.eq(1),
+                chain.tables.eq(tables),
                 i.acts.eq(acts),
                 i.sparse.eq(step_in.sparse),
+                i.half.eq(step_in.half),
                 i.row.eq(step_in.token),
-                i.single.eq(single),
                 i.breaks.eq(DENSE_BREAKS),
                 i.weights.eq(delay(m, rows, SELECT_LATENCY, f"weights_{number}")),
                 i.indices.eq(delay(m, indices, SELECT_LATENCY, f"indices_{number}")),
@@ -177,31 +208,17 @@ class MatrixUnit(wiring.Component):
             sums.append(chain.o_sums.payload)
         return sums
 
-    def _mine(self, number):
-        """Chain ``number``'s rows of a round, two a pass."""
-        return [
+    def _rows(self, number, weights, step):
+        """Chain ``number``'s two rows of a pass; the indices of the one that a sparse step multiplies."""
+        rows, indices = ([each.as_value() for each in weights[name]] for name in ("weights", "indices"))
+        mine = [
             N_LANES * (pass_ * self.config.chains + number) + i
             for pass_ in range(self.config.passes)
             for i in range(N_LANES)
         ]
-
-    def singles(self, number):
-        """Which slots of each of its groups hold a block's only weight in any of the chain's rows."""
-        slots = {single_slot(row, group) for row in self._mine(number) for group in range(N_GROUPS)}
-        return [
-            tuple(MULTIPLIERS_PER_GROUP * group + slot in slots for slot in range(MULTIPLIERS_PER_GROUP))
-            for group in range(N_GROUPS)
-        ]
-
-    def _rows(self, number, weights, step):
-        """Chain ``number``'s rows of a pass; the indices of the one that a sparse step multiplies, or for a dense step
-        the places of the weights."""
-        rows, indices = ([each.as_value() for each in weights[name]] for name in ("weights", "indices"))
-        mine = self._mine(number)
-        own = Cat(Const(place, range(BLOCK)) for place in UNREACHED).replicate(N_GROUPS)
         return (
             Cat(rows[i] for i in mine).word_select(step.pass_, N_LANES * len(rows[0])),
-            Mux(step.sparse, Cat(indices[i] for i in mine).word_select(Cat(step.token, step.pass_), len(own)), own),
+            Cat(indices[i] for i in mine).word_select(Cat(step.token, step.pass_), len(indices[0])),
         )
 
     def _turn(self, m, sums, step, words):

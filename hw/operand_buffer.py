@@ -5,7 +5,7 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.buffer_memory import BufferMemory
-from hw.dsp_group import delay
+from hw.dsp_group import ENTRY, delay
 from hw.interfaces import BufferWrite
 from hw.spec.config import BLOCK, Config
 from hw.spec.resources import buffer
@@ -13,6 +13,8 @@ from hw.spec.weights import WINDOW
 
 BLOCK_BITS = 8 * BLOCK
 WINDOW_LAYOUT = data.ArrayLayout(BLOCK_BITS, WINDOW)
+READ_LATENCY = 3
+"""Cycles from a read to its rotated window."""
 
 
 class OperandBuffer(wiring.Component):
@@ -20,23 +22,30 @@ class OperandBuffer(wiring.Component):
 
     Every bank reads one block: the one of a .. a + banks - 1 that lives in it. Blocks wrap at ``ob_blocks``.
 
-    Latency: ``latency`` cycles from ``en`` to ``window`` and ``own``. What is written in t is read by ``en`` in t + 1.
-    Throughput: a window and a written word a cycle. Back-pressure: none. Reset: none; contents read 0 after power-up.
+    A read with ``first`` and one with ``second`` a cycle later are two tokens' windows. They go out input by input, 16
+    cycles long: each block of ``window`` then has in its low bits an entry for tables (`hw.dsp_group`), the values of
+    both tokens at one input. One of another token may begin 16 cycles later; no other read may in between.
+
+    Latency: ``latency`` cycles from ``en`` to ``window`` and ``own``; the first entry is there ``latency + 1`` cycles
+    after ``first``. What is written in t is read by ``en`` in t + 1. Throughput: a window and a written word a cycle.
+    Back-pressure: none. Reset: none; contents read 0 after power-up.
 
     Parameters: ``config``.
 
-    Members: ``en``, ``addr``: first block to read; ``split``: unit u gets block addr + u (``addr`` a multiple of units)
-    as its own, else block addr; ``window``: int8[8, 16]; ``own``: int8[units, 16]; ``write``: the vector unit's port,
-    in words of ``lanes`` int8.
+    Members: ``en``, ``addr``: first block to read; ``first``, ``second``: the read is for an entry's tokens; ``split``:
+    unit u gets block addr + u (``addr`` a multiple of units) as its own, else block addr; ``window``: int8[8, 16];
+    ``own``: int8[units, 16]; ``write``: the vector unit's port, in words of ``lanes`` int8.
     """
 
-    latency = 4
+    latency = READ_LATENCY + 2
 
     def __init__(self, config: Config):
         self.config = config
         super().__init__(
             {
                 "en": In(1),
+                "first": In(1),
+                "second": In(1),
                 "addr": In(range(config.ob_blocks)),
                 "split": In(1),
                 "window": Out(WINDOW_LAYOUT),
@@ -57,14 +66,39 @@ class OperandBuffer(wiring.Component):
         for place in range(WINDOW):
             bank = delay(m, (low + place)[: len(low)], 2, f"bank_of_{place}")
             m.d.sync += rotated[place].eq(blocks.as_value().word_select(bank, BLOCK_BITS))
-        m.d.sync += self.window.eq(rotated)
 
         # As many banks as units: a split read starts at bank 0. More: its blocks all lie in the window.
-        split = delay(m, self.split, 3, "split")
+        split = delay(m, self.split, READ_LATENCY, "split")
         for unit in range(units):
             own = delay(m, blocks[unit], 1, f"own_{unit}") if units == banks else rotated[unit]
-            m.d.sync += self.own[unit].eq(Mux(split, own, rotated[0]))
+            chosen = Signal(BLOCK_BITS, name=f"chosen_{unit}", reset_less=True)
+            m.d.sync += chosen.eq(Mux(split, own, rotated[0]))
+            m.d.comb += self.own[unit].eq(delay(m, chosen, 1, f"own_out_{unit}"))
+        self._window(m, rotated)
         return m
+
+    def _window(self, m, rotated):
+        """A window as it is, or the entries of two: their blocks shift by an input a cycle."""
+        plain = self.en & ~self.first & ~self.second
+        first, second, plain = (
+            delay(m, en, READ_LATENCY, name)
+            for en, name in ((self.first, "first"), (self.second, "second"), (plain, "plain"))
+        )
+        of_entries = Signal(reset_less=True)
+        m.d.sync += of_entries.eq(first | (of_entries & ~plain))
+        for block in range(WINDOW):
+            one, other, out = (
+                Signal(BLOCK_BITS, name=f"{name}_{block}", reset_less=True) for name in ("one", "other", "window")
+            )
+            late = delay(m, one[:8], 1, f"late_{block}")
+            m.d.sync += [
+                one.eq(Mux(first, rotated[block], one >> 8)),
+                other.eq(Mux(second | plain, rotated[block], other >> 8)),
+                out.eq(other),
+            ]
+            with m.If(of_entries):
+                m.d.sync += out[: ENTRY.size].eq(Cat(late, other[:8]))
+            m.d.comb += self.window[block].eq(out)
 
     def _bank(self, m, bank):
         """One bank's memory: the block it reads, a cycle later."""

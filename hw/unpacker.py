@@ -1,7 +1,7 @@
 """Weight beats -> rounds of levels and indices: the stream format of `hw.spec.weights`, a beat a cycle."""
 
 from amaranth.hdl import *
-from amaranth.lib import data, wiring
+from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.interfaces import BEAT_BITS
@@ -9,8 +9,10 @@ from hw.round import BLOCKS, INDICES, N_GROUPS, ROUND_KIND, SCALES
 from hw.spec.config import BLOCK
 from hw.spec.weights import (
     BITS,
+    HEADER_RUNS,
     HIGH_BITS,
     LOW_BITS,
+    MAX_BUNDLE,
     NIBBLES,
     NONZEROS,
     QUARTERS,
@@ -18,9 +20,11 @@ from hw.spec.weights import (
     RUN_BYTES,
     RUN_FIELDS,
     RUN_MAGIC,
+    SHARED_FIELDS,
     WINDOW,
     code_beat,
     index_beats,
+    next_odd,
     round_beats,
     round_blocks,
     single_slot,
@@ -68,13 +72,15 @@ CHOICE = data.ArrayLayout(data.ArrayLayout(2, NIBBLE), QUARTERS)
 """Each low cell bit's source, as its place among the distinct ones."""
 
 SLOT = data.StructLayout(dict(RUN_FIELDS) | {"scales": SCALES})
+HEADER_BEATS = MAX_BUNDLE // HEADER_RUNS
 PART = data.StructLayout({"nonzeros": range(len(NONZEROS)), "wide": 1, "left": WINDOW, "scales": SCALES})
 """A complete round's run; wide: 8 bits; left: the window's blocks of it and of later rounds, RAW: block 0."""
 COMMAND = data.StructLayout(
     {
         "choice": CHOICE,  # what is written into the low bits of the cells
         "codes": QUARTERS,  # the quarters that it brings codes for
-        "high": QUARTERS,  # the quarters whose bits 3 .. 7 it brings
+        "top": QUARTERS,  # the quarters whose bit 3 it brings
+        "high": QUARTERS,  # the quarters whose bits 4 .. 7 it brings, a byte's or the next 3-bit round's
         "halves": 2,  # the indices (a half: slots 0 .. 7, 8 .. 15) that it brings
         "masks": 1,  # it brings them as masks
     }
@@ -87,8 +93,6 @@ LEVELS = data.StructLayout(
         "indices": INDICES,
         "blocks": BLOCKS,
         "used": USED,
-        "sparse": 1,
-        "single": 1,
     }
 )
 """cells: bytes, or levels in their low four bits, of [row][slot]; used: slots that hold weights, in even and in odd
@@ -153,19 +157,60 @@ def _place(nibble, rank):
     return places[rank] if rank < len(places) else NIBBLE - 1
 
 
-class RunSequencer(wiring.Component):
-    """Follows headers and runs: what each beat is and which rounds it completes.
+class Header(wiring.Component):
+    """The slots of a header, in LUT memory: four banks, a slot of each beat in each.
 
-    The header shifts by a slot when a run ends, and a run's descriptor loses the blocks of finished rounds, so the
-    lowest slot is always what is to come; one of zeros awaits a header (or is a RAW block's stand-in).
+    Latency: a beat written in t is read from t + 1 on; ``o`` follows ``at`` at once. Throughput: a beat in and a slot
+    out a cycle. Back-pressure, reset: none.
+
+    Members: ``i``, ``row``, ``write``: a beat and its number in the header; ``at``, ``o``: a slot.
+    """
+
+    def __init__(self):
+        super().__init__(
+            {
+                "i": In(BEAT_BITS),
+                "row": In(range(HEADER_BEATS)),
+                "write": In(1),
+                "at": In(range(MAX_BUNDLE)),
+                "o": Out(SLOT),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        slots = []
+        banks = HEADER_RUNS.bit_length() - 1
+        for bank in range(HEADER_RUNS):
+            m.submodules[f"bank_{bank}"] = store = memory.Memory(
+                shape=unsigned(SLOT_BITS), depth=HEADER_BEATS, init=[]
+            )
+            write, read = store.write_port(), store.read_port(domain="comb")
+            m.d.comb += [
+                write.en.eq(self.write),
+                write.addr.eq(self.row),
+                write.data.eq(self.i.word_select(bank, SLOT_BITS)),
+                read.addr.eq(self.at[banks:]),
+            ]
+            slots.append(read.data)
+        m.d.comb += self.o.as_value().eq(Array(slots)[self.at[:banks]])
+        return m
+
+
+class RunSequencer(wiring.Component):
+    """Follows headers, bundles and runs: what each beat is and which rounds it completes.
+
+    ``run`` is the slot that is to come, of zeros while a header is awaited (or for a RAW block), ``following`` the one
+    behind it: the bundle's next, its first for another batch, or the next bundle's first. It is looked up in the
+    cycles of a run, which has two at least if its bundle has several runs.
 
     Latency: ``done`` and ``kind`` with ``pop``; ``command``, ``part`` and ``part_valid`` one cycle later. Throughput: a
     beat a cycle. Back-pressure: none. Reset: awaits a header or a RAW block.
 
     Members: ``i``, ``pop``: a beat, taken in this cycle; ``command``: what to do with it; ``done``, ``kind``: it
     completes a round, and which; ``part``, ``part_valid``: the round's blocks, scales and form; ``error``: sticky, a
-    slot that is no run, a STREAM instruction's first beat inside a run or a RAW block, a RAW beat inside a run, a
-    STREAM beat inside a RAW block. After an error, rounds mean nothing.
+    slot that is no run or not of its bundle, a header of too many slots, a STREAM instruction's first beat or a RAW
+    beat inside a header or a run, a STREAM beat inside a RAW block. After an error, rounds mean nothing.
     """
 
     def __init__(self):
@@ -184,33 +229,42 @@ class RunSequencer(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        header, count, odd = Signal(BEAT_BITS), Signal(3), Signal()
-        run = data.View(SLOT, header[:SLOT_BITS])
-        in_run, payload, last_round, wrong = (
-            Signal(name=name) for name in ("in_run", "payload", "last_round", "wrong")
+        run, following = Signal(SLOT), Signal(SLOT)
+        left, count, odd = Signal(WINDOW), Signal(3), Signal()
+        row = Signal(range(HEADER_BEATS), name="header_row")
+        collecting, in_run, payload, bundle_ends = (
+            Signal(name=name) for name in ("collecting", "in_run", "payload", "bundle_ends")
         )
         last_beat = named(m, "last_beat", lookup(Cat(run.nonzeros, run.bits, odd), 3, self._last_beat))
-        following = self._following(m, run)
+        later = self._later(m, run, left)
         m.d.comb += [
             in_run.eq(run.magic != 0),
             payload.eq(in_run | self.i.raw | (count != 0)),
             self.done.eq(self.pop & payload & (count == last_beat)),
-            last_round.eq(following == 0),
+            bundle_ends.eq(~run.more & (later == 0)),
             self.kind.sparse.eq(run.nonzeros != 0),
             self.kind.raw.eq(~in_run),
             self.kind.window.eq(run.window),
-            self.kind.last.eq(run.last & last_round),
+            self.kind.step.eq(run.step),
+            self.kind.more.eq(run.more),
+            self.kind.last.eq(run.last & (later == 0)),
         ]
+        self._walk(m, run, following, left, later, bundle_ends, payload, in_run, collecting, row)
         with m.If(self.pop & payload):
             m.d.sync += count.eq(lookup(count, 3, lambda i: (i + 1) % 8))
-        with m.Elif(self.pop):
-            m.d.sync += header.eq(self.i.data)
         with m.If(self.done):
-            m.d.sync += [count.eq(0), odd.eq(in_run & ~last_round & ~odd), run.blocks.eq(following)]
-            with m.If(in_run & last_round):
-                m.d.sync += header.eq(header >> SLOT_BITS)
+            behind = lookup(Cat(run.bits, odd), 1, lambda i: next_odd(BITS[i & 3], i >> 2))
+            m.d.sync += [count.eq(0), odd.eq(in_run & ~bundle_ends & behind)]
 
-        m.d.comb += wrong.eq(Mux(payload, (self.i.first | (in_run == self.i.raw)), self._bad_header()))
+        wrong = named(
+            m,
+            "wrong",
+            Mux(
+                payload,
+                self.i.first | (in_run == self.i.raw) | collecting,
+                self._bad_header(m, collecting, row),
+            ),
+        )
         with m.If(self.pop & wrong):
             m.d.sync += self.error.eq(1)
         self._command(m, run, self.pop & payload, count)
@@ -218,7 +272,7 @@ class RunSequencer(wiring.Component):
             self.part_valid.eq(self.done),
             self.part.nonzeros.eq(run.nonzeros),
             self.part.wide.eq(run.bits == WIDE),
-            self.part.left.eq(run.blocks | ~in_run),
+            self.part.left.eq(left | ~in_run),
             self.part.scales.eq(run.scales),
         ]
         return m
@@ -229,26 +283,95 @@ class RunSequencer(wiring.Component):
         nonzeros, bits, odd = key & 7, key >> 3 & 3, key >> 5
         return round_beats(BITS[bits], NONZEROS[nonzeros], odd) - 1 if nonzeros < len(NONZEROS) else 0
 
-    def _following(self, m, run):
-        """The run's blocks without those of its present round."""
+    def _later(self, m, run, left):
+        """The bundle's blocks that are left, without those of the present batch."""
         later = []
-        for i, bit in enumerate(run.blocks):
-            ahead = run.blocks[:i]
+        for i, bit in enumerate(left):
+            ahead = left[:i]
             beyond = {taken: named(m, f"later_{i}_{taken}", _more_ones(ahead, taken - 1)) for taken in (1, 2, 4)}
             later.append(bit & Array(beyond.get(round_blocks(n), 0) for n in NONZEROS)[run.nonzeros])
-        return Cat(later)
+        return named(m, "later", Cat(later))
 
-    def _bad_header(self):
-        """Whether a slot before the end of the header in ``i`` is no run."""
-        alive, bad = Const(1), Const(0)
-        for at in range(0, BEAT_BITS, SLOT_BITS):
-            word = self.i.data[at : at + SLOT_BITS]
-            slot = data.View(SLOT, word)
-            alive &= word.any()
-            bad |= alive & (
-                (slot.magic != RUN_MAGIC) | (slot.zero != 0) | (slot.blocks == 0) | (slot.nonzeros >= len(NONZEROS))
+    def _walk(self, m, run, following, left, later, bundle_ends, payload, in_run, collecting, row):
+        """From slot to slot: the header's beats, then bundle by bundle."""
+        m.submodules.header = header = Header()
+        first, second = (data.View(SLOT, self.i.data.word_select(i, SLOT_BITS)) for i in range(2))
+        at, bundle, next_at, end = (
+            Signal(range(MAX_BUNDLE), name=name) for name in ("at", "bundle_at", "following_at", "last_slot")
+        )
+        look, target, over = Signal(), Signal(range(MAX_BUNDLE)), Signal()
+        m.d.comb += [
+            header.i.eq(self.i.data),
+            header.row.eq(row),
+            header.write.eq(self.pop & ~payload),
+            target.eq(Mux(~run.more & (later != 0), bundle, at + 1)),
+            over.eq(bundle_ends & (at == end)),
+            # Of several runs, the one behind is looked up in the first cycle; that of one may end at once.
+            header.at.eq(Mux(look, target, next_at + 1)),
+        ]
+        with m.If(look):
+            m.d.sync += [look.eq(0), next_at.eq(target), following.eq(header.o)]
+        with m.If(self.done & in_run & ((run.nonzeros != 0) | bundle_ends)):
+            m.d.sync += [
+                run.eq(Mux(over, 0, following.as_value())),
+                look.eq(~over & (following.nonzeros != 0)),
+                at.eq(next_at),
+                next_at.eq(next_at + 1),
+                following.eq(header.o),
+            ]
+        with m.If(self.done & ~run.more):
+            m.d.sync += left.eq(Mux(bundle_ends, following.blocks, later))
+        with m.If(self.done & bundle_ends):
+            m.d.sync += bundle.eq(next_at)
+        with m.If(self.pop & ~payload):
+            goes_on = self._goes_on()
+            m.d.sync += [
+                collecting.eq(goes_on),
+                row.eq(Mux(goes_on, row + 1, 0)),
+                end.eq(Cat(Const(HEADER_RUNS - 1, HEADER_RUNS.bit_length() - 1), row)),
+                at.eq(0),
+                bundle.eq(0),
+            ]
+            with m.If(goes_on & ~collecting):
+                m.d.sync += [following.eq(first), next_at.eq(0)]
+            with m.If(~goes_on):
+                slot = Mux(collecting, following.as_value(), first.as_value())
+                m.d.sync += [
+                    run.eq(slot),
+                    left.eq(data.View(SLOT, slot).blocks),
+                    look.eq(data.View(SLOT, slot).nonzeros != 0),
+                    following.eq(Mux(collecting, header.o.as_value(), second.as_value())),
+                    next_at.eq(1),
+                ]
+
+    def _slots(self):
+        """The beat's slots."""
+        return [data.View(SLOT, self.i.data.word_select(i, SLOT_BITS)) for i in range(HEADER_RUNS)]
+
+    def _goes_on(self):
+        """Whether the header's next beat is one, too."""
+        slots = self._slots()
+        return Cat(slot.as_value().any() for slot in slots).all() & slots[-1].more
+
+    def _bad_header(self, m, collecting, row):
+        """Whether a slot before the end of the header in ``i`` is no run, or none of the bundle that it is in."""
+        before, slots = Signal(SLOT), self._slots()
+        alive, inside, bad = Const(1), collecting, self.i.first & collecting
+        for slot, previous in zip(slots, [before, *slots[:-1]], strict=True):
+            held = slot.as_value().any()
+            other = Cat(getattr(slot, name) != getattr(previous, name) for name in SHARED_FIELDS).any()
+            wrong = (
+                (slot.magic != RUN_MAGIC)
+                | (slot.blocks == 0)
+                | (slot.nonzeros >= len(NONZEROS))
+                | (slot.more & (slot.nonzeros == 0))
+                | (inside & (other | (slot.step <= previous.step)))
             )
-        return bad
+            bad |= alive & (held | inside) & wrong
+            alive, inside = alive & held, slot.more
+        with m.If(self.pop):
+            m.d.sync += before.eq(slots[-1])
+        return bad | (self._goes_on() & (row == HEADER_BEATS - 1))
 
     def _command(self, m, run, active, count):
         """The command for the beat, a beat of indices or of codes."""
@@ -266,7 +389,11 @@ class RunSequencer(wiring.Component):
         for quarter in range(QUARTERS):
             beats = Array(code_beat(bits, n, quarter) for n in (BLOCK, 1) for bits in BITS)[Cat(run.bits, single)]
             brings = named(m, f"brings_{quarter}", is_codes & (place == beats))
-            m.d.comb += [command.codes[quarter].eq(brings), command.high[quarter].eq(brings | plane)]
+            m.d.comb += [
+                command.codes[quarter].eq(brings),
+                command.top[quarter].eq(brings | plane),
+                command.high[quarter].eq((brings & (run.bits == WIDE)) | plane),
+            ]
         form = Mux(apart & (place == 0), N_FORMS - 1, run.bits)
         for quarter, bits in enumerate(SOURCES):
             for bit, sources in enumerate(bits):
@@ -315,7 +442,8 @@ class Unpacker(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         m.submodules.sequencer = sequencer = RunSequencer()
-        beat = Signal(BEAT_BITS, reset_less=True)
+        beat, out = Signal(BEAT_BITS, reset_less=True), Signal(LEVELS, reset_less=True)
+        m.d.comb += self.o.eq(out)
         m.d.sync += [beat.eq(self.i.data), self.o_valid.eq(sequencer.part_valid)]
         m.d.comb += [
             sequencer.i.eq(self.i),
@@ -326,19 +454,19 @@ class Unpacker(wiring.Component):
             self.part.eq(sequencer.part),
         ]
         for quarter in range(QUARTERS):
-            self._cells(m, beat, sequencer.command, quarter)
-        self._indices(m, beat, sequencer.command)
-        self._slots(m)
+            self._cells(m, beat, sequencer.command, quarter, out)
+        self._indices(m, beat, sequencer.command, out)
+        self._slots(m, out)
         return m
 
-    def _cells(self, m, beat, command, quarter):
+    def _cells(self, m, beat, command, quarter, out):
         """A quarter's cells, each from its byte.
 
         The high nibble is written as it lies: with 8 bits it is the code's, with a beat of high bits it keeps those of
-        the next round; else nobody looks at it.
+        the next 3-bit round.
         """
         for n in range(QUARTER):
-            cell, byte = self.o.cells[QUARTER * quarter + n], beat.word_select(n, 8)
+            cell, byte = out.cells[QUARTER * quarter + n], beat.word_select(n, 8)
             values = []
             for bit, sources in enumerate(SOURCES[quarter]):
                 wires = {ONE: Const(1), KEPT: cell[NIBBLE + HIGH_BITS[quarter]]}
@@ -346,10 +474,12 @@ class Unpacker(wiring.Component):
                 values.append(choices[command.choice[quarter][bit]])
             with m.If(command.codes[quarter]):
                 m.d.sync += cell[: NIBBLE - 1].eq(Cat(values[: NIBBLE - 1]))
+            with m.If(command.top[quarter]):
+                m.d.sync += cell[NIBBLE - 1].eq(values[NIBBLE - 1])
             with m.If(command.high[quarter]):
-                m.d.sync += cell[NIBBLE - 1 :].eq(Cat(values[NIBBLE - 1], byte[NIBBLE:]))
+                m.d.sync += cell[NIBBLE:].eq(byte[NIBBLE:])
 
-    def _indices(self, m, beat, command):
+    def _indices(self, m, beat, command, out):
         """A half's 16 rows of 8 slots at a time, from nibbles or masks, of which those that are absent are 0.
 
         Masks take two cycles, a block each: no beat of masks follows another at once.
@@ -369,7 +499,7 @@ class Unpacker(wiring.Component):
                 index = named(m, f"index_{row}_{n}", nibbles.word_select(HALF * row + n, NIBBLE) | place)
                 for half in range(2):
                     with m.If(halves[half]):
-                        m.d.sync += self.o.indices[row][HALF * half + n].eq(index)
+                        m.d.sync += out.indices[row][HALF * half + n].eq(index)
 
     def _places(self, m, name, mask, valid):
         """`hw.spec.weights.mask_inputs` of a row's mask, one cycle later; 0 unless valid."""
@@ -397,7 +527,7 @@ class Unpacker(wiring.Component):
         m.d.sync += register.eq(Mux(valid, value, 0))
         return register
 
-    def _slots(self, m):
+    def _slots(self, m, out):
         """Which slots are used, and one cycle later each group's block."""
         part = self.part
         lower, upper = part.left[:NIBBLE], part.left[NIBBLE:]
@@ -413,16 +543,14 @@ class Unpacker(wiring.Component):
             m.d.sync += places[-1].eq(place)
         nonzeros = Signal.like(part.nonzeros, reset_less=True)
         m.d.sync += [
-            self.o.sparse.eq(part.nonzeros != 0),
-            self.o.single.eq(part.nonzeros == SINGLE),
             nonzeros.eq(part.nonzeros),
         ]
         for group in range(N_GROUPS):
             numbers = [group * round_blocks(n) // N_GROUPS for n in NONZEROS]
-            m.d.sync += self.o.blocks[group].eq(Array(places[number] for number in numbers)[nonzeros])
+            m.d.sync += out.blocks[group].eq(Array(places[number] for number in numbers)[nonzeros])
             there = Array(held[number] for number in numbers)[part.nonzeros]
             for parity in range(2):
                 row = parity * ROWS_A_QUARTER
                 for slot in (2 * group, 2 * group + 1):
                     empty = Const(0) if slot == single_slot(row, group) else part.nonzeros == SINGLE
-                    m.d.sync += self.o.used[parity][slot].eq(there & ~empty)
+                    m.d.sync += out.used[parity][slot].eq(there & ~empty)

@@ -5,25 +5,25 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.extender import Extender
-from hw.round import ROUND, ROUND_KIND
+from hw.round import BLOCKS, PLACE, ROUND, ROUND_KIND
 from hw.unpacker import Unpacker
 from hw.weight_buffer import WeightBuffer
 from hw.weight_reader import BEAT
 
 
 class WeightFront(wiring.Component):
-    """Unpacks and holds ready up to WEIGHT_BUFFER_ROUNDS rounds (docs/machine.md, "Matrix unit front").
+    """Unpacks and holds up to WEIGHT_BUFFER_ROUNDS rounds (docs/machine.md, "Matrix unit front").
 
     Numeric contract: see :class:`hw.extender.Extender`.
 
-    Latency: a round whose last beat is popped in c can be taken from c + 1 on; ``read`` in r, at least 3 cycles after
-    its take, puts it on ``o`` in r + 1. Throughput: a beat a cycle in every format; a round taken and one read a cycle.
+    Latency: a round whose last beat is popped in c is ``done`` in c and can be read from c + 5 on; ``read`` in r puts
+    it on ``o`` in r + 1. Throughput: a beat a cycle in every format; a round read a cycle.
 
     Back-pressure: a beat is popped in every cycle that begins with room for another round. Reset: empty, awaiting a
     header or a RAW block.
 
-    Members: ``i``, ``i_valid``, ``pop``: beats; ``full``, ``round``, ``take``: the oldest round not yet taken, valid
-    while ``full``; ``read``: the oldest taken round goes to ``o``, which keeps it; ``error``: sticky, see
+    Members: ``i``, ``i_valid``, ``pop``: beats; ``done``, ``kind``: a round is complete; ``free``, ``read``, ``at``,
+    ``o``, ``load``, ``load_at``, ``blocks``: see :class:`hw.weight_buffer.WeightBuffer`; ``error``: sticky, see
     :class:`hw.unpacker.RunSequencer`; ``stall``: a beat is held back because there is no room.
     """
 
@@ -33,11 +33,15 @@ class WeightFront(wiring.Component):
                 "i": In(BEAT),
                 "i_valid": In(1),
                 "pop": Out(1),
-                "full": Out(1),
-                "round": Out(ROUND_KIND),
-                "take": In(1),
+                "done": Out(1),
+                "kind": Out(ROUND_KIND),
+                "free": In(1),
                 "read": In(1),
+                "at": In(PLACE),
                 "o": Out(ROUND),
+                "load": In(1),
+                "load_at": In(PLACE),
+                "blocks": Out(BLOCKS),
                 "error": Out(1),
                 "stall": Out(1),
             }
@@ -58,14 +62,12 @@ class WeightFront(wiring.Component):
             extender.wide.eq(unpacker.part.wide),
             extender.i.eq(unpacker.o),
             extender.i_valid.eq(unpacker.o_valid),
+            self.done.eq(unpacker.done),
+            self.kind.eq(unpacker.kind),
             buffer.done.eq(unpacker.done),
-            buffer.kind.eq(unpacker.kind),
             buffer.i.eq(extender.o),
             buffer.i_valid.eq(extender.o_valid),
-            self.full.eq(buffer.full),
-            self.round.eq(buffer.round),
-            buffer.take.eq(self.take),
-            buffer.read.eq(self.read),
-            self.o.eq(buffer.o),
+            *[getattr(buffer, name).eq(getattr(self, name)) for name in ("free", "read", "at", "load", "load_at")],
+            *[getattr(self, name).eq(getattr(buffer, name)) for name in ("o", "blocks")],
         ]
         return m

@@ -5,7 +5,8 @@ from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.burst import next_burst
-from hw.interfaces import BEAT_BITS, AXI4Read, descriptor_layout
+from hw.interfaces import BEAT_BITS, MEMORY_ADDRESS_BITS, AXI4Read, descriptor_layout
+from hw.skid import Skid
 from hw.spec.config import Config
 from hw.spec.isa import StreamFormat, Unit
 from hw.spec.resources import Store, fifo
@@ -18,6 +19,10 @@ BEAT = data.StructLayout({"data": BEAT_BITS, "first": 1, "raw": 1})
 """first: the first beat of a STREAM instruction; raw: the instruction's format is RAW."""
 
 TAG = data.StructLayout({"first": 1, "raw": 1})
+CAME = data.StructLayout({"raw": 1, "stream": 1})
+"""A beat has come, of a RAW or of a STREAM instruction."""
+ADDRESS = data.StructLayout({"addr": MEMORY_ADDRESS_BITS, "len": 8})
+RESPONSE = data.StructLayout({"data": BEAT_BITS, "failed": 1, "last": 1})
 
 
 def wrapped_increment(pointer, depth):
@@ -26,9 +31,9 @@ def wrapped_increment(pointer, depth):
 
 
 class BeatFIFO(wiring.Component):
-    """A ring of beats in block memory whose first beat shows at once.
+    """A ring of beats in block memory whose first beat shows without being asked for.
 
-    Latency: a beat written in r is on ``o`` in r + 1. Throughput: one beat in and one out a cycle. Back-pressure: none
+    Latency: a beat written in r is on ``o`` in r + 2: a memory that showed it earlier would need its data bypassed. Throughput: one beat in and one out a cycle. Back-pressure: none
     at the input; its user counts credits. Reset: empty.
 
     Parameters: ``depth``; ``store``: the primitive. Members: ``i``, ``i_valid``: write; ``o``, ``o_valid``, ``pop``:
@@ -53,10 +58,10 @@ class BeatFIFO(wiring.Component):
             shape=unsigned(BEAT.size), depth=self.depth, init=[], attrs={"ram_style": self.store.value}
         )
         write = ring.write_port()
-        read = ring.read_port(transparent_for=(write,))
+        read = ring.read_port()
         write_at, read_at = Signal(range(self.depth)), Signal(range(self.depth))
         level = Signal(range(self.depth + 1))
-        popped = Signal()
+        popped, written = Signal(), Signal()
         m.d.comb += [
             popped.eq(self.pop & self.o_valid),
             write.en.eq(self.i_valid),
@@ -67,7 +72,7 @@ class BeatFIFO(wiring.Component):
             self.o.eq(read.data),
             self.o_valid.eq(level != 0),
         ]
-        m.d.sync += [read_at.eq(read.addr), level.eq(level + self.i_valid - popped)]
+        m.d.sync += [read_at.eq(read.addr), written.eq(self.i_valid), level.eq(level + written - popped)]
         with m.If(self.i_valid):
             m.d.sync += write_at.eq(wrapped_increment(write_at, self.depth))
         return m
@@ -76,8 +81,8 @@ class BeatFIFO(wiring.Component):
 class WeightReader(wiring.Component):
     """Reads n_outer runs of n_inner beats and hands them out in order, tagged with their format.
 
-    Latency: started in s, the first address is on the bus in s + 1, then one a cycle; a beat taken in r can be popped
-    in r + 1. Bursts follow `hw.spec.timing.burst_length`. Throughput: one beat a cycle.
+    Latency: started in s, the first address is on the bus in s + 2, then one a cycle; a beat on the bus in r can be
+    popped in r + ``RD_BEAT``. Bursts follow `hw.spec.timing.burst_length`. Throughput: one beat a cycle.
 
     Back-pressure: an address goes out only if the FIFO has room for its whole burst besides everything asked for and
     not yet popped, so ``rready`` is always high. Reset: idle, empty.
@@ -85,9 +90,9 @@ class WeightReader(wiring.Component):
     Parameters: ``config``.
 
     Members: ``start``, ``desc``: an RD instruction (``desc`` is sampled in s); ``active``: addresses are left to send;
-    ``stop``: send no new address (one already offered stays); ``bus_idle``: no address offered, no beat awaited;
-    ``error``: sticky, a beat came with an error response; ``kv``: a beat of a RAW instruction comes; ``o``,
-    ``o_valid``, ``pop``: beats; ``axi``: the channel.
+    ``stop``: send no new address (those already offered stay); ``bus_idle``: no address offered, no beat awaited;
+    ``error``: sticky, a beat came with an error response; ``came``: a beat came, of RAW, of STREAM; ``o``, ``o_valid``,
+    ``pop``: beats; ``axi``: the channel, whose signals are registers on the reader's side.
     """
 
     def __init__(self, config: Config):
@@ -100,7 +105,7 @@ class WeightReader(wiring.Component):
                 "active": Out(1),
                 "bus_idle": Out(1),
                 "error": Out(1),
-                "kv": Out(1),
+                "came": Out(CAME),
                 "o": Out(BEAT),
                 "o_valid": Out(1),
                 "pop": In(1),
@@ -113,52 +118,61 @@ class WeightReader(wiring.Component):
         depth = self.config.fifo_beats
         asked, taken = Signal(), Signal()
         length, tag = Signal(range(BURST_BEATS + 1)), Signal(TAG)
-        self._addresses(m, asked, length, tag)
+        m.submodules.address = address = Skid(ADDRESS)
+        self._addresses(m, address, asked, length, tag)
 
         m.submodules.fifo = beats = BeatFIFO(depth, fifo(self.config).store)
+        came = Signal(RESPONSE, reset_less=True)
         free, awaited = Signal(range(depth + 1), init=depth), Signal(range(depth + 1))
-        popped, held, room = Signal(), Signal(), Signal()
+        popped, room = Signal(), Signal()
         few = len(length)
         m.d.comb += [
             room.eq(free[few:].any() | (length <= free[:few])),
-            self.axi.arvalid.eq(self.active & room & (~self.stop | held)),
-            asked.eq(self.axi.arvalid & self.axi.arready),
+            address.i_valid.eq(self.active & room & ~self.stop),
+            asked.eq(address.i_valid & address.i_ready),
+            self.axi.arvalid.eq(address.o_valid),
+            self.axi.araddr.eq(address.o.addr),
+            self.axi.arlen.eq(address.o.len),
+            address.o_ready.eq(self.axi.arready),
             self.axi.rready.eq(1),
-            taken.eq(self.axi.rvalid),
-            beats.i.data.eq(self.axi.rdata),
+            beats.i.data.eq(came.data),
             beats.i_valid.eq(taken),
             beats.pop.eq(self.pop),
             self.o.eq(beats.o),
             self.o_valid.eq(beats.o_valid),
             popped.eq(self.pop & self.o_valid),
-            self.bus_idle.eq(~self.axi.arvalid & (awaited == 0)),
+            self.bus_idle.eq(awaited == 0),
         ]
         # Both outcomes beside the handshake that chooses one.
         m.d.sync += [
-            held.eq(self.axi.arvalid & ~self.axi.arready),
+            came.data.eq(self.axi.rdata),
+            came.failed.eq(self.axi.rresp != 0),
+            came.last.eq(self.axi.rlast),
+            taken.eq(self.axi.rvalid),
             free.eq(Mux(asked, (free - length) + popped, free + popped)),
             awaited.eq(Mux(asked, (awaited + length) - taken, awaited - taken)),
         ]
-        with m.If(taken & (self.axi.rresp != 0)):
+        with m.If(taken & came.failed):
             m.d.sync += self.error.eq(1)
-        arrived, burst_start = self._tag(m, asked, tag, taken)
+        arrived, burst_start = self._tag(m, asked, tag, taken, came.last)
         m.d.comb += [
             beats.i.first.eq(arrived.first & burst_start),
             beats.i.raw.eq(arrived.raw),
-            self.kv.eq(taken & arrived.raw),
+            self.came.raw.eq(taken & arrived.raw),
+            self.came.stream.eq(taken & ~arrived.raw),
         ]
         return m
 
-    def _addresses(self, m, asked, length, tag):
-        """The walk over the runs; ``length`` and ``tag`` are those of the burst at ``beat``."""
+    def _addresses(self, m, address, asked, length, tag):
+        """The walk over the runs into ``address``; ``length`` and ``tag`` are those of the burst at ``beat``."""
         beat, run = Signal(BEAT_ADDRESS_BITS), Signal(BEAT_ADDRESS_BITS)
         left, runs_left, n_inner, stride = (
             Signal(32, name=name) for name in ("left", "runs_left", "n_inner", "stride")
         )
         m.d.comb += [
             length.eq(next_burst(beat, left)),
-            self.axi.araddr.eq(Cat(Const(0, 6), beat)),
-            self.axi.arlen.eq(length - 1),
+            address.i.addr.eq(Cat(Const(0, 6), beat)),
+            address.i.len.eq(length - 1),
         ]
         with m.If(asked):
             m.d.sync += [beat.eq(beat + length), left.eq(left - length), tag.first.eq(0)]
@@ -180,17 +194,17 @@ class WeightReader(wiring.Component):
                 self.active.eq((desc.n_inner != 0) & (desc.n_outer != 0)),
             ]
 
-    def _tag(self, m, asked, tag, taken):
-        """The tag of the burst that the beat on the bus belongs to, and whether the beat is its first."""
+    def _tag(self, m, asked, tag, taken, last):
+        """The tag of the burst that the beat belongs to which has been taken, and whether the beat is its first."""
         depth = self.config.fifo_beats
         m.submodules.bursts = bursts = memory.Memory(shape=TAG, depth=depth, init=[])
         write, read = bursts.write_port(), bursts.read_port(domain="comb")
         first = Signal(init=1)
-        m.d.comb += [write.en.eq(self.axi.arvalid), write.data.eq(tag)]  # again and again until it is taken
+        m.d.comb += [write.en.eq(1), write.data.eq(tag)]  # again and again until it is taken
         with m.If(asked):
             m.d.sync += write.addr.eq(wrapped_increment(write.addr, depth))
         with m.If(taken):
-            m.d.sync += first.eq(self.axi.rlast)
-            with m.If(self.axi.rlast):
+            m.d.sync += first.eq(last)
+            with m.If(last):
                 m.d.sync += read.addr.eq(wrapped_increment(read.addr, depth))
         return read.data, first

@@ -25,7 +25,7 @@ WEIGHT_BUFFER_ROUNDS = 32
 """Rounds that a matrix unit holds for its chains."""
 ROUND_ARRIVAL = 6
 """From the pop of a round's last beat in the last unit to the cycle in which the core can begin with it."""
-ROUND_FREE = 3
+ROUND_FREE = 4
 """From the take with which a round is read for the last time to the cycle in which its place may be popped into."""
 TABLE_LATENCY = 16
 """From the cycle that reads a batch's rows of activations to the first take of its rounds."""
@@ -33,21 +33,28 @@ LOAD_INTERVAL = 16
 """Cycles between two of those: a table has 16 entries."""
 RD_ADDRESS = 4
 """From RD's start to its first address on the bus."""
-RD_DONE = 3
+RD_DONE = 2
 """From RD's last address on the bus to its end."""
-RD_BEAT = 2
+RD_BEAT = 3
 """From a beat's arrival on the bus to the cycle in which it can be popped."""
-MX_DRAIN_LATENCY = 6
+MX_DRAIN_LATENCY = 8
 """From the last drain read to the end of the instruction."""
 DESCRIPTOR_ERROR = 1
 """From a start to ILLEGAL_DESCRIPTOR."""
 VU_ERROR = 3
 """A pass whose word k leaves a buffer fails in s + k + VU_ERROR."""
-STREAM_ERROR = 2
-"""From a beat's arrival to BUS_READ of RD, from its pop to STREAM_HEADER; from a take that is refused to STREAM_HEADER
-of MX, from a result's drain cycle to BUFFER_RANGE."""
+BUS_ERROR = 5
+"""From a beat's arrival on the bus to BUS_READ of RD."""
+STREAM_ERROR = 4
+"""From a beat's pop to STREAM_HEADER of RD."""
+MX_ERROR = 2
+"""From a take that is refused to STREAM_HEADER of MX, from a result's drain cycle to BUFFER_RANGE."""
+STOP_DELAY = 3
+"""From an error to the last cycle in which a unit may still send an address: the stop has to reach it."""
+UNIT_REPORT = 2
+"""What a unit tells of its stalls is counted so many cycles later."""
 ACT_ERROR = 1
-"""From the cycle that multiplies a row whose act block is beyond OB to BUFFER_RANGE."""
+"""From the cycle that reads a row whose act block is beyond OB to BUFFER_RANGE."""
 SETTLE_CYCLES = 4
 """Cycles between the last of the program's end and of bus transactions, and done: registered errors and counters catch
 up."""
