@@ -67,14 +67,15 @@ class OperandBuffer(wiring.Component):
             bank = delay(m, (low + place)[: len(low)], 2, f"bank_of_{place}")
             m.d.sync += rotated[place].eq(blocks.as_value().word_select(bank, BLOCK_BITS))
 
+        window = self._window(m, rotated)
+        for block in range(WINDOW):
+            m.d.comb += self.window[block].eq(delay(m, window[block], 1, f"window_{block}"))
         # As many banks as units: a split read starts at bank 0. More: its blocks all lie in the window.
-        split = delay(m, self.split, READ_LATENCY, "split")
+        split = delay(m, self.split, READ_LATENCY + 1, "split")
         for unit in range(units):
             own = delay(m, blocks[unit], 1, f"own_{unit}") if units == banks else rotated[unit]
-            chosen = Signal(BLOCK_BITS, name=f"chosen_{unit}", reset_less=True)
-            m.d.sync += chosen.eq(Mux(split, own, rotated[0]))
-            m.d.comb += self.own[unit].eq(delay(m, chosen, 1, f"own_out_{unit}"))
-        self._window(m, rotated)
+            own = Mux(split, delay(m, own, 1, f"split_{unit}"), window[0])
+            m.d.comb += self.own[unit].eq(delay(m, own, 1, f"own_out_{unit}"))
         return m
 
     def _window(self, m, rotated):
@@ -86,19 +87,17 @@ class OperandBuffer(wiring.Component):
         )
         of_entries = Signal(reset_less=True)
         m.d.sync += of_entries.eq(first | (of_entries & ~plain))
+        window = []
         for block in range(WINDOW):
-            one, other, out = (
-                Signal(BLOCK_BITS, name=f"{name}_{block}", reset_less=True) for name in ("one", "other", "window")
-            )
+            one, other = (Signal(BLOCK_BITS, name=f"{name}_{block}", reset_less=True) for name in ("one", "other"))
             late = delay(m, one[:8], 1, f"late_{block}")
             m.d.sync += [
                 one.eq(Mux(first, rotated[block], one >> 8)),
                 other.eq(Mux(second | plain, rotated[block], other >> 8)),
-                out.eq(other),
             ]
-            with m.If(of_entries):
-                m.d.sync += out[: ENTRY.size].eq(Cat(late, other[:8]))
-            m.d.comb += self.window[block].eq(out)
+            low = Mux(of_entries, Cat(late, other[:8]), other[: ENTRY.size])
+            window.append(Cat(low, other[ENTRY.size :]))
+        return window
 
     def _bank(self, m, bank):
         """One bank's memory: the block it reads, a cycle later."""

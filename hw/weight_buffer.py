@@ -51,10 +51,12 @@ class WeightBuffer(wiring.Component):
         m.d.comb += self.room.eq(held != WEIGHT_BUFFER_ROUNDS)
         o, blocks = Signal(ROUND, reset_less=True), Signal(BLOCKS, reset_less=True)
         m.d.comb += [self.o.eq(o), self.blocks.eq(blocks)]
+        round_ = self._ring(m, "contents", self.i, write_at, self.at)
+        of_load = self._ring(m, "blocks", self.i.blocks, write_at, self.load_at)
         with m.If(self.read):
-            m.d.sync += o.eq(self._ring(m, "contents", self.i, write_at, self.at))
+            m.d.sync += o.eq(round_)
         with m.If(self.load):
-            m.d.sync += blocks.eq(self._ring(m, "blocks", self.i.blocks, write_at, self.load_at))
+            m.d.sync += blocks.eq(of_load)
         return m
 
     def _ring(self, m, name, value, write_at, read_at):

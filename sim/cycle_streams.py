@@ -20,37 +20,49 @@ from hw.spec.isa import WORD_MASK, Error, MxMode, Unit
 from hw.spec.legal import result_beyond
 from hw.spec.memory import MemoryModel
 from hw.spec.timing import (
-    ACC_SLOTS,
     ACT_ERROR,
     BURST_BEATS,
+    BUS_ERROR,
+    LOAD_INTERVAL,
+    MAX_PLACES,
     MX_ACC_LATENCY,
     MX_DRAIN_LATENCY,
+    MX_ERROR,
+    RD_ADDRESS,
+    RD_BEAT,
+    RD_DONE,
+    ROUND_ARRIVAL,
+    ROUND_FREE,
+    STOP_DELAY,
     STREAM_ERROR,
+    TABLE_LATENCY,
+    UNIT_REPORT,
     WEIGHT_BUFFER_ROUNDS,
-    accumulator_slots,
+    accumulator_places,
 )
 from hw.spec.weights import WINDOW
 from sim.compiled import njit
 from sim.hbm import alike, new_channel, serve, slot_of
-from sim.weight_stream import LAST, SPARSE, WINDOW_SHIFT, Plan, Plans
+from sim.weight_stream import LAST, MORE, SPARSE, STEP_MASK, STEP_SHIFT, WINDOW_SHIFT, Plan, Plans
 
 # Columns of a channel's state. Times are cycles, positions are beats since the start of the run.
 (AR_LAST, ASKED, ARRIVED_LAST, POPPED, POP_LAST, ROUNDS, REQUEST, ROW, COLUMN, READING, BEAT, PLAN_AT, PLAN_END,
  RAW_FILL, STALL, TOLD, RAW_ASKED, MISSING, ABSENT_AT, ABSENT_TIME, WRONG_AT, WRONG_TIME, WRONG_DONE,
  COLUMNS) = range(24)  # fmt: skip
-# Words of the shared state: the reader's descriptor, the matrix instruction, takes and stalls.
-(RD_START, RD_ADDR, RD_OUTER, RD_INNER, RD_STRIDE, RD_STREAM, RD_MOST, TAKEN, MX_ACTIVE, MX_STEP, MX_STEPS, MX_K, MX_KB,
- MX_DENSE, MX_SPARSE, MX_READY, MX_DRAIN, MX_SLOTS, MX_OB, MX_ROWS, MX_SPLIT_K, MX_UNITS, MX_ACT, MX_ACT_STRIDE,
- MX_ACT_OUT, MX_ACT_SIZE, MX_BAD_STEP, MX_BAD_CYCLE, WEIGHT_STALL, DRAIN_STALL, FIFO, LATENCY, JITTER, SEED, FORMAT,
- RANGE_TIME, HEADER_TIME, LAST_CYCLE, LAST_MX_CYCLE, LAST_ADDRESS, HBM, KNOWN, NEED, DEND) = range(44)  # fmt: skip
-WORDS = DEND + ACC_SLOTS
-"""From DEND on: ends of the latest steps' drains, step j's at DEND + j mod ACC_SLOTS."""
+# Words of the shared state: the reader's descriptor, the matrix instruction and where it is, stalls. Times are cycles.
+(RD_START, RD_ADDR, RD_OUTER, RD_INNER, RD_STRIDE, RD_STREAM, RD_MOST, MX_ACTIVE, MX_START, MX_FAILED, MX_STEP, MX_STEPS,
+ MX_K, MX_KB, MX_GROUP, MX_ROWS, MX_LAST_ROWS, MX_PASSES, MX_A_ROW, MX_PLACES, MX_OB, MX_SPLIT_K, MX_UNITS, MX_ACT,
+ MX_ACT_STRIDE, MX_ACT_OUT, MX_ACT_SIZE, MX_READY, TAKEN, FREED, FORMAT, STEPS_AHEAD, STEPS_BATCH, BATCH, BATCH_KIND,
+ LOADED, ENDED, ENDED_BEFORE, DENSE_ENDED, MX_BAD_STEP, MX_BAD_CYCLE, WEIGHT_STALL, DRAIN_STALL, FIFO, LATENCY, JITTER,
+ SEED, RANGE_TIME, HEADER_TIME, LAST_STALL, LAST_MX_CYCLE, LAST_ADDRESS, HBM, KNOWN, NEED, DEND) = range(56)  # fmt: skip
+WORDS = DEND + MAX_PLACES
+"""From DEND on: ends of the latest steps' drains, step j's at DEND + j mod MAX_PLACES."""
 _NONE, _RAW = -1, 1 << 16
 """Kinds of beats: completes no round, completes a RAW round, or the info of the STREAM round that it completes."""
+_ADDRESS_AFTER_POP = 2
+"""From a pop that makes room for a burst to its address on the bus."""
 NEVER = 1 << 62
 """A cycle after all others."""
-_LATE = 1 << 48
-"""Longer than any run."""
 _FIRST_WRITES = 64
 
 
@@ -98,7 +110,7 @@ def _note_absent(channels, c, arrivals, told):
     """Beats from `told` on have been told: the first beyond the memory may be among them."""
     at = channels[c, ABSENT_AT]
     if told <= at < channels[c, TOLD]:
-        channels[c, ABSENT_TIME] = arrivals[c, at & arrivals.shape[1] - 1] + STREAM_ERROR
+        channels[c, ABSENT_TIME] = arrivals[c, at & arrivals.shape[1] - 1] + BUS_ERROR
 
 
 @njit
@@ -113,9 +125,9 @@ def _ask(g, channels, c, arrivals, kinds, pops, ends, info, requests):
     freeing = asked + n - g[FIFO] - 1
     if freeing >= channels[c, POPPED]:
         return False
-    t = max(g[RD_START] + 1, channels[c, AR_LAST] + 1)
+    t = max(g[RD_START] + RD_ADDRESS, channels[c, AR_LAST] + 1)
     if freeing >= 0:
-        t = max(t, pops[c, freeing & wrap] + 1)
+        t = max(t, pops[c, freeing & wrap] + _ADDRESS_AFTER_POP)
     if t > g[LAST_ADDRESS]:
         return False
     extra = _extra(g, c, channels[c, REQUEST])
@@ -156,23 +168,23 @@ def _tell(g, channels, c, arrivals, requests, banks, writes):
 
 
 @njit
-def _pop(g, channels, c, arrivals, kinds, pops, takes, ready, rounds):
-    """Pops beats of channel c as far as the takes that make room are known; whether any.
+def _pop(g, channels, c, arrivals, kinds, pops, frees, ready, rounds):
+    """Pops beats of channel c as far as the rounds whose places they need are known to be free; whether any.
 
-    takes: cycle of take i at i mod WEIGHT_BUFFER_ROUNDS; ready, rounds: when the channel's round i can be taken, and
-    its kind, at the same place.
+    frees: cycle of the take that frees round i, at i mod WEIGHT_BUFFER_ROUNDS; ready, rounds: when the channel's round
+    i has come to the schedule, and its kind, at the same place.
     """
     wrap, buffer = arrivals.shape[1] - 1, WEIGHT_BUFFER_ROUNDS - 1
     began, told = channels[c, POPPED], channels[c, TOLD]
     last, i, stall = channels[c, POP_LAST], channels[c, ROUNDS], channels[c, STALL]
-    popped, most = began, g[TAKEN] + WEIGHT_BUFFER_ROUNDS
+    popped, most = began, g[FREED] + WEIGHT_BUFFER_ROUNDS
     while popped < told and i < most:
-        room = takes[i & buffer] + 1 if i >= WEIGHT_BUFFER_ROUNDS else 0
+        room = frees[i & buffer] + ROUND_FREE if i >= WEIGHT_BUFFER_ROUNDS else 0
         kind = np.int64(_NONE)
         while popped < told and kind == _NONE:
             at = popped & wrap
-            t = max(arrivals[c, at], last) + 1
-            stall += max(0, min(room, g[LAST_CYCLE] + 1) - t)
+            t = max(arrivals[c, at] + RD_BEAT, last + 1)
+            stall += max(0, min(room, g[LAST_STALL] + 1) - t)
             last = max(t, room)
             pops[c, at] = last
             kind = kinds[c, at]
@@ -180,7 +192,7 @@ def _pop(g, channels, c, arrivals, kinds, pops, takes, ready, rounds):
                 channels[c, WRONG_TIME] = last + STREAM_ERROR
             popped += 1
         if kind != _NONE:
-            ready[c, i & buffer] = last + 1
+            ready[c, i & buffer] = last + ROUND_ARRIVAL
             rounds[c, i & buffer] = kind
             i += 1
     channels[c, POPPED], channels[c, POP_LAST] = popped, last
@@ -189,80 +201,226 @@ def _pop(g, channels, c, arrivals, kinds, pops, takes, ready, rounds):
 
 
 @njit
-def _fits(g, kind, kinds):
-    """Whether a round is right for the matrix instruction and its step, and the same in every channel."""
+def _group_size(g):
+    """Steps of the group that is being made."""
+    return min(g[MX_GROUP], g[MX_OB] - g[MX_STEP] % g[MX_OB])
+
+
+@njit
+def _rows(g):
+    """Rows of the step that is being made: fewer in the last turn."""
+    return g[MX_LAST_ROWS] if g[MX_STEP] >= g[MX_STEPS] - g[MX_OB] else g[MX_ROWS]
+
+
+@njit
+def _alike_in_all(kind, kinds):
     for other in kinds:
         if other != kind:
             return False
+    return True
+
+
+@njit
+def _of_instruction(g, kind):
+    """Whether a round's format is the matrix instruction's and its group's, and its window one of its inputs."""
     if g[MX_K] == 0:
         g[FORMAT] = kind & _RAW
     if g[FORMAT] != kind & _RAW:
         return False
-    return kind == _RAW or (g[MX_SPLIT_K] == 0 and (kind >> WINDOW_SHIFT) * WINDOW < g[MX_KB])
+    if kind == _RAW:
+        return g[MX_GROUP] == 1
+    return g[MX_SPLIT_K] == 0 and (kind >> WINDOW_SHIFT) * WINDOW < g[MX_KB]
+
+
+@njit
+def _first_act(g, kind):
+    """The act block that a round's first row begins with, not wrapped."""
+    block = g[MX_K] * g[MX_UNITS] if kind == _RAW else (kind >> WINDOW_SHIFT) * WINDOW
+    return g[MX_ACT] + g[MX_STEP] // g[MX_OB] * g[MX_ACT_OUT] + block
 
 
 @njit
 def _check_acts(g, t, kind):
-    """Notes when a row of the round taken at t needs act blocks beyond OB."""
+    """Notes when a row of the dense round taken at t needs act blocks beyond OB."""
     if g[MX_ACT_SIZE] == 0:
         return
-    block = g[MX_K] * g[MX_UNITS] if kind == _RAW else (kind >> WINDOW_SHIFT) * WINDOW
-    first = g[MX_ACT] + g[MX_STEP] // g[MX_OB] * g[MX_ACT_OUT] + block
-    passes = g[MX_DENSE] // g[MX_ROWS]
-    for row in range(g[MX_ROWS]):
+    first = _first_act(g, kind)
+    for row in range(_rows(g)):
         if (first + row * g[MX_ACT_STRIDE]) & WORD_MASK >= g[MX_ACT_SIZE]:
-            step = row // 2 * 2 * passes + row % 2 if kind & SPARSE else row * passes
-            g[RANGE_TIME] = min(g[RANGE_TIME], t + 1 + step + ACT_ERROR)
+            g[RANGE_TIME] = min(g[RANGE_TIME], t + 1 + row * g[MX_PASSES] + ACT_ERROR)
             return
 
 
 @njit
-def _take(g, channels, takes, ready, rounds):
+def _earliest_load(g, earliest):
+    """The first cycle from this one on in which a pair of rows can be read for the tables."""
+    return max(earliest, g[LOADED] + LOAD_INTERVAL, g[ENDED_BEFORE], g[DENSE_ENDED] + 1, g[MX_START] + 1)
+
+
+@njit
+def _load(g, kind, pair, earliest):
+    """Reads a pair of rows for the tables, no earlier than told: the cycle of the first row."""
+    t = _earliest_load(g, earliest)
+    if g[MX_ACT_SIZE]:
+        first = _first_act(g, kind)
+        for row in range(2 * pair, min(2 * pair + 2, _rows(g))):
+            if (first + row * g[MX_ACT_STRIDE]) & WORD_MASK >= g[MX_ACT_SIZE]:
+                g[RANGE_TIME] = min(g[RANGE_TIME], t + (row & 1) + ACT_ERROR)
+    g[LOADED] = t
+    return t
+
+
+@njit
+def _pair_done(g):
+    """The last step of a pair's rounds is in cycle MX_READY."""
+    g[ENDED_BEFORE], g[ENDED] = g[ENDED], g[MX_READY]
+
+
+@njit
+def _wait(g, full, fresh):
+    """The cycle of the next take, for which a round or an order is there from cycle `full` on."""
+    now, end = g[MX_READY], g[LAST_MX_CYCLE] + 1
+    t = max(now, full)
+    g[WEIGHT_STALL] += max(0, min(full, end) - now)
+    behind = g[MX_STEP] + _group_size(g) - 1 - g[MX_PLACES]
+    if fresh and behind >= 0:
+        free = g[DEND + behind % MAX_PLACES] + 1
+        g[DRAIN_STALL] += max(0, min(free, end) - t)
+        t = max(t, free)
+    return t
+
+
+@njit
+def _free(g, frees, t):
+    """The next round's place is free, as it is taken at t for the last time."""
+    frees[g[FREED] & WEIGHT_BUFFER_ROUNDS - 1] = t
+    g[FREED] += 1
+
+
+@njit
+def _fail(g, t):
+    """The round taken at t does not fit."""
+    g[HEADER_TIME] = min(g[HEADER_TIME], t + MX_ERROR)
+    g[MX_FAILED] = 1
+
+
+@njit
+def _round_done(g, kind):
+    """A dense round or a batch has been taken: where the group is, and when its steps are drained if that ends it."""
+    g[MX_K] += 1
+    if not (g[MX_K] == g[MX_KB] if kind == _RAW else kind & LAST):
+        return
+    size, rows = _group_size(g), _rows(g)
+    for _ in range(size):
+        step = g[MX_STEP]
+        start = g[MX_READY] + MX_ACC_LATENCY
+        if step >= 1:
+            start = max(start, g[DEND + (step - 1) % MAX_PLACES] + 1)
+        if step == g[MX_BAD_STEP]:
+            g[RANGE_TIME] = min(g[RANGE_TIME], start + g[MX_BAD_CYCLE] + MX_ERROR)
+        g[DEND + step % MAX_PLACES] = start + rows * g[MX_A_ROW] - 1
+        g[MX_STEP] += 1
+    g[MX_K] = g[STEPS_AHEAD] = 0
+    if g[MX_STEP] == g[MX_STEPS]:
+        g[MX_ACTIVE] = 0
+
+
+@njit
+def _take_dense(g, frees, full, kind, agree):
+    fresh = g[MX_K] == 0
+    fits = agree and _of_instruction(g, kind)
+    size, place = _group_size(g), kind >> STEP_SHIFT & STEP_MASK if kind != _RAW else 0
+    t = _wait(g, max(full, g[MX_START] + 1) + 1, fresh)
+    steps = g[STEPS_AHEAD] | 1 << place
+    ends = g[MX_K] + 1 == g[MX_KB] if kind == _RAW else kind & LAST
+    if not fits or place >= size or (ends and steps != (1 << size) - 1):
+        _fail(g, t)
+        return
+    g[STEPS_AHEAD] = steps
+    g[TAKEN] += 1
+    _free(g, frees, t)
+    _check_acts(g, t, kind)
+    g[MX_READY] = g[DENSE_ENDED] = t + _rows(g) * g[MX_PASSES]
+    _round_done(g, kind)
+
+
+@njit
+def _take_sparse(g, frees, full, kind, agree):
+    """Takes the next round of a batch, for its first pair of rows; behind the last, those of all other pairs."""
+    pairs, cost = (_rows(g) + 1) // 2, 2 * g[MX_PASSES]
+    if g[BATCH] == 0:
+        fits = agree and _of_instruction(g, kind)
+        if fits:
+            full = _load(g, kind, 0, full) + TABLE_LATENCY
+        else:
+            full = _earliest_load(g, full) + TABLE_LATENCY
+        t = _wait(g, full, g[MX_K] == 0)
+        g[STEPS_BATCH], g[BATCH_KIND] = g[STEPS_AHEAD], kind
+    else:
+        fits = agree
+        t = _wait(g, full, False)
+    place, size = kind >> STEP_SHIFT & STEP_MASK, _group_size(g)
+    g[STEPS_BATCH] |= 1 << place
+    whole = g[STEPS_BATCH] == (1 << size) - 1
+    ends = kind & (LAST | MORE) == LAST
+    if not fits or place >= size or (pairs == 1 and ends and not whole):
+        if pairs > 1 and (fits or g[BATCH] > 0):
+            _load_behind(g, t)
+        _fail(g, t)
+        return
+    g[TAKEN] += 1
+    g[BATCH] += 1
+    if pairs == 1:
+        _free(g, frees, t)
+    g[MX_READY] = t + cost
+    if kind & MORE:
+        return
+    _pair_done(g)
+    for pair in range(1, pairs):
+        t = _wait(g, _load(g, g[BATCH_KIND], pair, 0) + TABLE_LATENCY, False)
+        if pair == pairs - 1:
+            if ends and not whole:
+                _fail(g, t + (g[BATCH] - 1) * cost)
+                return
+            for i in range(g[BATCH]):
+                _free(g, frees, t + i * cost)
+        g[MX_READY] = t + g[BATCH] * cost
+        _pair_done(g)
+    g[STEPS_AHEAD], g[BATCH] = g[STEPS_BATCH], 0
+    _round_done(g, kind)
+
+
+@njit
+def _load_behind(g, t):
+    """The next pair's rows may have been read before the machine stops, as the round taken at t does not fit."""
+    before = g[RANGE_TIME]
+    if _load(g, g[BATCH_KIND], 1, g[ENDED]) >= t + MX_ERROR:
+        g[RANGE_TIME] = before
+
+
+@njit
+def _take(g, channels, frees, ready, rounds):
     """Takes the matrix instruction's next round if every channel has it; whether it did."""
     taken = g[TAKEN]
     at = taken & WEIGHT_BUFFER_ROUNDS - 1
     full = 0
+    if g[MX_FAILED]:
+        return False
     for c in range(len(channels)):
         if channels[c, ROUNDS] <= taken:
             return False
         full = max(full, ready[c, at])
     kind = rounds[0, at]
-    fits = _fits(g, kind, rounds[:, at])
-    step = g[MX_STEP]
-    now, end = g[MX_READY], g[LAST_MX_CYCLE] + 1
-    t = max(now, full)
-    g[WEIGHT_STALL] += max(0, min(full, end) - now)
-    if g[MX_K] == 0 and step >= g[MX_SLOTS]:
-        free = g[DEND + (step - g[MX_SLOTS]) % ACC_SLOTS] + 1
-        g[DRAIN_STALL] += max(0, min(free, end) - t)
-        t = max(t, free)
-    takes[at] = t
-    g[TAKEN] += 1
-    if fits:
-        _check_acts(g, t, kind)
-        g[MX_READY] = t + (g[MX_SPARSE] if kind & SPARSE else g[MX_DENSE])
+    agree = _alike_in_all(kind, rounds[:, at])
+    if kind != _RAW and kind & SPARSE:
+        _take_sparse(g, frees, full, kind, agree)
     else:
-        g[HEADER_TIME] = min(g[HEADER_TIME], t + STREAM_ERROR)
-        g[MX_READY] = t + 1
-    g[MX_K] += 1
-    if g[MX_K] == g[MX_KB] if kind == _RAW else kind & LAST:
-        start = g[MX_READY] + MX_ACC_LATENCY
-        if step >= 1:
-            start = max(start, g[DEND + (step - 1) % ACC_SLOTS] + 1)
-        if not fits:
-            start = t + _LATE  # it has no work, so it is never done
-        if step == g[MX_BAD_STEP]:
-            g[RANGE_TIME] = min(g[RANGE_TIME], start + g[MX_BAD_CYCLE] + STREAM_ERROR)
-        g[DEND + step % ACC_SLOTS] = start + g[MX_DRAIN] - 1
-        g[MX_K] = 0
-        g[MX_STEP] += 1
-        if g[MX_STEP] == g[MX_STEPS]:
-            g[MX_ACTIVE] = 0
+        _take_dense(g, frees, full, kind, agree)
     return True
 
 
 @njit
-def _settle(g, channels, arrivals, kinds, pops, takes, ready, rounds, ends, info, requests, banks, writes):
+def _settle(g, channels, arrivals, kinds, pops, frees, ready, rounds, ends, info, requests, banks, writes):
     """Moves everything as far as it is determined."""
     moved = True
     while moved:
@@ -270,13 +428,13 @@ def _settle(g, channels, arrivals, kinds, pops, takes, ready, rounds, ends, info
         for c in range(len(channels)):
             going = True
             while going:
-                going = _pop(g, channels, c, arrivals, kinds, pops, takes, ready, rounds)
+                going = _pop(g, channels, c, arrivals, kinds, pops, frees, ready, rounds)
                 while _ask(g, channels, c, arrivals, kinds, pops, ends, info, requests):
                     going = True
                 if g[HBM]:
                     going = _tell(g, channels, c, arrivals, requests, banks, writes) or going
                 moved = moved or going
-        while g[MX_ACTIVE] == 1 and _take(g, channels, takes, ready, rounds):
+        while g[MX_ACTIVE] == 1 and _take(g, channels, frees, ready, rounds):
             moved = True
 
 
@@ -290,11 +448,11 @@ def _readers(channels):
 
 
 @njit
-def _advance(g, channels, arrivals, kinds, pops, takes, ready, rounds, ends, info, requests, banks, writes, until):
+def _advance(g, channels, arrivals, kinds, pops, frees, ready, rounds, ends, info, requests, banks, writes, until):
     """`_settle`, and again whenever a write epoch is over, up to cycle `until` or an instruction's end."""
     reading, active = _readers(channels) > 0, g[MX_ACTIVE]
     while True:
-        _settle(g, channels, arrivals, kinds, pops, takes, ready, rounds, ends, info, requests, banks, writes)
+        _settle(g, channels, arrivals, kinds, pops, frees, ready, rounds, ends, info, requests, banks, writes)
         need = 0
         for c in range(len(channels)):
             need = max(need, banks[c, hbm.NEED])
@@ -403,7 +561,7 @@ class Streams:
         self.banks = np.tile(new_channel(self.model.slots_a_cycle), (n, 1))
         self.writes = np.zeros((n, _FIRST_WRITES, 3), np.int64)
         self.ready, self.rounds = (np.zeros((n, WEIGHT_BUFFER_ROUNDS), np.int64) for _ in range(2))
-        self.takes = np.zeros(WEIGHT_BUFFER_ROUNDS, np.int64)
+        self.frees = np.zeros(WEIGHT_BUFFER_ROUNDS, np.int64)
         self.ends, self.info = np.zeros(0, np.int32), np.zeros(0, np.uint16)
         self.share_from = 0
         """The cycle from which on it is worth while to look for rows that have become alike."""
@@ -418,11 +576,12 @@ class Streams:
             self.model.hbm,
         )
         self.shared[[RANGE_TIME, HEADER_TIME]] = NEVER
-        self.shared[[LAST_CYCLE, LAST_MX_CYCLE, LAST_ADDRESS]] = (
-            self.limits.cycle,
+        self.shared[[LAST_STALL, LAST_MX_CYCLE, LAST_ADDRESS]] = (
+            self.limits.cycle - UNIT_REPORT,
             self.limits.matrix,
-            self.limits.matrix,
+            self.limits.matrix + STOP_DELAY,
         )
+        self.shared[LOADED] = -LOAD_INTERVAL
 
     def start_read(self, s: int, f: dict[str, int], plans: Plans | None, absent: int | None, most: int) -> None:
         """RD starts at cycle s, with these plans for STREAM.
@@ -526,13 +685,33 @@ class Streams:
         self._share_rows(s)
         c, n_rows = self.config, f["n_rows"]
         split_k = f["mode"] == MxMode.SPLIT_K
-        per_row = 1 if split_k else c.drain_cycles_a_row
         most = f["act"] + (f["n_outer"] - 1) * f["act_out"] + (n_rows - 1) * f["act_stride"] + f["kb"] * c.units
-        self.shared[MX_ACTIVE : MX_ACT_SIZE + 1] = (
-            1, 0, min(f["n_outer"] * f["ob"], NEVER), 0, f["kb"], n_rows * c.passes, (n_rows + 1) // 2 * 2 * c.passes,
-            s + 1, n_rows * per_row, accumulator_slots(n_rows, c.acc_rows), f["ob"], n_rows, split_k,
-            c.units if split_k else 1, f["act"], f["act_stride"], f["act_out"], c.ob_blocks * (most >= c.ob_blocks),
-        )  # fmt: skip
+        for word, value in {
+            MX_ACTIVE: 1,
+            MX_START: s,
+            MX_FAILED: 0,
+            MX_STEP: 0,
+            MX_STEPS: min(f["n_outer"] * f["ob"], NEVER),
+            MX_K: 0,
+            MX_KB: f["kb"],
+            MX_GROUP: max(1, f["group"]),
+            MX_ROWS: n_rows,
+            MX_LAST_ROWS: f["n_last"] or n_rows,
+            MX_PASSES: c.passes,
+            MX_A_ROW: 1 if split_k else c.drain_cycles_a_row,
+            MX_PLACES: accumulator_places(n_rows, c.acc_rows),
+            MX_OB: f["ob"],
+            MX_SPLIT_K: split_k,
+            MX_UNITS: c.units if split_k else 1,
+            MX_ACT: f["act"],
+            MX_ACT_STRIDE: f["act_stride"],
+            MX_ACT_OUT: f["act_out"],
+            MX_ACT_SIZE: c.ob_blocks * (most >= c.ob_blocks),
+            MX_READY: s + 1,
+            STEPS_AHEAD: 0,
+            BATCH: 0,
+        }.items():
+            self.shared[word] = value
         self.shared[[MX_BAD_STEP, MX_BAD_CYCLE]] = result_beyond(c, f) or (-1, 0)
         self.advance(s)
 
@@ -562,7 +741,7 @@ class Streams:
         before: time goes on up to then, or to such an end.
         """
         self.shared[KNOWN] = now
-        _advance(self.shared, self.channels, self.arrivals, self.kinds, self.pops, self.takes, self.ready,
+        _advance(self.shared, self.channels, self.arrivals, self.kinds, self.pops, self.frees, self.ready,
                  self.rounds, self.ends, self.info, self.requests, self.banks, self.writes, until)  # fmt: skip
         self.next_known = int(self.shared[NEED])
 
@@ -573,11 +752,11 @@ class Streams:
 
     def read_end(self) -> int | None:
         """End of the running RD; None while it depends on instructions that have not started."""
-        return None if self.channels[:, READING].any() else int(self.channels[:, AR_LAST].max()) + 1
+        return None if self.channels[:, READING].any() else int(self.channels[:, AR_LAST].max()) + RD_DONE
 
     def multiply_end(self) -> int | None:
         """End of the running MX, or None."""
-        last = DEND + (self.shared[MX_STEPS] - 1) % ACC_SLOTS
+        last = DEND + (self.shared[MX_STEPS] - 1) % MAX_PLACES
         return None if self.shared[MX_ACTIVE] else int(self.shared[last]) + MX_DRAIN_LATENCY
 
     def counters(self, end: int) -> dict[str, int]:
@@ -590,13 +769,14 @@ class Streams:
 
     def _starved(self, end: int) -> int:
         """Cycles up to end in which MX waits for a round that never comes."""
-        waits = self.shared[MX_ACTIVE] and (self.channels[:, ROUNDS] <= self.shared[TAKEN]).any()
+        works = self.shared[MX_ACTIVE] and not self.shared[MX_FAILED]
+        waits = works and (self.channels[:, ROUNDS] <= self.shared[TAKEN]).any()
         return max(0, end + 1 - int(self.shared[MX_READY])) if waits else 0
 
     def _held(self, end: int) -> int:
         """Cycles up to end in which unit 0 holds back its next beat, which nothing makes room for any more."""
         ch, arrivals = self.channels[self.row_of[0]], self.arrivals[self.row_of[0]]
-        if ch[POPPED] == ch[TOLD] or ch[ROUNDS] < self.shared[TAKEN] + WEIGHT_BUFFER_ROUNDS:
+        if ch[POPPED] == ch[TOLD] or ch[ROUNDS] < self.shared[FREED] + WEIGHT_BUFFER_ROUNDS:
             return 0
-        since = max(arrivals[ch[POPPED] % len(arrivals)], ch[POP_LAST]) + 1
-        return max(0, end + 1 - int(since))
+        since = max(arrivals[ch[POPPED] % len(arrivals)] + RD_BEAT, ch[POP_LAST] + 1)
+        return max(0, end + 1 - UNIT_REPORT - int(since))

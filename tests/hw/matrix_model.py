@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from hw.spec.config import Config
 from hw.spec.isa import MxMode, StreamFormat
-from hw.spec.timing import MX_ACC_LATENCY, MX_DRAIN_LATENCY, WEIGHT_BUFFER_ROUNDS, accumulator_slots, burst_length
+from hw.spec.timing import MX_ACC_LATENCY, MX_DRAIN_LATENCY, WEIGHT_BUFFER_ROUNDS, accumulator_places, burst_length
 
 
 @dataclass
@@ -42,6 +42,8 @@ class Mx:
     n_outer: int = 1
     act_out: int = 0
     dst_out: int = 0
+    n_last: int = 0
+    group: int = 0
     rounds: list[tuple[bool, bool]] = field(default_factory=list)
 
     def cost(self, config: Config, sparse: bool) -> int:
@@ -100,7 +102,7 @@ def mx_times(config: Config, starts: list[int], program: list[Mx], fronts: list[
     for s, mx in zip(starts, program, strict=False):
         d = config.drain_cycles_a_row if mx.mode == MxMode.SPLIT_N else 1
         takes, drains, free, first = [], [], s + 1, True
-        slots = accumulator_slots(mx.n_rows, config.acc_rows)
+        slots = accumulator_places(mx.n_rows, config.acc_rows)
         for sparse, last in mx.rounds:
             take = max([front.full() for front in fronts] + [free])
             if first and len(drains) >= slots:

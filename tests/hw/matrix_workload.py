@@ -12,7 +12,6 @@ from hw.spec.weights import (
     HEADER_RUNS,
     MAX_SCALE,
     NONZEROS,
-    UNREACHED,
     WINDOW,
     Run,
     ceil_div,
@@ -79,8 +78,7 @@ class Content:
                     weight = level(code, run.bits) * (run.scales[row] if run.bits < 8 else 1)
                     block = WINDOW * run.window + blocks[slot // self.m]
                     place = self.indices[number, row, slot]
-                    if not run.sparse or run.nonzeros == 1 or place != UNREACHED[slot % 2]:
-                        matrix[row, BLOCK * block + place] += weight
+                    matrix[row, BLOCK * block + place] += weight
 
     def round_beats(self, number) -> list[bytes]:
         body = encode_indices(self.run, self.indices[number]) + encode_codes(self.run, self.codes, number)
@@ -237,7 +235,7 @@ class Workload:
                 product.times,
                 act_out,
                 dst_out,
-                kinds,
+                rounds=kinds,
             )
         )
         self.dst = dst + product.times * dst_out

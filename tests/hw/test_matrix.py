@@ -145,7 +145,7 @@ class Bench:
         cycle, dut, (steps, drain) = 0, self.dut, self.controls
         while True:
             _, _, take, drained, stall, *units = await ctx.tick().sample(
-                steps.take,
+                steps.read,
                 drain.step_drained,
                 dut.unpack_stall,
                 dut.rd.start,
