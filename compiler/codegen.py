@@ -12,7 +12,7 @@ def generate(layout: Layout) -> Program:
     The pipeline of the vision layers is unrolled: what the instruction memory does not hold goes tile by tile.
     """
     for pipelined in (True, False):
-        builder = Builder(layout.config)
+        builder = Builder(layout.config, layout.grouped)
         entries = {"lm": text.emit(builder, layout)}
         if layout.model.vision is not None:
             entries["vision"] = vision.emit(builder, layout, pipelined)

@@ -40,6 +40,16 @@ class Geometry:
         """See `ir.streams`."""
         return ir.streams(ops, self.config.lanes)
 
+    def sections(self, ops: list, stream: tuple[ir.Linear, ...], grouped: bool) -> tuple[int, ...]:
+        """Output-block steps of the parts of a stream that one matrix instruction each multiplies, if its steps come in
+        groups, which no instruction divides; else of the whole stream."""
+        steps = self.steps(sum(op.n_out for op in stream))
+        gated = next((op for op in ops if isinstance(op, ir.GatedMlp) and op.up in stream), None)
+        if not grouped or gated is None:
+            return (steps,)
+        first = self.steps(gated.gate.n_out) if gated.gate in stream else 0
+        return (*([first] if first else []), *ir.up_slices(steps - first, True))
+
     def kb(self, n_in: int) -> int:
         return weights.input_blocks(n_in)
 

@@ -6,6 +6,8 @@ attributes.
 
 from dataclasses import dataclass
 
+from hw.spec.weights import LEAST_GROUP, ceil_div
+
 
 def parameter_name(weight: str) -> str:
     """A parameter's state name as fused operators and checkpoints have it."""
@@ -110,6 +112,23 @@ def streams(ops: list, lanes: int) -> list[tuple[Linear, ...]]:
     """
     joint = {op.gate: op.up for op in ops if isinstance(op, GatedMlp) and op.gate.n_out % lanes == 0}
     return [(op, joint[op]) if op in joint else (op,) for op in linears(ops) if op not in joint.values()]
+
+
+UP_SLICES = 3
+"""Passes that up's outputs take behind gate's last step: more would make the last slice shorter than the vector unit's
+latency is worth for a single token."""
+
+
+def up_slices(steps: int, grouped: bool) -> list[int]:
+    """Output-block steps of the slices of a gated layer's up, of so many steps: no slice of sparse weights is shorter
+    than a group that keeps the chains busy, if it need not be."""
+    count = max(1, min(UP_SLICES, steps // LEAST_GROUP)) if grouped else UP_SLICES
+    found = []
+    for number in reversed(range(count)):
+        size = ceil_div(steps - sum(found), number + 1)
+        if size:
+            found.append(size)
+    return found
 
 
 def norms(ops: list) -> list[Norm]:

@@ -35,14 +35,15 @@ TABLE = "table"
 class Table:
     """Words about a record's n linear layers: G, four bytes a word; their streams' addresses, and lengths in beats.
 
-    The program reads lengths and addresses here, so that one program serves every compression.
+    The program reads lengths and addresses here, so that one program serves every compression of the same operators:
+    which of them have sparse weights is in the program.
     """
 
     n: int
     streams: int
     """How many there are: addresses."""
     lengths: int | None = None
-    """How many lengths there are, if not as many (the head's slices)."""
+    """How many lengths there are, if not as many (the head's slices, a stream's sections)."""
 
     def shift(self, linear: int) -> tuple[int, int]:
         """(word, byte in it)."""
@@ -69,6 +70,11 @@ class Table:
         words[self.address(0) : self.length(0)] = addresses
         words[self.length(0) : self.length(len(lengths))] = lengths
         return words.view(np.uint8)
+
+
+def table_of(ops: list, streams: "Streams") -> Table:
+    """The table of a record about these operators' linear layers."""
+    return Table(len(ir.linears(ops)), len(streams.steps), streams.n_lengths)
 
 
 @dataclass
@@ -118,10 +124,10 @@ class Space:
             )
 
 
-def parameter_record(geo: Geometry, ops: list) -> Record:
+def parameter_record(geo: Geometry, ops: list, streams: "Streams") -> Record:
     """Scale words, biases and the table of a list of fused operators, as PB rows in aux memory."""
     record = Record()
-    record.add(TABLE, Table(len(ir.linears(ops)), len(geo.streams(ops))).beats)
+    record.add(TABLE, table_of(ops, streams).beats)
     for norm in ir.norms(ops):
         record.add(f"{norm.name}.words", geo.granules(norm.width))
         if norm.kind == "layer":
@@ -135,22 +141,51 @@ def parameter_record(geo: Geometry, ops: list) -> Record:
 
 @dataclass
 class Streams:
-    """Weight streams one behind the other, the same in every unit's channel: beats[layer][stream]."""
+    """Weight streams one behind the other, the same in every unit's channel."""
 
-    lengths: list[list[int]]
+    sections: list[list[list[int]]]
+    """Beats: [layer][stream][section]."""
+    steps: list[tuple[int, ...]]
+    """Output-block steps: [stream][section]."""
+    grouped: list[bool]
+    """Whether the steps of a stream come in groups: where one of the layers' has sparse blocks."""
     held: int = 0
     """Beats of all units that hold weights or their headers: what is not padding."""
 
     @classmethod
-    def of(cls, sizes: Sizes, prefix: str, streams: list[tuple[ir.Linear, ...]], count: int = 1) -> "Streams":
-        """prefix: module names' beginning, with {} for the layer's number."""
-        before = sizes.held
-        lengths = [[sizes.beats(modules(prefix.format(i), rows)) for rows in streams] for i in range(count)]
-        return cls(lengths, sizes.held - before)
+    def of(cls, sizes: Sizes, geo: Geometry, prefix: str, ops: list, count: int = 1) -> "Streams":
+        """Of `count` layers of these operators; prefix: module names' beginning, with {} for the layer's number."""
+        before, streams = sizes.held, geo.streams(ops)
+        rows = [[modules(prefix.format(i), stream) for stream in streams] for i in range(count)]
+        grouped = [any(sizes.sparse(layer[number]) for layer in rows) for number in range(len(streams))]
+        steps = [geo.sections(ops, stream, each) for stream, each in zip(streams, grouped, strict=True)]
+        found = [[sizes.sections(*each) for each in zip(layer, steps, grouped, strict=True)] for layer in rows]
+        return cls(found, steps, grouped, sizes.held - before)
+
+    @property
+    def lengths(self) -> list[list[int]]:
+        """Beats: [layer][stream]."""
+        return [[sum(stream) for stream in layer] for layer in self.sections]
 
     @property
     def beats(self) -> int:
         return sum(map(sum, self.lengths))
+
+    @property
+    def n_lengths(self) -> int:
+        """Lengths in a record's table: of every stream, then of all sections of those that have several."""
+        return len(self.steps) + sum(len(steps) for steps in self.steps if len(steps) > 1)
+
+    def length_of(self, stream: int, section: int | None = None) -> int:
+        """Place among these lengths of a stream's, or of its section's."""
+        if section is None or len(self.steps[stream]) == 1:
+            return stream
+        return len(self.steps) + sum(len(steps) for steps in self.steps[:stream] if len(steps) > 1) + section
+
+    def table_lengths(self, layer: int) -> list[int]:
+        """What the table of a layer's record holds."""
+        several = [length for stream in self.sections[layer] if len(stream) > 1 for length in stream]
+        return self.lengths[layer] + several
 
     def starts(self, layer: int) -> list[int]:
         """First beats of a layer's streams, from the section's start."""
@@ -227,6 +262,8 @@ class HeadSlices:
     granules: int
     streams: list[int] = field(default_factory=list)
     """Beats of each slice's stream."""
+    grouped: bool = False
+    """Whether their steps come in groups."""
     held: int = 0
     """Beats of all units that hold weights or their headers."""
 
@@ -263,12 +300,12 @@ class Layout:
 
     def _layers(self, prefix: str, ops: list, count: int, context: int) -> dict[str, Record]:
         attention = next(op for op in ops if isinstance(op, ir.Attention))
+        self._streams(prefix, ops, count)
         records = {
-            "params": parameter_record(self.geo, ops),
+            "params": parameter_record(self.geo, ops, self.streams[prefix]),
             "cache": cache_record(self.geo, attention, context),
             "scales": scale_record(self.geo, attention, context),
         }
-        self._streams(prefix, ops, count)
         for name, record in records.items():
             space = self.aux if name in ("params", "scales") else self.channel
             space.place(f"{prefix}.{name}", record.beats * count)
@@ -276,7 +313,7 @@ class Layout:
 
     def _streams(self, prefix: str, ops: list, count: int = 1) -> None:
         """The streams of `count` layers, or of the stem or projector."""
-        self.streams[prefix] = Streams.of(self.sizes, MODULES[prefix], self.geo.streams(ops), count)
+        self.streams[prefix] = Streams.of(self.sizes, self.geo, MODULES[prefix], ops, count)
 
     def _place_streams(self) -> None:
         """Behind everything whose address is in the program, which is the same for every compression."""
@@ -293,7 +330,9 @@ class Layout:
         self.head = head_slices(geo, text.head)
         self.head_record = Record()
         before = self.sizes.held
-        self.head.streams = self.sizes.slices([(text.head.name, text.head)], self.head.steps, self.head.count)
+        rows = [(text.head.name, text.head)]
+        self.head.grouped = self.sizes.sparse(rows)
+        self.head.streams = self.sizes.sections(rows, self.head.count * (self.head.steps,), self.head.grouped)
         self.head.held = self.sizes.held - before
         self.head_record.add(TABLE, self.head.table.beats)
         self.head_record.add(f"{text.norm.name}.words", geo.granules(text.hidden))
@@ -315,12 +354,12 @@ class Layout:
         vision, geo = self.tower, self.geo
         width = vision.layer_width
         self.vision = self._layers("vision", vision.layer, vision.n_layers, vision.n_patches + 1)
-        self.stem = parameter_record(geo, vision.stem)
-        self.projector = parameter_record(geo, vision.projector)
-        self.aux.place("stem.params", self.stem.beats)
-        self.aux.place("projector.params", self.projector.beats)
         self._streams("stem", vision.stem)
         self._streams("projector", vision.projector)
+        self.stem = parameter_record(geo, vision.stem, self.streams["stem"])
+        self.projector = parameter_record(geo, vision.projector, self.streams["projector"])
+        self.aux.place("stem.params", self.stem.beats)
+        self.aux.place("projector.params", self.projector.beats)
         self.selection = selection_record(geo, vision.n_patches)
         self.aux.place("selection", self.selection.beats)
         self.aux.place("position", (vision.n_patches + 1) * geo.granules(width))
@@ -331,6 +370,11 @@ class Layout:
         """Of a section's layers: text, vision, stem or projector."""
         record = getattr(self, prefix)
         return record["params"] if isinstance(record, dict) else record
+
+    @property
+    def grouped(self) -> bool:
+        """Whether any stream's steps come in groups."""
+        return self.head.grouped or any(any(streams.grouped) for streams in self.streams.values())
 
     @property
     def weight_bytes(self) -> int:

@@ -13,7 +13,7 @@ from ref_model.compress.format import BlockFormat
 from . import ir, stream
 from .kernels.norm import constants_of
 from .kernels.select import bit_weights
-from .layout import Layout, Record, Table
+from .layout import Layout, Record, table_of
 
 Array = np.ndarray
 Piece = tuple[int, int, Array]
@@ -89,10 +89,10 @@ def _put_norm(put, op: ir.Norm, tensor) -> None:
         put(f"{op.name}.bias", tensor.bias)
 
 
-def weight_stream(units: int, name: str, tensor, beats: int, steps: int | None = None) -> Array:
+def weight_stream(units: int, name: str, tensor, beats: int, steps: int, grouped: bool) -> Array:
     """A quantised linear layer's stream uint8[units, beats * 64]; the layout must have foreseen its length."""
     try:
-        data = stream.encode(tensor.weight, tensor.format, units, steps)
+        data = stream.encode(tensor.weight, tensor.format, units, steps, grouped)
     except ValueError as error:
         raise InternalError(f"{name}: {error}") from None
     if data.shape[1] != beats * BEAT_BYTES:
@@ -118,14 +118,20 @@ def _linears(layout: Layout, prefix: str, index: int, ops: list, owner) -> Itera
     rows = layout.geo.streams(ops)
     base = layout.channel[f"{prefix}.weights"].base
     addresses = [base + start for start in streams.starts(index)]
-    table = Table(len(ir.linears(ops)), len(rows)).pack(
-        [_field(owner, op.name).shift for op in ir.linears(ops)], addresses, streams.lengths[index]
+    table = table_of(ops, streams).pack(
+        [_field(owner, op.name).shift for op in ir.linears(ops)], addresses, streams.table_lengths(index)
     )
     yield (units, layout.aux[f"{prefix}.params"].base + index * record.beats, parameters(record, ops, owner, table))
-    parts = [
-        weight_stream(units, stream[0].name, _joined([_field(owner, op.name) for op in stream]), length)
-        for stream, length in zip(rows, streams.lengths[index], strict=True)
-    ]
+    parts = list[Array]()
+    for stream_, lengths, steps, grouped in zip(
+        rows, streams.sections[index], streams.steps, streams.grouped, strict=True
+    ):
+        tensor, first = _joined([_field(owner, op.name) for op in stream_]), 0
+        for length, n in zip(lengths, steps, strict=True):
+            end = first + n * units * BLOCK
+            section = tensor if len(steps) == 1 else _rows(tensor, first, end)
+            parts.append(weight_stream(units, stream_[0].name, section, length, n, grouped))
+            first = end
     for unit, data in enumerate(np.concatenate(parts, axis=1)):
         yield unit, addresses[0], data
 
@@ -137,21 +143,13 @@ def _joined(tensors: list):
     weight, formats = np.concatenate([tensor.weight for tensor in tensors]), [tensor.format for tensor in tensors]
     form = None
     if any(each is not None for each in formats):
-        held = [_dense(tensor.weight) if tensor.format is None else tensor.format for tensor in tensors]
+        held = [
+            stream.dense_format(tensor.weight.shape) if tensor.format is None else tensor.format for tensor in tensors
+        ]
         form = BlockFormat(
             *(np.concatenate([getattr(each, name) for each in held]) for name in ("bits", "nonzeros", "scales"))
         )
     return replace(tensors[0], weight=weight, format=form)
-
-
-def _dense(weight: Array) -> BlockFormat:
-    """Whole blocks of 8 bits."""
-    blocks = tuple(-(-n // BLOCK) for n in weight.shape)
-    return BlockFormat(
-        np.full(blocks, 8, np.uint8),
-        np.full(blocks, BLOCK, np.uint8),
-        np.zeros((blocks[0] * BLOCK, blocks[1]), np.int8),
-    )
 
 
 def _text(layout: Layout, text) -> Iterator[Piece]:
@@ -179,7 +177,9 @@ def _head(layout: Layout, text) -> Iterator[Piece]:
     yield units, aux["head.places"].base, row_words(places, slices.count * slices.granules)
     for index, beats in enumerate(slices.streams):
         part = _rows(text.head, index * width, (index + 1) * width)
-        for unit, data in enumerate(weight_stream(units, f"lm_head, slice {index}", part, beats, slices.steps)):
+        for unit, data in enumerate(
+            weight_stream(units, f"lm_head, slice {index}", part, beats, slices.steps, slices.grouped)
+        ):
             yield unit, base + at, data
         at += beats
 

@@ -1,8 +1,9 @@
 """How long weight streams are and what is in them: dense, or as a compression plan says."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import accumulate, pairwise
 from typing import Protocol
 
 import numpy as np
@@ -42,36 +43,37 @@ class Sizes:
         self._compressed_bits = self._compressed_weights = 0
         self._nonzeros = self._weights = 0.0
 
-    def beats(self, rows: Rows) -> int:
-        """Beats of a stream in every unit's channel."""
-        return self.slices(rows, self.steps(rows), 1)[0]
-
     def steps(self, rows: Rows) -> int:
         """Output-block steps of a stream."""
         return weights.output_blocks(sum(op.n_out for _, op in rows), self.units)
 
-    def slices(self, rows: Rows, steps: int, count: int) -> list[int]:
-        """Beats of the streams of `count` slices of `steps` output-block steps."""
+    def sparse(self, rows: Rows) -> bool:
+        """Whether a stream has sparse blocks."""
+        parts = [self._blocks(name, op) for name, op in rows]
+        return any(stream.group_of(part[1], stream.LEAST_GROUP) > 1 for part in parts if part is not None)
+
+    def sections(self, rows: Rows, steps: Sequence[int], grouped: bool) -> list[int]:
+        """Beats of a stream's sections of so many output-block steps."""
         for name, op in rows:
             self._count(name, op, self._blocks(name, op))
         op, blocks = self._joined(rows)
         found = []
-        for shape, part in self._parts(op, steps, count, blocks):
-            key = _key(shape, part, steps)
+        for n, (shape, part) in zip(steps, self._parts(op, steps, blocks), strict=True):
+            key = (*_key(shape, part, n), grouped)
             if key not in self._known:  # layers that are divided alike are counted once
-                self._known[key] = stream.lengths(shape, part, self.units, steps)
+                self._known[key] = stream.lengths(shape, part, self.units, n, grouped)
             found.append(self._known[key][0])
             self.held += self._known[key][1]
         return found
 
-    def headers(self, rows: Rows, steps: int, count: int) -> list[list[stream.Headers]]:
-        """Header beats of every unit's streams of those slices; streams that are divided alike share them."""
+    def headers(self, rows: Rows, steps: Sequence[int], grouped: bool) -> list[list[stream.Headers]]:
+        """Header beats of every unit's streams of those sections; streams that are divided alike share them."""
         op, blocks = self._joined(rows)
         found = []
-        for shape, part in self._parts(op, steps, count, blocks):
-            key, (bits, nonzeros) = _key(shape, part, steps), part or (None, None)
+        for n, (shape, part) in zip(steps, self._parts(op, steps, blocks), strict=True):
+            key, (bits, nonzeros) = (*_key(shape, part, n), grouped), part or (None, None)
             if key not in self._headers:
-                self._headers[key] = stream.headers(shape, bits, nonzeros, self.units, steps)
+                self._headers[key] = stream.headers(shape, bits, nonzeros, self.units, n, grouped)
             found.append(self._headers[key])
         return found
 
@@ -88,12 +90,12 @@ class Sizes:
         return whole, (np.concatenate([bits for bits, _ in held]), np.concatenate([n for _, n in held]))
 
     def _parts(
-        self, op: ir.Linear, steps: int, count: int, blocks: Blocks | None
+        self, op: ir.Linear, steps: Sequence[int], blocks: Blocks | None
     ) -> Iterator[tuple[tuple[int, int], Blocks | None]]:
-        """Shape and blocks of each slice."""
-        width = steps * self.units * BLOCK
-        for first in range(0, count * width, width):
-            shape = (min(width, op.n_out - first), op.n_in)
+        """Shape and blocks of each section."""
+        for first, end in pairwise(accumulate(steps, initial=0)):
+            first, end = (step * self.units * BLOCK for step in (first, end))
+            shape = (min(end, op.n_out) - first, op.n_in)
             rows = slice(first // BLOCK, ceil_div(first + shape[0], BLOCK))
             yield shape, None if blocks is None else (blocks[0][rows], blocks[1][rows])
 
@@ -119,8 +121,8 @@ class Sizes:
 
 
 def _dense(op: ir.Linear) -> Blocks:
-    shape = ceil_div(op.n_out, BLOCK), ceil_div(op.n_in, BLOCK)
-    return np.full(shape, 8, np.uint8), np.full(shape, BLOCK, np.uint8)
+    form = stream.dense_format((op.n_out, op.n_in))
+    return form.bits, form.nonzeros
 
 
 def _key(shape: tuple[int, int], blocks: Blocks | None, steps: int) -> tuple:

@@ -14,7 +14,16 @@ import numpy as np
 
 from hw.spec import weights as spec
 from hw.spec.config import BEAT_BYTES, BLOCK, BLOCK_BEATS
-from hw.spec.weights import FILLER_BITS, HEADER_RUNS, MAX_SCALE, RUN_BYTES, WINDOW, ceil_div, round_blocks
+from hw.spec.weights import (
+    FILLER_BITS,
+    HEADER_RUNS,
+    LEAST_GROUP,
+    MAX_SCALE,
+    RUN_BYTES,
+    WINDOW,
+    ceil_div,
+    round_blocks,
+)
 from ref_model.compress.format import BlockFormat, group_blocks
 
 Array = np.ndarray
@@ -24,14 +33,21 @@ LOWEST = {8: -128, 4: -8, 3: -7, 2: -3}
 HIGHEST = {8: 127, 4: 7, 3: 7, 2: 3}
 
 
-def encode(weight: Array, fmt: BlockFormat | None, units: int, steps: int | None = None) -> Array:
-    """int8[out, in] -> uint8[units, bytes]; fmt None: dense, 8 bits. steps: output-block steps (default: as needed)."""
+def encode(
+    weight: Array, fmt: BlockFormat | None, units: int, steps: int | None = None, grouped: bool | None = None
+) -> Array:
+    """int8[out, in] -> uint8[units, bytes]; fmt None: dense, 8 bits. steps: output-block steps (default: as needed).
+
+    grouped: whether the steps come in groups of `hw.spec.weights.group_steps`; by default where blocks are sparse,
+    which need it.
+    """
     n_out, n_in = weight.shape
     steps = _steps(n_out, units, steps)
-    if fmt is None:
+    if fmt is None and not grouped:
         return _encode_dense(weight, units, steps)
+    fmt = fmt or dense_format((n_out, n_in))
     _check_shape((n_out, n_in), fmt.bits, fmt.nonzeros)
-    runs = _runs((n_out, n_in), fmt.bits, fmt.nonzeros, units, steps)
+    runs = _runs((n_out, n_in), fmt.bits, fmt.nonzeros, units, steps, grouped)
     tensor = _Blocks(weight, fmt)
     out = np.zeros((units, int(runs.place(units).max()), BEAT_BYTES), np.uint8)
     tensor.check_runs(runs)
@@ -46,39 +62,62 @@ def beats(shape: tuple[int, int], bits: Array, nonzeros: Array, units: int, step
     return lengths(shape, (bits, nonzeros), units, steps)[0]
 
 
+def dense_format(shape: tuple[int, int]) -> BlockFormat:
+    """Whole blocks of 8 bits."""
+    blocks = ceil_div(shape[0], BLOCK), ceil_div(shape[1], BLOCK)
+    return BlockFormat(
+        np.full(blocks, 8, np.uint8),
+        np.full(blocks, BLOCK, np.uint8),
+        np.zeros((blocks[0] * BLOCK, blocks[1]), np.int8),
+    )
+
+
 def lengths(
-    shape: tuple[int, int], blocks: tuple[Array, Array] | None, units: int, steps: int | None = None
+    shape: tuple[int, int],
+    blocks: tuple[Array, Array] | None,
+    units: int,
+    steps: int | None = None,
+    grouped: bool | None = None,
 ) -> tuple[int, int]:
     """Beats of every unit's stream, and beats of all units together that hold weights with their headers: without
     padding, fillers and absent output blocks.
 
-    blocks: bits and non-zeros as `beats` takes them; None: dense, 8 bits.
+    blocks: bits and non-zeros as `beats` takes them; None: dense, 8 bits. grouped: as `encode`.
     """
     steps = _steps(shape[0], units, steps)
+    if blocks is None and grouped:
+        blocks = dense_format(shape).bits, dense_format(shape).nonzeros
     if blocks is None:
         windows = spec.windows(shape[1])
         mine = np.bincount(np.arange(ceil_div(shape[0], BLOCK)) % units, minlength=units)
         held = mine * spec.input_blocks(shape[1]) * BLOCK_BEATS + -(-mine * windows // HEADER_RUNS)
         return dense_beats(shape, units, steps), int(held.sum())
     _check_shape(shape, *blocks)
-    runs = _runs(shape, *blocks, units, steps)
+    runs = _runs(shape, *blocks, units, steps, grouped)
     kept = np.flatnonzero(~runs.filler)
     headers_kept = -(-np.bincount(runs.unit[kept], minlength=units) // HEADER_RUNS)
     return int(runs.place(units).max()), runs.beats(kept) + int(headers_kept.sum())
 
 
 def headers(
-    shape: tuple[int, int], bits: Array | None, nonzeros: Array | None, units: int, steps: int | None = None
+    shape: tuple[int, int],
+    bits: Array | None,
+    nonzeros: Array | None,
+    units: int,
+    steps: int | None = None,
+    grouped: bool | None = None,
 ) -> list[Headers]:
-    """Header beats of every unit's stream, scales left zero; bits None: dense, 8 bits.
+    """Header beats of every unit's stream, scales left zero; bits None: dense, 8 bits. grouped: as `encode`.
 
     Units (all of them, when dense) whose streams are divided alike share one object.
     """
     steps = _steps(shape[0], units, steps)
     if bits is None or nonzeros is None:
-        return [_dense_headers(shape[1], steps)] * units
+        if not grouped:
+            return [_dense_headers(shape[1], steps)] * units
+        bits, nonzeros = dense_format(shape).bits, dense_format(shape).nonzeros
     _check_shape(shape, bits, nonzeros)
-    runs = _runs(shape, bits, nonzeros, units, steps)
+    runs = _runs(shape, bits, nonzeros, units, steps, grouped)
     length = runs.place(units)
     slots, found, known = _slots_of(runs), list[Headers](), dict[bytes, Headers]()
     bounds = np.searchsorted(runs.unit, np.arange(units + 1))
@@ -373,9 +412,9 @@ def _by_class(bits: Array, nonzeros: Array) -> Iterator[tuple[int, int, Array]]:
             yield width, n, (whole & ((1 << group) - 1 << start & 0xFF)).astype(np.int64)
 
 
-def _runs(shape: tuple[int, int], bits: Array, nonzeros: Array, units: int, steps: int) -> _Runs:
+def _runs(shape: tuple[int, int], bits: Array, nonzeros: Array, units: int, steps: int, grouped: bool | None) -> _Runs:
     """The runs of every unit, fillers included."""
-    windows, size = spec.windows(shape[1]), group_of(nonzeros, steps)
+    windows, size = spec.windows(shape[1]), spec.group_steps(steps) if grouped else group_of(nonzeros, steps)
     padded = [np.zeros((steps * units, windows * WINDOW), np.uint8) for _ in range(2)]
     for target, values in zip(padded, (bits, nonzeros), strict=True):
         target[: values.shape[0], : values.shape[1]] = values
@@ -698,4 +737,4 @@ def _code_bytes(bits: int, quarter: int) -> Array:
     return np.array([spec.code_byte(code, bits, quarter) for code in range(1 << bits)], np.uint8)
 
 
-__all__ = ["Headers", "beats", "dense_beats", "encode", "group_of", "headers"]
+__all__ = ["LEAST_GROUP", "Headers", "beats", "dense_beats", "dense_format", "encode", "group_of", "headers"]

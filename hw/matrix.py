@@ -229,7 +229,11 @@ class Matrix(wiring.Component):
         ]
         command, step, valid = (
             registered(m, name, value)
-            for name, value in (("command", command.as_value()), ("step", steps.step.as_value()), ("valid", steps.step_valid))
+            for name, value in (
+                ("command", command.as_value()),
+                ("step", steps.step.as_value()),
+                ("valid", steps.step_valid),
+            )
         )
         for number, unit in enumerate(units):
             m.d.comb += [
@@ -287,7 +291,9 @@ class Matrix(wiring.Component):
         wrong = [getattr(desc, name) == 0 for name in ("n_rows", "kb", "ob", "n_outer")]
         wrong += [desc.n_rows > config.acc_rows, desc.n_last > desc.n_rows, desc.mode > max(MxMode)]
         wrong.append(desc.group > MAX_BUNDLE)
-        for places in (1 << i for i in range(MAX_BUNDLE.bit_length() - 1)):  # of n_rows above 2 * acc_rows / (2 * places)
+        for places in (
+            1 << i for i in range(MAX_BUNDLE.bit_length() - 1)
+        ):  # of n_rows above 2 * acc_rows / (2 * places)
             wrong.append((desc.group > places) & (desc.n_rows > config.acc_rows // places))
 
         def unaligned(value, unit):

@@ -5,12 +5,12 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.accumulator import ROW, Accumulators, accumulator_rows, delay_valid, step_layout
-from hw.chain import DENSE_BREAKS, N_GROUPS, STEP, SUMS, TABLES, SparseChain, chain_latency
+from hw.chain import DENSE_BREAKS, N_GROUPS, SUMS, TABLES, SparseChain, chain_latency
 from hw.dsp_group import ENTRY, N_LANES, delay
 from hw.interfaces import AXI4Read, descriptor_layout
 from hw.operand_buffer import BLOCK_BITS, WINDOW_LAYOUT, OperandBuffer
 from hw.round import PLACE, ROUND_KIND
-from hw.spec.config import BLOCK, Config
+from hw.spec.config import Config
 from hw.spec.isa import Unit
 from hw.spec.weights import TABLE_ENTRIES, WINDOW
 from hw.weight_front import WeightFront

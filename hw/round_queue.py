@@ -85,9 +85,7 @@ class RoundQueue(wiring.Component):
         """A queue in LUT memory; its oldest entry, which ``advance`` removes."""
         write_at, read_at = Signal(PLACE, name=f"{name}_write_at"), Signal(PLACE, name=f"{name}_read_at")
         m.d.sync += [write_at.eq(write_at + write_en), read_at.eq(read_at + advance)]
-        m.submodules[name] = ring = memory.Memory(
-            shape=unsigned(ROUND_KIND.size), depth=WEIGHT_BUFFER_ROUNDS, init=[]
-        )
+        m.submodules[name] = ring = memory.Memory(shape=unsigned(ROUND_KIND.size), depth=WEIGHT_BUFFER_ROUNDS, init=[])
         write, read = ring.write_port(), ring.read_port(domain="comb")
         m.d.comb += [write.en.eq(write_en), write.addr.eq(write_at), write.data.eq(value), read.addr.eq(read_at)]
         return read.data

@@ -182,9 +182,7 @@ class Header(wiring.Component):
         slots = []
         banks = HEADER_RUNS.bit_length() - 1
         for bank in range(HEADER_RUNS):
-            m.submodules[f"bank_{bank}"] = store = memory.Memory(
-                shape=unsigned(SLOT_BITS), depth=HEADER_BEATS, init=[]
-            )
+            m.submodules[f"bank_{bank}"] = store = memory.Memory(shape=unsigned(SLOT_BITS), depth=HEADER_BEATS, init=[])
             write, read = store.write_port(), store.read_port(domain="comb")
             m.d.comb += [
                 write.en.eq(self.write),

@@ -297,7 +297,9 @@ def _repeated(once: Plans, units: int, n_beats: int, times: int) -> Plans | None
     if any(plan.bad >= 0 or plan.missing for plan in once.units):
         return None
     shift = (np.arange(times, dtype=np.int32) * n_beats)[:, None]
-    return _together([Plan((plan.ends + shift).reshape(-1), np.tile(plan.info, times), -1, 0) for plan in once.all(units)])
+    return _together(
+        [Plan((plan.ends + shift).reshape(-1), np.tile(plan.info, times), -1, 0) for plan in once.all(units)]
+    )
 
 
 def _shared_headers(memory: MemoryImage, segments: list[Segment]) -> list[int] | None:

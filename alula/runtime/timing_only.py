@@ -6,7 +6,7 @@ No weight is needed: everything else is absent, and an executor that asks for it
 import numpy as np
 
 from compiler import ir
-from compiler.layout import MODULES, Layout, Table, modules
+from compiler.layout import MODULES, Layout, modules, table_of
 from hw.spec.config import BEAT_BYTES
 from sim.memory_image import MemoryImage
 
@@ -37,14 +37,17 @@ def _layers(memory: MemoryImage, layout: Layout, prefix: str, ops: list, count: 
     """Records and streams of the layers of a section."""
     record, streams, linears = layout.parameter_record(prefix), layout.geo.streams(ops), ir.linears(ops)
     params, at = layout.aux[f"{prefix}.params"].base, layout.channel[f"{prefix}.weights"].base
-    for index, lengths in enumerate(layout.streams[prefix].lengths):
+    held = layout.streams[prefix]
+    for index, lengths in enumerate(held.lengths):
         addresses = (at + np.cumsum([0, *lengths])[:-1]).tolist()
-        table = Table(len(linears), len(streams)).pack([SHIFT] * len(linears), addresses, lengths)
+        table = table_of(ops, held).pack([SHIFT] * len(linears), addresses, held.table_lengths(index))
         _record(memory, layout, params + index * record.beats, record.beats, table)
-        for stream, address, length in zip(streams, addresses, lengths, strict=True):
+        for number, (stream, address) in enumerate(zip(streams, addresses, strict=True)):
             rows = modules(MODULES[prefix].format(index), stream)
-            (headers,) = layout.sizes.headers(rows, layout.sizes.steps(rows), 1)
-            _stream(memory, address, length, headers)
+            found = layout.sizes.headers(rows, held.steps[number], held.grouped[number])
+            for length, headers in zip(held.sections[index][number], found, strict=True):
+                _stream(memory, address, length, headers)
+                address += length
         at += sum(lengths)
 
 
@@ -62,7 +65,7 @@ def _head(memory: MemoryImage, layout: Layout) -> None:
     _record(
         memory, layout, layout.aux["head.params"].base, record.beats, slices.table.pack([SHIFT], [at], slices.streams)
     )
-    found = layout.sizes.headers([(head.name, head)], slices.steps, slices.count)
+    found = layout.sizes.headers([(head.name, head)], slices.count * (slices.steps,), slices.grouped)
     for length, headers in zip(slices.streams, found, strict=True):
         _stream(memory, at, length, headers)
         at += length

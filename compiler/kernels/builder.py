@@ -88,8 +88,9 @@ def _times(most: Most, factor: int) -> Most:
 class Builder:
     """Collects a program. Blocks between fences get their tokens when they are closed."""
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
+    def __init__(self, config: Config, groups: bool = False) -> None:
+        """groups: some weights are sparse, so that their streams come in groups of output steps."""
+        self.config, self.groups = config, groups
         self.program: list[Instruction] = []
         self.block: list[tokens.Access] = []
         self._next = registers.FIRST_VIRTUAL
@@ -447,11 +448,23 @@ class Builder:
         times: Value = 1,
         act_out: Value = 0,
         out_out: Value = 0,
+        last_rows: Value = 0,
+        group: Value = 0,
+        total: Value | None = None,
     ) -> None:
-        """MX over the stream's ob x kb blocks, `times` times; strides in blocks (act) and granules (out)."""
+        """MX over the stream's ob x kb blocks, `times` times; strides in blocks (act) and granules (out).
+
+        last_rows: of the last time, 0: as many; total: rows of all times, if they lie one behind the other; group:
+        output steps of a group of the stream, 0: it has none.
+        """
         split_k, units = mode == isa.MxMode.SPLIT_K, self.config.units
-        self._require(act, act_offset, kb, (rows, act_stride), (times, act_out), wide=units if split_k else 1)
-        self._require(out, out_offset, ob, (rows, out_stride), (times, out_out), wide=1 if split_k else units)
+        walks = [((rows, s), (times, o)) for s, o in ((act_stride, act_out), (out_stride, out_out))]
+        if total is not None:
+            walks = [((total, act_stride),), ((total, out_stride),)]
+        self._require(act, act_offset, kb, *walks[0], wide=units if split_k else 1)
+        self._require(out, out_offset, ob, *walks[1], wide=1 if split_k else units)
+        # The fields of groups stay 0 in programs that have none.
+        groups = {"n_last": last_rows, "group": group} if self.groups else {}
         self.issue(
             Unit.MX,
             {
@@ -466,6 +479,7 @@ class Builder:
                 "n_outer": times,
                 "act_out": act_out,
                 "dst_out": out_out,
+                **groups,
             },
             (act,),
             (out,),

@@ -3,17 +3,44 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from hw.spec.config import Config
 from hw.spec.isa import LdKind, Op
+from hw.spec.timing import accumulator_places
+from hw.spec.weights import group_steps
 
 from ..geometry import Geometry
 from ..ir import Norm, linears
-from ..layout import TABLE, Record, Table
-from .builder import At, Builder, Reg, Rows
+from ..layout import TABLE, Record, Streams, Table
+from .builder import At, Builder, Reg, Rows, Value
 from .expr import Expr, Reduction, run
 from .regions import Region
 
 POINTERS = ("params", "cache", "scales")
 """Records that pointers walk over, layer by layer."""
+
+
+GROUPED_ROWS = 8
+"""Rows that a weight with sparse blocks multiplies at a time, for which it is read again and again: few, so that little
+is left to drain behind the last; enough that a channel has time to read it, a beat a row and round at most."""
+
+
+@dataclass(frozen=True)
+class Turns:
+    """A tile's rows, some at a time: `n` times `rows`, but `last` (0: as many) the last time."""
+
+    rows: Value
+    n: Value = 1
+    last: Value = 0
+
+
+def grouped_rows(config: Config, group: int) -> int:
+    """Rows at a time, a power of two: the accumulators hold those of two groups, or at least of one."""
+    fitting = [(accumulator_places(1 << i, config.acc_rows), 1 << i) for i in range(GROUPED_ROWS.bit_length())]
+    for groups in (2, 1):
+        found = [rows for places, rows in fitting if places >= groups * group]
+        if found:
+            return max(found)
+    raise AssertionError(f"{config.name}: the accumulators hold no group of {group} steps")
 
 
 @dataclass
@@ -36,6 +63,8 @@ class Context:
     """Linear layers in the order of the record's table."""
     streams: list[list[str]] = field(default_factory=list)
     """And by stream."""
+    weights: Streams | None = None
+    """How these streams are divided; None where the record is the head's."""
     prefetched: str = ""
     """The linear layer whose stream is read and not used yet."""
     reads_ahead: bool = False
@@ -108,10 +137,11 @@ class Context:
     def table(self) -> Table:
         return Table(len(self.linears), len(self.streams))
 
-    def use_linears(self, ops: list) -> None:
-        """The operators that the record's table is about."""
+    def use_linears(self, ops: list, weights: Streams | None) -> None:
+        """The operators that the record's table is about, and their streams."""
         self.linears = [op.name for op in linears(ops)]
         self.streams = [[op.name for op in stream] for stream in self.geo.streams(ops)]
+        self.weights = weights
 
     def stream_of(self, linear: str) -> int:
         """Number of the stream that holds its rows."""
@@ -143,17 +173,44 @@ class Context:
             self.stream(name)
         self.prefetched = name
 
-    def stream(self, name: str) -> None:
-        """Read a linear layer's weight stream, which is the next one, unless that was done."""
-        if self.reads_ahead or name != self.streams[self.stream_of(name)][0]:
+    def grouped(self, name: str) -> bool:
+        """Whether the steps of a linear layer's stream come in groups."""
+        return self.weights is not None and self.weights.grouped[self.stream_of(name)]
+
+    def group(self, name: str, steps: int) -> int:
+        """Steps of a group, where one matrix instruction multiplies so many of a linear layer; 0 without groups."""
+        return group_steps(steps) if self.grouped(name) else 0
+
+    def turns(self, name: str, steps: int) -> Turns:
+        """How the tile's rows are multiplied by so many steps of a linear layer."""
+        b, m, group = self.b, self.m, self.group(name, steps)
+        if not group or m == 1:
+            return Turns(m)
+        rows = grouped_rows(self.geo.config, group)
+        if isinstance(m, int):
+            n = -(-m // rows)
+            return Turns(min(rows, m), n, m - (n - 1) * rows if n > 1 else 0)
+        log2, n, last = rows.bit_length() - 1, b.reg(), b.reg()
+        b.shift(n, b.set(n, m + (rows - 1)), -log2)
+        b.shift(last, b.set(last, n + -1), log2)
+        return Turns(rows, n, b.alu(Op.SUB, last, m, last))
+
+    def stream(self, name: str, section: int = 0) -> None:
+        """Read a section of a linear layer's weight stream, which is the next one, unless that was done; a linear layer
+        that comes behind another in its stream has further sections only."""
+        number = self.stream_of(name)
+        if self.reads_ahead or (section == 0 and name != self.streams[number][0]):
             return
         prefetched, self.prefetched = self.prefetched, ""
-        if prefetched == name:
+        if prefetched == name and section == 0:
             return
-        pointer, beats = self.pointers["weights"], self.b.reg()
-        self.b.load_word(beats, self.table_address(self.table.length(self.stream_of(name))))
+        assert self.weights is not None
+        sections, pointer, beats = self.weights.steps[number], self.pointers["weights"], self.b.reg()
+        turns = self.turns(name, sections[section])
+        which = self.weights.length_of(number, section)
+        self.b.load_word(beats, self.table_address(self.table.length(which)))
         self.b.operator = name
-        self.b.read(pointer, beats)
+        self.b.read(pointer, beats, rows=turns.n)
         self.b.alu(Op.ADD, pointer, pointer, beats)
 
 

@@ -22,17 +22,30 @@ def absmax(ctx: Context, source: At, width: int, entries: Rows) -> None:
 
 def matmul(ctx: Context, op: ir.Linear, act: str, acc: Region) -> None:
     """Stream the weights of `op` against the tile's int8 rows."""
-    geo = ctx.geo
     ctx.stream(op.name)
     ctx.b.operator = op.name
+    multiply(ctx, op, ctx[act], acc, ctx.geo.steps(op.n_out), ctx.geo.acc_granules(op.n_out))
+
+
+def multiply(ctx: Context, op: ir.Linear, act: Region, acc: Region, steps: int, out_stride: int) -> None:
+    """So many steps of the stream of `op` against the tile's int8 rows, whose sums are out_stride granules apart."""
+    geo, turns = ctx.geo, ctx.turns(op.name, steps)
+    act_stride = geo.granules(op.n_in)
+    several = turns.n != 1
     ctx.b.matmul(
-        ctx[act],
+        act,
         acc,
-        rows=ctx.m,
+        rows=turns.rows,
         kb=geo.kb(op.n_in),
-        ob=geo.steps(op.n_out),
-        act_stride=geo.granules(op.n_in),
-        out_stride=geo.acc_granules(op.n_out),
+        ob=steps,
+        act_stride=act_stride,
+        out_stride=out_stride,
+        times=turns.n,
+        act_out=turns.rows * act_stride if several else 0,
+        out_out=turns.rows * out_stride if several else 0,
+        last_rows=turns.last,
+        group=ctx.group(op.name, steps),
+        total=ctx.m if several else None,
     )
 
 
@@ -99,4 +112,4 @@ def residual(ctx: Context, op: ir.Residual) -> None:
     project(ctx, op.linear, ctx["ACC"], ctx.residual(), residual=True, entries=ctx.maxima())
 
 
-__all__ = ["absmax", "matmul", "project", "project_heads", "quantise", "residual"]
+__all__ = ["absmax", "matmul", "multiply", "project", "project_heads", "quantise", "residual"]

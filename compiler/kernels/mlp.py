@@ -5,18 +5,15 @@ from functools import partial
 
 from hw.spec.config import BLOCK
 from hw.spec.isa import Func
-from hw.spec.weights import ceil_div
 
 from .. import ir
 from .builder import At, Rows
 from .context import Context
 from .expr import Expr, run, vec
-from .linear import matmul, project, quantise
+from .linear import matmul, multiply, project, quantise
 from .regions import Region
 
 GATED_SHIFT = 14
-UP_SLICES = 3
-"""More would make the last slice shorter than the vector unit's latency is worth for a single token."""
 FUNCS = {"silu": Func.SILU, "gelu": Func.GELU, "quick_gelu": Func.QGELU}
 
 
@@ -41,21 +38,16 @@ def gated(ctx: Context, op: ir.GatedMlp) -> None:
     b, geo, width = ctx.b, ctx.geo, op.up.n_out
     hidden = ctx.rows("H", width)
     matmul(ctx, op.gate, "XQ", ctx["GATE"])
-    ctx.stream(op.up.name)
     slices = _up_slices(ctx, op)
-    for part in slices:
-        if part.region.overlaps(ctx["GATE"]):
-            continue  # in gate's last step
+    further = [part for part in slices if not part.region.overlaps(ctx["GATE"])]  # than those in gate's last step
+    grouped, joint = ctx.grouped(op.up.name), len(geo.streams([op])) == 1
+    if not grouped:
+        ctx.stream(op.up.name)
+    for section, part in enumerate(further, int(joint)):
+        if grouped:
+            ctx.stream(op.up.name, section)
         b.operator = op.up.name
-        b.matmul(
-            ctx["XQ"],
-            part.region,
-            rows=ctx.m,
-            kb=geo.kb(op.up.n_in),
-            ob=part.row // geo.config.units,
-            act_stride=geo.granules(op.up.n_in),
-            out_stride=part.row,
-        )
+        multiply(ctx, op.up, ctx["XQ"], part.region, part.row // geo.config.units, part.row)
     project(ctx, op.gate, ctx["GATE"], hidden, then=partial(Expr.apply, func=Func.SILU))
     maxima = Rows(ctx["F_SLICES"], 1)
     for number, part in enumerate(slices):
@@ -82,20 +74,18 @@ def _tile(ctx: Context) -> int:
 
 
 def _up_slices(ctx: Context, op: ir.GatedMlp) -> list[Slice]:
-    """up's outputs in gate's last step, if they share a stream; then UP_SLICES of the further steps."""
+    """up's outputs in gate's last step, if they share a stream; then slices of the further steps."""
     geo, units, n, tile = ctx.geo, ctx.geo.config.units, op.up.n_out, _tile(ctx)
     joint = len(geo.streams([op])) == 1
     before, per_step = geo.steps(op.gate.n_out), units * BLOCK
     found, done = list[Slice](), 0
     if joint and (done := min(n, before * per_step - op.gate.n_out)):
         found.append(Slice(0, done, ctx["GATE"], before * units, op.gate.n_out // BLOCK))
-    left, base = geo.steps(n - done) if n > done else 0, 0
-    for number in reversed(range(UP_SLICES)):
-        steps = geo.steps(min(n - done, ceil_div(left, number + 1) * per_step)) if n > done else 0
-        if steps:
-            width = min(n - done, steps * per_step)
-            found.append(Slice(done, width, ctx["UP"].part(tile * base * units, tile * steps * units), steps * units))
-            done, left, base = done + width, left - steps, base + steps
+    base = 0
+    for steps in ir.up_slices(geo.steps(n - done) if n > done else 0, ctx.grouped(op.up.name)):
+        width = min(n - done, steps * per_step)
+        found.append(Slice(done, width, ctx["UP"].part(tile * base * units, tile * steps * units), steps * units))
+        done, base = done + width, base + steps
     return found
 
 

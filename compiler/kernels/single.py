@@ -169,7 +169,8 @@ class SingleToken:
         """q, a part at a time if parts are whole steps: they are still one stream."""
         ctx, op, per_step = self.ctx, self.op, self.geo.config.units
         width = self.group * op.head_dim
-        whole = all(self._whole_steps(part.first * width) for part in self.parts)
+        # One instruction multiplies whole groups of steps.
+        whole = all(self._whole_steps(part.first * width) for part in self.parts) and not ctx.grouped(op.q.name)
         for part in self.parts if whole else [Part(0, op.kv_heads)]:
             granules, n = part.first * width // BLOCK, part.count * width
             if whole and part is self.parts[-1]:
@@ -184,6 +185,7 @@ class SingleToken:
                 ob=self.geo.steps(n),
                 act_stride=self.geo.granules(op.q.n_in),
                 out_stride=self.geo.acc_granules(op.q.n_out),
+                group=ctx.group(op.q.name, self.geo.steps(n)),
             )
 
     def _load_scales(self) -> None:

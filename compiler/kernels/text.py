@@ -4,6 +4,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from hw.spec.isa import LdKind, Op, StKind, StMode
+from hw.spec.weights import group_steps
 
 from .. import ir
 from ..layout import Layout
@@ -68,7 +69,7 @@ def emit(b: Builder, layout: Layout) -> dict:
     with b.unless(Op.BEQ, args.rope_list, 0):
         _load_rows(ctx, layout, args)
     layer_pointers(ctx, layout, "text", args.first_layer)
-    ctx.use_linears(layout.model.text.layer)
+    ctx.use_linears(layout.model.text.layer, layout.streams["text"])
     ctx.seek(ctx.linears[0])  # the layers' streams lie behind each other
     _layers(ctx, layout, args, slots, score_row)
     b.alu(Op.ADD, args.position, args.position, ctx.m)
@@ -109,6 +110,7 @@ def _layers(ctx: Context, layout: Layout, args: Arguments, slots: Reg, score_row
                 pointers=ctx.pointers,
                 linears=ctx.linears,
                 streams=ctx.streams,
+                weights=ctx.weights,
             )
             SingleToken(one, layout, args.position, slots, score_row).layers(args.n_layers)
             leave()
@@ -291,7 +293,7 @@ def _head(ctx: Context, layout: Layout) -> None:
     number, places, left, length = (b.reg() for _ in range(4))
     choice = Choice(ctx, layout)
     ctx.pointers = {"params": layout.aux["head.params"].base, "weights": stream}
-    ctx.use_linears([text.head])
+    ctx.use_linears([text.head], None)
     ctx.load_parameter(f"{text.norm.name}.words")
     norm.norm(ctx, text.norm)
     b.operator = text.head.name
@@ -321,6 +323,7 @@ def _head(ctx: Context, layout: Layout) -> None:
             ob=slices.steps,
             act_stride=geo.granules(text.hidden),
             out_stride=slices.granules,
+            group=group_steps(slices.steps) if slices.grouped else 0,
         )
         b.alu(Op.MIN, length, left, width)
         best = choice.best(number)

@@ -76,7 +76,7 @@ class _Tower:
         ctx.b.fence_if_needed()
         ctx.records = {"params": record}
         ctx.pointers = {"params": self.layout.aux[f"{name}.params"].base, "weights": ctx.b.reg()}
-        ctx.use_linears(ops)
+        ctx.use_linears(ops, self.layout.streams[name])
         ctx.load_shifts()
         for field in record.sizes:
             if field != TABLE:
@@ -133,7 +133,7 @@ class _Tower:
         ctx, b, layout = self.ctx, self.ctx.b, self.layout
         ctx.records = layout.vision
         layer_pointers(ctx, layout, "vision", None)
-        ctx.use_linears(self.vision.layer)
+        ctx.use_linears(self.vision.layer, layout.streams["vision"])
         slots, score_row = b.set(b.reg(), self.tokens), b.reg()
         key_slots(b, layout, slots, score_row)
         encoder = None if planned is None else Encoder(ctx, layout, planned)
