@@ -8,7 +8,6 @@ from hw.spec.errors import UserError
 from .. import ir
 from ..geometry import Geometry
 from ..layout import Layout, Record
-from .mlp import UP_SLICES
 from .regions import Allocator, Region
 
 BUFFERS = ("AB", "PB", "VB", "SB", "OB", "RS")
@@ -111,7 +110,7 @@ def layer_regions(
         F=tile,
         S=tile,
         C=tile,
-        F_SLICES=(UP_SLICES + 1) * tile,
+        F_SLICES=(ir.UP_SLICES + 1) * tile,
         EH=tile * heads,
         MAX=wide,
         SUM=wide,
@@ -209,7 +208,7 @@ def single_regions(layout: Layout, shared: dict[str, Region]) -> dict[str, Regio
         SB_scale_v=op.kv_heads * geo.gpw,
     )
     place.allocators["RS"].at = shared["A"].base + shared["A"].size
-    place.take("RS", E=1, F=1, S=1, C=1, F_SLICES=UP_SLICES + 1, EH=heads, MAX=heads, SUM=heads)
+    place.take("RS", E=1, F=1, S=1, C=1, F_SLICES=ir.UP_SLICES + 1, EH=heads, MAX=heads, SUM=heads)
     kept = {name: region for name, region in shared.items() if region.buffer == "PB" or name in ("X", "A")}
     return kept | place.regions
 
