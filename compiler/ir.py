@@ -120,15 +120,15 @@ latency is worth for a single token."""
 
 
 def up_slices(steps: int, grouped: bool) -> list[int]:
-    """Output-block steps of the slices of a gated layer's up, of so many steps: no slice of sparse weights is shorter
-    than a group that keeps the chains busy, if it need not be."""
-    count = max(1, min(UP_SLICES, steps // LEAST_GROUP)) if grouped else UP_SLICES
-    found = []
-    for number in reversed(range(count)):
-        size = ceil_div(steps - sum(found), number + 1)
-        if size:
-            found.append(size)
-    return found
+    """Output-block steps of the slices of a gated layer's up, of so many steps. Of sparse weights the last slice is a
+    group that just keeps the chains busy, and one slice the rest."""
+    if grouped:
+        last = LEAST_GROUP if steps >= 2 * LEAST_GROUP else steps
+        return [size for size in (steps - last, last) if size]
+    found = list[int]()
+    for number in reversed(range(UP_SLICES)):
+        found.append(ceil_div(steps - sum(found), number + 1))
+    return [size for size in found if size]
 
 
 def norms(ops: list) -> list[Norm]:

@@ -284,9 +284,9 @@ def plans(memory: MemoryImage, segments: list[Segment]) -> Plans:
     elif ("alike", n_beats, *alike) in memory.plans:
         found = memory.plans["alike", n_beats, *alike]
     else:
-        first = {which: unit for unit, which in reversed(list(enumerate(alike)))}
+        first = {which: unit for unit, which in reversed(list(enumerate(alike[:-1])))}
         walked = {which: follow(*header_beats(memory, unit, segments), n_beats)[0] for which, unit in first.items()}
-        found = memory.plans["alike", n_beats, *alike] = _together([walked[which] for which in alike])
+        found = memory.plans["alike", n_beats, *alike] = _together([walked[which] for which in alike[:-1]])
     if clean:
         memory.plans[key] = found
     return found
@@ -303,16 +303,19 @@ def _repeated(once: Plans, units: int, n_beats: int, times: int) -> Plans | None
 
 
 def _shared_headers(memory: MemoryImage, segments: list[Segment]) -> list[int] | None:
-    """What identifies the headers of every unit's stream, where the stream is one absent region in each."""
+    """What identifies the headers of every unit's stream, where the stream is (a part of) one absent region in each;
+    behind them the part's place."""
     if len(segments) != 1:
         return None
-    found, place = [], tuple(beats * BEAT_BYTES for beats in segments[0])
+    start, n_bytes = (beats * BEAT_BYTES for beats in segments[0])
+    found, places = [], set[int]()
     for port in memory.ports[: memory.config.units]:
-        region = port.region_at(place[0])
-        if region is None or (region.start, region.n_bytes) != place or region.headers is None:
+        region = port.region_at(start)
+        if region is None or region.headers is None or start + n_bytes > region.end:
             return None
         found.append(id(region.headers))
-    return found
+        places.add(start - region.start)
+    return [*found, *places] if len(places) == 1 else None
 
 
 def header_beats(memory: MemoryImage, unit: int, segments: list[Segment]) -> tuple[np.ndarray, np.ndarray | None]:

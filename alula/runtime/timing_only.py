@@ -7,6 +7,7 @@ import numpy as np
 
 from compiler import ir
 from compiler.layout import MODULES, Layout, modules, table_of
+from compiler.stream import Headers
 from hw.spec.config import BEAT_BYTES
 from sim.memory_image import MemoryImage
 
@@ -45,9 +46,8 @@ def _layers(memory: MemoryImage, layout: Layout, prefix: str, ops: list, count: 
         for number, (stream, address) in enumerate(zip(streams, addresses, strict=True)):
             rows = modules(MODULES[prefix].format(index), stream)
             found = layout.sizes.headers(rows, held.steps[number], held.grouped[number])
-            for length, headers in zip(held.sections[index][number], found, strict=True):
-                _stream(memory, address, length, headers)
-                address += length
+            sections = held.sections[index][number]
+            _stream(memory, address, sum(sections), _joined(found, sections))
         at += sum(lengths)
 
 
@@ -69,6 +69,22 @@ def _head(memory: MemoryImage, layout: Layout) -> None:
     for length, headers in zip(slices.streams, found, strict=True):
         _stream(memory, at, length, headers)
         at += length
+
+
+def _joined(sections: list[list[Headers]], lengths: list[int]) -> list[Headers]:
+    """Every unit's headers of a stream from those of its sections, which have so many beats; units that share those of
+    all sections share the result."""
+    if len(sections) == 1:
+        return sections[0]
+    starts, known = np.cumsum([0, *lengths]), dict[tuple[int, ...], Headers]()
+    found = list[Headers]()
+    for parts in zip(*sections, strict=True):
+        key = tuple(map(id, parts))
+        if key not in known:
+            where = np.concatenate([at + start for (at, _), start in zip(parts, starts, strict=False)])
+            known[key] = where, np.concatenate([beats for _, beats in parts])
+        found.append(known[key])
+    return found
 
 
 def _stream(memory: MemoryImage, beat: int, beats: int, headers: list) -> None:

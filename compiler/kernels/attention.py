@@ -19,6 +19,10 @@ from .expr import run, vec
 from .linear import absmax, matmul, project_heads, quantise
 
 
+WRITES_AT_ONCE = 2048
+"""Writes to one channel behind each other, while it also reads weights again and again: as long as its FIFO lasts."""
+
+
 def keys_and_values(ctx: Context, op: ir.Attention, position: Value, context: int) -> None:
     """k and v of the tile's rows (int8 in XQ) into the caches at `position`."""
     matmul(ctx, op.k, "XQ", ctx["ACC_K"])
@@ -73,21 +77,26 @@ def store_heads(
     ctx.b.operator = "cache"
     quantise_heads(ctx, rows, n, hd, entries, At(cache, width, step), clip=True)
     strides = weights.k_strides(hd) if which == "k" else weights.v_strides(context, geo.config.units)
-    ctx.b.store(
-        StMode.K if which == "k" else StMode.V,
-        cache,
-        CACHE[which],
-        addr=ctx.pointers["cache"] + ctx.records["cache"][which],
-        src_tok=width * geo.gpw,
-        src_head=step * geo.gpw,
-        pos=position,
-        n_tok=ctx.m,
-        n_head=n,
-        n_gran=hd // 16,
-        stride_head=weights.cache_beats(hd, context, geo.config.units),
-        stride_slot=strides["slot"],
-        stride_gran=strides["gran"],
-    )
+    beats = hd // 16 * (1 if which == "k" else 4)  # of a token and head
+    # Tokens of a block lie in one channel, whose weights must not wait until all their heads are written.
+    together = n if not ctx.grouped(op.q.name) or ctx.m == 1 else max(1, WRITES_AT_ONCE // (16 * beats))
+    head_beats = weights.cache_beats(hd, context, geo.config.units)
+    for first in range(0, n, together):
+        ctx.b.store(
+            StMode.K if which == "k" else StMode.V,
+            cache.part(first * step * geo.gpw, cache.size - first * step * geo.gpw),
+            CACHE[which],
+            addr=ctx.pointers["cache"] + (ctx.records["cache"][which] + first * head_beats),
+            src_tok=width * geo.gpw,
+            src_head=step * geo.gpw,
+            pos=position,
+            n_tok=ctx.m,
+            n_head=min(together, n - first),
+            n_gran=hd // 16,
+            stride_head=head_beats,
+            stride_slot=strides["slot"],
+            stride_gran=strides["gran"],
+        )
 
 
 def _by_shape(

@@ -9,7 +9,7 @@ from hw.spec.timing import accumulator_places
 from hw.spec.weights import group_steps
 
 from ..geometry import Geometry
-from ..ir import Norm, linears
+from ..ir import Attention, Norm, linears
 from ..layout import TABLE, Record, Streams, Table
 from .builder import At, Builder, Reg, Rows, Value
 from .expr import Expr, Reduction, run
@@ -19,9 +19,10 @@ POINTERS = ("params", "cache", "scales")
 """Records that pointers walk over, layer by layer."""
 
 
-GROUPED_ROWS = 8
+GROUPED_ROWS, ROWS_BESIDE_WRITES = 16, 32
 """Rows that a weight with sparse blocks multiplies at a time, for which it is read again and again: few, so that little
-is left to drain behind the last; enough that a channel has time to read it, a beat a row and round at most."""
+is left to drain behind the last; enough that a channel has time for it, a third of a beat a cycle at most. The second
+number is for projections of attention, while keys and values are written to the same channels."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,9 @@ class Turns:
     last: Value = 0
 
 
-def grouped_rows(config: Config, group: int) -> int:
-    """Rows at a time, a power of two: the accumulators hold those of two groups, or at least of one."""
-    fitting = [(accumulator_places(1 << i, config.acc_rows), 1 << i) for i in range(GROUPED_ROWS.bit_length())]
+def grouped_rows(config: Config, group: int, most: int) -> int:
+    """Rows at a time, a power of two up to `most`: the accumulators hold those of two groups, or at least of one."""
+    fitting = [(accumulator_places(1 << i, config.acc_rows), 1 << i) for i in range(most.bit_length())]
     for groups in (2, 1):
         found = [rows for places, rows in fitting if places >= groups * group]
         if found:
@@ -65,6 +66,8 @@ class Context:
     """And by stream."""
     weights: Streams | None = None
     """How these streams are divided; None where the record is the head's."""
+    beside_writes: set[str] = field(default_factory=set)
+    """Linear layers that work while keys and values are written."""
     prefetched: str = ""
     """The linear layer whose stream is read and not used yet."""
     reads_ahead: bool = False
@@ -142,6 +145,8 @@ class Context:
         self.linears = [op.name for op in linears(ops)]
         self.streams = [[op.name for op in stream] for stream in self.geo.streams(ops)]
         self.weights = weights
+        attention = [op for op in ops if isinstance(op, Attention)]
+        self.beside_writes = {linear.name for op in attention for linear in (op.q, op.k, op.v)}
 
     def stream_of(self, linear: str) -> int:
         """Number of the stream that holds its rows."""
@@ -186,7 +191,8 @@ class Context:
         b, m, group = self.b, self.m, self.group(name, steps)
         if not group or m == 1:
             return Turns(m)
-        rows = grouped_rows(self.geo.config, group)
+        most = ROWS_BESIDE_WRITES if name in self.beside_writes else GROUPED_ROWS
+        rows = grouped_rows(self.geo.config, group, most)
         if isinstance(m, int):
             n = -(-m // rows)
             return Turns(min(rows, m), n, m - (n - 1) * rows if n > 1 else 0)
