@@ -19,8 +19,9 @@ from .expr import run, vec
 from .linear import absmax, matmul, project_heads, quantise
 
 
-WRITES_AT_ONCE = 2048
-"""Writes to one channel behind each other, while it also reads weights again and again: as long as its FIFO lasts."""
+WRITES_AT_ONCE = 4096
+"""Memory slots of writes to one channel behind each other while it also reads weights again and again: about as long
+as its FIFO lasts. A key's write has a row of its own and takes two; four of a value's share one."""
 
 
 def keys_and_values(ctx: Context, op: ir.Attention, position: Value, context: int) -> None:
@@ -77,9 +78,9 @@ def store_heads(
     ctx.b.operator = "cache"
     quantise_heads(ctx, rows, n, hd, entries, At(cache, width, step), clip=True)
     strides = weights.k_strides(hd) if which == "k" else weights.v_strides(context, geo.config.units)
-    beats = hd // 16 * (1 if which == "k" else 4)  # of a token and head
+    slots = hd // 16 * (2 if which == "k" else 4)  # of a token and head
     # Tokens of a block lie in one channel, whose weights must not wait until all their heads are written.
-    together = n if not ctx.grouped(op.q.name) or ctx.m == 1 else max(1, WRITES_AT_ONCE // (16 * beats))
+    together = n if not ctx.grouped(op.q.name) or ctx.m == 1 else max(1, WRITES_AT_ONCE // (16 * slots))
     head_beats = weights.cache_beats(hd, context, geo.config.units)
     for first in range(0, n, together):
         ctx.b.store(

@@ -22,7 +22,7 @@ POINTERS = ("params", "cache", "scales")
 GROUPED_ROWS, ROWS_BESIDE_WRITES = 16, 32
 """Rows that a weight with sparse blocks multiplies at a time, for which it is read again and again: few, so that little
 is left to drain behind the last; enough that a channel has time for it, a third of a beat a cycle at most. The second
-number is for projections of attention, while keys and values are written to the same channels."""
+number is for the projections beside which keys or values are written to the same channels."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class Context:
         self.streams = [[op.name for op in stream] for stream in self.geo.streams(ops)]
         self.weights = weights
         attention = [op for op in ops if isinstance(op, Attention)]
-        self.beside_writes = {linear.name for op in attention for linear in (op.q, op.k, op.v)}
+        self.beside_writes = {linear.name for op in attention for linear in (op.q, op.v)}
 
     def stream_of(self, linear: str) -> int:
         """Number of the stream that holds its rows."""
