@@ -317,25 +317,24 @@ class StepControl(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         kind, order, now = self.round.kind, Signal(ORDER), Signal(ORDER)
-        busy, more, inside, round_last, take, fits = (
-            Signal(name=name) for name in ("busy_step", "more", "inside", "round_last", "take", "fits")
+        # inside: the round to take is the batch's next, which may be long in coming; else it is an order's first.
+        busy, inside, round_last, take, fits = (
+            Signal(name=name) for name in ("busy_step", "inside", "round_last", "take", "fits")
         )
         number, following = Signal(COUNT), Signal(COUNT)
         m.d.comb += [
-            # The round to take is the batch's next, or an order's first.
-            inside.eq(busy & more),
             now.eq(Mux(inside, order.as_value(), self.order.as_value())),
             number.eq(Mux(inside, following, self.order.number)),
             self.place.eq(number),
             self.dense_done.eq(busy & round_last & ~order.sparse),
-            self.sparse_done.eq(busy & round_last & order.sparse & ~more),
-            self.group_done.eq(busy & round_last & order.last & ~more),
+            self.sparse_done.eq(busy & round_last & order.sparse & ~inside),
+            self.group_done.eq(busy & round_last & order.last & ~inside),
             self.take_order.eq(take & ~inside),
         ]
         with m.If(busy & round_last):
             m.d.sync += busy.eq(0)
         with m.If(take):
-            m.d.sync += [order.eq(now), more.eq(kind.more), following.eq(number + 1), busy.eq(fits)]
+            m.d.sync += [order.eq(now), inside.eq(kind.more), following.eq(number + 1), busy.eq(fits)]
         starts = Signal()
         m.d.sync += [starts.eq(take & fits), self.header_error.eq(take & ~fits)]
         m.d.comb += [
