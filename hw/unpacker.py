@@ -297,22 +297,24 @@ class RunSequencer(wiring.Component):
         at, bundle, next_at, end = (
             Signal(range(MAX_BUNDLE), name=name) for name in ("at", "bundle_at", "following_at", "last_slot")
         )
-        look, target, over = Signal(), Signal(range(MAX_BUNDLE)), Signal()
+        look, over, again, lone = (Signal(name=name) for name in ("look", "over", "again", "lone"))
         m.d.comb += [
             header.i.eq(self.i.data),
             header.row.eq(row),
             header.write.eq(self.pop & ~payload),
-            target.eq(Mux(~run.more & (later != 0), bundle, at + 1)),
             over.eq(bundle_ends & (at == end)),
+            lone.eq(~run.more & (at == bundle)),
             # Of several runs, the one behind is looked up in the first cycle; that of one may end at once.
-            header.at.eq(Mux(look, target, next_at + 1)),
+            header.at.eq(Mux(look, Mux(~run.more & again, bundle, at + 1), next_at + 1)),
         ]
+        # Known in time for the last run of several: the blocks that are left change with the first one of a batch.
+        m.d.sync += again.eq(later != 0)
         with m.If(look):
-            m.d.sync += [look.eq(0), next_at.eq(target), following.eq(header.o)]
-        with m.If(self.done & in_run & ((run.nonzeros != 0) | bundle_ends)):
+            m.d.sync += [look.eq(0), next_at.eq(Mux(~run.more & again, bundle, at + 1)), following.eq(header.o)]
+        with m.If(self.done & in_run & (bundle_ends | ((run.nonzeros != 0) & ~lone))):
             m.d.sync += [
                 run.eq(Mux(over, 0, following.as_value())),
-                look.eq(~over & (following.nonzeros != 0)),
+                look.eq(~over & (following.nonzeros != 0) & (following.more | ~bundle_ends)),
                 at.eq(next_at),
                 next_at.eq(next_at + 1),
                 following.eq(header.o),
@@ -337,7 +339,7 @@ class RunSequencer(wiring.Component):
                 m.d.sync += [
                     run.eq(slot),
                     left.eq(data.View(SLOT, slot).blocks),
-                    look.eq(data.View(SLOT, slot).nonzeros != 0),
+                    look.eq(data.View(SLOT, slot).more),
                     following.eq(Mux(collecting, header.o.as_value(), second.as_value())),
                     next_at.eq(1),
                 ]
