@@ -7,36 +7,44 @@ import pytest
 from amaranth.hdl import ResetInserter, Signal
 from amaranth.sim import Simulator
 
-from hw.chain import CHAIN_LATENCY, DENSE_BREAKS, STEP, SUMS, TAPS, SparseChain, chain_latency
-from hw.dsp_group import DSPGroup
-from hw.spec.weights import UNREACHED
+from hw.chain import CHAIN_LATENCY, DENSE_BREAKS, N_GROUPS, STEP, SUMS, TABLES, TAPS, SparseChain, chain_latency
+from hw.dsp_group import HALVES, DSPGroup
+from hw.spec.config import BLOCK
 
 
 def draw(rng, n_nonzero, extreme=False):
-    """One step. ``n_nonzero`` 0 is dense. Rows of N non-zeros lie one after the other, as the compiler places them."""
+    """One step, and the entries that come with it in half of the cycles. ``n_nonzero`` 0 is dense. Rows of N non-zeros
+    lie one after the other, as the compiler places them."""
     weight = lambda: rng.choice((-127, 127)) if extreme else rng.randint(-127, 127)  # noqa: E731
     act = lambda: rng.choice((-128, 127)) if extreme else rng.randint(-128, 127)  # noqa: E731
     groups_a_row = min(n_nonzero or 8, 8) // 2
     return {
-        "acts": [[[act() for _ in range(16)] for _ in range(2)] for _ in range(8)],
+        "acts": [act() for _ in range(16)],
         "weights": [[weight() for _ in range(16)] for _ in range(2)],
         "indices": [rng.randrange(16) for _ in range(16)],
         "sparse": int(n_nonzero > 0),
+        "half": rng.randrange(2),
         "row": rng.randrange(2),
-        "single": rng.randrange(2),
         "breaks": sum(1 << group for group in range(0, 8, groups_a_row)),
     }
 
 
-def oracle(step):
-    """(lo, hi) of every tap: dot products since the last break."""
+def draw_entries(rng):
+    """Entries for every group's tables, which come in half of the cycles."""
+    return {
+        "entries": [[rng.choice((-128, 127, rng.randint(-128, 127))) for _ in range(2)] for _ in range(N_GROUPS)],
+        "write": {"en": rng.randrange(2), "half": rng.randrange(2), "at": rng.randrange(BLOCK)},
+    }
+
+
+def oracle(step, tables):
+    """(lo, hi) of every tap: dot products since the last break. tables: int[half, group, input, token]."""
     acts, weights = np.array(step["acts"]), np.array(step["weights"])
     groups = np.arange(16) // 2
     if step["sparse"]:
-        reached = step["single"] | (np.array(step["indices"]) != 8 * UNREACHED)
-        products = acts[groups, :, step["indices"]].T * (weights[step["row"]] * reached)
+        products = tables[step["half"], groups, step["indices"]].T * weights[step["row"]]
     else:
-        products = acts[groups, 0, np.arange(16)] * weights
+        products = acts * weights
     taps, first = [], 0
     for group in range(8):
         if step["breaks"] >> group & 1:
@@ -46,13 +54,24 @@ def oracle(step):
     return taps
 
 
-def run(dut, schedule):
-    """Offers one step a cycle, or None for a bubble. Returns {cycle: taps} and {cycle: (sum0, sum1)}."""
+def tables_of(entries):
+    """The tables that a step of each cycle reads: what was written before it."""
+    tables = np.zeros((HALVES, N_GROUPS, BLOCK, 2), int)
+    for entry in entries:
+        yield tables.copy()
+        write = entry["write"]
+        if write["en"]:
+            tables[write["half"], :, write["at"]] = entry["entries"]
+
+
+def run(dut, schedule, entries):
+    """Offers one step a cycle, or None for a bubble, and entries. Returns {cycle: taps} and {cycle: (sum0, sum1)}."""
     taps, sums = {}, {}
 
     async def drive(ctx):
         noise = random.Random(0)
-        for step in schedule:
+        for step, entry in zip(schedule, entries, strict=True):
+            ctx.set(dut.tables, TABLES.const(entry))
             ctx.set(dut.i.valid, step is not None)
             ctx.set(dut.i.payload, STEP.const(step) if step else STEP.from_bits(noise.getrandbits(STEP.size)))
             await ctx.tick()
@@ -80,12 +99,15 @@ def run(dut, schedule):
 
 def compare(dut, schedule):
     """Every step comes out exactly ``latency`` cycles later, right, and nothing else does."""
-    taps, sums = run(dut, schedule)
+    rng = random.Random(len(schedule))
+    entries = [draw_entries(rng) for _ in schedule]
+    taps, sums = run(dut, schedule, entries)
+    tables = list(tables_of(entries))
     sent = {cycle: step for cycle, step in enumerate(schedule) if step is not None}
     assert sorted(taps) == [cycle + dut.latency for cycle in sent]
     assert sorted(sums) == [cycle + dut.sums_latency for cycle in sent]
     for cycle, step in sent.items():
-        expected = oracle(step)
+        expected = oracle(step, tables[cycle])
         for group, (got, want) in enumerate(zip(taps[cycle + dut.latency], expected, strict=True)):
             assert got == want, f"tap {group} (lo, hi): got {got}, expected {want}, step of cycle {cycle}"
         want = tuple(a + b for a, b in zip(expected[3], expected[7], strict=True))
@@ -130,7 +152,7 @@ def test_breaks_anywhere():
 
 @pytest.mark.parametrize(("weight", "act"), [(-127, -128), (127, -128), (-127, 127), (127, 127)])
 def test_full_lanes_at_the_extremes(weight, act):
-    dense = {"acts": [[[act] * 16] * 2] * 8, "indices": list(range(16)), "sparse": 0, "breaks": DENSE_BREAKS}
+    dense = {"acts": [act] * 16, "indices": list(range(16)), "sparse": 0, "breaks": DENSE_BREAKS}
     rows = [[weight] * 16, [-weight] * 16]
     compare(SparseChain(), [dense | {"weights": list(pair)} for pair in ((rows[0], rows[1]), (rows[1], rows[0]))])
 
@@ -141,16 +163,10 @@ def test_latency_constants():
 
 def test_nine_products_are_too_many():
     """What the contract forbids does go wrong: a ninth product of one sign overflows the lower lane."""
-    step = {
-        "acts": [[[-128] * 16] * 2] * 8,
-        "weights": [[-127] * 16] * 2,
-        "indices": [0] * 16,
-        "sparse": 0,
-        "breaks": 1,
-    }
-    taps, _ = run(SparseChain(), [step])
-    (got,) = taps.values()
-    assert got[:4] == oracle(step)[:4] and got[4] != oracle(step)[4]
+    step = {"acts": [-128] * 16, "weights": [[-127] * 16] * 2, "indices": [0] * 16, "sparse": 0, "breaks": 1}
+    taps, _ = run(SparseChain(), [step], [draw_entries(random.Random(0))])
+    (got,), expected = taps.values(), oracle(step, None)
+    assert got[:4] == expected[:4] and got[4] != expected[4]
 
 
 def test_reset_drops_the_steps_in_flight():
