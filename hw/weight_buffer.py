@@ -46,7 +46,7 @@ class WeightBuffer(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        held, write_at = Signal(range(WEIGHT_BUFFER_ROUNDS + 1)), Signal(PLACE)
+        held, write_at = Signal(range(WEIGHT_BUFFER_ROUNDS + 1), name="held"), Signal(PLACE, name="write_at")
         m.d.sync += [held.eq(held + self.done - self.free), write_at.eq(write_at + self.i_valid)]
         m.d.comb += self.room.eq(held != WEIGHT_BUFFER_ROUNDS)
         o, blocks = Signal(ROUND, reset_less=True), Signal(BLOCKS, reset_less=True)

@@ -1,14 +1,13 @@
-"""Proofs by SMT: the DSP48E2 model is its arithmetic, and a DSP group's multiplexer picks what its index says."""
+"""Proofs by SMT: the DSP48E2 model is its arithmetic, and a DSP group multiplies what mode and index say."""
 
 import pytest
-from amaranth.hdl import Module, Mux, Signal, signed, unsigned
+from amaranth.hdl import Cat, Module, Mux, Signal, signed, unsigned
 from amaranth.lib import wiring
 from amaranth.lib.wiring import Out
 
 from hw.dsp48e2 import DSP48E2
-from hw.dsp_group import LANE_BITS, DSPGroup, delay
+from hw.dsp_group import HALVES, LANE_BITS, DSPGroup, delay
 from hw.spec.config import BLOCK
-from hw.spec.weights import UNREACHED
 from tests.hw.smt import solve
 
 PRE_ADDER_BITS, PRODUCT_BITS = 27, 45
@@ -44,51 +43,62 @@ class SliceArithmetic(wiring.Component):
 
 
 class Selection(wiring.Component):
-    """``differ``: an operand of a group's multiplier is not the one that mode and index name."""
+    """``differ``: an operand of a group's multiplier is not the one that the mode names; sparse: not the entry that was
+    written last at the place that it reads.
+
+    The place is any and stays for two cycles. An entry that is read in one cycle, or written, is read in the next,
+    whatever is written elsewhere: so it holds for entries written in every order, at any time. ``place_bits``: how much
+    of a place the claim believes in.
+    """
 
     differ: Out(1)
 
-    def __init__(self, number, index_bits=4):
+    def __init__(self, number, place_bits=5):
         super().__init__()
-        self.number, self.index_bits = number, index_bits
+        self.number, self.place_bits = number, place_bits
         self.inputs = [
             Signal(unsigned(bits), name=name)
             for name, bits in (
-                ("act0", 8 * BLOCK),
-                ("act1", 8 * BLOCK),
+                ("place", 5),
+                ("entry", 16),
+                ("en", 1),
+                ("at", 5),
+                ("act", 8),
                 ("row0", 8),
                 ("row1", 8),
-                ("at", 4),
                 ("sparse", 1),
                 ("row", 1),
-                ("single", 1),
             )
         ]
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.group = group = DSPGroup(first_position=4)
-        acts0, acts1, row0, row1, index, sparse, row, single = self.inputs
+        m.submodules.group = group = DSPGroup()
+        number = self.number
+        place, entry, en, at, act, row0, row1, sparse, row = self.inputs
         m.d.comb += [
-            group.acts[0].eq(acts0),
-            group.acts[1].eq(acts1),
+            group.entry.as_value().eq(entry),
+            group.write.en.eq(en),
+            Cat(group.write.at, group.write.half).eq(at),
+            Cat(group.indices[number], group.half).eq(place),
+            group.acts[number].eq(act),
+            group.weights[0][number].eq(row0),
+            group.weights[1][number].eq(row1),
             group.sparse.eq(sparse),
             group.row.eq(row),
-            group.weights[0][self.number].eq(row0),
-            group.weights[1][self.number].eq(row1),
-            group.indices[self.number].eq(index),
-            group.single.eq(single),
         ]
-        x1, x0, y = group._select(m, self.number)
-        # By shifting, not by choosing: the same value only if exactly the indexed byte comes through.
-        narrow = index[: self.index_bits]
-        picked = [(acts >> (narrow << 3))[:8] for acts in (acts0, acts1)]
-        own = (acts0 >> (8 * (4 + self.number)))[:8]
-        weight = Mux(~single & (index == UNREACHED[self.number]), 0, Mux(row, row1, row0))
+        x1, x0, y = (operand[:8] for operand in group._select(m, number))
+        right, stays = Signal(), Signal()
+        expected, was_right = Signal(16, reset_less=True), Signal(reset_less=True)
+        m.d.comb += [right.eq(Cat(x0, x1) == expected), stays.eq(delay(m, place, 1, "place_before") == place)]
+        m.d.sync += was_right.eq(right & sparse)
+        written = en & (at[: self.place_bits] == place[: self.place_bits])
+        with m.If(written):
+            m.d.sync += [expected.eq(entry), was_right.eq(1)]
         with m.If(sparse):
-            m.d.comb += self.differ.eq((x0[:8] != picked[0]) | (x1[:8] != picked[1]) | (y[:8] != weight))
+            m.d.comb += self.differ.eq((was_right & stays & ~right) | (y != Mux(row, row1, row0)))
         with m.Else():
-            m.d.comb += self.differ.eq((x0[:8] != row0) | (x1[:8] != row1) | (y[:8] != own))
+            m.d.comb += self.differ.eq((x0 != row0) | (x1 != row1) | (y != act))
         return m
 
 
@@ -108,11 +118,11 @@ def test_a_widened_pre_adder_is_found(tmp_path):
 
 
 @pytest.mark.parametrize("number", [0, 1])
-def test_sparse_multiplexer_picks_the_indexed_activation(tmp_path, number):
-    assert LANE_BITS == 18
-    assert solve(tmp_path, Selection(number)) is None
+def test_a_sparse_step_reads_the_entry_of_its_index(tmp_path, number):
+    assert LANE_BITS == 18 and HALVES * BLOCK == 1 << 5
+    assert solve(tmp_path, Selection(number), cycles=1) is None
 
 
-def test_a_multiplexer_of_half_the_block_is_found(tmp_path):
-    found = solve(tmp_path, Selection(0, index_bits=3))
-    assert found["sparse"] == 1 and found["at"] >= 8
+def test_tables_of_half_the_block_are_found(tmp_path):
+    found = solve(tmp_path, Selection(0, place_bits=3), cycles=1)
+    assert found["en"] == 1 and found["at"] != found["place"]
