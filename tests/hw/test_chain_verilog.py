@@ -6,22 +6,23 @@ from importlib.resources import files
 
 import pytest
 
-from hw.chain import SparseChain, chain_latency
+from hw.chain import STEP, SUMS, TABLES, TAPS, SparseChain, chain_latency
 from hw.dsp48e2 import DSP48E2, MultiplyAccumulate
+from hw.dsp_group import WRITE
 from hw.verilog_writer import convert, run_yosys
 from sim.rtl.toolchain import tool_environment
 
 MODEL = files("hw").joinpath("verilog", "dsp48e2.v").read_text()
 
 # Both tops offer a `mismatch` output, so that Verilator compares what it simulates anyway.
-CHAIN_TOP = """
-module top(input clk, rst, i_valid, input [2378:0] i, output o_valid, sums_valid, output [303:0] o,
-           output [39:0] sums, output mismatch);
-  wire [303:0] o_plain; wire [39:0] sums_plain; wire o_valid_plain, sums_valid_plain;
-  chain_primitive primitive_(.clk, .rst, .i__valid(i_valid), .i__payload(i), .o__valid(o_valid), .o__payload(o),
-                             .o_sums__valid(sums_valid), .o_sums__payload(sums));
-  chain_plain plain(.clk, .rst, .i__valid(i_valid), .i__payload(i), .o__valid(o_valid_plain), .o__payload(o_plain),
-                    .o_sums__valid(sums_valid_plain), .o_sums__payload(sums_plain));
+CHAIN_TOP = f"""
+module top(input clk, rst, i_valid, input [{STEP.size - 1}:0] i, input [{TABLES.size - 1}:0] tables,
+           output o_valid, sums_valid, output [{TAPS.size - 1}:0] o, output [{SUMS.size - 1}:0] sums, output mismatch);
+  wire [{TAPS.size - 1}:0] o_plain; wire [{SUMS.size - 1}:0] sums_plain; wire o_valid_plain, sums_valid_plain;
+  chain_primitive primitive_(.clk, .rst, .i__valid(i_valid), .i__payload(i), .tables, .o__valid(o_valid),
+                             .o__payload(o), .o_sums__valid(sums_valid), .o_sums__payload(sums));
+  chain_plain plain(.clk, .rst, .i__valid(i_valid), .i__payload(i), .tables, .o__valid(o_valid_plain),
+                    .o__payload(o_plain), .o_sums__valid(sums_valid_plain), .o_sums__payload(sums_plain));
   assign mismatch = o !== o_plain || sums !== sums_plain || o_valid !== o_valid_plain
                     || sums_valid !== sums_valid_plain;
 endmodule
@@ -41,17 +42,26 @@ module top(input clk, en, clear, cascade, input [26:0] a, d, input [17:0] b, inp
 endmodule
 """
 
-CHAIN_MAIN = r"""
+FIELDS = "".join(
+    f"const int {prefix}{name.upper()} = {field.offset};\n"
+    for prefix, layout in (("", STEP), ("TABLES_", TABLES), ("WRITE_", WRITE))
+    for name, field in layout
+)
+"""Where the fields of the layouts begin."""
+
+CHAIN_MAIN = (
+    FIELDS
+    + r"""
 #include <cstdio>
 #include <deque>
 #include <random>
 #include "Vtop.h"
 using Random = std::mt19937_64;
 static Vtop top;
-static void put(int bit, int width, unsigned value) {
+template <class Port> static void put(Port& port, int bit, int width, unsigned value) {
     for (int k = 0; k < width; k++) {
         unsigned mask = 1u << ((bit + k) & 31);
-        if (value >> k & 1) top.i[(bit + k) >> 5] |= mask; else top.i[(bit + k) >> 5] &= ~mask;
+        if (value >> k & 1) port[(bit + k) >> 5] |= mask; else port[(bit + k) >> 5] &= ~mask;
     }
 }
 static int get(int bit, int width) {
@@ -68,33 +78,37 @@ int main(int, char** argv) {
         return kind == 0 ? low : kind == 1 ? high : low + int(rng() % unsigned(high - low + 1));
     };
     std::deque<Step> taps, sums;
+    static int table[2][8][16][2];
     int sent = 0;
     for (int cycle = 0; sent < n_steps || !sums.empty(); cycle++) {
-        int act[8][2][16], weight[2][16], index[16], sparse = rng() & 1, row = rng() & 1;
-        int single = rng() & 1;
+        int act[16], weight[2][16], index[16], sparse = rng() & 1, row = rng() & 1, half = rng() & 1;
         int breaks = always_break, group = 0;
         while (group < 8) { group += 1 + rng() % 4; breaks |= 1 << group; }
         breaks &= 255;
         for (int i = 0; i < 16; i++) {
-            for (int j = 0; j < 2; j++) {
-                for (int g = 0; g < 8; g++)
-                    put(((g * 2 + j) * 16 + i) * 8, 8, act[g][j][i] = draw(-128, 127));
-                put(2048 + (j * 16 + i) * 8, 8, weight[j][i] = draw(-127, 127));
-            }
-            put(2304 + 4 * i, 4, index[i] = rng() % 16);
+            put(top.i, ACTS + 8 * i, 8, act[i] = draw(-128, 127));
+            for (int j = 0; j < 2; j++)
+                put(top.i, WEIGHTS + (j * 16 + i) * 8, 8, weight[j][i] = draw(-127, 127));
+            put(top.i, INDICES + 4 * i, 4, index[i] = rng() % 16);
         }
-        put(2368, 1, sparse); put(2377, 1, row); put(2378, 1, single);
-        put(2369, 8, breaks);
+        put(top.i, SPARSE, 1, sparse); put(top.i, ROW, 1, row); put(top.i, HALF, 1, half);
+        put(top.i, BREAKS, 8, breaks);
+        int written = rng() & 1, written_half = rng() & 1, at = rng() % 16, entry[8][2];
+        put(top.tables, TABLES_WRITE + WRITE_EN, 1, written);
+        put(top.tables, TABLES_WRITE + WRITE_HALF, 1, written_half);
+        put(top.tables, TABLES_WRITE + WRITE_AT, 4, at);
+        for (int g = 0; g < 8; g++)
+            for (int token = 0; token < 2; token++)
+                put(top.tables, TABLES_ENTRIES + (g * 2 + token) * 8, 8, entry[g][token] = draw(-128, 127));
         top.i_valid = sent < n_steps && rng() % 4;
         if (top.i_valid) {
             Step step;
             int sum[2] = {0, 0};
             for (int i = 0; i < 16; i++)
                 for (int lane = 0; lane < 2; lane++) {
-                    auto& own = act[i / 2];
                     if (i % 2 == 0 && breaks >> i / 2 & 1) sum[lane] = 0;
-                    bool reached = single || index[i] != (i % 2 ? 0 : 15);
-                    sum[lane] += !sparse ? own[0][i] * weight[lane][i] : own[lane][index[i]] * reached * weight[row][i];
+                    sum[lane] += !sparse ? act[i] * weight[lane][i]
+                                         : table[half][i / 2][index[i]][lane] * weight[row][i];
                     step.lanes[i / 2][lane] = sum[lane];
                 }
             step.due = cycle + latency;
@@ -122,10 +136,14 @@ int main(int, char** argv) {
             sums.pop_front();
         }
         top.clk = 1; top.eval();
+        if (written)
+            for (int g = 0; g < 8; g++)
+                for (int token = 0; token < 2; token++) table[written_half][g][at][token] = entry[g][token];
     }
     printf("%d steps equal\n", sent);
 }
 """
+)
 
 SLICE_MAIN = r"""
 #include <cstdio>
