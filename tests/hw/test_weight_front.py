@@ -1,4 +1,4 @@
-"""The weight front against a plain decoder of the stream format, and against docs/machine.md cycle for cycle."""
+"""The weight front against a plain decoder of the stream format, and against its docstrings cycle for cycle."""
 
 import random
 from dataclasses import replace
@@ -8,16 +8,27 @@ import numpy as np
 import pytest
 from amaranth.sim import Simulator
 
+from hw.round import ROUND, ROUND_KIND
 from hw.spec.config import BEAT_BYTES, get
 from hw.spec.isa import StreamFormat
 from hw.spec.timing import WEIGHT_BUFFER_ROUNDS
-from hw.spec.weights import BITS, NONZEROS, Run, round_blocks
+from hw.spec.weights import BITS, BLOCK, MAX_BUNDLE, NONZEROS, RUN_BYTES, RUN_FIELDS, Run, round_blocks
 from hw.weight_front import WeightFront
 from hw.weight_reader import WeightReader
-from tests.hw.stream_model import decode_raw, decode_stream, encode_raw, encode_stream, random_round, random_run
+from tests.hw.stream_model import (
+    decode_raw,
+    decode_stream,
+    encode_header,
+    encode_raw,
+    encode_stream,
+    random_bundle,
+    random_round,
+    random_run,
+)
 
-READ_DELAY = 3
-SETTLE = 3
+READABLE = 5
+"""Cycles from the pop of a round's last beat to the first read of the round."""
+KIND = [name for name, _ in ROUND_KIND]
 
 
 class Beats:
@@ -38,10 +49,16 @@ class Beats:
 
     def _add(self, data, rounds, raw):
         self.rounds += [replace(each, beat=each.beat + len(self.beats)) for each in rounds]
-        for at in range(0, len(data), BEAT_BYTES):
-            value = int.from_bytes(data[at : at + BEAT_BYTES], "little")
-            self.beats.append({"data": value, "first": int(at == 0 and not raw), "raw": raw})
+        self.beats += tagged(data, raw)
         return self
+
+
+def tagged(data, raw=0):
+    """The beats of one RD instruction."""
+    return [
+        {"data": int.from_bytes(data[at : at + BEAT_BYTES], "little"), "first": int(at == 0 and not raw), "raw": raw}
+        for at in range(0, len(data), BEAT_BYTES)
+    ]
 
 
 bench = None
@@ -62,18 +79,22 @@ def simulator():
 
 
 class Bench:
-    """Offers beats with gaps, takes and reads with delays; records every pop, take, stall and round."""
+    """Offers beats with gaps; reads rounds that are there in any order, again and again, each at least once, and frees
+    the oldest. Records every pop, stall and free, and what was read when."""
 
-    def __init__(self, beats, seed=0, gaps=0.0, lazy=0.0, delay=(READ_DELAY, READ_DELAY)):
-        """lazy: chance that a full round is not taken, or whether by cycle; delay: cycles from a take to its read."""
-        self.beats, self.lazy, self.gaps, self.delay = beats, lazy, gaps, delay
+    def __init__(self, beats, seed=0, gaps=0.0, lazy=0.0, hurry=0.5):
+        """gaps: chance that no beat is offered; lazy: that nothing is freed; hurry: that the read is that of the oldest
+        round not read yet."""
+        self.beats, self.gaps, self.lazy, self.hurry = beats, gaps, lazy, hurry
         self.rng = random.Random(seed)
-        self.offered, self.pops, self.stalls, self.fulls, self.takes, self.reads = [], [], [], [], [], []
-        self.kinds, self.rounds = [], []
+        self.offered, self.pops, self.stalls, self.frees, self.dones = [], [], [], [], []
+        self.kinds, self.seen, self.seen_blocks = [], [], []
+        self.n_read = 0
+        self.reading = self.loading = self.current = None
         self.error_at = None
 
     def run(self, n_rounds, extra=0):
-        """Until that many rounds are read and all beats popped, and for some more cycles."""
+        """Until that many rounds are freed and all beats popped, and for some more cycles."""
         global bench
         sim = simulator()
         if bench is not None:
@@ -82,43 +103,32 @@ class Bench:
         sim.run()
         return self
 
-    async def process(self, ctx, dut, limit=2000):
+    async def process(self, ctx, dut, limit=4000):
         self.dut = dut
         for cycle in range(limit):
             await self._cycle(ctx, cycle)
-            if len(self.pops) == len(self.beats) and len(self.rounds) >= self.n_rounds:
+            if len(self.pops) == len(self.beats) and len(self.frees) >= self.n_rounds:
                 self.extra -= 1
                 if self.extra < 0:
                     return
-        raise AssertionError(f"{len(self.pops)} of {len(self.beats)} beats popped, {len(self.rounds)} rounds")
+        raise AssertionError(f"{len(self.pops)} of {len(self.beats)} beats popped, {len(self.frees)} rounds freed")
 
     async def _cycle(self, ctx, cycle):
         dut, rng = self.dut, self.rng
-        left = len(self.pops) < len(self.beats)
-        valid = left and (rng.random() >= self.gaps or self._waiting(cycle))
+        valid = len(self.pops) < len(self.beats) and (rng.random() >= self.gaps or self._waiting(cycle))
         ctx.set(dut.i_valid, valid)
         if valid:
             ctx.set(dut.i, self.beats[len(self.pops)])
             self.offered.append(cycle)
-        full = ctx.get(dut.full)
-        lazy = self.lazy(cycle) if callable(self.lazy) else rng.random() < self.lazy
-        take = full and not lazy
-        if take:
-            self.kinds.append({name: ctx.get(dut.round[name]) for name in ("sparse", "raw", "last", "window")})
-            earliest = self.reads[-1] + 1 if self.reads else 0
-            self.reads.append(max(earliest, cycle + rng.randint(*self.delay)))
-            self.takes.append(cycle)
-        if full:
-            self.fulls.append(cycle)
-        ctx.set(dut.take, take)
-        if self.reads and cycle - 1 in self.reads[-20:]:
-            self.rounds.append(None)
         self._compare(ctx)
-        ctx.set(dut.read, cycle in self.reads[-20:])
+        self._use(ctx, cycle)
         if ctx.get(dut.stall):
             self.stalls.append(cycle)
         if self.error_at is None and ctx.get(dut.error):
             self.error_at = cycle
+        if ctx.get(dut.done):
+            self.dones.append(cycle)
+            self.kinds.append({name: ctx.get(dut.kind[name]) for name in KIND})
         if ctx.get(dut.pop):
             self.pops.append(cycle)
         await ctx.tick()
@@ -127,65 +137,91 @@ class Bench:
         """The beat was offered in the last cycle and not popped: a FIFO goes on offering it."""
         return bool(self.offered) and self.offered[-1] == cycle - 1 and cycle - 1 not in self.pops[-1:]
 
+    def _use(self, ctx, cycle):
+        """Reads a round, or its blocks, and frees the oldest once it has been read."""
+        dut, rng = self.dut, self.rng
+        there = range(len(self.frees), sum(done + READABLE <= cycle for done in self.dones))
+        self.reading = self.loading = None
+        if there and rng.random() < 0.9:
+            self.reading = self.n_read if self.n_read in there and rng.random() < self.hurry else rng.choice(there)
+            self.n_read += self.reading == self.n_read
+            ctx.set(dut.at, self.reading % WEIGHT_BUFFER_ROUNDS)
+        if there and rng.random() < 0.5:
+            self.loading = rng.choice(there)
+            ctx.set(dut.load_at, self.loading % WEIGHT_BUFFER_ROUNDS)
+        free = self.n_read > len(self.frees) and rng.random() >= self.lazy
+        if free:
+            self.frees.append(cycle)
+        ctx.set(dut.read, self.reading is not None)
+        ctx.set(dut.load, self.loading is not None)
+        ctx.set(dut.free, free)
+
     def _compare(self, ctx):
-        """``o`` keeps its round: looked at in every cycle."""
-        if self.rounds:
-            now = ctx.get(self.dut.o.as_value())
-            assert self.rounds[-1] in (None, now), "o changed without a read"
-            self.rounds[-1] = now
+        """``o`` keeps what was read last: looked at in every cycle."""
+        o = ctx.get(self.dut.o.as_value())
+        if self.reading is not None:
+            self.seen.append((self.reading, o))
+            self.current = o
+        elif self.current is not None:
+            assert o == self.current, "o changed without a read"
+        if self.loading is not None:
+            self.seen_blocks.append((self.loading, [ctx.get(self.dut.blocks[group]) for group in range(8)]))
 
 
 def fields(value):
-    """(int8[16, 16], uint4[16, 16], blocks, (sparse, single), int6[16] scales) of `o` as an integer."""
-    data = np.frombuffer(value.to_bytes(400, "little"), np.uint8)
-    nibbles = np.stack([data[256:384] & 15, data[256:384] >> 4], 1)
-    tail = value >> 8 * 384
+    """(int8[16, 16], uint4[16, 16], blocks, int6[16] scales) of `o` as an integer."""
+    parts = {name: value >> field.offset & (1 << field.width) - 1 for name, field in ROUND}
+    indices = np.frombuffer(parts["indices"].to_bytes(128, "little"), np.uint8)
     return (
-        data[:256].view(np.int8).reshape(16, 16),
-        nibbles.reshape(16, 16),
-        [tail >> 3 * g & 7 for g in range(8)],
-        (tail >> 24 & 1, tail >> 25 & 1),
-        tuple(((tail >> 26 + 6 * row & 63) ^ 32) - 32 for row in range(16)),
+        np.frombuffer(parts["weights"].to_bytes(256, "little"), np.int8).reshape(BLOCK, BLOCK),
+        np.stack([indices & 15, indices >> 4], 1).reshape(BLOCK, BLOCK),
+        [parts["blocks"] >> 3 * group & 7 for group in range(8)],
+        tuple((parts["scales"] >> 6 * row & 63 ^ 32) - 32 for row in range(BLOCK)),
     )
+
+
+def check_blocks(got, expected, number):
+    for group, (block, wanted) in enumerate(zip(got, expected.blocks, strict=True)):
+        assert wanted in (None, block), f"round {number}, group {group}: got block {block}, expected {wanted}"
 
 
 def check_contents(bench, rounds):
     assert bench.kinds == [each.kind for each in rounds]
-    assert len(bench.rounds) == len(rounds)
-    for number, (got, expected) in enumerate(zip(bench.rounds, rounds, strict=True)):
-        weights, indices, blocks, form, scales = fields(got)
+    assert {number for number, _ in bench.seen} == set(range(len(rounds)))
+    for number, value in set(bench.seen):
+        weights, indices, blocks, scales = fields(value)
+        expected = rounds[number]
         np.testing.assert_array_equal(weights, expected.weights, err_msg=f"round {number}")
-        assert (form, scales) == ((expected.kind["sparse"], expected.single), tuple(expected.scales))
+        assert scales == tuple(expected.scales), f"round {number}"
+        check_blocks(blocks, expected, number)
         if expected.kind["sparse"]:
             for row, used in enumerate(expected.used):
                 np.testing.assert_array_equal(indices[row, used], np.array(expected.indices)[row, used])
-        assert [got for got, block in zip(blocks, expected.blocks, strict=True) if block is not None] == [
-            block for block in expected.blocks if block is not None
-        ]
+    for number, blocks in bench.seen_blocks:
+        check_blocks(blocks, rounds[number], number)
 
 
 def check_timing(bench, rounds):
-    """Pops, stalls and full cycles are those of docs/machine.md for these offers and takes."""
-    completions, takes = {each.beat for each in rounds}, set(bench.takes)
-    held, pops, stalls, fulls = 0, [], [], []
-    offered = set(bench.offered)
-    for cycle in range(max(bench.offered[-1], bench.fulls[-1]) + 1):
-        if held:
-            fulls.append(cycle)
-        change = -(cycle in takes)
+    """Pops, stalls and completions are those of the docstrings for these offers and frees."""
+    completions, frees, offered = {each.beat for each in rounds}, set(bench.frees), set(bench.offered)
+    held, pops, stalls, dones = 0, [], [], []
+    for cycle in range(bench.offered[-1] + 1):
+        change = -(cycle in frees)
         if cycle in offered:
             if held < WEIGHT_BUFFER_ROUNDS:
-                change += len(pops) in completions
+                if len(pops) in completions:
+                    dones.append(cycle)
+                    change += 1
                 pops.append(cycle)
             else:
                 stalls.append(cycle)
         held += change
-    assert (bench.pops, bench.stalls, bench.fulls) == (pops, stalls, fulls)
+    assert (bench.pops, bench.stalls, bench.dones) == (pops, stalls, dones)
 
 
 def check(beats, seed, **options):
     print("seed", seed, options)
-    bench = Bench(beats.beats, seed, **options).run(len(beats.rounds), extra=SETTLE)
+    bench = Bench(beats.beats, seed, **options).run(len(beats.rounds), extra=3)
     check_contents(bench, beats.rounds)
     check_timing(bench, beats.rounds)
     assert bench.error_at is None
@@ -193,20 +229,27 @@ def check(beats, seed, **options):
 
 
 def mixed_run(rng, **options):
-    kind = {
-        "bits": rng.choice(BITS),
-        "nonzeros": rng.choice(NONZEROS),
+    return random_run(rng, **(_mixed(rng, NONZEROS) | {"bits": rng.choice(BITS)} | options))
+
+
+def mixed_bundle(rng, n_runs, **options):
+    steps = sorted(rng.sample(range(MAX_BUNDLE), n_runs))
+    return random_bundle(rng, steps, **(_mixed(rng, NONZEROS[1:]) | options))
+
+
+def _mixed(rng, nonzeros):
+    return {
+        "nonzeros": rng.choice(nonzeros),
         "window": rng.randrange(512),
         "blocks": rng.randrange(1, 256),
         "last": rng.random() < 0.5,
     }
-    return random_run(rng, **(kind | options))
 
 
 @pytest.mark.parametrize("nonzeros", NONZEROS)
 @pytest.mark.parametrize("bits", BITS)
 def test_every_format(bits, nonzeros):
-    """Whole windows, partial rounds and single blocks of one format, as fast as it goes."""
+    """Whole windows, partial rounds and single blocks of one format, alone and in bundles, as fast as it goes."""
     seed = 100 * bits + nonzeros
     rng = random.Random(seed)
     each = round_blocks(nonzeros)
@@ -215,44 +258,58 @@ def test_every_format(bits, nonzeros):
     if nonzeros == 16:
         masks = [0xFF, 0b10, 0b1011]
     runs = [mixed_run(rng, bits=bits, nonzeros=nonzeros, blocks=blocks) for blocks in masks]
-    bench = check(Beats().stream(*runs), seed)
+    if nonzeros < 16:
+        runs += [
+            run
+            for n_runs, blocks in zip((2, 3), masks, strict=False)
+            for run in mixed_bundle(rng, n_runs, bits=(bits,), nonzeros=nonzeros, blocks=blocks)
+        ]
+    bench = check(Beats().stream(*runs, per_header=16), seed)
     assert bench.pops == list(range(len(bench.beats)))
     assert not bench.stalls
 
 
+@pytest.mark.parametrize("nonzeros", NONZEROS[1:])
+def test_bundles_of_mixed_precisions(nonzeros):
+    """Of every size, under headers of one to four beats; high bits of 3-bit rounds are shared across steps."""
+    rng = random.Random(nonzeros)
+    for n_runs in (16, 2, 5, 4, 8, 13, 3, 9):
+        blocks = rng.choice((1 << rng.randrange(8), rng.randrange(1, 256)))
+        bits = rng.choice((BITS, (3,), (3, 8), (3, 2)))
+        beats = Beats().stream(*mixed_bundle(rng, n_runs, nonzeros=nonzeros, blocks=blocks, bits=bits), per_header=16)
+        bench = check(beats, n_runs)
+        assert bench.pops == list(range(len(bench.beats)))
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_mixed_runs(seed):
-    """Instructions of mixed runs, short and padding headers and RAW blocks, with gaps, late takes and reads."""
+    """Instructions of runs and bundles, headers of one to four beats, padding and RAW blocks, with gaps and late frees."""
     rng = random.Random(seed)
     beats = Beats()
     for _ in range(3):
-        runs = [mixed_run(rng) for _ in range(rng.randint(2, 6))]
+        runs = [[mixed_run(rng)] if rng.random() < 0.5 else mixed_bundle(rng, rng.randint(2, 7)) for _ in range(4)]
         for at in sorted(rng.sample(range(len(runs) + 1), 2), reverse=True):
-            runs[at:at] = [None] * rng.randint(1, 2)
-        beats.stream(*runs).raw(*(random_round(rng) for _ in range(rng.randint(0, 3))))
-    options = [
-        {"gaps": 0.3},
-        {"lazy": 0.7},
-        {"gaps": 0.2, "lazy": 0.5, "delay": (3, 6)},
-        {"lazy": 0.9, "delay": (3, 5)},
-    ]
+            runs[at:at] = [[None] * rng.randint(1, 2)]
+        beats.stream(*sum(runs, []), per_header=rng.choice((4, 7, 16)))
+        beats.raw(*(random_round(rng) for _ in range(rng.randint(0, 3))))
+    options = [{"gaps": 0.3}, {"lazy": 0.8}, {"gaps": 0.2, "lazy": 0.7}, {"lazy": 0.95, "hurry": 0.05}]
     check(beats, seed, **options[seed])
 
 
 def test_buffer_fills():
-    """A round of one beat a cycle: eight are held, then a beat is popped after every take."""
+    """A round of one beat a cycle: WEIGHT_BUFFER_ROUNDS are held, then a beat is popped behind every free."""
     rng = random.Random(5)
     runs = [random_run(rng, 2, 16, window=i, last=i % 2 == 1) for i in range(12)]
-    bench = check(Beats().stream(*runs), 5, lazy=0.85, delay=(3, 4))
-    assert len(bench.stalls) > 300
+    bench = check(Beats().stream(*runs), 5, lazy=0.85)
+    assert len(bench.stalls) > 200
 
 
-def test_takes_in_every_cycle():
-    """Eight rounds held, then taken back to back and read late: none is overwritten."""
+def test_single_rounds_of_one_beat():
+    """The shortest runs there are: the next slot is there in the next cycle."""
     rng = random.Random(6)
-    beats = Beats().stream(*(random_run(rng, 2, 16, window=i) for i in range(6)))
-    bench = check(beats, 6, delay=(6, 6), lazy=lambda cycle: cycle % 24 < 14)
-    assert 8 * [1] in [np.diff(bench.takes)[i : i + 8].tolist() for i in range(40)]
+    runs = [random_run(rng, 2, 16, window=i, blocks=1 << i % 8) for i in range(8)]
+    bench = check(Beats().stream(*runs, *mixed_bundle(rng, 3, bits=(2,), nonzeros=1), *runs), 6)
+    assert bench.pops == list(range(len(bench.beats)))
 
 
 def test_masks_with_other_counts():
@@ -286,16 +343,17 @@ def test_eight_bits_ignore_scales():
 
 
 def test_header_ends_at_a_zero_slot():
-    """What lies behind it is not looked at, not even after a RAW block."""
+    """What lies behind it is not looked at, not even after a RAW block; `more` there does not prolong the header."""
     rng = random.Random(10)
     run = random_run(rng, 4, 4)
     data = bytearray(encode_stream([run]))
     data[32:64] = rng.randbytes(32)
+    data[51] |= 0x80
+    data[63] |= 0x80
     check(Beats().stream_bytes(bytes(data)).raw(random_round(rng)).stream_bytes(bytes(data)), 10)
 
 
-# Errors: (what is wrong, header slot, byte, value) of the second of two runs
-BAD_SLOTS = [("magic", 0, 0x0B), ("magic", 0, 0x00), ("nonzeros", 1, 0x01), ("zero", 3, 0x80), ("zero", 3, 0x08)]
+# Errors
 
 
 def errors(beats, cycles=20):
@@ -305,37 +363,80 @@ def errors(beats, cycles=20):
     return None if bench.error_at is None else bench.error_at - 1
 
 
-@pytest.mark.parametrize("name, byte, value", BAD_SLOTS)
+def changed(data, slot, **values):
+    """The bytes with fields of a slot's descriptor changed."""
+    at, size = RUN_BYTES * slot, 4
+    word, bit = int.from_bytes(data[at : at + size], "little"), 0
+    for name, width in RUN_FIELDS:
+        if name in values:
+            word = word & ~((1 << width) - 1 << bit) | values[name] << bit
+        bit += width
+    return data[:at] + word.to_bytes(size, "little") + data[at + size :]
+
+
+DENSE = [random_run(random.Random(11), 4, 16, blocks=1) for _ in range(4)]
+BUNDLE = random_bundle(random.Random(12), range(0, 12, 2), nonzeros=4, window=3, blocks=5)
+"""Six runs: a header of two beats."""
+
+
+@pytest.mark.parametrize("fault", [{"magic": 0xB}, {"magic": 0}, {"nonzeros": 5}, {"blocks": 0}, {"more": 1}], ids=str)
 @pytest.mark.parametrize("slot", range(4))
-def test_bad_slots(name, byte, value, slot):
-    rng = random.Random(11)
-    data = bytearray(encode_stream([random_run(rng, 4, 16, blocks=1) for _ in range(4)]))
-    at = 16 * slot + byte
-    data[at] = value if name == "magic" else data[at] | {"nonzeros": 0x01, "zero": value}[name]
-    if name == "nonzeros":
-        data[16 * slot] |= 0x40  # code 5
+def test_bad_slots(fault, slot):
+    data = changed(encode_stream(DENSE), slot, **fault)
     with pytest.raises(ValueError):
-        Run.decode(bytes(data[16 * slot : 16 * slot + 16]))
-    beats = [{"data": int.from_bytes(data[i : i + 64], "little"), "first": i == 0, "raw": 0} for i in range(0, 576, 64)]
-    assert errors(beats) == 0
+        Run.decode(data[RUN_BYTES * slot : RUN_BYTES * (slot + 1)])
+    assert errors(tagged(data)) == 0
+
+
+@pytest.mark.parametrize("fault", [{"nonzeros": 3}, {"last": 1}, {"window": 2}, {"blocks": 4}, {"step": 1}], ids=str)
+@pytest.mark.parametrize("slot", range(1, 6))
+def test_slots_that_are_not_of_their_bundle(fault, slot):
+    """A field that all runs share, or a step that does not ascend: known with the beat that has the slot."""
+    fault = {"step": 2 * slot - 2} if "step" in fault else fault
+    data = encode_stream(BUNDLE)
+    assert errors(tagged(data)) is None
+    assert errors(tagged(changed(data, slot, **fault))) == slot // 4
+
+
+def test_bundles_that_do_not_end():
+    data = encode_stream(BUNDLE)
+    for slot in range(1, 6):
+        zero = data[: RUN_BYTES * slot] + bytes(RUN_BYTES) + data[RUN_BYTES * (slot + 1) :]
+        assert errors(tagged(zero)) == slot // 4, slot
+    assert errors(tagged(changed(data, 5, more=1))) == 1  # a zero slot follows
+    assert errors(tagged(data[:BEAT_BYTES] + bytes(BEAT_BYTES))) == 1
+
+
+def test_a_header_has_at_most_sixteen_slots():
+    """More are an error with the fourth beat, whose last slot says `more`."""
+    bundle = random_bundle(random.Random(13), range(16), nonzeros=1, blocks=1)
+    header = encode_header([each.run for each in bundle])
+    assert errors(tagged(encode_stream(bundle, per_header=16))) is None
+    assert errors(tagged(changed(header, 15, more=1) + bytes(BEAT_BYTES))) == 3
+    pairs = [replace(bundle[i % 2].run, step=i % 2, more=i % 2 == 0) for i in range(16)]
+    shifted = [replace(bundle[2].run, more=False), *pairs[:15]]
+    assert errors(tagged(encode_header(shifted) + bytes(BEAT_BYTES))) == 3
 
 
 def test_a_slot_without_blocks():
-    word = int.from_bytes(encode_stream([random_run(random.Random(12), 4, 16, blocks=1)])[:64], "little")
+    word = int.from_bytes(encode_stream(DENSE)[:BEAT_BYTES], "little")
     assert errors([{"data": word & ~(0xFF << 19), "first": 1, "raw": 0}]) == 0
     assert errors([{"data": 1 << 127, "first": 1, "raw": 0}]) == 0
     assert errors([{"data": 1 << 255, "first": 1, "raw": 0}]) is None
 
 
 def test_beats_out_of_place():
-    rng = random.Random(13)
+    rng = random.Random(14)
     stream = Beats().stream(random_run(rng, 8, 16, blocks=3)).beats
+    bundle = tagged(encode_stream(BUNDLE))
     raw = Beats().raw(random_round(rng)).beats
     stray = {"data": 0, "first": 0, "raw": 0}
     assert errors(stream + raw + stream) is None
     assert errors(stream[:3] + stream) == 3  # an instruction starts inside a run
     assert errors(stream[:3] + raw) == 3  # RAW inside a run
     assert errors(stream[:1] + raw) == 1
+    assert errors(bundle[:1] + bundle[:1]) == 1  # an instruction starts inside a header
+    assert errors(bundle[:1] + raw) == 1  # RAW inside a header
     assert errors(raw[:3] + stream) == 3  # an instruction starts inside a RAW block
     assert errors([*raw[:1], stray]) == 1  # not RAW, inside a RAW block
     assert errors([*raw, stray]) is None  # padding
