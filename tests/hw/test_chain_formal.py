@@ -120,9 +120,8 @@ class Reduction(wiring.Component):
 
     @staticmethod
     def _changed(held, index, half):
-        return data.View(
-            chain.ENTRY, (held.as_value() ^ Cat(index, Const(0, 4 - len(index)), half))[: chain.ENTRY.size]
-        )
+        place = Cat(index, Const(0, 4 - len(index)), half)
+        return data.View(chain.ENTRY, (held.as_value() ^ place)[: chain.ENTRY.size])
 
     def looked_up(self):
         """What replaces `DSPGroup._looked_up`, called for one position after the other."""

@@ -1,4 +1,4 @@
-"""Proofs by SMT of what carries rounds: a register slice and the rounds' credits lose nothing and count nothing twice."""
+"""Proofs by SMT: a register slice loses and doubles nothing, and rounds are counted once and keep their places."""
 
 from dataclasses import replace
 
@@ -75,12 +75,12 @@ class Slice(wiring.Component):
 
 
 class Credits(wiring.Component):
-    """``differ``: rounds are lost or counted twice on their way from the units to the schedule, or a place is given away
-    before it is free.
+    """``differ``: rounds are lost or counted twice on their way from the units to the schedule, or a place is given
+    away before it is free.
 
-    ``given``: rounds that each unit has completed, ``freed``: those that the schedule has freed, modulo 64; a unit hears
-    of the latter FREE_DELAY cycles later. The premise: a unit completes a round only with ``room``, and the schedule
-    frees rounds that have come. Then, in every cycle and for every unit:
+    ``given``: rounds that each unit has completed, ``freed``: those that the schedule has freed, modulo 64; a unit
+    hears of the latter FREE_DELAY cycles later. The premise: a unit completes a round only with ``room``, and the
+    schedule frees rounds that have come. Then, in every cycle and for every unit:
 
     - ``arrived`` is ``given`` less what is in the registers on the way, and ``freed`` is not ahead of it;
     - no more than WEIGHT_BUFFER_ROUNDS rounds are not freed, and with ``room`` fewer;

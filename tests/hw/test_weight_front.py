@@ -3,6 +3,7 @@
 import random
 from dataclasses import replace
 from functools import cache
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -283,14 +284,14 @@ def test_bundles_of_mixed_precisions(nonzeros):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_mixed_runs(seed):
-    """Instructions of runs and bundles, headers of one to four beats, padding and RAW blocks, with gaps and late frees."""
+    """Runs and bundles under headers of one to four beats, padding and RAW blocks, with gaps and late frees."""
     rng = random.Random(seed)
     beats = Beats()
     for _ in range(3):
         runs = [[mixed_run(rng)] if rng.random() < 0.5 else mixed_bundle(rng, rng.randint(2, 7)) for _ in range(4)]
         for at in sorted(rng.sample(range(len(runs) + 1), 2), reverse=True):
             runs[at:at] = [[None] * rng.randint(1, 2)]
-        beats.stream(*sum(runs, []), per_header=rng.choice((4, 7, 16)))
+        beats.stream(*chain.from_iterable(runs), per_header=rng.choice((4, 7, 16)))
         beats.raw(*(random_round(rng) for _ in range(rng.randint(0, 3))))
     options = [{"gaps": 0.3}, {"lazy": 0.8}, {"gaps": 0.2, "lazy": 0.7}, {"lazy": 0.95, "hurry": 0.05}]
     check(beats, seed, **options[seed])
