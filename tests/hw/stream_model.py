@@ -54,8 +54,9 @@ class Content:
             for row in range(BLOCK):
                 for slot in used_slots(run, len(blocks), row):
                     weight = level(int(self.codes[number, row, slot]), run.bits)
-                    block, index = WINDOW * run.window + blocks[slot // each], self.indices[number, row, slot]
-                    matrix[row, BLOCK * block + index] += weight * (run.scales[row] if run.bits < 8 else 1)
+                    place = BLOCK * (WINDOW * run.window + blocks[slot // each])
+                    scale = run.scales[row] if run.bits < 8 else 1
+                    matrix[row, place + int(self.indices[number, row, slot])] += weight * scale
 
 
 @dataclass
@@ -88,13 +89,17 @@ def random_round(rng) -> np.ndarray:
     return np.array([rng.randint(-128, 127) for _ in range(BLOCK * BLOCK)], np.int8).reshape(BLOCK, BLOCK)
 
 
-def random_run(rng, bits, nonzeros, window=0, blocks=0xFF, last=False, step=0, more=False) -> Content:
-    """Random codes (in empty slots too), scales and ascending indices."""
+def random_run(
+    rng, bits, nonzeros, window=0, blocks=0xFF, last=False, step=0, more=False, most_negative=True
+) -> Content:
+    """Random codes (in empty slots too), scales and ascending indices. most_negative: -128 is one of the codes."""
     largest = MAX_SCALE.get(bits, 0)
     scales = tuple(rng.randint(-largest, largest) for _ in range(BLOCK))
     run = Run(bits, nonzeros, window, blocks, last, scales, step, more)
     shape = (len(run.rounds()), BLOCK, BLOCK)
     codes = np.array([rng.getrandbits(bits) for _ in range(np.prod(shape))], np.uint8).reshape(shape)
+    if bits == 8 and not most_negative:
+        codes[codes == 128] = 127
     each = max(nonzeros, 2)
     indices = [sorted(rng.sample(range(BLOCK), each)) for _ in range(np.prod(shape) // each)]
     return Content(run, codes, np.array(indices, np.uint8).reshape(shape))

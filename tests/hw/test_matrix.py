@@ -1,4 +1,4 @@
-"""Matrix against NumPy and against docs/machine.md, cycle for cycle, with random memory stalls."""
+"""Matrix against NumPy and against a slow machine of its docstrings, cycle for cycle, with random memory stalls."""
 
 import random
 import sys
@@ -12,12 +12,17 @@ from amaranth.sim import Simulator
 import hw.matrix
 from hw.matrix import Matrix
 from hw.spec import config as cfg
-from hw.spec.config import BEAT_BYTES
+from hw.spec.config import BEAT_BYTES, BLOCK
 from hw.spec.isa import FIELDS, Error, Unit
-from hw.spec.timing import WEIGHT_BUFFER_ROUNDS
+from hw.spec.memory import MemoryModel
+from hw.spec.timing import RD_DONE, WEIGHT_BUFFER_ROUNDS
 from hw.spec.weights import BITS, NONZEROS
-from tests.hw.matrix_model import FrontModel, address_times, mx_times
-from tests.hw.matrix_workload import RAW, SPLIT_K, SPLIT_N, STREAM, Product, Workload
+from sim.cycle_streams import NEVER, Streams
+from sim.functional_matrix import plans_of
+from sim.memory_image import MemoryImage
+from tests.compiler.test_stream import random_matrix, uniform
+from tests.hw.matrix_model import MatrixModel, address_times
+from tests.hw.matrix_workload import RAW, SPLIT_K, SPLIT_N, STREAM, Encoded, Product, Workload
 
 SMALL = replace(cfg.get("tiny"), ob_blocks=256, ab_granules=256, acc_rows=16)
 CONFIGS = {
@@ -28,7 +33,8 @@ CONFIGS = {
 }
 ONE = CONFIGS["one"]
 QUICK = replace(ONE, chains=8, fifo_beats=128)
-MAX_CYCLES = 20_000
+STALLS = ("weight_stall", "drain_stall", "unpack_stall")
+MAX_CYCLES = 10_000
 SLOW = pytest.mark.slow
 
 
@@ -39,13 +45,13 @@ class Bench:
         self.config, self.channels, self.latency, self.fault = config, channels, latency, fault
         self.stall = stall
         rng = np.random.default_rng(seed)
-        self.ready = rng.random((config.units, MAX_CYCLES)) >= stall
-        self.gap = rng.random((config.units, MAX_CYCLES)) < stall
+        self.ready = rng.random((config.units, 2 * MAX_CYCLES)) >= stall
+        self.gap = rng.random((config.units, 2 * MAX_CYCLES)) < stall
         self.cycle = 0
         self.asked = [[] for _ in range(config.units)]
         self.arrived = [[] for _ in range(config.units)]
-        self.takes, self.drained, self.errors = [], [], {}
-        self.stalls = 0
+        self.takes, self.drained, self.errors, self.reads = [], [], {}, {}
+        self.stalls = dict.fromkeys(STALLS, 0)
         self.starts, self.dones = {"rd": [], "mx": []}, {"rd": [], "mx": []}
 
     def run(self, rd, mx, *, operands, reads, max_cycles=MAX_CYCLES, gaps=0, stop_on_error=False):
@@ -142,12 +148,15 @@ class Bench:
             cycle += 1
 
     async def watch(self, ctx):
-        cycle, dut, (steps, drain) = 0, self.dut, self.controls
+        cycle, dut, (orders, steps, drain) = 0, self.dut, self.controls
+        operands = (steps.act_valid, steps.act, orders.read | orders.second, orders.act)
+        stalls = [getattr(dut, name) for name in STALLS]
         while True:
-            _, _, take, drained, stall, *units = await ctx.tick().sample(
+            _, _, take, drained, *found = await ctx.tick().sample(
                 steps.read,
                 drain.step_drained,
-                dut.unpack_stall,
+                *operands,
+                *stalls,
                 dut.rd.start,
                 dut.rd.done,
                 dut.rd.error,
@@ -157,11 +166,16 @@ class Bench:
                 dut.mx.error,
                 dut.mx.error_code,
             )
-            self.stalls += stall
+            (dense, act, load, load_act), counts, units = found[:4], found[4:7], found[7:]
+            for name, stall in zip(STALLS, counts, strict=True):
+                self.stalls[name] += stall
             if take:
-                self.takes.append(cycle)
+                self.takes.append(cycle - 1)
             if drained:
                 self.drained.append(cycle)
+            if dense or load:
+                assert not (dense and load), f"two reads of the operand buffer in cycle {cycle}"
+                self.reads[cycle] = act if dense else load_act
             for name, (start, done, error, code) in (("rd", units[:4]), ("mx", units[4:])):
                 if start:
                     self.starts[name].append(cycle)
@@ -178,15 +192,16 @@ class Built:
     def __init__(self, config):
         self.bench, self.controls, self.used = None, [], False
         self.dut = Matrix(config)
-        step_control, drain_control = hw.matrix.StepControl, hw.matrix.DrainControl
-        hw.matrix.StepControl = lambda config: self.controls.append(step_control(config)) or self.controls[-1]
-        hw.matrix.DrainControl = lambda config: self.controls.append(drain_control(config)) or self.controls[-1]
+        kept = {name: getattr(hw.matrix, name) for name in ("OrderControl", "StepControl", "DrainControl")}
+        for name, control in kept.items():
+            setattr(hw.matrix, name, self._noted(control))
         try:
             # The unpacker's expressions nest deeper than Python compiles by default.
             sys.setrecursionlimit(max(sys.getrecursionlimit(), 20_000))
             self.sim = Simulator(self.dut)
         finally:
-            hw.matrix.StepControl, hw.matrix.DrainControl = step_control, drain_control
+            for name, control in kept.items():
+                setattr(hw.matrix, name, control)
         self.sim.add_clock(1e-6)
         for unit in range(config.units):
             self.sim.add_process(self._follow("memory", unit))
@@ -194,6 +209,15 @@ class Built:
         for name in ("rd", "mx"):
             self.sim.add_process(self._follow("dispatch", name))
         self.sim.add_testbench(self._follow("main"))
+
+    def _noted(self, control):
+        """Makes the block, and keeps it among the controls."""
+
+        def make(config):
+            self.controls.append(control(config))
+            return self.controls[-1]
+
+        return make
 
     def run(self):
         """From reset to the end of the bench's `main`."""
@@ -228,44 +252,90 @@ SHAPES = [
     [Product(SPLIT_N, RAW, n_rows=2, kb=2, ob=1, times=3)],
     [Product(SPLIT_N, STREAM, n_rows=1, kb=8, ob=1, times=2, rounds=1)],
 ]
+GROUPS = [
+    [Product(SPLIT_N, STREAM, n_rows=3, kb=10, ob=4, group=4, rounds=2, nonzeros=(8, 4))],
+    [Product(SPLIT_N, STREAM, n_rows=2, kb=8, ob=7, group=3, bundles=2, n_outer=2)],
+    [Product(SPLIT_N, STREAM, n_rows=4, kb=8, ob=3, group=2, bundles=1, times=3, n_last=1)],
+    [Product(SPLIT_N, STREAM, n_rows=1, kb=20, ob=9, group=9, bundles=1, nonzeros=(2, 1), rounds=1)],
+    [Product(SPLIT_N, RAW, n_rows=4, kb=2, ob=2, times=2, n_last=2)],
+]
+"""Bundles of several steps, more steps than a group has, several turns, fewer rows in the last."""
+
+
+def model_of(config, bench, load) -> MatrixModel:
+    model = MatrixModel(config, bench.starts["mx"], load.mx, load.kinds, bench.arrived, load.completes)
+    model.run()
+    return model
 
 
 def check_run(config, shapes, seed, stall, latency, gaps=0):
-    load = Workload(config, shapes, seed)
+    return check_load(config, Workload(config, shapes, seed), seed, stall, latency, gaps)
+
+
+def check_load(config, load, seed, stall, latency, gaps=0):
     bench = Bench(config, load.channels, seed=seed, stall=stall, latency=latency)
     got = bench.run(load.rd, load.mx, operands=load.operands, reads=config.ab_granules, gaps=gaps)
-    np.testing.assert_array_equal(got, load.expected)
     assert not bench.errors
 
-    fronts = [FrontModel(*beats) for beats in zip(bench.arrived, load.completes, strict=True)]
-    times = mx_times(config, bench.starts["mx"], load.mx, fronts)
-    assert bench.takes == [take for each in times for take in each.takes]
-    assert bench.drained == [end for each in times for _, end in each.drains]
-    assert bench.dones["mx"] == [each.done for each in times]
-    for unit, front in enumerate(fronts):
-        while front.pop():
-            pass
-        asked = address_times(
+    model = model_of(config, bench, load)
+    for name in ("takes", "drained", "reads"):
+        assert getattr(bench, name) == getattr(model, name), name
+    assert bench.dones["mx"] == model.dones
+    stalls = {"weight_stall": model.weight_stall, "drain_stall": model.drain_stall}
+    assert bench.stalls == stalls | {"unpack_stall": model.units[0].stalls}
+    np.testing.assert_array_equal(got, load.expected)
+    check_addresses(config, bench, load, model)
+    if not stall:
+        check_simulator(config, bench, load)
+    return bench
+
+
+def check_addresses(config, bench, load, model):
+    n_bursts, left = 0, []
+    for unit, front in enumerate(model.units):
+        asked, leave = address_times(
             config, bench.starts["rd"], load.rd, front.pops, lambda t, unit=unit: bench.ready[unit, t]
         )
         assert bench.asked[unit] == asked
-    assert bench.stalls == fronts[0].stalls()
-    n_bursts, ends = 0, []
+        left.append(leave)
+    ends = []
     for rd in load.rd:
         n_bursts += len(list(rd.bursts()))
-        ends.append(max(asked[n_bursts - 1][0] for asked in bench.asked) + 1)
+        ends.append(max(leave[n_bursts - 1] for leave in left) + 1 + RD_DONE)
     assert bench.dones["rd"] == ends
-    return bench
+
+
+def check_simulator(config, bench, load):
+    """The cycle simulator's recurrences tell the same ends and stalls for a memory of fixed latency."""
+    memory = MemoryImage(config)
+    for unit, contents in enumerate(load.channels):
+        memory.attach(unit, 0, contents)
+    streams = Streams(config, MemoryModel(bench.latency, 0))
+    events = [(start, name, i) for name in ("rd", "mx") for i, start in enumerate(bench.starts[name])]
+    ends = {"rd": [], "mx": []}
+    for start, name, i in sorted(events):
+        if i:
+            ends[name].append(streams.read_end() if name == "rd" else streams.multiply_end())
+        fields = {key: int(value) for key, value in vars(getattr(load, name)[i]).items()}
+        if name == "rd":
+            streams.start_read(start, fields, plans_of(memory, fields), None, NEVER)
+        else:
+            streams.start_multiply(start, fields)
+    ends["rd"].append(streams.read_end())
+    ends["mx"].append(streams.multiply_end())
+    assert ends == bench.dones
+    counters = streams.counters(max(bench.dones["mx"]))
+    assert counters == {name if name == "unpack_stall" else f"mx_{name}": n for name, n in bench.stalls.items()}
 
 
 @pytest.mark.parametrize(
     ("name", "stall"),
     [
         ("tiny", 0.4),
+        ("one", 0.0),
         pytest.param("tiny", 0.0, marks=SLOW),
         pytest.param("fast", 0.4, marks=SLOW),
         pytest.param("fast", 0.0, marks=SLOW),
-        pytest.param("one", 0.0, marks=SLOW),
         pytest.param("one", 0.4, marks=SLOW),
         pytest.param("wide", 0.0, marks=SLOW),
         pytest.param("wide", 0.4, marks=SLOW),
@@ -273,6 +343,23 @@ def check_run(config, shapes, seed, stall, latency, gaps=0):
 )
 def test_results_and_cycles(name, stall):
     check_run(CONFIGS[name], SHAPES, seed=len(name), stall=stall, latency=20, gaps=9 if stall else 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "stall"),
+    [
+        ("one", 0.0),
+        ("one", 0.9),
+        ("tiny", 0.4),
+        pytest.param("tiny", 0.0, marks=SLOW),
+        pytest.param("fast", 0.0, marks=SLOW),
+        pytest.param("fast", 0.4, marks=SLOW),
+        pytest.param("wide", 0.4, marks=SLOW),
+    ],
+)
+def test_groups_of_steps(name, stall):
+    """With 0.9, rounds come more slowly than they are multiplied, so that batches wait inside."""
+    check_run(CONFIGS[name], GROUPS, seed=len(name), stall=stall, latency=20, gaps=9 if stall else 0)
 
 
 @pytest.mark.parametrize("bits", [pytest.param(bits, marks=SLOW if bits in (3, 4) else ()) for bits in BITS])
@@ -286,6 +373,33 @@ def test_every_sparsity(bits):
         for nonzeros in NONZEROS
     ]
     check_run(ONE, shapes, seed=bits, stall=0.0, latency=20)
+
+
+ENCODED = replace(ONE, ob_blocks=128, ab_granules=64, chains=8, fifo_beats=128)
+
+
+def check_encoded(config, shape, bits, nonzeros, seed, stall=0.0):
+    """Two turns, of three rows and of two, of a matrix as the compiler writes it."""
+    weight, fmt = random_matrix(shape, bits, nonzeros, seed)
+    check_load(config, Encoded(config, weight, fmt, 3, 2, 2, seed), seed, stall, latency=20)
+
+
+@SLOW
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("nonzeros", NONZEROS)
+def test_what_the_compiler_writes_in_one_format(bits, nonzeros):
+    """Nine steps, all in one group if blocks are sparse; nine input blocks, so that the second window has one."""
+    shape = (9 * BLOCK, 9 * BLOCK)
+    check_encoded(ENCODED, shape, *uniform(shape, bits, nonzeros), seed=16 * nonzeros + bits)
+
+
+@pytest.mark.parametrize(("name", "stall"), [("one", 0.0), pytest.param("fast", 0.3, marks=SLOW)])
+def test_what_the_compiler_writes_of_mixed_blocks(name, stall):
+    """Every block has a format of its own, or none; output blocks are no multiple of the units."""
+    shape, rng = (5 * BLOCK - 3, 10 * BLOCK), np.random.default_rng(7)
+    blocks = (5, 10)
+    bits, nonzeros = rng.choice(BITS, blocks).astype(np.uint8), rng.choice([0, *NONZEROS], blocks).astype(np.uint8)
+    check_encoded(CONFIGS[name], shape, bits, nonzeros, seed=7, stall=stall)
 
 
 def failing(rd=None, mx=None, fault=None, change=None, product=SHAPES[0][0], config=ONE):
@@ -344,7 +458,7 @@ def test_rd_errors(case, error):
     assert failing(**case) == {"rd": error}
 
 
-WIDE = Product(SPLIT_N, STREAM, n_rows=1, kb=9, ob=2, bits=(8,), nonzeros=(16,), groups=1, rounds=1)
+WIDE = Product(SPLIT_N, STREAM, n_rows=1, kb=9, ob=2, bits=(8,), nonzeros=(16,), bundles=1, rounds=1)
 
 
 @pytest.mark.parametrize("change", [(1, 4), (2, 1), (1, 2)], ids=["window", "far window", "last"])
@@ -360,9 +474,9 @@ def test_streams_that_do_not_fit_the_instruction():
 
 def test_a_raw_block_every_four_cycles():
     """Decode: one row, one pass; the memory's rate is the machine's."""
-    bench = check_run(QUICK, [[Product(SPLIT_N, RAW, n_rows=1, kb=16, ob=2)]], seed=1, stall=0.0, latency=20)
-    # What RD read ahead while the operands were written lies ready, eight rounds of it.
-    assert np.diff(bench.takes).tolist()[WEIGHT_BUFFER_ROUNDS + 2 :] == [4] * (31 - WEIGHT_BUFFER_ROUNDS - 2)
+    bench = check_run(QUICK, [[Product(SPLIT_N, RAW, n_rows=1, kb=32, ob=2)]], seed=1, stall=0.0, latency=20)
+    # What RD read ahead while the operands were written lies ready: as many rounds as the weight buffer holds.
+    assert np.diff(bench.takes).tolist()[WEIGHT_BUFFER_ROUNDS + 10 :] == [4] * (63 - WEIGHT_BUFFER_ROUNDS - 10)
 
 
 def test_a_round_every_cycle():
