@@ -428,6 +428,9 @@ def failing(rd=None, mx=None, fault=None, change=None, product=SHAPES[0][0], con
         ("ob", 0, Error.ILLEGAL_DESCRIPTOR),
         ("n_outer", 0, Error.ILLEGAL_DESCRIPTOR),
         ("mode", 2, Error.ILLEGAL_DESCRIPTOR),
+        ("n_last", 2, Error.ILLEGAL_DESCRIPTOR),
+        ("group", 17, Error.ILLEGAL_DESCRIPTOR),
+        ("group", 1 << 31, Error.ILLEGAL_DESCRIPTOR),
         ("act", 256, Error.BUFFER_RANGE),
         ("dst", 254, Error.BUFFER_RANGE),
         ("act", 2**32 - 1, Error.BUFFER_RANGE),
@@ -465,6 +468,27 @@ WIDE = Product(SPLIT_N, STREAM, n_rows=1, kb=9, ob=2, bits=(8,), nonzeros=(16,),
 def test_units_that_disagree(change):
     """Unit 0's first run is of another window, or ends the step when the others' does not."""
     assert failing(product=WIDE, change=change, config=SMALL) == {"mx": Error.STREAM_HEADER}
+
+
+STEPS = Product(SPLIT_N, STREAM, n_rows=3, kb=8, ob=4, group=4, nonzeros=(4,), bundles=1, rounds=1)
+"""Four steps in a group, of three rows."""
+
+
+@pytest.mark.parametrize(
+    ("rows", "group", "fits"), [(3, 8, True), (3, 9, False), (4, 8, True), (5, 5, False), (16, 2, True), (16, 3, False)]
+)
+def test_a_group_must_fit_the_accumulators(rows, group, fits):
+    """They hold 32 rows; a step takes those of the next power of two. A group that fits waits for rounds of all steps."""
+    found = failing(product=STEPS, mx={"n_rows": rows, "group": group, "act_stride": 0, "ob": 16})
+    assert found == {"mx": Error.STREAM_HEADER if fits else Error.ILLEGAL_DESCRIPTOR}
+
+
+def test_groups_that_are_not_the_streams():
+    """Of fewer steps: a round is of none of them. Of more: the last round ends the group before all steps have one."""
+    for group in (0, 2, 3, 5):
+        assert failing(product=STEPS, mx={"group": group, "ob": 8}) == {"mx": Error.STREAM_HEADER}, group
+    raw = Product(SPLIT_N, RAW, n_rows=1, kb=2, ob=4)
+    assert failing(product=raw, mx={"group": 2}) == {"mx": Error.STREAM_HEADER}
 
 
 def test_streams_that_do_not_fit_the_instruction():
