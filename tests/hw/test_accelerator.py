@@ -200,7 +200,7 @@ def test_matmul():
     np.testing.assert_array_equal(values, acts.astype(int) @ weights.astype(int).T)
     event = got.event(mx)
     cost, drain = n_rows * CONFIG.passes, n_rows * CONFIG.drain_cycles_a_row
-    takes = event.start_cycle + 1 + (kb - 1) * max(cost, 4)
+    takes = event.start_cycle + 2 + (kb - 1) * max(cost, 4)  # the first order is made in the cycle behind the start
     assert event.done_cycle == takes + cost + MX_ACC_LATENCY + drain - 1 + MX_DRAIN_LATENCY
     assert got.read_beats_channels == 4 * kb * units
 
