@@ -358,13 +358,12 @@ def longest_paths(found: dict) -> str:
     return table([f"unit of `{found['config']}`", "LUT levels", "carry cells"], rows)
 
 
-@figure("multiplexers")
-def multiplexers(found: dict) -> str:
-    """What the sparse mode costs in LUTs."""
-    rows = [
-        [run["block"], run["design"], *(f"{run[kind]:,}" for kind in ("DSP48E2", "LUT", "FF"))] for run in found["runs"]
-    ]
-    return table(["block", "design", "DSP48E2", "LUT", "FF"], rows)
+@figure("tables")
+def tables(found: dict) -> str:
+    """What the sparse mode costs in LUTs: of logic, of memories, of shift registers."""
+    kinds = ["DSP48E2", "LUT", "LUTRAM", "SRL", "FF"]
+    rows = [[run["block"], run["design"], *(f"{run[kind]:,}" for kind in kinds)] for run in found["runs"]]
+    return table(["block", "design", *kinds], rows)
 
 
 @figure("commands")

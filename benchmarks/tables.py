@@ -1,16 +1,15 @@
-"""What sparsity costs in logic: LUTs of the sparse multiplexers, by Yosys, chain and matrix unit."""
+"""What sparsity costs in logic: LUTs of the tables that sparse steps look activations up in, by Yosys."""
 
 import time
 
-from amaranth.hdl import Cat, Const, Module
+from amaranth.hdl import Module
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from hw.chain import DENSE_BREAKS, N_GROUPS, STEP, SUMS, SparseChain, flow
-from hw.matrix_unit import MatrixUnit
-from hw.spec.config import BLOCK, get
-from hw.spec.weights import UNREACHED
-from hw.synth import synthesise, tally
+from hw.chain import DENSE_BREAKS, STEP, SUMS, TABLES, SparseChain, flow
+from hw.matrix_unit import CASCADE_GROUPS, MatrixUnit
+from hw.spec.config import get
+from hw.synth import luts, synthesise, tally
 from hw.verilog_writer import convert
 
 DEPENDS = ("hw/*.py", "hw/spec/weights.py", "machine:tiny", "machine:u280")
@@ -18,27 +17,25 @@ CONFIGS = ("tiny", "u280")
 
 
 class Chain(wiring.Component):
-    """The first chain of a matrix unit of `u280`; `dense`: with its multiplexers tied off."""
+    """A chain of a matrix unit; `dense`: with its sparse mode tied off, which leaves nothing of the tables."""
 
     def __init__(self, dense: bool):
         self.dense = dense
-        super().__init__({"i": In(flow(STEP)), "o": Out(flow(SUMS))})
+        super().__init__({"i": In(flow(STEP)), "tables": In(TABLES), "o": Out(flow(SUMS))})
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.chain = chain = SparseChain(
-            cascade_groups=4, singles=MatrixUnit(get("u280")).singles(0), primitive=True
-        )
+        m.submodules.chain = chain = SparseChain(cascade_groups=CASCADE_GROUPS, primitive=True)
         m.d.comb += [
             chain.i.payload.eq(self.i.payload),
             chain.i.valid.eq(self.i.valid),
             chain.i.payload.breaks.eq(DENSE_BREAKS),
+            chain.tables.eq(self.tables),
             self.o.payload.eq(chain.o_sums.payload),
             self.o.valid.eq(chain.o_sums.valid),
         ]
         if self.dense:
-            places = Cat(Const(place, range(BLOCK)) for place in UNREACHED).replicate(N_GROUPS)
-            m.d.comb += [chain.i.payload.sparse.eq(0), chain.i.payload.indices.as_value().eq(places)]
+            m.d.comb += chain.i.payload.sparse.eq(0)
         return m
 
 
@@ -55,7 +52,7 @@ def measure() -> dict:
         runs.append({"block": f"matrix unit of {name}, {chains} chains", "design": "sparse", **unit})
     return {
         "what": "Yosys synth_xilinx; chain: the same with the sparse mode tied off and with it",
-        "multiplexer_luts_a_chain": sparse["LUT"] - dense["LUT"],
+        "sparse_luts_a_chain": luts(sparse) - luts(dense),
         "dsps_equal": dense["DSP48E2"] == sparse["DSP48E2"],
         "wall_seconds": time.monotonic() - began,
         "runs": runs,
