@@ -478,7 +478,7 @@ STEPS = Product(SPLIT_N, STREAM, n_rows=3, kb=8, ob=4, group=4, nonzeros=(4,), b
     ("rows", "group", "fits"), [(3, 8, True), (3, 9, False), (4, 8, True), (5, 5, False), (16, 2, True), (16, 3, False)]
 )
 def test_a_group_must_fit_the_accumulators(rows, group, fits):
-    """They hold 32 rows; a step takes those of the next power of two. A group that fits waits for rounds of all steps."""
+    """They hold 32 rows, and a step takes as many as the next power of two. The stream is of another group."""
     found = failing(product=STEPS, mx={"n_rows": rows, "group": group, "act_stride": 0, "ob": 16})
     assert found == {"mx": Error.STREAM_HEADER if fits else Error.ILLEGAL_DESCRIPTOR}
 
