@@ -1,6 +1,7 @@
 """What instructions mean, against plain loops over the definitions in hw/spec."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -123,47 +124,55 @@ def test_product(mode, header):
     np.testing.assert_array_equal(got, x.astype(np.int64) @ w.T.astype(np.int64))
 
 
-@pytest.mark.parametrize("bits", weights.BITS)
+@pytest.mark.parametrize("runs", [1, 2, 5, 16])
 @pytest.mark.parametrize("nonzeros", weights.NONZEROS)
-def test_every_format_reads_back(bits, nonzeros):
-    """Encoded weights, and random payload bytes against the slow reader, over all numbers of rounds."""
-    rng = random.Random(bits * 100 + nonzeros)
-    for rounds in range(1, 1 + weights.WINDOW // weights.round_blocks(nonzeros)):
-        run = streams.random_run(rng, bits, nonzeros, 1, rounds, True)
-        w = streams.random_weights(rng, run)
-        data = streams.stream([(run, streams.encode_run(run, w))])
-        np.testing.assert_array_equal(weight_stream.matrix(beats_of(data), 256)[0, :, 128:], w)
-        noise = streams.stream([(run, rng.randbytes(64 * run.beats()))])
-        np.testing.assert_array_equal(weight_stream.matrix(beats_of(noise), 256), streams.decode(noise, 256))
+def test_every_format_reads_back(runs, nonzeros):
+    """Encoded weights, and random payload bytes against the slow reader, over all numbers of rounds and every precision."""
+    if runs > 1 and nonzeros == 16:
+        return
+    rng = random.Random(runs * 100 + nonzeros)
+    for batches in range(1, 1 + weights.WINDOW // weights.round_blocks(nonzeros)):
+        for bits in weights.BITS if runs == 1 else [rng.choice([3, *weights.BITS]) for _ in range(3)]:
+            part = 1, nonzeros < 16, tuple(range(runs)), batches
+            bundle = streams.random_bundle(rng, part, nonzeros, batches, True, bits if rng.random() < 0.5 else None)
+            w = [streams.random_weights(rng, run) for run in bundle]
+            data = streams.stream([(bundle, streams.encode_bundle(bundle, w))])
+            np.testing.assert_array_equal(weight_stream.matrix(beats_of(data), 256)[:, :, 128:], w)
+            noise = streams.stream([(bundle, rng.randbytes(64 * streams.bundle_beats(bundle)))])
+            np.testing.assert_array_equal(weight_stream.matrix(beats_of(noise), 256), streams.decode(noise, 256))
 
 
 def beats_of(data: bytes) -> np.ndarray:
     return np.frombuffer(data, np.uint8).reshape(-1, 64)
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(16))
 def test_random_streams(seed):
     """Plans and weights of mixed streams, products that share reads, from attached and from written memory."""
     rng = random.Random(seed)
-    units, windows, ob, n_rows = TINY.units, 3, 3, 3
+    units, windows, ob, n_rows = TINY.units, 3, rng.randint(3, 6), 3
+    group, first = rng.choice([1, 2, 3, 8]), rng.randint(1, ob)
     kb = windows * 8 - rng.randrange(8)
-    data = streams.random_streams(rng, units, streams.random_shape(rng, ob, windows, most=3))
+    parts = [part for part in ((0, first), (first, ob)) if part[0] < part[1]]
+    sizes = [size for low, high in parts for size in group_sizes(high - low, group)]
+    data = streams.random_streams(rng, units, streams.random_shape(rng, sizes, windows, most=3))
     for one in data:
         plan, _ = weight_stream.walk(beats_of(one))
         kinds = {i: kind for i, kind in enumerate(streams.beat_kinds(one)) if kind}
         assert plan.ends.tolist() == list(kinds)
-        assert plan.info.tolist() == [window << 2 | last << 1 | sparse for window, sparse, last in kinds.values()]
+        assert plan.info.tolist() == [
+            window << 7 | step << 3 | last << 1 | more << 2 | sparse
+            for window, step, sparse, more, last in kinds.values()
+        ]
     dense = np.stack([streams.decode(one, windows * 128) for one in data], axis=1)  # [ob, units, 16, inputs]
-    first = rng.randint(1, ob)
     numbers = np.random.default_rng(seed)
     for clean in (True, False):
         memory = MemoryImage(TINY)
         n = put(memory, data, clean)
         fields = {"act": TINY.ob_blocks - 24, "act_stride": (1 << 32) - 100, "n_rows": n_rows, "kb": kb}
         products = [
-            issue("mx", ob=count, dst=100 * i, dst_stride=ob * units, **fields)
-            for i, count in enumerate((first, ob - first))
-            if count
+            issue("mx", ob=high - low, group=group, dst=200 * i, dst_stride=ob * units, **fields)
+            for i, (low, high) in enumerate(parts)
         ]
         m = machine(memory, issue("rd", addr=16, n_outer=1, n_inner=n, fmt=1), *products, "HALT 0")
         m.executor.state.ob[:] = numbers.integers(-128, 128, m.executor.state.ob.shape)
@@ -171,23 +180,46 @@ def test_random_streams(seed):
         x = m.executor.state.ob[at].reshape(n_rows, -1).astype(np.int64)
         m.run()
         expected = np.einsum("ri,suoi->rsuo", x, dense).reshape(n_rows, ob * units, 16)
-        for i, (low, high) in enumerate([(0, first), (first, ob)]):
+        for i, (low, high) in enumerate(parts):
             for r in range(n_rows):
-                granules = m.executor.state.ab[100 * i + r * ob * units :][: (high - low) * units]
+                granules = m.executor.state.ab[200 * i + r * ob * units :][: (high - low) * units]
                 np.testing.assert_array_equal(granules, expected[r, low * units : high * units])
 
 
+def group_sizes(steps: int, group: int) -> list[int]:
+    return [min(group, steps - first) for first in range(0, steps, group)]
+
+
+def test_the_last_turn_may_have_fewer_rows():
+    """Two turns of the outer loop over the same steps, of three rows and of one; the rows behind stay as they were."""
+    rng = random.Random(1)
+    data = streams.random_streams(rng, TINY.units, streams.random_shape(rng, [2, 2], 1))
+    dense = np.stack([streams.decode(one, 128) for one in data], axis=1)  # [steps, units, 16, inputs]
+    memory, units = MemoryImage(TINY), TINY.units
+    n = put(memory, data)
+    fields = {"n_rows": 3, "n_last": 1, "n_outer": 2, "kb": 8, "ob": 2, "group": 2, "act_stride": 8, "act_out": 24}
+    product = issue("mx", dst_stride=2 * units, dst_out=6 * units, **fields)
+    m = machine(memory, issue("rd", addr=16, n_outer=1, n_inner=n, fmt=1), product, "HALT 0")
+    m.executor.state.ob[:] = np.random.default_rng(1).integers(-128, 128, m.executor.state.ob.shape)
+    m.executor.state.ab[:] = -1
+    x = m.executor.state.ob[:48].reshape(6, 128).astype(np.int64)
+    m.run()
+    for row, turn in [(0, 0), (1, 0), (2, 0), (3, 1)]:
+        expected = np.einsum("i,suoi->suo", x[row], dense[2 * turn : 2 * turn + 2]).reshape(-1, 16)
+        np.testing.assert_array_equal(m.executor.state.ab[row * 2 * units :][: 2 * units], expected)
+    assert (m.executor.state.ab[4 * 2 * units :] == -1).all()
+
+
 def test_repeated_indices_add_up_exactly():
-    """Masks without bits: four weights of a row meet input 11, far beyond what an int8 weight can reach, and four input
-    15, where two count as zero."""
+    """Masks without bits: several weights of a row meet the same input, far beyond what an int8 weight can reach."""
     run = weights.Run(8, 8, 0, 0b11111111, True)
     body = b"".join(bytes(64) + b"\x7f" * 256 for _ in run.rounds())
     memory = MemoryImage(TINY)
-    n = put(memory, [streams.stream([(run, body)])] * TINY.units)
+    n = put(memory, [streams.stream([([run], body)])] * TINY.units)
     m = machine(memory, issue("rd", addr=16, n_outer=1, n_inner=n, fmt=1), issue("mx", n_rows=1, kb=8, ob=1), "HALT 0")
     m.executor.state.ob[:] = 127
     m.run()
-    assert (m.executor.state.ab[: TINY.units] == 8 * 6 * 127 * 127).all()
+    assert (m.executor.state.ab[: TINY.units] == 8 * 8 * 127 * 127).all()
 
 
 def refusal(data: list[bytes], *text: str) -> tuple:
@@ -203,13 +235,23 @@ def refusal(data: list[bytes], *text: str) -> tuple:
     return results
 
 
-def filler(window: int = 0, nonzeros: int = 16, last: bool = True, blocks: int = 1) -> bytes:
-    run = weights.Run(2, nonzeros, window, blocks, last)
-    return streams.stream([(run, bytes(run.beats() * 64))])
+def filler(window: int = 0, nonzeros: int = 16, last: bool = True, blocks: int = 1, steps=(0,), bits: int = 2) -> bytes:
+    """A bundle of zeros, of a run for each of these steps."""
+    zeros = (0,) * 16
+    bundle = [weights.Run(bits, nonzeros, window, blocks, last, zeros, step, step != steps[-1]) for step in steps]
+    return streams.stream([(bundle, bytes(streams.bundle_beats(bundle) * 64))])
+
+
+def one_length(*data: bytes) -> tuple[bytes, ...]:
+    """Filled up with padding."""
+    return tuple(one.ljust(max(map(len, data)), b"\0") for one in data)
 
 
 RD_PC = len(FIELDS[Unit.RD])
 MX_PC = RD_PC + 1 + len(FIELDS[Unit.MX])
+
+
+BOTH = filler(nonzeros=8, steps=(0, 1))
 
 
 @pytest.mark.parametrize(
@@ -217,24 +259,57 @@ MX_PC = RD_PC + 1 + len(FIELDS[Unit.MX])
     [
         ((filler(), filler(window=1)), {}),
         ((filler(), filler(last=False)), {}),
-        ((filler(nonzeros=8).ljust(256, b"\0"), filler().ljust(256, b"\0")), {}),
-        ((filler(blocks=3), filler().ljust(192, b"\0")), {}),
+        (one_length(filler(nonzeros=8), filler()), {}),
+        (one_length(filler(blocks=3), filler()), {}),
         ((filler(), filler()), {"mode": 1}),
         ((filler(window=2), filler(window=2)), {"kb": 16}),
+        # Groups: another step, another place in the batch, a step behind the group, one without a round.
+        (one_length(filler(nonzeros=8), filler(nonzeros=8, steps=(1,))), {"ob": 2, "group": 2}),
+        (one_length(BOTH, filler(nonzeros=8, last=False) + filler(nonzeros=8, steps=(1,))), {"ob": 2, "group": 2}),
+        ((BOTH, BOTH), {"ob": 2}),
+        ((filler(steps=(1,)), filler(steps=(1,))), {}),
+        ((filler(nonzeros=4), filler(nonzeros=4)), {"ob": 2, "group": 2}),
+        ((filler(steps=(1,)), filler(steps=(1,))), {"ob": 2, "group": 2}),
+        ((filler() + BOTH, filler() + BOTH), {"ob": 3, "group": 3}),
+        ((filler(nonzeros=8, steps=(1,)),) * 2, {"ob": 2, "group": 2, "n_rows": 5}),
     ],
 )
 def test_rounds_that_a_product_refuses(data, fields):
     product = {"n_rows": 1, "kb": 24, "ob": 1} | fields
     text = [issue("rd", addr=16, n_outer=1, n_inner=len(data[0]) // 64, fmt=1), issue("mx", **product), "HALT 0"]
     functional, timing, both = refusal(data, *text)
-    assert functional == both == (Error.STREAM_HEADER, Unit.MX, MX_PC)
-    if not fields:
-        assert timing == functional
+    assert functional == timing == both == (Error.STREAM_HEADER, Unit.MX, MX_PC)
 
 
-@pytest.mark.parametrize("place, value", [(0, 0xB), (2, 0x40), (3, 0x08)])
+def test_a_group_of_more_steps_than_the_accumulators_hold_is_refused():
+    """Each of 17 to 32 rows takes 32 of 128 accumulator rows."""
+    for group, expected in ((4, Error.NONE), (5, Error.ILLEGAL_DESCRIPTOR)):
+        data = [filler(nonzeros=8, steps=tuple(range(group)))] * 2
+        text = issue("rd", addr=16, n_outer=1, n_inner=len(data[0]) // 64, fmt=1)
+        results = refusal(data, text, issue("mx", n_rows=17, kb=8, ob=group, group=group), "HALT 0")
+        assert {r[0] for r in results} == {expected}
+
+
+@pytest.mark.parametrize("field, value", [("window", 1), ("nonzeros", 4), ("blocks", 3), ("last", False), ("step", 0)])
+def test_runs_that_break_their_bundle(field, value):
+    first, second = (weights.Run(2, 8, 0, 1, True, step=step, more=not step) for step in (0, 1))
+    data = (first.encode() + replace(second, **{field: value}).encode()).ljust(64 * 8, b"\0")
+    read = issue("rd", addr=16, n_outer=1, n_inner=8, fmt=1)
+    results = refusal([data] * 2, read, issue("mx", n_rows=1, kb=8, ob=2, group=2), "HALT 0")
+    assert set(results) == {(Error.STREAM_HEADER, Unit.RD, RD_PC)}
+
+
+def test_a_bundle_that_never_ends_and_one_that_stops_short():
+    endless = b"".join(weights.Run(2, 8, 0, 1, step=step, more=True).encode() for step in range(16))
+    short = weights.Run(2, 8, 0, 1, more=True).encode().ljust(128, b"\0")
+    for data in (endless, short):
+        read = issue("rd", addr=16, n_outer=1, n_inner=len(data) // 64, fmt=1)
+        assert {r[:2] for r in refusal([data] * 2, read, "HALT 0")} == {(Error.STREAM_HEADER, Unit.RD)}
+
+
+@pytest.mark.parametrize("place, value", [(0, 0xB), (2, 0x40), (3, 0x80)])
 def test_slots_that_are_no_runs(place, value):
-    """Magic, N beyond the list, the zero field."""
+    """Magic, N beyond the list, a dense run that goes on."""
     data = bytearray(filler())
     if place == 2:
         word = int.from_bytes(data[:4], "little") | 7 << 6
@@ -489,13 +564,13 @@ def test_statuses(text, expected):
     assert status(text, instruction_limit=1000) == expected
 
 
-@pytest.mark.parametrize("blocks", [25, 24])
+@pytest.mark.parametrize("blocks", [49, 48])
 def test_reads_beyond_the_fifo_wait_for_the_product(blocks):
-    """A product that waits for the end of a read which waits for space: nothing can move. The weight buffer holds 8
+    """A product that waits for the end of a read which waits for space: nothing can move. The weight buffer holds 32
     rounds of 4 beats, the FIFO 64."""
     read = issue("rd", n_outer=1, n_inner=4 * blocks, signal="mx")
     product = issue("mx", wait="rd", n_rows=1, kb=blocks, ob=1)
-    if blocks == 24:
+    if blocks == 48:
         assert status(read, product, "HALT 0") == Error.NONE
         return
     assert status(read, product, "HALT 0") == Error.WATCHDOG
