@@ -4,20 +4,23 @@ It knows time only: programs of SET, ISSUE, FENCE, HALT (kept in instruction mem
 """
 
 from hw.spec.config import Config
-from hw.spec.isa import MxMode, StMode, Unit
+from hw.spec.isa import StMode, Unit
 from hw.spec.memory import MemoryModel
 from hw.spec.timing import (
-    MX_ACC_LATENCY,
-    MX_DRAIN_LATENCY,
+    RD_ADDRESS,
+    RD_BEAT,
+    RD_DONE,
+    ROUND_ARRIVAL,
+    ROUND_FREE,
     SEQ_FIRST,
     ST_PIPE,
+    UNIT_REPORT,
     VU_LATENCY,
     WEIGHT_BUFFER_ROUNDS,
-    accumulator_slots,
     burst_length,
 )
+from tests.sim.matrix_ticker import RAW, Matrix
 from tests.sim.streams import beat_kinds
-
 
 class Port:
     """Reads of one memory port; a beat a cycle."""
@@ -50,45 +53,54 @@ def bursts(f):
 
 
 class Channel:
-    """Reader, FIFO and weight buffer. Beats carry what they complete: (window, sparse, last), "raw" or None."""
+    """Reader, FIFO and weight buffer. Beats carry what they complete: `tests.sim.streams.Kind`, RAW or None."""
 
     def __init__(self, number, model, fifo_beats):
         self.port, self.size = Port(number, model), fifo_beats
-        self.bursts, self.reserved, self.last_ar = [], 0, 0
-        self.kinds, self.fifo, self.raw, self.buffer = [], [], 0, []
-        self.held_back = 0
+        self.bursts, self.first_ar, self.last_ar = [], 0, 0
+        self.kinds, self.fifo, self.raw = [], [], 0
+        self.reserved, self.reserved_before = 0, 0
+        self.held = 0
+        """Rounds that are complete and whose places are not free."""
+        self.held_back = []
+        """Cycles in which a beat was held back."""
 
-    def start(self, f, data):
+    def start(self, s, f, data):
         """A read of this descriptor; data: what a STREAM read gives."""
-        self.bursts = bursts(f)
+        self.bursts, self.first_ar = bursts(f), s + RD_ADDRESS
         if f["fmt"]:
             self.kinds += beat_kinds(data)
         else:
             for _ in range(f["n_outer"] * f["n_inner"]):
                 self.raw = (self.raw + 1) % 4
-                self.kinds.append(None if self.raw else "raw")
+                self.kinds.append(None if self.raw else RAW)
 
-    def tick(self, t, s, taken):
-        """One cycle; taken: a round is taken in it. What was registered before decides."""
-        reserved = self.reserved
-        if self.bursts and t >= s + 1 and reserved + self.bursts[0] <= self.size:
+    def tick(self, t, freed):
+        """One cycle; freed: a place becomes free in it. The round that is complete with it, or None."""
+        self.held -= freed
+        self._address(t)
+        done = None
+        if self.fifo and self.fifo[0][0] <= t:
+            if self.held >= WEIGHT_BUFFER_ROUNDS:
+                self.held_back.append(t)
+            else:
+                done = self.fifo.pop(0)[1]
+                self.reserved -= 1
+        if self.port.beat(t):
+            self.fifo.append((t + RD_BEAT, self.kinds.pop(0)))
+        self.held += done is not None
+        return done
+
+    def _address(self, t):
+        """A pop in t makes room for an address in t + 2; one that was asked for takes its room at once."""
+        room = self.size - self.reserved_before
+        self.reserved_before = self.reserved
+        if self.bursts and t >= self.first_ar and self.bursts[0] <= room:
             n = self.bursts.pop(0)
             self.port.accept(t, n)
             self.last_ar = t
             self.reserved += n
-        popped = None
-        if self.fifo and self.fifo[0][0] <= t:
-            if len(self.buffer) == WEIGHT_BUFFER_ROUNDS:
-                self.held_back += 1
-            else:
-                popped = self.fifo.pop(0)[1]
-                self.reserved -= 1
-        if self.port.beat(t):
-            self.fifo.append((t + 1, self.kinds.pop(0)))
-        if taken:
-            self.buffer.pop(0)
-        if popped:
-            self.buffer.append(popped)
+            self.reserved_before += n
 
 
 class Ticker:
@@ -100,11 +112,15 @@ class Ticker:
         self.memory = memory
         self.config, self.model, self.program = config, model, list(issues)
         self.channels = [Channel(u, model, config.fifo_beats) for u in range(config.units)]
+        self.complete = [[] for _ in self.channels]
+        """Each unit's rounds that another one has not completed yet."""
         self.aux = Port(config.units, model)
         self.queues = {u: [] for u in Unit}
         self.active = dict.fromkeys(Unit)
         self.semaphores = {(p, c): 0 for p in Unit for c in Unit}
-        self.trace, self.weight_stall, self.drain_stall = [], 0, 0
+        self.trace, self.mx = [], Matrix(config)
+        self.freeing = []
+        """Cycles in which places of the weight buffers become free."""
         self.units = {
             Unit.LD: self.load,
             Unit.ST: self.store,
@@ -122,9 +138,8 @@ class Ticker:
                 done, pushed = self.sequencer(t)
                 if done:
                     if self.program[0][0] == "halt":
-                        # Counters count up to this cycle; every reader is idle and nothing is taken any more.
-                        for c in self.channels:
-                            c.tick(t, 0, self.taken)
+                        self.tick_channels(t)
+                        self.unpack_stall = sum(at <= t - UNIT_REPORT for at in self.channels[0].held_back)
                         return t + 1
                     self.program.pop(0)
                     next_at = t + 2
@@ -132,19 +147,29 @@ class Ticker:
             if pushed:
                 self.queues[pushed[0]].append(pushed[1:])
             ended = [u for u in Unit if self.active[u] and self.units[u](t, self.active[u])]
-            taken = self.taken
-            s = self.active[Unit.RD]["s"] if self.active[Unit.RD] else 0
-            for c in self.channels:
-                c.tick(t, s, taken)
+            self.tick_channels(t)
             if self.aux.beat(t):
                 self.active[Unit.LD]["left"] -= 1
                 self.active[Unit.LD]["last"] = t
-            self.taken = False
             for u in ended:
                 self.end(u, t)
         raise AssertionError("did not end")
 
-    taken = False
+    def tick_channels(self, t):
+        """A round has come ROUND_ARRIVAL cycles after the last unit has completed it."""
+        if self.mx.freed_at == t:
+            self.freeing.append(t + ROUND_FREE)
+        freed = bool(self.freeing) and self.freeing[0] == t
+        if freed:
+            self.freeing.pop(0)
+        for queue, c in zip(self.complete, self.channels, strict=True):
+            done = c.tick(t, freed)
+            if done is not None:
+                queue.append(done)
+        if all(self.complete):
+            kinds = {queue.pop(0) for queue in self.complete}
+            assert len(kinds) == 1, "units differ"
+            self.mx.rounds.append((t + ROUND_ARRIVAL, kinds.pop()))
 
     def sequencer(self, t):
         kind, what, fields, wait, signal, pc = self.program[0]
@@ -178,9 +203,9 @@ class Ticker:
             f = a["f"]
             for u, c in enumerate(self.channels):
                 rows = [f["addr"] + o * f["stride"] for o in range(f["n_outer"] if f["fmt"] else 0)]
-                c.start(f, b"".join(self.memory.read(u, x * 64, f["n_inner"] * 64).tobytes() for x in rows))
+                c.start(a["s"], f, b"".join(self.memory.read(u, x * 64, f["n_inner"] * 64).tobytes() for x in rows))
         elif u == Unit.MX:
-            a |= {"step": 0, "k": 0, "busy_to": a["s"] + 1, "steps": [], "dend": {}}
+            self.mx.start(a["s"], a["f"])
 
     def end(self, u, t):
         a = self.active[u]
@@ -202,44 +227,12 @@ class Ticker:
         return t == responses[-1] + 1
 
     def read(self, t, a):
-        return (
-            t > a["s"] + 1
-            and not any(c.bursts for c in self.channels)
-            and (t == max(c.last_ar for c in self.channels) + 1)
-        )
+        sent = t > a["s"] and not any(c.bursts for c in self.channels)
+        return sent and t == max(c.last_ar for c in self.channels) + RD_DONE
 
     def vector(self, t, a):
         f = a["f"]
         return t == a["s"] + f["n_outer"] * f["n_mid"] * f["n_words"] + VU_LATENCY
 
     def matrix(self, t, a):
-        """Front, drains and end of the matrix units, told from counters alone."""
-        f = a["f"]
-        split_n = f["mode"] == MxMode.SPLIT_N
-        drain = f["n_rows"] * (self.config.drain_cycles_a_row if split_n else 1)
-        steps, slots = f["n_outer"] * f["ob"], accumulator_slots(f["n_rows"], self.config.acc_rows)
-        if a["step"] < steps and t >= a["busy_to"] and t > a["s"]:
-            step, k = a["step"], a["k"]
-            full = all(c.buffer for c in self.channels)
-            free = k or step < slots or (step - slots in a["dend"] and t >= a["dend"][step - slots] + 1)
-            self.weight_stall += not full
-            self.drain_stall += full and not free
-            if full and free:
-                self.taken = True
-                kinds = {c.buffer[0] for c in self.channels}
-                assert len(kinds) == 1, "units differ"
-                kind = kinds.pop()
-                _, sparse, last = (0, False, k == f["kb"] - 1) if kind == "raw" else kind
-                rows = f["n_rows"] + (f["n_rows"] % 2 if sparse else 0)
-                a["k"] += 1
-                a["busy_to"] = t + rows * self.config.passes
-                if last:
-                    a["steps"].append((step, a["busy_to"] + MX_ACC_LATENCY))
-                    a["step"], a["k"] = step + 1, 0
-        if a["steps"]:
-            step, at = a["steps"][0]
-            if t >= at and (step == 0 or t >= a["dend"][step - 1] + 1):
-                a["dend"][step] = t + drain - 1
-                a["steps"].pop(0)
-        last = a["dend"].get(steps - 1)
-        return last is not None and t == last + MX_DRAIN_LATENCY
+        return self.mx.tick(t)
