@@ -107,8 +107,8 @@ def random_steps(rng: random.Random, n: int, units: int, mixed: bool = True):
         if unit == Unit.RD:
             product(kb, ob, rng.randrange(2), rng.randrange(2))
     if rng.random() < 0.5:
-        # Nobody takes these: some stay in the weight buffer, some in the FIFO.
-        add(Unit.RD, random_fields(rng, Unit.RD) | {"n_inner": rng.randint(1, 64)})
+        # Nobody takes these: some stay in the weight buffer (up to 128 beats), some in the FIFO.
+        add(Unit.RD, random_fields(rng, Unit.RD) | {"n_inner": rng.randint(1, 160)})
     return steps, streams
 
 
