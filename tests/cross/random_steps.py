@@ -28,9 +28,11 @@ from hw.spec.isa import (
     pack_bits,
 )
 from hw.spec.legal import control, operands
+from hw.spec.timing import accumulator_places
+from hw.spec.weights import MAX_BUNDLE
 from sim.functional_checks import spread
 from sim.functional_state import cache_writes
-from tests.sim.streams import random_shape, random_streams
+from tests.sim.streams import group_sizes, random_shape, random_streams
 
 TINY = CONFIGS["tiny"]
 M32 = 0xFFFFFFFF
@@ -234,20 +236,37 @@ class Steps:
     def product(self) -> list[Step]:
         """The reads of one stream, then the instructions that take all of its rounds."""
         rng, group = self.rng, self.rng.getrandbits(40)
-        kb, steps, windows = rng.randint(1, 5), rng.randint(1, 5), 0
         if rng.random() < 0.4:
-            mode = rng.choice(list(MxMode))
+            mode, windows, kb, steps = rng.choice(list(MxMode)), 0, rng.randint(1, 5), rng.randint(1, 5)
+            turns = self._turns(steps, mode, grouped=False)
             reads = self._raw_reads(kb * steps * 4, group)
         else:
-            mode, windows, steps = MxMode.SPLIT_N, rng.randint(1, 3), rng.randint(1, 4)
+            mode, windows = MxMode.SPLIT_N, rng.randint(1, 3)
             kb = windows * 8 - rng.randrange(8)
-            reads = self._stream_reads(steps, windows, group)
+            turns = self._turns(rng.choice([1, 2, 3, 4, 8]), mode, grouped=True)
+            reads = self._stream_reads(turns, windows, group)
         beats = set().union(*(read.reads for read in reads))
-        out, left = list(reads), steps
+        each = {"kb": kb, "mode": mode}
+        return [*reads, *(self._multiply(f | each, max(kb, 8 * windows), beats, group) for f in turns)]
+
+    def _turns(self, steps: int, mode: MxMode, grouped: bool) -> list[dict[str, int]]:
+        """Counts of the instructions that make so many steps; grouped: in groups of several, too."""
+        rng, out, left = self.rng, [], steps
         while left:
             taken = rng.randint(1, left)
-            out.append(self._multiply(kb, taken, mode, max(kb, 8 * windows), beats, group))
             left -= taken
+            outer = rng.choice([d for d in range(1, taken + 1) if taken % d == 0])
+            granules = taken * (1 if mode == MxMode.SPLIT_K else TINY.units)
+            rows = rng.choice([1, 1, 2, 3, 5, 7, 8, 16, 17, 33, 64])
+            rows = max(1, min(rows, WINDOWS["ab"] // granules))
+            most = min(MAX_BUNDLE, accumulator_places(rows, TINY.acc_rows)) if grouped else 1
+            f = {
+                "n_rows": rows,
+                "ob": taken // outer,
+                "n_outer": outer,
+                "n_last": rng.choice([0, 0, rng.randint(1, rows)]),
+            }
+            out.append(f | {"group": rng.choice([0, 1, most, rng.randint(1, most)])})
         return out
 
     def _raw_reads(self, n: int, group: int) -> list[Step]:
@@ -262,10 +281,11 @@ class Steps:
             out.append(step(Unit.RD, f, channel_beats(f), (), group))
         return out
 
-    def _stream_reads(self, steps: int, windows: int, group: int) -> list[Step]:
-        """One read, or two of which the second goes on in the middle of a step."""
+    def _stream_reads(self, turns: list[dict[str, int]], windows: int, group: int) -> list[Step]:
+        """One read, or two of which the second goes on in the middle of a group."""
         rng = self.rng
-        shape = random_shape(rng, steps, windows, most=2)
+        sizes = [size for f in turns for size in group_sizes(f["ob"], f["group"]) * f["n_outer"]]
+        shape = random_shape(rng, sizes, windows, most=2)
         parts = [(shape, True)]
         if rng.random() < 0.3 and len(shape[-1]) > 1:
             parts = [([*shape[:-1], shape[-1][:1]], False), ([shape[-1][1:]], True)]
@@ -280,14 +300,11 @@ class Steps:
             out.append(step(Unit.RD, f, channel_beats(f), (), group))
         return out
 
-    def _multiply(self, kb: int, steps: int, mode: MxMode, span: int, beats: set[Place], group: int) -> Step:
-        rng = self.rng
-        outer = rng.choice([d for d in range(1, steps + 1) if steps % d == 0])
-        unit, each = (TINY.units, 1) if mode == MxMode.SPLIT_K else (1, TINY.units)
-        granules, rows = steps // outer * each, rng.choice([1, 1, 2, 3, 5, 7, 8, 16, 17, 33, 64])
-        rows = max(1, min(rows, WINDOWS["ab"] // (outer * granules)))
-        f = {"n_rows": rows, "kb": kb, "ob": steps // outer, "mode": mode, "n_outer": outer}
-        f["act"], (f["act_out"], f["act_stride"]) = self._acts(outer, rows, kb * unit, unit)
+    def _multiply(self, f: dict[str, int], span: int, beats: set[Place], group: int) -> Step:
+        rng, outer, rows = self.rng, f["n_outer"], f["n_rows"]
+        unit, each = (TINY.units, 1) if f["mode"] == MxMode.SPLIT_K else (1, TINY.units)
+        granules = f["ob"] * each
+        f["act"], (f["act_out"], f["act_stride"]) = self._acts(outer, rows, f["kb"] * unit, unit)
         if rng.random() < 0.3:  # results may overlap
             f["dst"], (f["dst_out"], f["dst_stride"]) = self.in_window("ab", (outer, rows), granules)
         else:

@@ -276,6 +276,12 @@ def random_group(rng: random.Random, size: int, windows: int, most: int = 4) -> 
     return out
 
 
+def group_sizes(steps: int, group: int) -> list[int]:
+    """The steps of each group of so many steps; group: the MX field of that name."""
+    size = max(1, group)
+    return [min(size, steps - first) for first in range(0, steps, size)]
+
+
 def random_shape(rng: random.Random, sizes: list[int], windows: int, most: int = 4) -> list[Group]:
     """A group of each of these sizes, in steps."""
     return [random_group(rng, size, windows, most) for size in sizes]
@@ -368,7 +374,9 @@ def decode(data: bytes, inputs: int) -> np.ndarray:
             at += one.beats
             if one.run.bits == 3 and not one.odd:
                 even = code
-            add_round(groups[-1].setdefault(one.run.step, np.zeros((16, inputs + 128), np.int64)), one, index, code, even)
+            add_round(
+                groups[-1].setdefault(one.run.step, np.zeros((16, inputs + 128), np.int64)), one, index, code, even
+            )
         if bundle[0].last:
             groups.append({})
     return np.array([group[step][:, :inputs] for group in groups for step in sorted(group)])
@@ -376,17 +384,20 @@ def decode(data: bytes, inputs: int) -> np.ndarray:
 
 def add_round(weights: np.ndarray, one: Round, index: bytes, code: bytes, even: bytes) -> None:
     """Adds a round's weights to those of its step."""
+    fields = bits_of(index, 16 if one.run.nonzeros == 8 else 4)
+    words = int.from_bytes(code, "little"), int.from_bytes(even, "little")
     for r in ROWS:
         for slot in range(16):
-            place = slot_of(one, slot, r, index, code, even)
+            place = slot_of(one, slot, r, fields, words)
             if place is not None and place[0] < len(one.blocks):
                 weights[r, (one.run.window * WINDOW + one.blocks[place[0]]) * 16 + place[1]] += place[2]
 
 
-def slot_of(one: Round, slot: int, row: int, index: bytes, code: bytes, even: bytes) -> tuple | None:
+def slot_of(one: Round, slot: int, row: int, fields: list[int], words: tuple[int, int]) -> tuple | None:
     """(block of the round, input in it, weight) of a chain's slot; None for one that N = 1 leaves empty.
 
-    code: the round's code beats; even: those of the latest even 3-bit round, which may be itself.
+    fields: of the index beats; words: the round's code beats, and those of the latest even 3-bit round, which may be
+    itself.
     """
     run, n = one.run, one.run.nonzeros
     block = slot // (max(n, 2) if n < 16 else 16)
@@ -395,10 +406,9 @@ def slot_of(one: Round, slot: int, row: int, index: bytes, code: bytes, even: by
     if n == 16:
         where = slot
     elif n == 8:
-        where = mask_inputs(bits_of(index, 16)[block * 16 + row])[slot % 8]
+        where = mask_inputs(fields[block * 16 + row])[slot % 8]
     else:
-        where = bits_of(index, 4)[index_at(run, row, slot)]
-    words = [int.from_bytes(data, "little") for data in (code, even)]
+        where = fields[index_at(run, row, slot)]
     places = code_bits(run, one.odd, row, slot)
     value = sum((words[n > 1 and i == 2 and run.bits == 3] >> at & 1) << i for i, at in enumerate(places))
     product = level(value, run.bits) * (1 if run.bits == 8 else run.scales[row])

@@ -16,7 +16,7 @@ from hw.spec.timing import accumulator_places
 from sim.cycle import CycleBackend
 from sim.functional import FunctionalBackend
 from sim.memory_image import MemoryImage
-from tests.sim.streams import header_positions, random_shape, random_streams
+from tests.sim.streams import group_sizes, header_positions, random_shape, random_streams
 from tests.sim.ticker import Ticker
 
 TINY = CONFIGS["tiny"]
@@ -73,8 +73,12 @@ def random_steps(rng: random.Random, n: int, units: int, mixed: bool = True):
 
     def stream():
         """Some groups of bundles, read by an RD or two and used by an MX or two."""
-        windows, turns = rng.randint(1, 3), [random_turns(rng, rng.randint(1, 9), None) for _ in range(rng.randint(1, 2))]
-        shape = random_shape(rng, [size for f in turns for size in group_sizes(f)], windows, most=2)
+        windows, turns = (
+            rng.randint(1, 3),
+            [random_turns(rng, rng.randint(1, 9), None) for _ in range(rng.randint(1, 2))],
+        )
+        sizes = [size for f in turns for size in group_sizes(f["ob"], f["group"]) * f["n_outer"]]
+        shape = random_shape(rng, sizes, windows, most=2)
         parts = [(shape, True)]
         if rng.random() < 0.3:
             # The last group goes on in a second RD, which may be all of it.
@@ -120,12 +124,6 @@ def random_turns(rng: random.Random, steps: int, group: int | None) -> dict[str,
         if size <= accumulator_places(rows, TINY.acc_rows):
             last = rng.choice([0, 0, rng.randint(1, rows)])
             return {"n_rows": rows, "ob": steps // outer, "n_outer": outer, "n_last": last, "group": size}
-
-
-def group_sizes(f: dict[str, int]) -> list[int]:
-    """The steps of each group of an MX."""
-    size = max(1, f["group"])
-    return [min(size, f["ob"] - first) for first in range(0, f["ob"], size)] * f["n_outer"]
 
 
 def program_of(steps):

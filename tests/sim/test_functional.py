@@ -154,7 +154,7 @@ def test_random_streams(seed):
     group, first = rng.choice([1, 2, 3, 8]), rng.randint(1, ob)
     kb = windows * 8 - rng.randrange(8)
     parts = [part for part in ((0, first), (first, ob)) if part[0] < part[1]]
-    sizes = [size for low, high in parts for size in group_sizes(high - low, group)]
+    sizes = [size for low, high in parts for size in streams.group_sizes(high - low, group)]
     data = streams.random_streams(rng, units, streams.random_shape(rng, sizes, windows, most=3))
     for one in data:
         plan, _ = weight_stream.walk(beats_of(one))
@@ -184,10 +184,6 @@ def test_random_streams(seed):
             for r in range(n_rows):
                 granules = m.executor.state.ab[200 * i + r * ob * units :][: (high - low) * units]
                 np.testing.assert_array_equal(granules, expected[r, low * units : high * units])
-
-
-def group_sizes(steps: int, group: int) -> list[int]:
-    return [min(group, steps - first) for first in range(0, steps, group)]
 
 
 def test_the_last_turn_may_have_fewer_rows():

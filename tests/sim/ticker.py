@@ -22,6 +22,7 @@ from hw.spec.timing import (
 from tests.sim.matrix_ticker import RAW, Matrix
 from tests.sim.streams import beat_kinds
 
+
 class Port:
     """Reads of one memory port; a beat a cycle."""
 
