@@ -81,8 +81,10 @@ class Matrix:
         self.s, self.f = s, f
         self.take, self.load = Walk(f, first, first), Walk(f, first, first)
         self.ready, self.dense_end = s + 1, 0
-        self.read, self.orders_loaded = [], 0
-        """Cycles in which the rows of a pair were read, of every sparse order so far; those that `load` is behind of."""
+        self.read = []
+        """Cycles in which the rows of a pair were read, of every sparse order so far."""
+        self.orders_loaded = 0
+        """Those that `load` is behind of."""
         self.ends = []
         """Last cycles in which sparse orders are multiplied."""
         self.drains, self.dend = [], []

@@ -374,9 +374,8 @@ def decode(data: bytes, inputs: int) -> np.ndarray:
             at += one.beats
             if one.run.bits == 3 and not one.odd:
                 even = code
-            add_round(
-                groups[-1].setdefault(one.run.step, np.zeros((16, inputs + 128), np.int64)), one, index, code, even
-            )
+            weights = groups[-1].setdefault(one.run.step, np.zeros((16, inputs + 128), np.int64))
+            add_round(weights, one, index, code, even)
         if bundle[0].last:
             groups.append({})
     return np.array([group[step][:, :inputs] for group in groups for step in sorted(group)])

@@ -73,10 +73,8 @@ def random_steps(rng: random.Random, n: int, units: int, mixed: bool = True):
 
     def stream():
         """Some groups of bundles, read by an RD or two and used by an MX or two."""
-        windows, turns = (
-            rng.randint(1, 3),
-            [random_turns(rng, rng.randint(1, 9), None) for _ in range(rng.randint(1, 2))],
-        )
+        windows = rng.randint(1, 3)
+        turns = [random_turns(rng, rng.randint(1, 9), None) for _ in range(rng.randint(1, 2))]
         sizes = [size for f in turns for size in group_sizes(f["ob"], f["group"]) * f["n_outer"]]
         shape = random_shape(rng, sizes, windows, most=2)
         parts = [(shape, True)]

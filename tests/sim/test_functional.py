@@ -127,7 +127,7 @@ def test_product(mode, header):
 @pytest.mark.parametrize("runs", [1, 2, 5, 16])
 @pytest.mark.parametrize("nonzeros", weights.NONZEROS)
 def test_every_format_reads_back(runs, nonzeros):
-    """Encoded weights, and random payload bytes against the slow reader, over all numbers of rounds and every precision."""
+    """Encoded weights, and random payload bytes against the slow reader, over all numbers of rounds and precisions."""
     if runs > 1 and nonzeros == 16:
         return
     rng = random.Random(runs * 100 + nonzeros)
