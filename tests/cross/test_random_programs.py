@@ -1,4 +1,4 @@
-"""Random programs on every executor: legal ones, and the same with damaged words.
+"""Random programs on every executor: legal ones, and the same with damaged words or damaged weight streams.
 
 A seed makes a program and the memory that it finds; messages name it. Programs of one batch share an RTL process
 (`tests.cross.many_starts`): each finds the memory that those before it left, and stores where no other does.
@@ -7,6 +7,7 @@ A seed makes a program and the memory that it finds; messages name it. Programs 
 import random
 import tracemalloc
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,9 +15,10 @@ import pytest
 
 from hw.spec.assembly import disassemble_word
 from hw.spec.config import BEAT_BYTES
-from hw.spec.isa import Error, Op
+from hw.spec.isa import FIELDS, Error, Instruction, Op, Unit
 from hw.spec.memory import MemoryModel
 from hw.spec.run import Invocation
+from hw.spec.weights import HEADER_RUNS, RUN_BYTES, RUN_FIELDS
 from sim.memory_image import MemoryImage
 from tests.cross.lockstep import (
     TINY,
@@ -33,6 +35,7 @@ from tests.cross.lockstep import (
 from tests.cross.many_starts import put_cleaner, run_many
 from tests.cross.races import WatchedCycleBackend
 from tests.cross.random_programs import DUMP_BEATS, RandomProgram, put_data, put_streams
+from tests.sim.streams import header_positions
 
 BATCH = 25
 """Programs in one RTL process."""
@@ -48,6 +51,10 @@ MOST_BYTES = 512 << 20
 """That a simulator may take for one program."""
 
 
+Damage = Callable[[random.Random, RandomProgram], tuple[list[int], str]]
+"""Gives the words of a damaged program, and what was done. It may damage the program's streams in place."""
+
+
 @dataclass
 class Batch:
     """Programs that follow each other. what: what was done to them."""
@@ -58,7 +65,7 @@ class Batch:
     calls: list[Invocation]
 
 
-def batch_of(seeds: list[int], damaged: bool, blocks: int, steps: int) -> Batch:
+def batch_of(seeds: list[int], damage: Damage | None, blocks: int, steps: int) -> Batch:
     what, calls = [], []
     memory = MemoryImage(TINY)
     put_data(memory, seeds[0])
@@ -66,19 +73,20 @@ def batch_of(seeds: list[int], damaged: bool, blocks: int, steps: int) -> Batch:
     for place, seed in enumerate(seeds):
         program = RandomProgram(seed, blocks, steps, FIRST_DUMP + place * DUMP_BEATS, 16384 + place * STREAM_BEATS)
         assert program.source.next_stream <= 16384 + (place + 1) * STREAM_BEATS
-        words, how = damage(random.Random(seed), program.words) if damaged else (program.words, "")
+        words, how = damage(random.Random(seed), program) if damage else (program.words, "")
         at = PROGRAMS + place * PROGRAM_BEATS
         assert len(words) <= PROGRAM_BEATS * 8
         put_streams(memory, program)
         memory.write(TINY.aux_port, at * BEAT_BYTES, np.array(words, "<u8"))
-        limit = MOST_INSTRUCTIONS if damaged else 0
+        limit = MOST_INSTRUCTIONS if damage else 0
         calls.append(Invocation(at, len(words), 0, tuple(program.arguments), PATIENCE, limit))
         what.append(f"seed {seed}, {how or 'legal'}")
-    return Batch(damaged, what, memory, calls)
+    return Batch(damage is not None, what, memory, calls)
 
 
-def damage(rng: random.Random, words: list[int]) -> tuple[list[int], str]:
+def damage_words(rng: random.Random, program: RandomProgram) -> tuple[list[int], str]:
     """The program with flipped bits, random words or fields, swapped or missing instructions; and what was done."""
+    words = program.words
     out, kind = list(words), rng.choice(["bit", "bit", "bit", "bits", "word", "field", "field", "swap", "drop"])
     at = rng.randrange(len(out))
     if kind == "bit":
@@ -99,6 +107,41 @@ def damage(rng: random.Random, words: list[int]) -> tuple[list[int], str]:
         del out[at]
     changed = [f"{i}: {_text(a)} -> {_text(b)}" for i, (a, b) in enumerate(zip(words, out, strict=False)) if a != b]
     return out, f"{kind}, {'; '.join(changed[:2])}"
+
+
+def damage_streams(rng: random.Random, program: RandomProgram) -> tuple[list[int], str]:
+    """A field of a run has another bit, in one unit's stream or in all, or an MX makes other groups, steps or rows."""
+    streams, words = program.source.streams, list(program.words)
+    if streams and rng.random() < 0.7:
+        _, data = rng.choice(streams)
+        unit = rng.randrange(TINY.units)
+        slots = [(at, slot) for at in header_positions(data[unit]) for slot in range(HEADER_RUNS)]
+        used = [
+            at * BEAT_BYTES + slot * RUN_BYTES for at, slot in slots if data[unit][at * BEAT_BYTES + slot * RUN_BYTES]
+        ]
+        name, bit, every = *rng.choice(RUN_BITS), rng.random() < 0.5
+        where = rng.choice(used) + bit // 8
+        for which in range(TINY.units) if every else (unit,):
+            changed = bytearray(data[which])
+            changed[where] ^= 1 << bit % 8
+            data[which] = bytes(changed)
+        return words, f"{name} of a run at byte {where} of {'every unit' if every else f'unit {unit}'}"
+    name = rng.choice(["group", "group", "n_last", "ob", "n_rows"])
+    field = Unit.MX << 5 | FIELDS[Unit.MX].index(name)
+    sets = [i for i, word in enumerate(words) if word & 0xFFFF == Op.SET | field << 8]
+    if not sets:
+        return words, "nothing"
+    at, value = rng.choice(sets), rng.choice([0, 1, 2, 3, 4, 5, 8, 16, 17, 33])
+    words[at] = Instruction(Op.SET, field, imm=value).encode()
+    return words, f"{at}: {name} = {value}"
+
+
+RUN_BITS = [
+    (name, sum(width for _, width in RUN_FIELDS[:place]) + bit)
+    for place, (name, width) in enumerate(RUN_FIELDS)
+    for bit in range(min(width, 3))
+]
+"""(field, bit of a slot) of what is damaged in a run: every field as often as it has bits, up to three."""
 
 
 def _text(word: int) -> str:
@@ -164,28 +207,35 @@ def simulate(memory: MemoryImage, one: Invocation, model: MemoryModel) -> tuple[
     return runs, cycle.races(), used
 
 
-def run_batches(seeds: range, damaged: bool, blocks: int, steps: int) -> Tally:
+def run_batches(seeds: range, damage: Damage | None, blocks: int, steps: int) -> Tally:
     tally = Tally([], Counter())
     for number, first in enumerate(range(seeds.start, seeds.stop, BATCH)):
         chosen = list(range(first, min(first + BATCH, seeds.stop)))
-        compare(batch_of(chosen, damaged, blocks, steps), LATENCIES[number % len(LATENCIES)], tally)
+        compare(batch_of(chosen, damage, blocks, steps), LATENCIES[number % len(LATENCIES)], tally)
     print(f"seeds {seeds.start}..{seeds.stop - 1}: {tally}")
     return tally
 
 
 @pytest.mark.parametrize("seeds", [range(12), pytest.param(range(100, 300), marks=pytest.mark.slow)], ids=str)
 def test_legal_programs(seeds: range) -> None:
-    tally = run_batches(seeds, damaged=False, blocks=3, steps=30)
+    tally = run_batches(seeds, None, blocks=3, steps=30)
     assert not tally.found, "\n".join(tally.found)
     assert set(tally.statuses) == {"NONE"}
 
 
 @pytest.mark.parametrize("seeds", [range(1000, 1036), pytest.param(range(2000, 2200), marks=pytest.mark.slow)], ids=str)
 def test_damaged_programs(seeds: range) -> None:
-    tally = run_batches(seeds, damaged=True, blocks=1, steps=12)
+    tally = run_batches(seeds, damage_words, blocks=1, steps=12)
     assert not tally.found, "\n".join(tally.found)
     assert tally.most_bytes < MOST_BYTES
     assert tally.racing < len(seeds) // 2 and len(tally.statuses) >= 4, "little was compared"
+
+
+@pytest.mark.parametrize("seeds", [range(4000, 4025), pytest.param(range(5000, 5200), marks=pytest.mark.slow)], ids=str)
+def test_damaged_streams(seeds: range) -> None:
+    tally = run_batches(seeds, damage_streams, blocks=1, steps=12)
+    assert not tally.found, "\n".join(tally.found)
+    assert tally.statuses[Error.STREAM_HEADER.name] >= len(seeds) // 4, "little was damaged"
 
 
 def alone(program: RandomProgram, words: list[int]) -> tuple[MemoryImage, Invocation]:
@@ -215,7 +265,7 @@ def test_legal_programs_on_other_memories(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(3000, 3012))
 def test_damaged_programs_on_other_memories(seed: int) -> None:
     program = RandomProgram(seed, 1, 12)
-    words, what = damage(random.Random(seed), program.words)
+    words, what = damage_words(random.Random(seed), program)
     model = MemoryModel(20, 10, 37 * (seed % 2), seed, hbm=seed % 2 == 0)
     runs = run_all(*alone(program, words), model)
     print(f"seed {seed}, {what}: {status(runs.rtl)}")
