@@ -54,9 +54,11 @@ from sim.weight_stream import LAST, MORE, SPARSE, STEP_MASK, STEP_SHIFT, WINDOW_
  MX_K, MX_KB, MX_GROUP, MX_ROWS, MX_LAST_ROWS, MX_PASSES, MX_A_ROW, MX_PLACES, MX_OB, MX_SPLIT_K, MX_UNITS, MX_ACT,
  MX_ACT_STRIDE, MX_ACT_OUT, MX_ACT_SIZE, MX_READY, TAKEN, FREED, FORMAT, STEPS_AHEAD, STEPS_BATCH, BATCH, BATCH_KIND,
  LOADED, ENDED, ENDED_BEFORE, DENSE_ENDED, MX_BAD_STEP, MX_BAD_CYCLE, WEIGHT_STALL, DRAIN_STALL, FIFO, LATENCY, JITTER,
- SEED, RANGE_TIME, HEADER_TIME, LAST_STALL, LAST_MX_CYCLE, LAST_ADDRESS, HBM, KNOWN, NEED, DEND) = range(56)  # fmt: skip
+ SEED, RANGE_TIME, HEADER_TIME, LAST_STALL, LAST_MX_CYCLE, LAST_ADDRESS, HBM, KNOWN, NEED, UNIT_0,
+ DEND) = range(57)  # fmt: skip
 WORDS = DEND + MAX_PLACES
-"""From DEND on: ends of the latest steps' drains, step j's at DEND + j mod MAX_PLACES."""
+"""From DEND on: ends of the latest steps' drains, step j's at DEND + j mod MAX_PLACES. UNIT_0: the row of unit 0's
+channel, whose kind of a round is believed where units differ: the round is refused when one of that kind is taken."""
 _NONE, _RAW = -1, 1 << 16
 """Kinds of beats: completes no round, completes a RAW round, or the info of the STREAM round that it completes."""
 _ADDRESS_AFTER_POP = 2
@@ -410,7 +412,7 @@ def _take(g, channels, frees, ready, rounds):
         if channels[c, ROUNDS] <= taken:
             return False
         full = max(full, ready[c, at])
-    kind = rounds[0, at]
+    kind = rounds[g[UNIT_0], at]
     agree = _alike_in_all(kind, rounds[:, at])
     if kind != _RAW and kind & SPARSE:
         _take_sparse(g, frees, full, kind, agree)
@@ -740,7 +742,7 @@ class Streams:
         """Every instruction that starts before cycle `now` has started. None starts before `until` unless RD or MX ends
         before: time goes on up to then, or to such an end.
         """
-        self.shared[KNOWN] = now
+        self.shared[[KNOWN, UNIT_0]] = now, self.row_of[0]
         _advance(self.shared, self.channels, self.arrivals, self.kinds, self.pops, self.frees, self.ready,
                  self.rounds, self.ends, self.info, self.requests, self.banks, self.writes, until)  # fmt: skip
         self.next_known = int(self.shared[NEED])
