@@ -115,10 +115,9 @@ def damage_streams(rng: random.Random, program: RandomProgram) -> tuple[list[int
     if streams and rng.random() < 0.7:
         _, data = rng.choice(streams)
         unit = rng.randrange(TINY.units)
-        slots = [(at, slot) for at in header_positions(data[unit]) for slot in range(HEADER_RUNS)]
-        used = [
-            at * BEAT_BYTES + slot * RUN_BYTES for at, slot in slots if data[unit][at * BEAT_BYTES + slot * RUN_BYTES]
-        ]
+        slots = range(0, HEADER_RUNS * RUN_BYTES, RUN_BYTES)
+        places = [at * BEAT_BYTES + slot for at in header_positions(data[unit]) for slot in slots]
+        used = [place for place in places if data[unit][place]]
         name, bit, every = *rng.choice(RUN_BITS), rng.random() < 0.5
         where = rng.choice(used) + bit // 8
         for which in range(TINY.units) if every else (unit,):
