@@ -33,6 +33,7 @@ from hw.spec.legal import (
 from hw.spec.memory import MemoryModel
 from hw.spec.run import KEEP_PROGRAM, SEQUENCER, Event, Invocation, MachineError, Result
 from hw.spec.timing import (
+    BUS_IDLE,
     DESCRIPTOR_ERROR,
     LDS_RETURN,
     SEQ_AFTER_FETCH,
@@ -222,7 +223,7 @@ class CycleMachine:
     def late_fault(self) -> Fault | None:
         """After a good end: the error of a beat that RD asked for and nobody waited for."""
         assert self.halted is not None
-        last = max(self.halted, self.streams.last_arrival()) + SETTLE_CYCLES + 1
+        last = max(self.halted, self.streams.last_arrival() + BUS_IDLE) + SETTLE_CYCLES + 1
         return self._fault_until(last)
 
     def _fail(self, cycle: int, status: Error, detail: int = SEQUENCER) -> None:

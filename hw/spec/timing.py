@@ -55,6 +55,8 @@ UNIT_REPORT = 2
 """What a unit tells of its stalls is counted so many cycles later."""
 ACT_ERROR = 1
 """From the cycle that reads a row whose act block is beyond OB to BUFFER_RANGE."""
+BUS_IDLE = 2
+"""From the arrival of the last beat that RD asked for to the last cycle in which the core still waits for it."""
 SETTLE_CYCLES = 4
 """Cycles between the last of the program's end and of bus transactions, and done: registered errors and counters catch
 up."""

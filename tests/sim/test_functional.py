@@ -243,8 +243,6 @@ def one_length(*data: bytes) -> tuple[bytes, ...]:
     return tuple(one.ljust(max(map(len, data)), b"\0") for one in data)
 
 
-LATER = issue("vu", n_outer=1, n_mid=1, n_words=1)
-"""A pass without effect: what is wrong with a program's last beats is told before it ends."""
 RD_PC = len(FIELDS[Unit.RD])
 MX_PC = RD_PC + 1 + len(FIELDS[Unit.MX])
 
@@ -302,7 +300,7 @@ def test_a_bundle_that_never_ends_and_one_that_stops_short():
     short = weights.Run(2, 8, 0, 1, more=True).encode().ljust(128, b"\0")
     for data in (endless, short):
         read = issue("rd", addr=16, n_outer=1, n_inner=len(data) // 64, fmt=1)
-        assert {r[:2] for r in refusal([data] * 2, read, LATER, "HALT 0")} == {(Error.STREAM_HEADER, Unit.RD)}
+        assert {r[:2] for r in refusal([data] * 2, read, "HALT 0")} == {(Error.STREAM_HEADER, Unit.RD)}
 
 
 @pytest.mark.parametrize("place, value", [(0, 0xB), (2, 0x40), (3, 0x80)])
@@ -336,7 +334,7 @@ def test_a_run_that_its_read_cuts_off_waits_for_more_and_gets_a_wrong_beat(fmt):
 
 def test_a_stream_inside_a_raw_block_and_a_step_of_two_formats():
     two = issue("rd", addr=16, n_outer=1, n_inner=2, fmt=1)
-    inside = refusal([filler()] * 2, issue("rd", addr=16, n_outer=1, n_inner=2), two, LATER, "HALT 0")
+    inside = refusal([filler()] * 2, issue("rd", addr=16, n_outer=1, n_inner=2), two, "HALT 0")
     assert {r[:2] for r in inside} == {(Error.STREAM_HEADER, Unit.RD)}
     raw = issue("rd", addr=16, n_outer=1, n_inner=4)
     mixed = refusal([filler()] * 2, raw, two, issue("mx", n_rows=1, kb=2, ob=1), "HALT 0")
