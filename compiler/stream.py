@@ -235,11 +235,10 @@ class _Runs:
     def _sort(self) -> None:
         """Sparse runs come first, window by window; runs of dense matrices step by step."""
         dense = self.nonzeros == BLOCK
-        if self.group_steps == 1:
-            keys = (self.order, dense, self.window, self.step, self.unit)
-        else:
+        keys = [self.order, dense, self.window, self.step, self.unit]
+        if self.group_steps > 1:
             single = np.where(self.bundled, 0, self.step)
-            keys = (self.step, self.order, single, self.window, dense, self.group, self.unit)
+            keys = [self.step, self.order, single, self.window, dense, self.group, self.unit]
         at = np.lexsort(keys)
         for name in _PER_RUN:
             setattr(self, name, getattr(self, name)[at])
@@ -430,7 +429,7 @@ def _runs(shape: tuple[int, int], bits: Array, nonzeros: Array, units: int, step
             dense += _POPCOUNT[masks]
     found += _dense_fillers(dense) + _sparse_runs(sparse, size, dense)
     columns = zip(*(np.broadcast_arrays(*run) for run in found), strict=True)
-    return _Runs(*(np.concatenate(column) for column in columns), size)
+    return _Runs(**dict(zip(_PER_RUN, map(np.concatenate, columns), strict=True)), group_steps=size)
 
 
 def _dense_fillers(rounds: Array) -> list[tuple]:
@@ -457,7 +456,7 @@ def _sparse_runs(sparse: list[tuple[int, int, Array]], size: int, dense: Array) 
     firsts = np.arange(0, steps, size)
     group = np.arange(steps) // size
     classes = [_sorted_masks(sparse, n, dense.shape) for n in sorted({n for _, n, _ in sparse})]
-    aligned = np.ones((len(firsts), windows), bool)
+    aligned: Array = np.ones((len(firsts), windows), bool)
     for _, _, masks in classes:
         most = np.maximum.reduceat(masks, firsts, axis=1)[:, group]
         absent = ~np.any([m.any(axis=0) for _, _, m in classes], axis=0)  # no output block
@@ -484,8 +483,8 @@ def _sparse_runs(sparse: list[tuple[int, int, Array]], size: int, dense: Array) 
 
 
 def _sorted_masks(sparse: list[tuple[int, int, Array]], n: int, shape: tuple[int, ...]) -> tuple[int, Array, Array]:
-    """(n, precisions, masks) of the runs with n non-zeros, int64[precisions, steps, units, windows]: largest mask first,
-    so that steps can be compared whatever their precisions are."""
+    """(n, precisions, masks) of the runs with n non-zeros, int64[precisions, steps, units, windows]: the largest mask
+    first, so that steps can be compared whatever their precisions are."""
     chosen = [(width, masks) for width, non_zeros, masks in sparse if non_zeros == n]
     masks = np.stack([masks for _, masks in chosen])
     widths = np.broadcast_to(np.array([width for width, _ in chosen])[:, None, None, None], masks.shape)
@@ -497,7 +496,8 @@ def _sparse_fillers(batches: Array, singles: Array, group: Array, dense: Array) 
     """Runs of one round of N = 1 that bring every unit to the batches of the busiest one, of all steps of a group
     (batches: int64[groups, units, windows]) and of a step (singles: int64[steps, units, windows])."""
     wanted = singles.max(axis=1)
-    idle = ~(dense.any(axis=(1, 2)) | batches.any(axis=(1, 2))[group] | wanted.any(axis=1))
+    groups_work: Array = np.asarray(batches.any(axis=(1, 2)))
+    idle = ~(dense.any(axis=(1, 2)) | groups_work[group] | wanted.any(axis=1))
     wanted[idle, 0] = 1
     missing = wanted[:, None] - singles
     of_group = (batches.max(axis=1, keepdims=True) - batches)[group]

@@ -83,7 +83,8 @@ class SparseChain(wiring.Component):
     Parameters: ``cascade_groups``: groups in one unbroken cascade. 8 lets sums cross every boundary. With 4, group 4
     always breaks; the skew, the deskew and ``latency`` (10) halve. ``primitive``: see :class:`hw.dsp48e2.DSP48E2`.
 
-    Members: ``i``: steps (``STEP``); ``tables``: entries to write; ``o``: taps (``TAPS``); ``o_sums``: sums over the whole row (``SUMS``).
+    Members: ``i``: steps (``STEP``); ``tables``: entries to write; ``o``: taps (``TAPS``); ``o_sums``: sums over the
+    whole row (``SUMS``).
     """
 
     def __init__(self, *, cascade_groups=N_GROUPS, primitive=False):

@@ -98,8 +98,8 @@ class Matrix(wiring.Component):
     Members: ``rd``, ``mx``: dispatch; ``stop``: send no new address and take no round (after an error anywhere);
     ``bus_idle``; ``axi``: the units' channels; ``operands``: OB's write port, words of ``lanes`` int8; ``results``:
     AB's read port; ``weight_stall``, ``drain_stall``: MX waits for weights, for a bank, in this cycle;
-    ``unpack_stall``: unit 0 holds a beat back because its weight buffer is full, told UNIT_REPORT cycles late; ``came``:
-    of every unit, a beat of RAW, of STREAM has come, told as late.
+    ``unpack_stall``: unit 0 holds a beat back because its weight buffer is full, told UNIT_REPORT cycles late;
+    ``came``: of every unit, a beat of RAW, of STREAM has come, told as late.
     """
 
     def __init__(self, config: Config, *, primitive=False, shared=False):

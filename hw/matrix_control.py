@@ -442,7 +442,8 @@ class DrainControl(wiring.Component):
     """Reads finished output steps out of the accumulators, row by row.
 
     Latency: the steps of a group done in t are drained from t + MX_ACC_LATENCY on (``drain`` itself is registered, a
-    cycle later), or right after their predecessors. Throughput: a word of ``lanes`` a cycle (SPLIT_N), a granule a cycle (SPLIT_K).
+    cycle later), or right after their predecessors. Throughput: a word of ``lanes`` a cycle (SPLIT_N), a granule a
+    cycle (SPLIT_K).
 
     Back-pressure: none. Reset: idle.
 

@@ -19,7 +19,8 @@ from hw.weight_reader import CAME, WeightReader
 CROSSING = 2
 """Registers of a net between core and unit: one at each end, for it may have to cross dies."""
 ACTS_LATENCY = OperandBuffer.latency + 1
-"""Cycles from a step to its window of act blocks in the unit: operand buffer, which ends with a register, and one here."""
+"""Cycles from a step to its window of act blocks in the unit: operand buffer, which ends with a register, and one
+here."""
 SELECT_LATENCY = 1
 """From there to the chains: a dense step's block of the window, a pass's rows."""
 TURN_LATENCY = 1

@@ -33,8 +33,9 @@ def wrapped_increment(pointer, depth):
 class BeatFIFO(wiring.Component):
     """A ring of beats in block memory whose first beat shows without being asked for.
 
-    Latency: a beat written in r is on ``o`` in r + 2: a memory that showed it earlier would need its data bypassed. Throughput: one beat in and one out a cycle. Back-pressure: none
-    at the input; its user counts credits. Reset: empty.
+    Latency: a beat written in r is on ``o`` in r + 2: a memory that showed it earlier would need its data bypassed.
+    Throughput: one beat in and one out a cycle. Back-pressure: none at the input; its user counts credits. Reset:
+    empty.
 
     Parameters: ``depth``; ``store``: the primitive. Members: ``i``, ``i_valid``: write; ``o``, ``o_valid``, ``pop``:
     read.

@@ -49,9 +49,9 @@ from sim.weight_stream import LAST, MORE, SPARSE, STEP_MASK, STEP_SHIFT, WINDOW_
 (AR_LAST, ASKED, ARRIVED_LAST, POPPED, POP_LAST, ROUNDS, REQUEST, ROW, COLUMN, READING, BEAT, PLAN_AT, PLAN_END,
  RAW_FILL, STALL, TOLD, RAW_ASKED, MISSING, ABSENT_AT, ABSENT_TIME, WRONG_AT, WRONG_TIME, WRONG_DONE,
  COLUMNS) = range(24)  # fmt: skip
-# Words of the shared state: the reader's descriptor, the matrix instruction and where it is, stalls. Times are cycles.
-(RD_START, RD_ADDR, RD_OUTER, RD_INNER, RD_STRIDE, RD_STREAM, RD_MOST, MX_ACTIVE, MX_START, MX_FAILED, MX_STEP, MX_STEPS,
- MX_K, MX_KB, MX_GROUP, MX_ROWS, MX_LAST_ROWS, MX_PASSES, MX_A_ROW, MX_PLACES, MX_OB, MX_SPLIT_K, MX_UNITS, MX_ACT,
+# Words of the shared state: the reader's descriptor, the matrix instruction and where it is, stalls.
+(RD_START, RD_ADDR, RD_OUTER, RD_INNER, RD_STRIDE, RD_STREAM, RD_MOST, MX_ACTIVE, MX_START, MX_FAILED, MX_STEP,
+ MX_STEPS, MX_K, MX_KB, MX_GROUP, MX_ROWS, MX_LAST_ROWS, MX_PASSES, MX_A_ROW, MX_PLACES, MX_OB, MX_SPLIT_K, MX_UNITS, MX_ACT,
  MX_ACT_STRIDE, MX_ACT_OUT, MX_ACT_SIZE, MX_READY, TAKEN, FREED, FORMAT, STEPS_AHEAD, STEPS_BATCH, BATCH, BATCH_KIND,
  LOADED, ENDED, ENDED_BEFORE, DENSE_ENDED, MX_BAD_STEP, MX_BAD_CYCLE, WEIGHT_STALL, DRAIN_STALL, FIFO, LATENCY, JITTER,
  SEED, RANGE_TIME, HEADER_TIME, LAST_STALL, LAST_MX_CYCLE, LAST_ADDRESS, HBM, KNOWN, NEED, UNIT_0,
@@ -216,10 +216,7 @@ def _rows(g):
 
 @njit
 def _alike_in_all(kind, kinds):
-    for other in kinds:
-        if other != kind:
-            return False
-    return True
+    return (kinds == kind).all()
 
 
 @njit
@@ -352,11 +349,8 @@ def _take_sparse(g, frees, full, kind, agree):
     pairs, cost = (_rows(g) + 1) // 2, 2 * g[MX_PASSES]
     if g[BATCH] == 0:
         fits = agree and _of_instruction(g, kind)
-        if fits:
-            full = _load(g, kind, 0, full) + TABLE_LATENCY
-        else:
-            full = _earliest_load(g, full) + TABLE_LATENCY
-        t = _wait(g, full, g[MX_K] == 0)
+        read = _load(g, kind, 0, full) if fits else _earliest_load(g, full)
+        t = _wait(g, read + TABLE_LATENCY, g[MX_K] == 0)
         g[STEPS_BATCH], g[BATCH_KIND] = g[STEPS_AHEAD], kind
     else:
         fits = agree

@@ -249,7 +249,7 @@ class Job:
         return (turn * (f["n_outer"] - turns))[at // size :]
 
     def meet_groups(self, info: np.ndarray, sizes: list[int]) -> tuple[int, np.ndarray]:
-        """(how many of these rounds fit the groups to go, which of them end a group); a group's steps all have rounds."""
+        """(how many of these rounds fit the groups to go, which of them end a group): all of its steps have rounds."""
         ended = (info & (LAST | MORE)) == LAST
         bounds = np.flatnonzero(ended) + 1
         for size, part in zip(sizes, np.split(np.arange(len(info)), bounds), strict=False):

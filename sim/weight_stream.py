@@ -43,7 +43,7 @@ SPARSE, LAST, MORE, STEP_SHIFT, WINDOW_SHIFT = 1, 2, 4, 3, 7
 """A round's info: window << WINDOW_SHIFT | step of its group << STEP_SHIFT | MORE if the next one is of its batch |
 LAST if its batch ends a group | SPARSE if N < 16."""
 STEP_MASK = MAX_BUNDLE - 1
-# Columns of a table of runs. PAYLOAD: of the bundle; BUNDLE: runs of it from this one on; GROUP: the group's first step.
+# Columns of a table of runs. PAYLOAD: the bundle's; BUNDLE: its runs from this one on; GROUP: the group's first step.
 PAYLOAD, ROUND, GROUP, STEP, RUN_BITS, RUN_N, RUN_WINDOW, RUN_BLOCKS, HEADER, SLOT, BUNDLE, COLUMNS = range(12)
 _OK, _NO_RUN, _CUT, _ABSENT = range(4)
 _AT = {name: sum(w for _, w in RUN_FIELDS[:i]) for i, (name, _) in enumerate(RUN_FIELDS)}
@@ -103,7 +103,8 @@ class Plans:
         return self.units[0 if self.same else unit]
 
     def all(self, units: int) -> list[Plan]:
-        return self.units * units if self.same else self.units
+        """Every unit's."""
+        return [self.of(unit) for unit in range(units)]
 
     def last_beat(self, unit: int, number: int, n_beats: int) -> int:
         """The beat that completes a unit's round; n_beats - 1 where it has no such round."""

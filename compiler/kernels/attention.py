@@ -18,7 +18,6 @@ from .context import Context
 from .expr import run, vec
 from .linear import absmax, matmul, project_heads, quantise
 
-
 WRITES_AT_ONCE = 4096
 """Memory slots of writes to one channel behind each other while it also reads weights again and again: about as long
 as its FIFO lasts. A key's write has a row of its own and takes two; four of a value's share one."""

@@ -458,7 +458,8 @@ class Builder:
         output steps of a group of the stream, 0: it has none.
         """
         split_k, units = mode == isa.MxMode.SPLIT_K, self.config.units
-        walks = [((rows, s), (times, o)) for s, o in ((act_stride, act_out), (out_stride, out_out))]
+        walks: list[tuple[tuple[Value, Value], ...]] = [((rows, act_stride), (times, act_out))]
+        walks.append(((rows, out_stride), (times, out_out)))
         if total is not None:
             walks = [((total, act_stride),), ((total, out_stride),)]
         self._require(act, act_offset, kb, *walks[0], wide=units if split_k else 1)

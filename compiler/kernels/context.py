@@ -194,8 +194,8 @@ class Context:
         most = ROWS_BESIDE_WRITES if name in self.beside_writes else GROUPED_ROWS
         rows = grouped_rows(self.geo.config, group, most)
         if isinstance(m, int):
-            n = -(-m // rows)
-            return Turns(min(rows, m), n, m - (n - 1) * rows if n > 1 else 0)
+            times = -(-m // rows)
+            return Turns(min(rows, m), times, m - (times - 1) * rows if times > 1 else 0)
         log2, n, last = rows.bit_length() - 1, b.reg(), b.reg()
         b.shift(n, b.set(n, m + (rows - 1)), -log2)
         b.shift(last, b.set(last, n + -1), log2)

@@ -31,6 +31,7 @@ def multiply(ctx: Context, op: ir.Linear, act: Region, acc: Region, steps: int, 
     """So many steps of the stream of `op` against the tile's int8 rows, whose sums are out_stride granules apart."""
     geo, turns = ctx.geo, ctx.turns(op.name, steps)
     act_stride = geo.granules(op.n_in)
+    together = turns.rows if isinstance(turns.rows, int) else 0  # several turns have a constant number of rows
     several = turns.n != 1
     ctx.b.matmul(
         act,
@@ -41,8 +42,8 @@ def multiply(ctx: Context, op: ir.Linear, act: Region, acc: Region, steps: int, 
         act_stride=act_stride,
         out_stride=out_stride,
         times=turns.n,
-        act_out=turns.rows * act_stride if several else 0,
-        out_out=turns.rows * out_stride if several else 0,
+        act_out=together * act_stride if several else 0,
+        out_out=together * out_stride if several else 0,
         last_rows=turns.last,
         group=ctx.group(op.name, steps),
         total=ctx.m if several else None,
