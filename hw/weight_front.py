@@ -24,7 +24,7 @@ class WeightFront(wiring.Component):
 
     Members: ``i``, ``i_valid``, ``pop``: beats; ``done``, ``kind``: a round is complete; ``free``, ``read``, ``at``,
     ``o``, ``load``, ``load_at``, ``blocks``: see :class:`hw.weight_buffer.WeightBuffer`; ``error``: sticky, see
-    :class:`hw.unpacker.RunSequencer`; ``stall``: a beat is held back because there is no room.
+    :class:`hw.unpacker.RunSequencer`; ``stall``: a beat is held back because there is no room (none behind an error).
     """
 
     def __init__(self):
@@ -54,7 +54,7 @@ class WeightFront(wiring.Component):
         m.submodules.buffer = buffer = WeightBuffer()
         m.d.comb += [
             self.pop.eq(self.i_valid & buffer.room),
-            self.stall.eq(self.i_valid & ~buffer.room),
+            self.stall.eq(self.i_valid & ~buffer.room & ~unpacker.error),
             unpacker.i.eq(self.i),
             unpacker.pop.eq(self.pop),
             self.error.eq(unpacker.error),

@@ -51,8 +51,8 @@ from sim.weight_stream import LAST, MORE, SPARSE, STEP_MASK, STEP_SHIFT, WINDOW_
  COLUMNS) = range(24)  # fmt: skip
 # Words of the shared state: the reader's descriptor, the matrix instruction and where it is, stalls.
 (RD_START, RD_ADDR, RD_OUTER, RD_INNER, RD_STRIDE, RD_STREAM, RD_MOST, MX_ACTIVE, MX_START, MX_FAILED, MX_STEP,
- MX_STEPS, MX_K, MX_KB, MX_GROUP, MX_ROWS, MX_LAST_ROWS, MX_PASSES, MX_A_ROW, MX_PLACES, MX_OB, MX_SPLIT_K, MX_UNITS, MX_ACT,
- MX_ACT_STRIDE, MX_ACT_OUT, MX_ACT_SIZE, MX_READY, TAKEN, FREED, FORMAT, STEPS_AHEAD, STEPS_BATCH, BATCH, BATCH_KIND,
+ MX_STEPS, MX_K, MX_KB, MX_GROUP, MX_ROWS, MX_LAST_ROWS, MX_PASSES, MX_A_ROW, MX_PLACES, MX_OB, MX_SPLIT_K, MX_UNITS,
+ MX_ACT, MX_ACT_STRIDE, MX_ACT_OUT, MX_ACT_SIZE, MX_READY, TAKEN, FREED, FORMAT, STEPS_AHEAD, STEPS_BATCH, BATCH, BATCH_KIND,
  LOADED, ENDED, ENDED_BEFORE, DENSE_ENDED, MX_BAD_STEP, MX_BAD_CYCLE, WEIGHT_STALL, DRAIN_STALL, FIFO, LATENCY, JITTER,
  SEED, RANGE_TIME, HEADER_TIME, LAST_STALL, LAST_MX_CYCLE, LAST_ADDRESS, HBM, KNOWN, NEED, UNIT_0,
  DEND) = range(57)  # fmt: skip
@@ -186,7 +186,8 @@ def _pop(g, channels, c, arrivals, kinds, pops, frees, ready, rounds):
         while popped < told and kind == _NONE:
             at = popped & wrap
             t = max(arrivals[c, at] + RD_BEAT, last + 1)
-            stall += max(0, min(room, g[LAST_STALL] + 1) - t)
+            if popped <= channels[c, WRONG_AT]:  # behind it the front counts none
+                stall += max(0, min(room, g[LAST_STALL] + 1) - t)
             last = max(t, room)
             pops[c, at] = last
             kind = kinds[c, at]
@@ -773,6 +774,8 @@ class Streams:
         """Cycles up to end in which unit 0 holds back its next beat, which nothing makes room for any more."""
         ch, arrivals = self.channels[self.row_of[0]], self.arrivals[self.row_of[0]]
         if ch[POPPED] == ch[TOLD] or ch[ROUNDS] < self.shared[FREED] + WEIGHT_BUFFER_ROUNDS:
+            return 0
+        if ch[POPPED] > ch[WRONG_AT]:
             return 0
         since = max(arrivals[ch[POPPED] % len(arrivals)] + RD_BEAT, ch[POP_LAST] + 1)
         return max(0, end + 1 - UNIT_REPORT - int(since))
