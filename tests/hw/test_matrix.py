@@ -375,7 +375,7 @@ def test_every_sparsity(bits):
     check_run(ONE, shapes, seed=bits, stall=0.0, latency=20)
 
 
-ENCODED = replace(ONE, ob_blocks=128, ab_granules=64, chains=8, fifo_beats=128)
+ENCODED = replace(QUICK, acc_rows=32)
 
 
 def check_encoded(config, shape, bits, nonzeros, seed, stall=0.0):
