@@ -332,7 +332,7 @@ def check_simulator(config, bench, load):
     ("name", "stall"),
     [
         ("tiny", 0.4),
-        ("one", 0.0),
+        pytest.param("one", 0.0, marks=SLOW),
         pytest.param("tiny", 0.0, marks=SLOW),
         pytest.param("fast", 0.4, marks=SLOW),
         pytest.param("fast", 0.0, marks=SLOW),
