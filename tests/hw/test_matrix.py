@@ -28,7 +28,7 @@ SMALL = replace(cfg.get("tiny"), ob_blocks=256, ab_granules=256, acc_rows=16)
 CONFIGS = {
     "tiny": SMALL,
     "one": replace(SMALL, units=1, chains=1),
-    "wide": replace(SMALL, units=4, chains=4, lanes=32, fifo_beats=48),
+    "wide": replace(SMALL, units=4, chains=4, lanes=32, fifo_beats=48, ab_granules=512),
     "fast": replace(SMALL, units=2, chains=8, lanes=32, fifo_beats=128),
 }
 ONE = CONFIGS["one"]
