@@ -28,6 +28,10 @@ FAR_BLOCKS = ("matrix_unit",)
 
 WIDE_STATE = {
     "alula.control:*": "the host reads these registers back, and the counters start at 0",
+    "alula.core.aux:awaited": "how many beats are open decides when the machine is done",
+    "alula.core.store:outstanding": "how many responses are open decides when the machine is done",
+    "alula.core.store:valids": "valid bits of the ports",
+    "alula.core.vector:history": "a chain of valid bits",
     "alula.core.sequencer:*": "a program may read a register that it has not written: it holds 0, as in the simulators",
 }
 """`module:register` patterns of wide registers whose reset is part of the contract, and the reason."""
@@ -299,7 +303,7 @@ def _reset_registers(module: dict) -> Counter[str]:
         return False
 
     reset = {bit: is_reset(bit) for bit in {bit for _, bit in registers}}
-    return Counter(plain(name) for name, bit in registers if reset[bit])
+    return Counter(re.sub(r"\[\d+\]$", "", name) for name, bit in registers if reset[bit])
 
 
 def _pins(cell: dict, way: str) -> Iterator[Bit]:

@@ -7,10 +7,15 @@ from hw.spec.config import Config
 from hw.spec.isa import MxMode, StMode, Unit
 from hw.spec.memory import MemoryModel
 from hw.spec.timing import (
+    ADDRESS_PIPE,
+    AUX_BEAT,
+    END_LATENCY,
     MX_ACC_LATENCY,
     MX_DRAIN_LATENCY,
     SEQ_FIRST,
+    ST_END,
     ST_PIPE,
+    UNIT_START,
     VU_LATENCY,
     WEIGHT_BUFFER_ROUNDS,
     accumulator_slots,
@@ -20,13 +25,14 @@ from tests.sim.streams import beat_kinds
 
 
 class Port:
-    """Reads of one memory port; a beat a cycle."""
+    """Reads of one memory port; a beat a cycle, taken `late` cycles behind its arrival."""
 
-    def __init__(self, number, model):
+    def __init__(self, number, model, late=0):
         self.number, self.model, self.requests, self.waiting = number, model, 0, []
+        self.late = ADDRESS_PIPE + late
 
     def accept(self, t, beats):
-        self.waiting.append([t + self.model.latency(self.number, self.requests), beats])
+        self.waiting.append([t + self.late + self.model.latency(self.number, self.requests), beats])
         self.requests += 1
 
     def beat(self, t):
@@ -71,7 +77,7 @@ class Channel:
     def tick(self, t, s, taken):
         """One cycle; taken: a round is taken in it. What was registered before decides."""
         reserved = self.reserved
-        if self.bursts and t >= s + 1 and reserved + self.bursts[0] <= self.size:
+        if self.bursts and t >= s + UNIT_START and reserved + self.bursts[0] <= self.size:
             n = self.bursts.pop(0)
             self.port.accept(t, n)
             self.last_ar = t
@@ -100,7 +106,7 @@ class Ticker:
         self.memory = memory
         self.config, self.model, self.program = config, model, list(issues)
         self.channels = [Channel(u, model, config.fifo_beats) for u in range(config.units)]
-        self.aux = Port(config.units, model)
+        self.aux = Port(config.units, model, AUX_BEAT)
         self.queues = {u: [] for u in Unit}
         self.active = dict.fromkeys(Unit)
         self.semaphores = {(p, c): 0 for p in Unit for c in Unit}
@@ -123,9 +129,10 @@ class Ticker:
                 if done:
                     if self.program[0][0] == "halt":
                         # Counters count up to this cycle; every reader is idle and nothing is taken any more.
-                        for c in self.channels:
-                            c.tick(t, 0, self.taken)
-                        return t + 1
+                        for last in range(END_LATENCY + 1):
+                            for c in self.channels:
+                                c.tick(t + last, 0, self.taken and not last)
+                        return t + END_LATENCY + 1
                     self.program.pop(0)
                     next_at = t + 2
             self.starts(t)
@@ -180,7 +187,7 @@ class Ticker:
                 rows = [f["addr"] + o * f["stride"] for o in range(f["n_outer"] if f["fmt"] else 0)]
                 c.start(f, b"".join(self.memory.read(u, x * 64, f["n_inner"] * 64).tobytes() for x in rows))
         elif u == Unit.MX:
-            a |= {"step": 0, "k": 0, "busy_to": a["s"] + 1, "steps": [], "dend": {}}
+            a |= {"step": 0, "k": 0, "busy_to": a["s"] + UNIT_START, "steps": [], "dend": {}}
 
     def end(self, u, t):
         a = self.active[u]
@@ -191,15 +198,15 @@ class Ticker:
         self.active[u] = None
 
     def load(self, t, a):
-        if t > a["s"] and a["bursts"]:
+        if t >= a["s"] + UNIT_START and a["bursts"]:
             self.aux.accept(t, a["bursts"].pop(0))
         return a["left"] == 0 and t == a["last"] + 1
 
     def store(self, t, a):
         f = a["f"]
         beats = f["n_tok"] * f["n_head"] * f["n_gran"] * (4 if f["mode"] == StMode.V else 1)
-        responses = [a["s"] + 1 + k + ST_PIPE + self.model.write_latency for k in range(beats)]
-        return t == responses[-1] + 1
+        responses = [a["s"] + UNIT_START + k + ST_PIPE + self.model.write_latency for k in range(beats)]
+        return t == responses[-1] + ST_END
 
     def read(self, t, a):
         return (
@@ -218,7 +225,7 @@ class Ticker:
         split_n = f["mode"] == MxMode.SPLIT_N
         drain = f["n_rows"] * (self.config.drain_cycles_a_row if split_n else 1)
         steps, slots = f["n_outer"] * f["ob"], accumulator_slots(f["n_rows"], self.config.acc_rows)
-        if a["step"] < steps and t >= a["busy_to"] and t > a["s"]:
+        if a["step"] < steps and t >= a["busy_to"]:
             step, k = a["step"], a["k"]
             full = all(c.buffer for c in self.channels)
             free = k or step < slots or (step - slots in a["dend"] and t >= a["dend"][step - slots] + 1)

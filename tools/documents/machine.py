@@ -76,12 +76,9 @@ def buffers() -> str:
 
 
 def latencies() -> str:
-    """The constants of hw/spec/timing.py that this document names."""
-    names = (
-        "SEQ_INTERVAL", "SEQ_FIRST", "SEQ_AFTER_FETCH", "LDS_RETURN", "BURST_BEATS", "ST_PIPE", "VU_LATENCY",
-        "MX_ACC_LATENCY", "MX_DRAIN_LATENCY", "WEIGHT_BUFFER_ROUNDS", "SETTLE_CYCLES",
-    )  # fmt: skip
-    return table(["constant", "value"], [[f"`{name}`", str(getattr(timing, name))] for name in names])
+    """The constants of hw/spec/timing.py."""
+    constants = {name: value for name, value in vars(timing).items() if name.isupper()}
+    return table(["constant", "value"], [[f"`{name}`", str(value)] for name, value in constants.items()])
 
 
 def cards() -> str:
