@@ -10,6 +10,8 @@ from hw.spec.config import Config
 from hw.spec.isa import FIELDS, SEMAPHORE_MAX, Error, Unit
 
 N_UNITS = len(Unit)
+ZEROED_FIELDS = 7
+"""Fields of 32 bits that one register sets to 0."""
 ENTRY_PART_BITS = 448
 """Bits of an entry behind one register of the read address, which a LUT memory loads for every two bits."""
 
@@ -23,7 +25,7 @@ class UnitQueue(wiring.Component):
     Latency and throughput: pushed in t, visible as head in t + 1; started in s, the unit's port says so in s + 1; done
     in e, the next start is in e + 1 at the earliest.
     Back-pressure: `full` (registered: `depth` entries wait, the running one not counted); a push then is forbidden.
-    Reset: queue empty, shadow descriptor 0.
+    Reset: queue empty; the shadow descriptor is 0 two cycles later.
 
     Parameters: unit; depth in instructions.
     Members: unit (the unit's port); start: in s; done: in e; set_en, set_index, set_value (shadow field); push, wait,
@@ -91,11 +93,16 @@ class UnitQueue(wiring.Component):
     def _entries(self, m, slots, write_at, read_at):
         """The memory of entries, in parts that are narrow enough for one register of the read address each; the
         descriptor at its output is registered."""
+        fields = FIELDS[self.kind]
         shadow = Signal(descriptor_layout(self.kind), reset_less=True)
         with m.If(self.set_en), m.Switch(self.set_index):
-            for i, name in enumerate(FIELDS[self.kind]):
+            for i, name in enumerate(fields):
                 with m.Case(i):
                     m.d.sync += shadow[name].eq(self.set_value)
+        # A program may issue what it has not set: 0. The reset reaches each few fields through a register of their own.
+        for i, zero in enumerate(copies(m, ResetSignal(), -(-len(fields) // ZEROED_FIELDS), "zero")):
+            with m.If(zero):
+                m.d.sync += [shadow[name].eq(0) for name in fields[i * ZEROED_FIELDS : (i + 1) * ZEROED_FIELDS]]
         desc = Signal(descriptor_layout(self.kind), reset_less=True)
         pushed = Cat(self.signal, self.tag_in, shadow)
         parts = [pushed[at : at + ENTRY_PART_BITS] for at in range(0, len(pushed), ENTRY_PART_BITS)]
