@@ -169,7 +169,8 @@ class VectorAddress(wiring.Component):
             (ctl.dst >= Dst.OB) & (d >= config.ob_blocks),
         ]
         out_of_range = registered(m, Cat(beyond), "beyond").any()
-        checked = registered(m, active, "checked")
+        checked = Signal()  # reset: a pass that has failed may still walk when the next program starts
+        m.d.sync += checked.eq(active)
         m.d.comb += self.ok.eq(checked & ~out_of_range & ~self.error)
         with m.If(checked & out_of_range & ~self.error):
             m.d.sync += [self.error.eq(1), self.error_code.eq(Error.BUFFER_RANGE)]
