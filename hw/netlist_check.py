@@ -32,7 +32,9 @@ WIDE_STATE = {
     "alula.core.store:outstanding": "how many responses are open decides when the machine is done",
     "alula.core.store:valids": "valid bits of the ports",
     "alula.core.vector:history": "a chain of valid bits",
-    "alula.core.sequencer:*": "a program may read a register that it has not written: it holds 0, as in the simulators",
+    "alula.core.sequencer:at": "the pc is told with an error that comes before the first instruction",
+    "alula.core.sequencer:retired": "it counts from the start of the program",
+    "alula.core.sequencer:quiet": "the watchdog counts from the start of the program",
 }
 """`module:register` patterns of wide registers whose reset is part of the contract, and the reason."""
 

@@ -10,7 +10,7 @@ from hw.spec.config import Config
 from hw.spec.isa import ALL_UNITS, ARGUMENT_REGISTERS, FIELDS, LOOP_DEPTH, OPERANDS, REGISTERS, Error, Op, Unit
 
 LOADS = 3
-"""Registers of `load`, each for some of those that take an argument."""
+"""Registers of `load`, each for some of those that take an argument, and of the reset, for the others."""
 INSTRUCTION = data.StructLayout({"op": 8, "a": 8, "b": 8, "c": 8, "imm": 32})
 
 
@@ -96,13 +96,14 @@ class Sequencer(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         self.at, self.next_pc = Signal(32), Signal(32)
-        self.instruction, self.b, self.c = Signal(INSTRUCTION), Signal(32), Signal(32)
+        self.instruction = Signal(INSTRUCTION, reset_less=True)
+        self.b, self.c = (Signal(32, name=name, reset_less=True) for name in "bc")
         self.refused, self.beyond, self.spent = Signal(), Signal(), Signal()
         self.retired, self.target = Signal(32), Signal(len(Unit))
         """`target`: the unit of an ISSUE, a bit each; 0 for what is none."""
         self.result, self.writes = Signal(32), Signal()
-        self.lds_word = Signal(32)
-        registers = Array(Signal(32, name=f"r{i}") for i in range(REGISTERS))
+        self.lds_word = Signal(32, reset_less=True)
+        registers = Array(Signal(32, name=f"r{i}", reset_less=True) for i in range(REGISTERS))
         fetched = data.View(INSTRUCTION, self.words[0])
         execute, ready = Signal(), Signal()
         instruction = self.instruction
@@ -172,7 +173,11 @@ class Sequencer(wiring.Component):
             self._execute(m)
         with m.If(self.retire & self.writes & (self.instruction.a[:5] != 0)):
             m.d.sync += registers[self.instruction.a[:5]].eq(self.result)
-        # The registers that take an argument, in groups; before the first instruction is decoded, in cycle 2.
+        # Registers are set a group at a time, two cycles behind the reset, or before the first instruction is decoded.
+        others = list(registers)[1 + ARGUMENT_REGISTERS :]
+        for number, zero in enumerate(copies(m, ResetSignal(), LOADS, "zero")):
+            with m.If(zero):
+                m.d.sync += [register.eq(0) for register in others[number::LOADS]]
         taken = list(zip(list(registers)[1:], self.arguments, strict=False))
         for number, load in enumerate(copies(m, self.load, LOADS, "load", resets=True)):
             with m.If(load):
@@ -266,8 +271,10 @@ class Sequencer(wiring.Component):
 
     def _loops(self, m):
         depth = Signal(range(LOOP_DEPTH + 1))
-        starts = Array(Signal(32, name=f"loop_start{k}") for k in range(LOOP_DEPTH))
-        left = Array(Signal(32, name=f"loop_left{k}") for k in range(LOOP_DEPTH))
+        starts, left = (
+            Array(Signal(32, name=f"loop_{name}{k}", reset_less=True) for k in range(LOOP_DEPTH))
+            for name in ("start", "left")
+        )
         top = (depth - 1)[: depth.shape().width]
 
         def overflow():

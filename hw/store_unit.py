@@ -34,7 +34,7 @@ PLACED_AT = READ_LATENCY + 1
 """Stages from an item's issue to its placed bytes; the queue and the bus take one each."""
 DATA_GROUPS = 8
 """Groups of a beat's bits whose multiplexers have selects of their own."""
-BEAT_PARTS = 3
+BEAT_PARTS = 4
 
 
 def bytes_of(granule, lane_bytes):
@@ -155,7 +155,7 @@ class StoreUnit(wiring.Component):
                 m.d.sync += [sums[f"source_{level}"].eq(source), sums[f"beat_{level}"].eq(beat)]
 
         # Between two instructions the first item is set up again and again: no start has to reach so many registers.
-        counts, addresses = copies(m, walks, 2, "active", resets=True)
+        counts, sources, beats = copies(m, walks, 3, "active", resets=True)
         with m.If(step):
             with m.If((mode == StMode.V) & (i != 3)):
                 m.d.sync += i.eq(i + 1)
@@ -172,8 +172,9 @@ class StoreUnit(wiring.Component):
                 m.d.comb += walks.eq(0)
         with m.If(~counts):
             m.d.sync += [i.eq(0), g.eq(0), h.eq(0), t.eq(0)]
-        with m.If(~addresses):
-            restart("ght", desc.src, desc.addr)
+        for active, name, first in ((sources, "source", desc.src), (beats, "beat", desc.addr)):
+            with m.If(~active):
+                m.d.sync += [sums[f"{name}_{level}"].eq(first) for level in "ght"]
 
     def _memory(self, m, source, en):
         """SB; returns the word of the item that was issued READ_LATENCY cycles ago."""
@@ -255,13 +256,14 @@ class StoreUnit(wiring.Component):
         for name, ends in (("channel_bytes", written[:-1].any()), ("aux_bytes", written[-1])):
             m.d.comb += getattr(self, name).eq(Mux(registered(m, ends, f"{name}_end"), n_bytes, 0))
         answered, bad = (Signal(ports, name=name, reset_less=True) for name in ("answered", "bad"))
-        outstanding = Signal(32)
+        outstanding, taken = Signal(32), Signal()
         m.d.sync += [
+            taken.eq(first.taken),
             answered.eq(Cat(bus.bvalid for bus in self.buses)),
             bad.eq(Cat(bus.bvalid & bus.bresp[1] for bus in self.buses)),
-            outstanding.eq(outstanding + first.taken - sum(answered)),
+            outstanding.eq(outstanding + taken - sum(answered)),
         ]
-        m.d.comb += self.bus_idle.eq(~first.valid & (outstanding == 0))
+        m.d.comb += self.bus_idle.eq(~first.valid & ~taken & (outstanding == 0))
         return first.load, bad.any(), self.bus_idle
 
 
