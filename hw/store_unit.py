@@ -256,7 +256,7 @@ class StoreUnit(wiring.Component):
         for name, ends in (("channel_bytes", written[:-1].any()), ("aux_bytes", written[-1])):
             m.d.comb += getattr(self, name).eq(Mux(registered(m, ends, f"{name}_end"), n_bytes, 0))
         answered, bad = (Signal(ports, name=name, reset_less=True) for name in ("answered", "bad"))
-        outstanding, taken = Signal(32), Signal()
+        outstanding, taken = Signal(32, name="outstanding"), Signal(name="taken")
         m.d.sync += [
             taken.eq(first.taken),
             answered.eq(Cat(bus.bvalid for bus in self.buses)),

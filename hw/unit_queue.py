@@ -5,7 +5,7 @@ from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.interfaces import ERROR_BITS, UnitPort, descriptor_layout
-from hw.pipeline import copies
+from hw.pipeline import copies, reset_through
 from hw.spec.config import Config
 from hw.spec.isa import FIELDS, SEMAPHORE_MAX, Error, Unit
 
@@ -147,7 +147,8 @@ class Dispatcher(wiring.Component):
     SEMAPHORE of the producer, in the cycle of the done.
     Latency and throughput: an increment in e is seen by starts from e + 1 on; what SET writes in t is pushed from t + 2
     on; errors are told a cycle late; everything else as `UnitQueue`.
-    Back-pressure: `full` of each unit. Reset: all empty, semaphores 0.
+    Back-pressure: `full` of each unit. Reset: semaphores 0, and a cycle
+    later all queues empty.
 
     Parameters: config.
     Members: ld, st, rd, mx, vu (unit ports); run; set_en, set_field (unit << 5 | index), set_value; push (a bit a
@@ -186,7 +187,7 @@ class Dispatcher(wiring.Component):
         m.d.sync += [set_en.eq(self.set_en), set_field.eq(self.set_field), set_value.eq(self.set_value)]
         for unit, queue in zip(Unit, queues, strict=True):
             name = unit.name.lower()
-            m.submodules[name] = queue
+            m.submodules[name] = reset_through(m, f"queue_{name}", ResetSignal(), queue)
             wiring.connect(m, queue.unit, wiring.flipped(getattr(self, name)))
             m.d.comb += [
                 queue.set_en.eq(set_en & (set_field[5:] == unit)),
