@@ -16,7 +16,7 @@ from alula.cli_options import (
     Sparsity,
     compression,
 )
-from alula.info_tables import remarks, resource_table, unit_table
+from alula.info_tables import placement_table, remarks, resource_table, unit_table
 from alula.machine import misfit
 from alula.output import (
     check_writable,
@@ -117,7 +117,7 @@ def info(
 
 
 def _show_resources(result: dict) -> None:
-    for counts in (resource_table(result), unit_table(result)):
+    for counts in (resource_table(result), placement_table(result), unit_table(result)):
         console.print(counts)
     for line in remarks(result):
         console.print(line, soft_wrap=True, markup=False)

@@ -14,7 +14,7 @@ from hw.spec.config import Config
 from hw.spec.errors import UserError
 from hw.spec.isa import ISA_VERSION
 from hw.spec.memory import MemoryModel
-from hw.spec.resources import KIND, Store, dsp_total, memories
+from hw.spec.resources import CROSSING, KIND, NETLIST_BOUNDS, Row, Store, dsp_total, memories
 
 if TYPE_CHECKING:
     from hw.synth_units import Netlist
@@ -44,8 +44,7 @@ def describe(machine: str | Config) -> dict:
 
 def resources(name: str | Config, card: str | None = None, note: Callable[[str], None] = lambda _: None) -> dict:
     """Yosys's counts by unit and in all, against a card's totals (by default the one of the configuration's name, else
-    u280) and what its platform leaves of them; the longest path over the whole netlist. UserError for `generic`."""
-    from hw.levels import levels
+    u280) and what its platform leaves of them; what makes the netlist hard to place (`placement`)."""
     from hw.synth_units import digest, synthesise_units
     from sim.cache import entry
     from sim.rtl.accelerator import synthesisable
@@ -56,13 +55,40 @@ def resources(name: str | Config, card: str | None = None, note: Callable[[str],
         raise UserError(f"--card {card}: there is no card to compare with; choose one of {', '.join(cards.CARDS)}")
     verilog = synthesisable(name)
     netlist = synthesise_units(verilog, note=note, cache=partial(entry, "yosys"))
-    note("longest path")
+    note("nets and paths")
+    return (
+        against(name, board, netlist)
+        | placement(netlist, board, board.budget(configurations.get(name)))
+        | {
+            "synthesis_commit_digest": digest(verilog),
+            "synthesis_wall_seconds": time.monotonic() - began,
+        }
+    )
+
+
+def placement(netlist: "Netlist", board: cards.Card, budget: list[Row]) -> dict:
+    """The figures of `hw.spec.resources.NETLIST_BOUNDS`, and which of them are above their bounds.
+
+    Shares are of what the platform leaves, of the card's totals where that is not known. `wires_share` is that of the
+    boundary of two dies that is the fullest, None on a card of one die.
+    """
+    from hw.levels import levels
+    from hw.netlist_check import check
+    from hw.packing import packed_luts
+
     longest = levels(netlist, netlist.top)
-    return against(name, board, netlist) | {
+    limits = board.region.resources if board.region else board.resources
+    wires = next((row for row in budget if row.kind == CROSSING), None)
+    figures: dict[str, float | None] = {
+        **check(netlist).figures,
         "lut_levels_whole": longest.luts,
+        "packed_share": packed_luts(netlist) / limits["LUT"],
+        "wires_share": None if wires is None else wires.platform_share or wires.used / wires.limit,
+    }
+    return figures | {
         "longest_path": asdict(longest),
-        "synthesis_commit_digest": digest(verilog),
-        "synthesis_wall_seconds": time.monotonic() - began,
+        "netlist_bounds": NETLIST_BOUNDS,
+        "above_bounds": [name for name, bound in NETLIST_BOUNDS.items() if (figures[name] or 0) > bound],
     }
 
 

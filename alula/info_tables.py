@@ -2,7 +2,7 @@
 
 from rich.table import Table
 
-from alula.output import percent, table
+from alula.output import percent, show, table
 
 ABOVE = "!"
 """Behind a share of more than 100 %."""
@@ -22,6 +22,16 @@ COLUMNS = {
     "URAM": "URAM",
     "DSP48E2": "DSP",
 }
+
+PLACEMENT = {
+    "lut_levels_whole": "LUT levels, longest path",
+    "largest_fanout": "loads of one net, but the clock",
+    "unregistered_crossings": "nets between dies without a register at both ends",
+    "payload_resets": "bits of wide registers that are reset",
+    "packed_share": "LUTs packed into slices, of the platform's",
+    "wires_share": "wires between two dies, of the platform's",
+}
+SHARES = ("packed_share", "wires_share")
 
 
 def share(of: float | None) -> str:
@@ -53,9 +63,21 @@ def resource_table(result: dict) -> Table:
     rows: list[list] = [["LUTs of six inputs", sum(total[kind] for kind in PARTS_OF_LUT), *against("LUT")]]
     rows += [[name, total[kind], "", "", "", ""] for kind, name in PARTS_OF_LUT.items()]
     rows += [[name, total[kind], *against(kind)] for kind, name in NAMES.items()]
-    rows += [["LUT levels, longest path", result["lut_levels_whole"], "", "", "", ""]]
     title = f"resources on {result['card']} (Yosys; LUT counts are rough)"
     return table(title, ["", "used", "device", "share", "platform", "share"], rows)
+
+
+def placement_table(result: dict) -> Table:
+    """Figures that say whether the netlist can be placed, each with its bound."""
+
+    def shown(name: str, value: float | None) -> str:
+        return show(value) if value is None or name not in SHARES else percent(value)
+
+    rows: list[list] = []
+    for name, bound in result["netlist_bounds"].items():
+        mark = f" {ABOVE}" if name in result["above_bounds"] else ""
+        rows.append([PLACEMENT[name], shown(name, result[name]) + mark, shown(name, bound)])
+    return table(f"whether it can be placed ({ABOVE} is above the bound)", ["", "found", "bound"], rows)
 
 
 def unit_table(result: dict) -> Table:

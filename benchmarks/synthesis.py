@@ -6,6 +6,7 @@ from functools import partial
 
 from alula.info import resources
 from hw.levels import Levels, levels
+from hw.spec.resources import MAX_LUT_LEVELS, NETLIST_BOUNDS
 from hw.synth_units import Netlist, synthesise_units, unit_of
 from sim.cache import entry
 from sim.rtl.accelerator import PARTS, synthesisable, synthesisable_part
@@ -21,7 +22,7 @@ DEPENDS = (
     *(f"machine:{name}" for name in (CONFIG, *OTHERS)),
 )
 COLUMNS = ("LUT", "LUTRAM", "SRL", "FF", "BRAM36", "URAM", "DSP48E2")
-BOUND = 8
+BOUND = MAX_LUT_LEVELS
 """LUT levels that a unit is meant to stay within."""
 SUMMARY = (
     "card",
@@ -32,7 +33,8 @@ SUMMARY = (
     "over",
     "over_platform",
     "formula_equal",
-    "lut_levels_whole",
+    *NETLIST_BOUNDS,
+    "above_bounds",
     "longest_path",
     "synthesis_commit_digest",
 )

@@ -1,12 +1,13 @@
 """The chip: control registers and core behind flat AXI ports."""
 
 from amaranth.hdl import *
-from amaranth.lib import wiring
+from amaranth.lib import data, wiring
 from amaranth.lib.wiring import Out
 
 from hw.control import AXI4Lite, Control
 from hw.core import Core
-from hw.interfaces import AXI4Read, AXI4Write
+from hw.interfaces import MEMORY_ADDRESS_BITS, AXI4Read, AXI4Write
+from hw.pipeline import Slice, reset_through
 from hw.spec.cards import card_of
 from hw.spec.config import BEAT_BYTES, Config
 from hw.spec.csr import BASE_ALIGNMENT_LOG2
@@ -17,6 +18,15 @@ BURST_INCR = 1
 SIZE_LOG2 = BEAT_BYTES.bit_length() - 1
 CONSTANTS = {"arsize": (3, SIZE_LOG2), "arburst": (2, BURST_INCR), "awsize": (3, SIZE_LOG2), "awburst": (2, BURST_INCR)}
 """Memory port signals that never change: (bits, value)."""
+
+
+READ_ADDRESS = ("araddr", "arlen", "arvalid", "arready")
+READ_REQUEST = data.StructLayout({"address": MEMORY_ADDRESS_BITS, "length": 8})
+
+
+def _based(address, base):
+    """A byte address with the port's base added."""
+    return Cat(address[:BASE_ALIGNMENT_LOG2], address[BASE_ALIGNMENT_LOG2:] + base)
 
 
 def _flat(prefix, signature):
@@ -42,10 +52,11 @@ class Accelerator(wiring.Component):
 
     Ports: clk, rst, `s_axi_control_*` (AXI4-Lite), `m00_axi_*` .. (AXI4 masters: the channels, then aux), irq, trace_*.
     Contract: docs/machine.md; registers: `hw.spec.csr`. Every burst is INCR of whole beats without IDs; addresses are
-    bytes: the program's, and the port's base register added (combinational, on the address alone).
+    bytes: the program's, and the port's base register added (a read address has a register slice before and behind it).
     Latency and throughput: `hw.spec.timing`, counted by `trace_cycle`.
     Back-pressure: all handshakes are honoured; R and B are always ready.
-    Reset: `rst`, synchronous; the core is also reset by each START. Memories keep their contents.
+    Reset: `rst`, synchronous; the core is also reset by each START. Both resets go through a register, from which the
+    tree of the core's blocks goes on (`hw.core`). Memories keep their contents.
 
     Elaboration refuses, with `ConfigError`, a configuration that does not fit its card (`hw.spec.cards.card_of`).
 
@@ -61,13 +72,10 @@ class Accelerator(wiring.Component):
     def elaborate(self, platform):
         card_of(self.config).check(self.config)
         m = Module()
-        m.domains.core = core_domain = ClockDomain(local=True)
-        m.submodules.control = control = Control(self.config)
-        core = Core(self.config, primitive=self.primitive, shared=self.shared)
-        m.submodules.core = DomainRenamer("core")(core)
+        control, core = Control(self.config), Core(self.config, primitive=self.primitive, shared=self.shared)
+        m.submodules.control = reset_through(m, "host", ResetSignal(), control)
+        m.submodules.core = reset_through(m, "core", ResetSignal() | control.clear, core)
         m.d.comb += [
-            core_domain.clk.eq(ClockSignal()),
-            core_domain.rst.eq(ResetSignal() | control.clear),
             self.irq.eq(control.irq),
             self.trace_cycle.eq(control.cycle),
         ]
@@ -78,10 +86,26 @@ class Accelerator(wiring.Component):
         self._join(m, "s_axi_control_", control.axi)
         for port in range(self.config.units + 1):
             prefix = f"m{port:02d}_axi_"
-            for half, address in ((core.reads[port], "araddr"), (core.writes[port], "awaddr")):
-                self._join(m, prefix, half, but=address)
-                inner, low = getattr(half, address), BASE_ALIGNMENT_LOG2
-                m.d.comb += getattr(self, prefix + address).eq(Cat(inner[:low], inner[low:] + control.bases[port]))
+            read, write, base = core.reads[port], core.writes[port], control.bases[port]
+            self._join(m, prefix, write, but=("awaddr",))
+            self._join(m, prefix, read, but=READ_ADDRESS)
+            m.d.comb += getattr(self, prefix + "awaddr").eq(_based(write.awaddr, base))
+            m.submodules[f"request_{port}"] = request = Slice(READ_REQUEST)
+            m.submodules[f"address_{port}"] = address = Slice(READ_REQUEST)
+            m.d.comb += [
+                request.i.payload.address.eq(read.araddr),
+                request.i.payload.length.eq(read.arlen),
+                request.i.valid.eq(read.arvalid),
+                read.arready.eq(request.i.ready),
+                address.i.payload.address.eq(_based(request.o.payload.address, base)),
+                address.i.payload.length.eq(request.o.payload.length),
+                address.i.valid.eq(request.o.valid),
+                request.o.ready.eq(address.i.ready),
+                getattr(self, prefix + "araddr").eq(address.o.payload.address),
+                getattr(self, prefix + "arlen").eq(address.o.payload.length),
+                getattr(self, prefix + "arvalid").eq(address.o.valid),
+                address.o.ready.eq(getattr(self, prefix + "arready")),
+            ]
             m.d.comb += [getattr(self, prefix + name).eq(value) for name, (_, value) in CONSTANTS.items()]
         for unit in Unit:
             prefix = f"trace_{unit.name.lower()}_"
@@ -92,10 +116,10 @@ class Accelerator(wiring.Component):
             ]
         return m
 
-    def _join(self, m, prefix, interface, but=""):
-        """Connects an inner interface to the flat ports of its prefix, all but one."""
+    def _join(self, m, prefix, interface, but=()):
+        """Connects an inner interface to the flat ports of its prefix, all but some."""
         for name in interface.signature.members:
-            if name == but:
+            if name in but:
                 continue
             inner, outer = getattr(interface, name), getattr(self, prefix + name)
             drives = self.signature.members[prefix + name].flow is Out

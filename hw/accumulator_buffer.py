@@ -13,8 +13,8 @@ from hw.spec.resources import buffer
 class AccumulatorBuffer(wiring.Component):
     """Words of ``lanes`` int32, written by granules of 16 lanes.
 
-    Latency: read data one cycle after ``en``; what is written in t is read in t + 1. Throughput: a word in and a word
-    out a cycle. Back-pressure: none. Reset: none; contents read 0 after power-up.
+    Latency: read data READ_LATENCY cycles after ``en``; what is written in t is read in t + 1. Throughput: a word in
+    and a word out a cycle. Back-pressure: none. Reset: none; contents read 0 after power-up.
 
     Parameters: ``config``. Members: ``write``: from the drain; ``read``: the vector unit's.
     """
@@ -31,7 +31,7 @@ class AccumulatorBuffer(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.store = store = BufferMemory(buffer(self.config, "AB"))
+        m.submodules.store = store = BufferMemory(buffer(self.config, "AB"), registered=True)
         m.d.comb += [
             store.write_en.eq(self.write.en),
             store.write_addr.eq(self.write.addr),

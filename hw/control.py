@@ -5,6 +5,7 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.interfaces import ERROR_BITS
+from hw.pipeline import copies
 from hw.spec.config import Config
 from hw.spec.csr import (
     BASE_ALIGNMENT_LOG2,
@@ -25,11 +26,14 @@ from hw.spec.csr import (
     counter_offset,
 )
 from hw.spec.isa import ARGUMENT_REGISTERS, ISA_VERSION, Error
-from hw.spec.timing import SETTLE_CYCLES
+from hw.spec.resources import MAX_FANOUT
+from hw.spec.timing import RESET_CYCLES, SETTLE_CYCLES
 
 REGISTER_ADDRESS_BITS = 12
 READ_ONLY_BASE = 0x100
 ARGUMENTS = [name for name, offset in REGISTERS.items() if offset < READ_ONLY_BASE]
+READ_PARTS = 8
+"""Parts of a register's 32 bits that are chosen by an address register of their own."""
 DRAIN_LIMIT_CYCLES = 1 << 16
 """Longest wait for open bus transactions after the end."""
 INCREMENT_BITS = 16
@@ -65,20 +69,20 @@ def AXI4Lite():
 class Control(wiring.Component):
     """The host's view of the machine: `hw.spec.csr`.
 
-    Contract: START written while idle clears the core, the status and the counters (`clear`, in the cycle of the
-    write); `run` is high from the next cycle, cycle 0, to the one in which the program halts or the first error comes;
-    open bus transactions then finish, and done is set. START while running is ignored. The counter `cycles` is the
-    number of cycles of `run`; `cycle` is the current one's number. An error that comes between a good end and done
+    Contract: START written while idle clears the core, the status and the counters (`clear`, in the cycle behind the
+    write); `run` is high from cycle 0 on, RESET_CYCLES behind `clear`, to the one in which `halted` or the first error
+    comes; open bus transactions then finish, and done is set. START while running is ignored. The counter `cycles` is
+    the number of cycles of `run`; `cycle` is the current one's number. An error that comes between a good end and done
     counts, too. If transactions are still open after DRAIN_LIMIT_CYCLES the machine is done all the same, but poisoned
     until reset, because their late beats would reach the next program: START then ends at once with POISONED. Done is
     cleared by reading CTRL; ISR bits 0 (done) and 1 (ready) are set at done if IER has them, and toggled by writing 1.
     Base registers may be written while idle only.
-    Latency and throughput: a register access takes two cycles. Back-pressure: one access of each kind at a time.
-    Reset: idle, every register 0.
+    Latency and throughput: a write takes two cycles, a read three; counts are added a cycle late. Back-pressure: one
+    access of each kind at a time, none in reset. Reset: idle, every register 0.
 
     Parameters: config.
     Members: axi; irq; clear, run, load (cycle 0), cycle; the argument registers (by name); bases: the upper bits of
-    the memory ports' base addresses; halted, halt_code; error,
+    the memory ports' base addresses; halted; error,
     error_code, error_detail, error_pc; quiet: no bus transaction is open; counts: what each counter adds in this cycle
     (not `cycles`).
     """
@@ -96,7 +100,6 @@ class Control(wiring.Component):
                 **{name: Out(32) for name in ARGUMENTS},
                 "bases": Out(data.ArrayLayout(BASE_BITS, config.units + 1)),
                 "halted": In(1),
-                "halt_code": In(32),
                 "error": In(1),
                 "error_code": In(ERROR_BITS),
                 "error_detail": In(32),
@@ -112,27 +115,58 @@ class Control(wiring.Component):
         self.done, self.draining = Signal(), Signal()
         self.enable, self.isr, self.ier = Signal(), Signal(2), Signal(2)
         self.start, self.poisoned, refused = Signal(), Signal(), Signal()
-        self.counters = {"cycles": self.cycle} | {name: Signal(64, name=f"count_{name}") for name in COUNTERS[1:]}
-        idle = self.start & ~self.run & ~self.draining
+        self.begin, self.starting = Signal(), Signal(RESET_CYCLES)
+        """`starting`: a bit that moves on from `clear` to the cycle before cycle 0."""
+        self.counters = {"cycles": self.cycle} | {
+            name: Signal(64, name=f"count_{name}", reset_less=True) for name in COUNTERS[1:]
+        }
+        self.registers = {name: Signal(32, name=f"register_{name}", reset_less=True) for name in ARGUMENTS}
+        self.base_registers = [
+            Signal(BASE_BITS, name=f"base_{port}", reset_less=True) for port in range(self.config.units + 1)
+        ]
+        self.up = Signal()
+        """Low in reset and in the cycle behind it, in which registers are still set to 0."""
+        m.d.sync += self.up.eq(1)
+        self.busy = self.starting.any() | self.run | self.draining
+        idle = self.start & ~self.busy
         m.d.comb += [
+            *(getattr(self, name).eq(register) for name, register in self.registers.items()),
+            *(base.eq(register) for base, register in zip(self.bases, self.base_registers, strict=True)),
             self.irq.eq(self.enable & self.isr.any()),
-            self.clear.eq(idle & ~self.poisoned),
+            self.begin.eq(idle & ~self.poisoned),
+            self.clear.eq(self.starting[0]),
             refused.eq(idle & self.poisoned),
         ]
+        self._phases(m)
         self._writes(m)
         self._reads(m)
-        self._phases(m)
         with m.If(refused):
             m.d.sync += [self.status.eq(Error.POISONED), self.detail.eq(0), self.status_pc.eq(0), self.cycle.eq(0)]
             m.d.sync += [self.done.eq(1), self.isr.eq(self.isr | self.ier)]
         for name in COUNTERS[1:]:
-            counter = self.counters[name]
-            m.d.sync += counter.eq(Mux(self.clear, 0, counter + self.counts[name]))
+            m.d.sync += self.counters[name].eq(self.counters[name] + self.counts[name])
+        self._zero(m, self.clear | ResetSignal(), [self.counters[name] for name in COUNTERS[1:]], "zero_counters")
+        self._zero(m, ResetSignal(), [*self.registers.values(), *self.base_registers], "zero_registers")
         return m
+
+    def _zero(self, m, condition, registers, name):
+        """Sets registers to 0 two cycles behind a condition, a group at a time that one register can drive."""
+        groups, room = [[]], MAX_FANOUT
+        for register in registers:
+            if len(register) > room:
+                groups.append([])
+                room = MAX_FANOUT
+            groups[-1].append(register)
+            room -= len(register)
+        for group, zero in zip(groups, copies(m, condition, len(groups), name), strict=True):
+            with m.If(zero):
+                m.d.sync += [register.eq(0) for register in group]
 
     def _phases(self, m):
         waited, settled = Signal(range(DRAIN_LIMIT_CYCLES + 1)), Signal(range(SETTLE_CYCLES + 1))
-        m.d.sync += self.load.eq(self.clear)
+        m.d.sync += [self.starting.eq(Cat(self.begin, self.starting)), self.load.eq(self.starting[-1])]
+        with m.If(self.starting[-1]):
+            m.d.sync += self.run.eq(1)
         with m.If(self.run):
             m.d.sync += self.cycle.eq(self.cycle + 1)
             with m.If(self.error | self.halted):
@@ -144,7 +178,7 @@ class Control(wiring.Component):
                     self.status_pc.eq(self.error_pc),
                 ]
             with m.Elif(self.halted):
-                m.d.sync += [self.detail.eq(self.halt_code), self.status_pc.eq(self.error_pc)]
+                m.d.sync += [self.detail.eq(0), self.status_pc.eq(self.error_pc)]
         with m.Elif(self.draining):
             m.d.sync += [waited.eq(waited + 1), settled.eq(Mux(self.quiet, settled + 1, 0))]
             # A beat that nobody waited for (RD runs ahead) may still fail.
@@ -157,14 +191,14 @@ class Control(wiring.Component):
             with m.If((waited == DRAIN_LIMIT_CYCLES) | (settled == SETTLE_CYCLES)):
                 m.d.sync += [self.draining.eq(0), self.done.eq(1), self.isr.eq(self.isr | self.ier)]
                 m.d.sync += self.poisoned.eq(~self.quiet)
-        with m.Elif(self.clear):
-            m.d.sync += [self.run.eq(1), self.cycle.eq(0), self.status.eq(0), self.detail.eq(0), self.status_pc.eq(0)]
-            m.d.sync += self.done.eq(0)
+        with m.Elif(self.begin):
+            m.d.sync += [self.cycle.eq(0), self.status.eq(0), self.detail.eq(0), self.status_pc.eq(0), self.done.eq(0)]
 
     def _writes(self, m):
         axi, write = self.axi, Signal()
         m.d.comb += [
-            write.eq(axi.awvalid & axi.wvalid & ~axi.bvalid),
+            # While the core is being reset its arguments are not taken yet.
+            write.eq(axi.awvalid & axi.wvalid & ~axi.bvalid & self.up & ~self.starting.any() & ~self.load),
             axi.awready.eq(write),
             axi.wready.eq(write),
             self.start.eq(write & (axi.awaddr[2:] == CTRL >> 2) & axi.wstrb[0] & axi.wdata[0]),
@@ -184,10 +218,10 @@ class Control(wiring.Component):
                 with m.Case(REGISTERS[name] >> 2):
                     for byte in range(4):
                         with m.If(axi.wstrb[byte]):
-                            m.d.sync += getattr(self, name).word_select(byte, 8).eq(axi.wdata.word_select(byte, 8))
+                            m.d.sync += self.registers[name].word_select(byte, 8).eq(axi.wdata.word_select(byte, 8))
 
             for port in range(self.config.units + 1):
-                base = Value.cast(self.bases[port])
+                base = self.base_registers[port]
                 with m.Case(base_offset(port) >> 2):
                     for byte in range(4):
                         with m.If(axi.wstrb[byte]):
@@ -201,14 +235,14 @@ class Control(wiring.Component):
                             m.d.sync += upper.word_select(byte, 8).eq(axi.wdata.word_select(byte, 8))
 
     def _reads(self, m):
-        axi, read = self.axi, Signal()
-        control = Mux(self.run | self.draining, CTRL_START, CTRL_IDLE) | Mux(self.done, CTRL_DONE | CTRL_READY, 0)
+        axi, read, answer = self.axi, Signal(), Signal(32)
+        control = Mux(self.busy, CTRL_START, CTRL_IDLE) | Mux(self.done, CTRL_DONE | CTRL_READY, 0)
         values = {
             CTRL: control,
             GIER: self.enable,
             IER: self.ier,
             ISR: self.isr,
-            **{REGISTERS[name]: getattr(self, name) for name in ARGUMENTS},
+            **{REGISTERS[name]: register for name, register in self.registers.items()},
             REGISTERS["status"]: self.status,
             REGISTERS["status_detail"]: self.detail,
             REGISTERS["status_pc"]: self.status_pc,
@@ -218,16 +252,24 @@ class Control(wiring.Component):
         for name, counter in self.counters.items():
             values |= {counter_offset(name): counter[:32], counter_offset(name) + 4: counter[32:]}
         for port in range(self.config.units + 1):
-            base = Cat(Const(0, BASE_ALIGNMENT_LOG2), self.bases[port])
+            base = Cat(Const(0, BASE_ALIGNMENT_LOG2), self.base_registers[port])
             values |= {base_offset(port): base[:32], base_offset(port) + 4: base[32:]}
-        m.d.comb += [read.eq(axi.arvalid & ~axi.rvalid), axi.arready.eq(read)]
-        with m.If(read):
-            m.d.sync += [axi.rvalid.eq(1), axi.rdata.eq(0)]
-            with m.Switch(axi.araddr[2:]):
+        asked = Signal()
+        m.d.comb += [read.eq(axi.arvalid & ~asked & ~axi.rvalid & self.up), axi.arready.eq(read)]
+        m.d.sync += asked.eq(read)
+        # Every few bits of the answer have an address register of their own.
+        addresses = copies(m, axi.araddr[2:], READ_PARTS, "read_address")
+        size = 32 // READ_PARTS
+        for part, address in enumerate(addresses):
+            with m.Switch(address):
                 for offset, value in values.items():
                     with m.Case(offset >> 2):
-                        m.d.sync += axi.rdata.eq(value)
-            with m.If((axi.araddr[2:] == CTRL >> 2) & self.done):
+                        m.d.comb += answer.word_select(part, size).eq(
+                            Value.cast(value)[part * size : (part + 1) * size]
+                        )
+        with m.If(asked):
+            m.d.sync += [axi.rvalid.eq(1), axi.rdata.eq(answer)]
+            with m.If((addresses[0] == CTRL >> 2) & self.done):
                 m.d.sync += self.done.eq(0)
         with m.Elif(axi.rready):
             m.d.sync += axi.rvalid.eq(0)

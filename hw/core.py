@@ -6,9 +6,10 @@ from amaranth.lib.wiring import In, Out
 
 from hw.control import ARGUMENTS, INCREMENT_BITS
 from hw.fetch import Fetch
-from hw.interfaces import ERROR_BITS, AXI4Read, AXI4Write
+from hw.interfaces import BEAT_BITS, ERROR_BITS, AXI4Read, AXI4Write
 from hw.load_unit import LoadUnit
 from hw.matrix import Matrix
+from hw.pipeline import reset_through
 from hw.sequencer import Sequencer
 from hw.spec.config import Config
 from hw.spec.csr import COUNTERS, KV_BYTES, LD_BEATS, RD_BEATS, ST_BYTES
@@ -18,17 +19,20 @@ from hw.unit_queue import N_UNITS, Dispatcher
 from hw.vector_unit import VectorUnit
 
 SEQUENCER_DETAIL = len(Unit)
+REPORT = data.StructLayout({"code": ERROR_BITS, "detail": 32, "pc": 32})
+"""What an error tells."""
 
 
 class AuxRead(wiring.Component):
     """The auxiliary read port, used by one master at a time: program fetch, LDS, LD.
 
-    Contract: the master that is `fetching` or `loading` (LDS) owns the port, LD otherwise; the machine's order
-    guarantees that it has nothing open when the owner changes. With `run` low no new address is presented; one already
-    presented stays.
-    Latency: none. Back-pressure: arready goes to the owner. Reset: nothing open.
+    Contract: at most one master presents an address at a time, and it has nothing open when another one does: the
+    machine's order guarantees that. Beats are those of the master that is `fetching` or `loading` (LDS), of LD
+    otherwise. With `run` low no new address is taken.
+    Latency: none for addresses, AUX_BEAT = 1 cycle for beats, which are registered. Back-pressure: arready goes to all.
+    Reset: nothing open.
 
-    Members: fetch, lds, ld (masters); fetching, loading, run; bus; idle: no address presented and no beat awaited.
+    Members: fetch, lds, ld (masters); fetching, loading, run; bus; idle: no beat is awaited.
     """
 
     fetch: In(AXI4Read())
@@ -42,33 +46,29 @@ class AuxRead(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        bus = self.bus
-        held, awaited, wanted = Signal(), Signal(32), Signal()
+        bus, awaited = self.bus, Signal(32)
+        data_, resp, last = Signal(BEAT_BITS, reset_less=True), Signal(2, reset_less=True), Signal(reset_less=True)
+        valid, sent = Signal(), Signal(bus.arlen.shape().width + 1)
+        m.d.sync += [data_.eq(bus.rdata), resp.eq(bus.rresp), last.eq(bus.rlast), valid.eq(bus.rvalid)]
         owners = (
             (self.fetch, self.fetching),
             (self.lds, self.loading & ~self.fetching),
             (self.ld, ~self.fetching & ~self.loading),
         )
-        allowed = self.run | held
         for master, owns in owners:
             m.d.comb += [
-                master.rdata.eq(bus.rdata),
-                master.rresp.eq(bus.rresp),
-                master.rlast.eq(bus.rlast),
-                master.rvalid.eq(bus.rvalid & owns),
-                master.arready.eq(bus.arready & owns & allowed),
+                master.rdata.eq(data_),
+                master.rresp.eq(resp),
+                master.rlast.eq(last),
+                master.rvalid.eq(valid & owns),
+                master.arready.eq(bus.arready & self.run),
             ]
-            with m.If(owns):
-                m.d.comb += [bus.araddr.eq(master.araddr), bus.arlen.eq(master.arlen), wanted.eq(master.arvalid)]
-        m.d.comb += [
-            bus.arvalid.eq(wanted & allowed),
-            bus.rready.eq(1),
-            self.idle.eq(~bus.arvalid & (awaited == 0)),
-        ]
-        m.d.sync += [
-            held.eq(bus.arvalid & ~bus.arready),
-            awaited.eq(awaited + Mux(bus.arvalid & bus.arready, bus.arlen + 1, 0) - bus.rvalid),
-        ]
+            with m.If(master.arvalid):
+                m.d.comb += [bus.araddr.eq(master.araddr), bus.arlen.eq(master.arlen), bus.arvalid.eq(self.run)]
+        with m.If(bus.arvalid & bus.arready):
+            m.d.comb += sent.eq(bus.arlen + 1)
+        m.d.comb += [bus.rready.eq(1), self.idle.eq(awaited == 0)]
+        m.d.sync += awaited.eq(awaited + sent - valid)
         return m
 
 
@@ -76,13 +76,14 @@ class Core(wiring.Component):
     """Everything that one START runs.
 
     Contract: docs/machine.md. Reset before each run (only while `quiet`); buffers and instruction memory keep their
-    contents.
-    Latency and throughput: `hw.spec.timing`; `run` is high from cycle 0 on.
+    contents. Every block is reset through a register of its own, a cycle behind the core.
+    Latency and throughput: `hw.spec.timing`; `run` is high from cycle 0 on. Errors, the end and `quiet` are told
+    END_LATENCY = 2 cycles late, counts one cycle late (traffic: two).
     Back-pressure: only the memories'. With `run` low nothing starts, and open bus transactions finish.
 
     Parameters: config; primitive, shared: see `hw.matrix.Matrix`.
     Members: run, load, and the argument registers by name; reads, writes: memory ports, the channels' first, then aux;
-    halted, halt_code; error, error_code, error_detail, error_pc; quiet; counts (see `hw.control.Control`);
+    halted; error, error_code, error_detail, error_pc; quiet; counts (see `hw.control.Control`);
     starts, dones, tags (trace).
     """
 
@@ -97,7 +98,6 @@ class Core(wiring.Component):
                 "reads": Out(AXI4Read()).array(ports),
                 "writes": Out(AXI4Write()).array(ports),
                 "halted": Out(1),
-                "halt_code": Out(32),
                 "error": Out(1),
                 "error_code": Out(ERROR_BITS),
                 "error_detail": Out(32),
@@ -113,14 +113,14 @@ class Core(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         config = self.config
-        m.submodules.fetch = fetch = Fetch(config)
-        m.submodules.sequencer = sequencer = Sequencer(config)
-        m.submodules.dispatcher = dispatcher = Dispatcher(config)
-        m.submodules.load = load = LoadUnit(config)
-        m.submodules.store = store = StoreUnit(config)
-        m.submodules.matrix = matrix = Matrix(config, primitive=self.primitive, shared=self.shared)
-        m.submodules.vector = vector = VectorUnit(config, hierarchical=self.shared)
-        m.submodules.aux = aux = AuxRead()
+        fetch, sequencer, dispatcher = Fetch(config), Sequencer(config), Dispatcher(config)
+        load, store, aux = LoadUnit(config), StoreUnit(config), AuxRead()
+        matrix = Matrix(config, primitive=self.primitive, shared=self.shared)
+        vector = VectorUnit(config, hierarchical=self.shared)
+        blocks = {"fetch": fetch, "sequencer": sequencer, "dispatcher": dispatcher, "load": load, "store": store}
+        blocks |= {"matrix": matrix, "vector": vector, "aux": aux}
+        for name, block in blocks.items():
+            m.submodules[name] = reset_through(m, name, ResetSignal(), block)
         for unit, block in (
             (Unit.LD, load.unit),
             (Unit.ST, store.unit),
@@ -156,15 +156,18 @@ class Core(wiring.Component):
             dispatcher.run.eq(self.run),
             store.run.eq(self.run),
             matrix.stop.eq(~self.run),
-            self.quiet.eq(aux.idle & matrix.bus_idle & store.bus_idle),
             self.starts.eq(dispatcher.starts),
             self.dones.eq(dispatcher.dones & self.run.replicate(N_UNITS)),
             self.tags.eq(dispatcher.tags),
         ]
         self._sequencer(m, sequencer, fetch, dispatcher)
+        quiet = Signal()
+        m.d.sync += [quiet.eq(aux.idle & matrix.bus_idle & store.bus_idle), self.quiet.eq(quiet)]
         self._errors(m, sequencer, fetch, dispatcher)
-        self._counts(m, sequencer, dispatcher, matrix)
-        self._traffic(m, aux, load, matrix, store)
+        counts = Signal(data.StructLayout(dict.fromkeys(COUNTERS[1:], INCREMENT_BITS)), reset_less=True)
+        counted = self._counts(sequencer, dispatcher, matrix) | self._traffic(m, aux, load, matrix, store)
+        m.d.sync += [counts[name].eq(amount) for name, amount in counted.items()]
+        m.d.comb += self.counts.eq(counts)
         return m
 
     def _sequencer(self, m, sequencer, fetch, dispatcher):
@@ -172,7 +175,7 @@ class Core(wiring.Component):
             sequencer.load.eq(self.load),
             sequencer.run.eq(self.run),
             sequencer.go.eq(fetch.go),
-            sequencer.word.eq(fetch.word),
+            sequencer.words.eq(fetch.words),
             sequencer.entry.eq(self.entry),
             sequencer.length.eq(self.program_length),
             sequencer.limit.eq(self.instruction_limit),
@@ -182,36 +185,51 @@ class Core(wiring.Component):
             sequencer.idle.eq(dispatcher.idle),
             *[
                 getattr(dispatcher, name).eq(getattr(sequencer, name))
-                for name in ("set_en", "set_field", "set_value", "push", "push_unit", "wait", "signal", "tag")
+                for name in ("set_en", "set_field", "set_value", "push", "wait", "signal", "tag")
             ],
-            self.halted.eq(sequencer.halted),
-            self.halt_code.eq(sequencer.halt_code),
         ]
 
     def _errors(self, m, sequencer, fetch, dispatcher):
-        """The one reported in a cycle: units in their order, then fetch, then the sequencer."""
-        m.d.comb += [self.error_detail.eq(SEQUENCER_DETAIL), self.error_pc.eq(sequencer.error_pc)]
+        """The one reported of a cycle, in registers: units in their order, then fetch, then the sequencer."""
+        found, told = (Signal(REPORT, name=name, reset_less=True) for name in ("found", "told"))
+        halted, illegal, bus_error, failed, error = (
+            Signal(name=name) for name in ("halted_1", "illegal", "bus_error", "failed", "error_2")
+        )
+        m.d.sync += [
+            halted.eq(sequencer.halted),
+            illegal.eq(fetch.illegal),
+            bus_error.eq(fetch.bus_error),
+            failed.eq(sequencer.error),
+            found.code.eq(sequencer.error_code),
+            found.detail.eq(sequencer.halt_code),
+            found.pc.eq(sequencer.error_pc),
+            self.halted.eq(halted),
+            error.eq(dispatcher.error | illegal | bus_error | failed | (halted & (found.detail != 0))),
+            told.detail.eq(Mux(halted, found.detail, SEQUENCER_DETAIL)),
+            told.pc.eq(found.pc),
+        ]
         with m.If(dispatcher.error):
-            m.d.comb += [
-                self.error.eq(1),
-                self.error_code.eq(dispatcher.error_code),
-                self.error_detail.eq(dispatcher.error_unit),
-                self.error_pc.eq(dispatcher.error_pc),
+            m.d.sync += [
+                told.code.eq(dispatcher.error_code),
+                told.detail.eq(dispatcher.error_unit),
+                told.pc.eq(dispatcher.error_pc),
             ]
-        with m.Elif(fetch.illegal):
-            m.d.comb += [self.error.eq(1), self.error_code.eq(Error.ILLEGAL_INSTRUCTION)]
-        with m.Elif(fetch.bus_error):
-            m.d.comb += [self.error.eq(1), self.error_code.eq(Error.BUS_READ)]
-        with m.Elif(sequencer.error):
-            m.d.comb += [self.error.eq(1), self.error_code.eq(sequencer.error_code)]
-        with m.Elif(sequencer.halted & (sequencer.halt_code != 0)):
-            m.d.comb += [
-                self.error.eq(1),
-                self.error_code.eq(Error.HALT_CODE),
-                self.error_detail.eq(sequencer.halt_code),
-            ]
+        with m.Elif(illegal):
+            m.d.sync += told.code.eq(Error.ILLEGAL_INSTRUCTION)
+        with m.Elif(bus_error):
+            m.d.sync += told.code.eq(Error.BUS_READ)
+        with m.Elif(failed):
+            m.d.sync += told.code.eq(found.code)
+        with m.Else():
+            m.d.sync += told.code.eq(Error.HALT_CODE)
+        m.d.comb += [
+            self.error.eq(error),
+            self.error_code.eq(told.code),
+            self.error_detail.eq(told.detail),
+            self.error_pc.eq(told.pc),
+        ]
 
-    def _counts(self, m, sequencer, dispatcher, matrix):
+    def _counts(self, sequencer, dispatcher, matrix):
         """Pulses while running."""
         running = {
             "instructions": sequencer.retire,
@@ -224,11 +242,12 @@ class Core(wiring.Component):
             **{f"busy_{unit.name.lower()}": dispatcher.busy[unit] for unit in Unit},
             **{f"wait_{unit.name.lower()}": dispatcher.waiting[unit] for unit in Unit},
         }
-        m.d.comb += [self.counts[name].eq(pulse & self.run) for name, pulse in running.items()]
+        return {name: pulse & self.run for name, pulse in running.items()}
 
     def _traffic(self, m, aux, load, matrix, store):
         """Bus traffic to its end, a cycle late (it ends before done). Descriptors stay until their last beat."""
-        beat = aux.bus.rvalid & aux.bus.rready
+        beat = Signal()
+        m.d.sync += beat.eq(aux.bus.rvalid & aux.bus.rready)
         loading = beat & ~aux.fetching & ~aux.loading
         counted = {
             "read_beats_aux": beat,
@@ -243,4 +262,4 @@ class Core(wiring.Component):
             **{name: Mux(store.unit.desc.kind == kind, store.aux_bytes, 0) for kind, name in ST_BYTES.items()},
             KV_BYTES: store.channel_bytes,
         }
-        m.d.sync += [self.counts[name].eq(amount) for name, amount in counted.items()]
+        return counted

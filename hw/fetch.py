@@ -6,6 +6,7 @@ from amaranth.lib.wiring import In, Out
 
 from hw.burst import next_burst
 from hw.interfaces import BEAT_BITS, AXI4Read
+from hw.pipeline import copies
 from hw.spec.config import BEAT_BYTES, Config
 from hw.spec.isa import INSTRUCTION_BYTES
 
@@ -24,7 +25,7 @@ class Fetch(wiring.Component):
 
     Parameters: config.
     Members: run; skip, address (beats), length (instructions); bus; active: beats on the bus are the program's; go;
-    illegal, bus_error; pc -> word, both of the read port.
+    illegal, bus_error; pc -> words: the read port, its word twice, because a reader loads it much.
     """
 
     def __init__(self, config: Config):
@@ -41,7 +42,7 @@ class Fetch(wiring.Component):
                 "illegal": Out(1),
                 "bus_error": Out(1),
                 "pc": In(32),
-                "word": Out(64),
+                "words": Out(data.ArrayLayout(64, 2)),
             }
         )
 
@@ -53,16 +54,13 @@ class Fetch(wiring.Component):
             shape=shape, depth=limit // PER_BEAT, init=[], attrs={"ram_style": "block"}
         )
         write, read = program.write_port(), program.read_port()
-        asked, expected, at = (
-            Signal(range(limit // PER_BEAT + 1)),
-            Signal(range(limit // PER_BEAT + 1)),
-            Signal(range(limit // PER_BEAT)),
-        )
-        address, lane = Signal(32), Signal(3)
+        asked, expected = (Signal(range(limit // PER_BEAT + 1), name=name) for name in ("asked", "expected"))
+        at = Signal(range(limit // PER_BEAT))
+        address = Signal(32, reset_less=True)
+        lanes = copies(m, self.pc[:3], len(self.words), "lane")
         burst = Signal(5)
         beats = (self.length + PER_BEAT - 1) >> 3
         taken = self.bus.rvalid & self.active
-        m.d.sync += lane.eq(self.pc)
         m.d.comb += [
             burst.eq(next_burst(address, asked)),
             self.bus.araddr.eq(address << 6),
@@ -74,7 +72,7 @@ class Fetch(wiring.Component):
             Value.cast(write.data).eq(self.bus.rdata),
             self.bus_error.eq(taken & self.bus.rresp[1]),
             read.addr.eq(self.pc >> 3),
-            self.word.eq(read.data[lane]),
+            *(word.eq(read.data[lane]) for word, lane in zip(self.words, lanes, strict=True)),
         ]
         with m.FSM():
             with m.State("BEGIN"), m.If(self.run):

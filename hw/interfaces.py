@@ -62,7 +62,8 @@ def descriptor_layout(unit: Unit):
 def UnitPort(unit: Unit):
     """The dispatcher's end of a unit; the unit has ``In(UnitPort(unit))``.
 
-    ``start`` is high in cycle s only; ``desc`` is stable from s until ``done``, which is high in cycle e only.
+    ``start`` is high in one cycle, behind the instruction's start s; ``desc`` is stable from then until ``done``, which
+    is high in cycle e only.
     ``error`` is a pulse or a level (the dispatcher keeps the first); ``error_code`` is a `hw.spec.isa.Error`.
     """
     return wiring.Signature(
@@ -77,7 +78,8 @@ def UnitPort(unit: Unit):
 
 
 def BufferRead(words: int, lanes: int, lane_bits: int = 32):
-    """A read port as its user sees it; ``data`` is there in the cycle after ``en`` and ``addr`` (in words)."""
+    """A read port as its user sees it; ``data`` is there `hw.buffer_memory.READ_LATENCY` cycles after ``en`` and
+    ``addr`` (in words)."""
     return wiring.Signature(
         {
             "en": Out(1),

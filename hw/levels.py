@@ -9,7 +9,7 @@ move them inside; so what is before and what is behind such a multiplier is not 
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from hw.synth_units import Netlist
@@ -25,6 +25,7 @@ _CARRY, _MUX = "CARRY", "MUXF"
 _THROUGH = (*_LEVEL, _CARRY, _MUX, "INV", "$")
 """Combinational cells. Paths begin and end at all others: registers, memories, DSPs, modules that are left out."""
 _NOTHING: Depth = (0, 0, 0)
+NO_BOUND = 1 << 30
 
 
 class Found(NamedTuple):
@@ -57,6 +58,9 @@ class Timing:
     through: dict[PortBit, dict[PortBit, Depth]] = field(default_factory=dict)
     """Output -> the inputs that it depends on within a cycle."""
     longest: Levels = Levels(0, 0, 0, "nothing", "nothing")
+    deep: list[Levels] = field(default_factory=list)
+    """The paths within it that are longer than a bound: of each net the one through it that joins deepest start and
+    end, where both are known."""
 
 
 def levels(netlist: Netlist, root: str, inside: Callable[[str], bool] = lambda _: True) -> Levels:
@@ -64,6 +68,21 @@ def levels(netlist: Netlist, root: str, inside: Callable[[str], bool] = lambda _
 
     ValueError for a combinational loop.
     """
+    return _timing(netlist, root, inside).longest
+
+
+def above(netlist: Netlist, root: str, bound: int) -> list[Levels]:
+    """The paths of a module with everything below it that are longer than so many LUTs, the longest first; of paths
+    with the same ends one. ValueError for a combinational loop."""
+    paths: dict[tuple[str, str], Levels] = {}
+    for path in sorted(_timing(netlist, root, bound=bound).deep, key=lambda path: (-path.luts, -path.carries)):
+        paths.setdefault((path.starts_in, path.ends_in), path)
+    return list(paths.values())
+
+
+def _timing(
+    netlist: Netlist, root: str, inside: Callable[[str], bool] = lambda _: True, bound: int = NO_BOUND
+) -> Timing:
     known: dict[str, Timing] = {}
 
     def timing(name: str) -> Timing:
@@ -74,10 +93,10 @@ def levels(netlist: Netlist, root: str, inside: Callable[[str], bool] = lambda _
                 for kind in {cell["type"] for cell in module["cells"].values()}
                 if kind in netlist.modules and inside(kind)
             }
-            known[name] = _Graph(name, module, below, is_root=name == root).timing()
+            known[name] = _Graph(name, module, below, is_root=name == root).timing(bound)
         return known[name]
 
-    return timing(root).longest
+    return timing(root)
 
 
 def _is_written(kind: str, port: str) -> bool:
@@ -160,7 +179,7 @@ class _Graph:
             if inputs := timing.through.get(port_bit):
                 self.sources[net] = [(nets[key], depth) for key, depth in inputs.items() if key in nets]
 
-    def timing(self) -> Timing:
+    def timing(self, bound: int) -> Timing:
         order = self._order()
         arrivals, departures, behind = self._arrivals(order), self._departures(order), self._behind(order)
         keys = {bit: key for key, bit in self.inputs.items()}
@@ -174,6 +193,7 @@ class _Graph:
             {key: departures[bit] for key, bit in self.inputs.items() if bit in departures},
             through,
             self._longest(arrivals),
+            list(self._deep(arrivals, bound)),
         )
 
     def _order(self) -> list[Bit]:
@@ -243,16 +263,22 @@ class _Graph:
 
     def _longest(self, arrivals: dict[Bit, Found]) -> Levels:
         """Of the paths that start and end in this module or in those below it."""
-        best = Levels(0, 0, 0, "nothing", "nothing")
+        paths = [*self._paths(arrivals), *(_under(place, timing.longest) for place, timing in self.inner)]
+        return max(paths, key=lambda path: (path.luts, path.carries, path.muxes), default=Timing().longest)
+
+    def _deep(self, arrivals: dict[Bit, Found], bound: int) -> Iterator[Levels]:
+        """Those of more LUTs than the bound."""
+        yield from (path for path in self._paths(arrivals) if path.luts > bound)
         for place, timing in self.inner:
-            this = timing.longest
-            if (this.luts, this.carries, this.muxes) > (best.luts, best.carries, best.muxes):
-                best = Levels(
-                    this.luts, this.carries, this.muxes, f"{place}.{this.starts_in}", f"{place}.{this.ends_in}"
-                )
+            yield from (_under(place, path) for path in timing.deep)
+
+    def _paths(self, arrivals: dict[Bit, Found]) -> Iterator[Levels]:
+        """The deepest path to each end that is known here."""
         for bit, end in self.ends:
             if start := arrivals.get(bit):
-                depth = _plus(start.depth, end.depth)
-                if depth > (best.luts, best.carries, best.muxes):
-                    best = Levels(*depth, start.place, end.place)
-        return best
+                yield Levels(*_plus(start.depth, end.depth), start.place, end.place)
+
+
+def _under(place: str, path: Levels) -> Levels:
+    """A path within an inner module, as its surroundings call it."""
+    return replace(path, starts_in=f"{place}.{path.starts_in}", ends_in=f"{place}.{path.ends_in}")

@@ -17,9 +17,9 @@ class LoadUnit(wiring.Component):
 
     Contract: for o in n_outer: n_inner beats from aux beat address addr + o*stride to PB granules dst + o*dst_stride on
     (mod 2**32). A granule beyond PB is BUFFER_RANGE when its beat comes and is not written; a zero count or undefined
-    kind is ILLEGAL_DESCRIPTOR in s + 1.
-    Latency and throughput: AR j in s + 1 + j, one beat a cycle; done in the cycle after the last beat. What a beat
-    wrote in r is read from r + 1 on.
+    kind is ILLEGAL_DESCRIPTOR in t + 1.
+    Latency and throughput: AR j in t + 1 + j, t the cycle of `unit.start`; one beat a cycle; done in the cycle after
+    the last beat. What a beat wrote in r is read from r + 1 on.
     Back-pressure: arready is honoured, beats are always taken.
     Reset: idle; PB keeps its contents (0 at power-up).
 
@@ -42,7 +42,9 @@ class LoadUnit(wiring.Component):
         m = Module()
         desc, bus = self.unit.desc, self.bus
         busy, finished, illegal = Signal(), Signal(), Signal()
-        row, at, left, rows = Signal(32), Signal(32), Signal(32), Signal(32)
+        row, at, left, rows = (
+            Signal(32, name=f"ask_{name}", reset_less=True) for name in ("row", "at", "left", "rows")
+        )
         burst = Signal(5)
         m.d.comb += [
             burst.eq(next_burst(at, left)),
@@ -67,9 +69,9 @@ class LoadUnit(wiring.Component):
 
     def _receive(self, m, busy, illegal, finished):
         desc, per_word = self.unit.desc, self.config.granules_per_word
-        m.submodules.pb = pb = BufferMemory(buffer(self.config, "PB"))
-        row, at, left, rows = Signal(32), Signal(32), Signal(32), Signal(32)
-        taken, outside = Signal(), Signal()
+        m.submodules.pb = pb = BufferMemory(buffer(self.config, "PB"), registered=True)
+        row, at, left, rows = (Signal(32, name=name, reset_less=True) for name in ("row", "at", "left", "rows"))
+        taken, outside, start = Signal(), Signal(), Signal()
         bits = per_word.bit_length() - 1
         m.d.comb += [
             taken.eq(busy & self.bus.rvalid),
@@ -81,8 +83,9 @@ class LoadUnit(wiring.Component):
             pb.read_en.eq(self.buffer.en),
             Value.cast(self.buffer.data).eq(pb.read_data),
         ]
-        m.d.sync += finished.eq(0)
-        with m.If(self.unit.start):
+        # Beats come later than a cycle after the start: it has two registers, each with half of the loads.
+        m.d.sync += [finished.eq(0), start.eq(self.unit.start)]
+        with m.If(start):
             m.d.sync += [row.eq(desc.dst), at.eq(desc.dst), left.eq(desc.n_inner), rows.eq(desc.n_outer)]
         with m.Elif(taken):
             m.d.sync += [at.eq(at + 1), left.eq(left - 1)]

@@ -14,7 +14,7 @@ from hw.operand_buffer import BLOCK_BITS, OperandBuffer
 from hw.round_queue import RoundQueue
 from hw.spec.config import BLOCK, Config
 from hw.spec.isa import Error, MxMode, StreamFormat, Unit
-from hw.spec.timing import MX_ACC_LATENCY, MX_DRAIN_LATENCY, RD_ADDRESS
+from hw.spec.timing import MX_ACC_LATENCY, MX_DRAIN_LATENCY, RD_ADDRESS, UNIT_START
 from hw.spec.weights import MAX_BUNDLE
 from hw.verilog_writer import as_module
 from hw.weight_reader import CAME
@@ -156,7 +156,7 @@ class Matrix(wiring.Component):
             registered(m, name, registered(m, f"unit_{name}", Cat(getattr(unit, name) for unit in units)).any())
             for name in ("header_error", "bus_error")
         )
-        started = Signal(RD_ADDRESS, name="rd_started")
+        started = Signal(RD_ADDRESS - UNIT_START + 1, name="rd_started")
         m.d.sync += started.eq(Cat(self.rd.start, started))
         with m.If(self.rd.start):
             m.d.sync += [
@@ -165,15 +165,12 @@ class Matrix(wiring.Component):
             ]
         with m.If(self.rd.done):
             m.d.sync += busy.eq(0)
-        start, late_desc, late_stop = (
-            registered(m, name, value)
-            for name, value in (("unit_start", self.rd.start), ("unit_desc", desc.as_value()), ("unit_stop", stop))
-        )
-        for unit in units:
-            m.d.comb += [unit.rd_start.eq(start), unit.rd_desc.eq(late_desc), unit.stop.eq(late_stop)]
+        late_stop = registered(m, "unit_stop", stop)
+        for unit in units:  # start and descriptor come out of registers
+            m.d.comb += [unit.rd_start.eq(self.rd.start), unit.rd_desc.eq(desc), unit.stop.eq(late_stop)]
         m.d.comb += [
             self.rd.error.eq(illegal | header | bus),
-            # The units are active from RD_ADDRESS cycles after the start on, as is seen here.
+            # The units are seen to be active from RD_ADDRESS + 1 cycles after the instruction's start on.
             self.rd.done.eq(busy & ~self.rd.error & ~active.any() & ~started.any()),
             self.rd.error_code.eq(
                 Mux(

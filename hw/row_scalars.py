@@ -50,7 +50,8 @@ class RowScalars(wiring.Component):
             m.d.comb += read.addr.eq(getattr(self, f"{name}_addr"))
             length = self._operand(m, name, read.data)
             if name == "r0":
-                m.d.sync += self.square_shift.eq(Mux(length > 15, length - 15, 0))
+                shift = registered(m, Mux(length > 15, length - 15, 0), "shift")
+                m.d.comb += self.square_shift.eq(shift)
         return m
 
     def _operand(self, m, name, entry):
@@ -73,5 +74,5 @@ class RowScalars(wiring.Component):
                 m.d.comb += value.eq(fin)
             with m.Default():
                 m.d.comb += value.eq(raw)
-        m.d.sync += getattr(self, name).eq(value)
+        m.d.comb += getattr(self, name).eq(registered(m, value.as_signed(), f"{name}_operand"))
         return length

@@ -135,7 +135,7 @@ class Netlist:
         return tally(self.cells(unit))
 
 
-KEPT = "netlist.json.gz"
+KEPT = "mapped.json.gz"
 """The file of an entry of the cache."""
 Cache = Callable[[str, Callable[[Path], None]], Path]
 """Gives an entry's folder by its key, made by the function if it is not there (`sim.cache.entry`)."""
@@ -236,4 +236,7 @@ def _cell(cell: dict, names: dict[int, str]) -> dict:
     ways, where = cell.get("port_directions", {}), cell["connections"]
     outputs = (bit for port, way in ways.items() if way == "output" for bit in where.get(port, ()))
     net = next((names[bit] for bit in outputs if bit in names), None)
-    return {"type": cell["type"], "connections": where, "port_directions": ways, "net": net}
+    kept = {"type": cell["type"], "connections": where, "port_directions": ways, "net": net}
+    if cell["type"] == "$lut":
+        kept["parameters"] = {"LUT": cell["parameters"]["LUT"]}  # the truth table, for `hw.packing`
+    return kept

@@ -5,15 +5,15 @@ from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.interfaces import ERROR_BITS, UnitPort, descriptor_layout
+from hw.pipeline import copies, reset_through
 from hw.spec.config import Config
 from hw.spec.isa import FIELDS, SEMAPHORE_MAX, Error, Unit
 
 N_UNITS = len(Unit)
-
-
-def entry_layout(unit: Unit):
-    """What ISSUE pushes, but for the wait mask."""
-    return data.StructLayout({"signal": N_UNITS, "tag": 32, "desc": descriptor_layout(unit)})
+ZEROED_FIELDS = 7
+"""Fields of 32 bits that one register sets to 0."""
+ENTRY_PART_BITS = 448
+"""Bits of an entry behind one register of the read address, which a LUT memory loads for every two bits."""
 
 
 class UnitQueue(wiring.Component):
@@ -21,17 +21,17 @@ class UnitQueue(wiring.Component):
 
     Contract: `push` appends {wait, signal, tag, shadow descriptor}; the head starts when the unit is idle and `ready`
     (its semaphores) is high. The entry that runs stays at the memory's output until `done`, so `unit.desc` and
-    `tag` are stable.
-    Latency and throughput: pushed in t, visible as head in t + 1; done in e, the next start is in e + 1 at the
-    earliest.
+    `tag` are stable. A unit that has reported an error has no end any more.
+    Latency and throughput: pushed in t, visible as head in t + 1; started in s, the unit's port says so in s + 1; done
+    in e, the next start is in e + 1 at the earliest.
     Back-pressure: `full` (registered: `depth` entries wait, the running one not counted); a push then is forbidden.
-    Reset: queue empty, shadow descriptor 0.
+    Reset: queue empty; the shadow descriptor is 0 two cycles later.
 
     Parameters: unit; depth in instructions.
-    Members: unit (the unit's port); set_en, set_index, set_value (shadow field); push, wait, signal, tag_in; run:
-    starts are allowed; head_wait: semaphores the head needs; ready: they are there; running_signal, tag: of the entry
-    at the output; waiting: the head waits for semaphores only; busy: s + 1 .. e; idle: nothing runs and nothing is
-    queued.
+    Members: unit (the unit's port); start: in s; done: in e; set_en, set_index, set_value (shadow field); push, wait,
+    signal, tag_in; run: starts are allowed; head_wait: semaphores the head needs; ready: they are there;
+    running_signal, tag: of the entry at the output; waiting: the head waits for semaphores only; busy: s + 1 .. e;
+    idle: nothing runs and nothing is queued.
     """
 
     def __init__(self, unit: Unit, depth: int):
@@ -39,6 +39,8 @@ class UnitQueue(wiring.Component):
         super().__init__(
             {
                 "unit": Out(UnitPort(unit)),
+                "start": Out(1),
+                "done": Out(1),
                 "set_en": In(1),
                 "set_index": In(5),
                 "set_value": In(32),
@@ -60,47 +62,63 @@ class UnitQueue(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        layout = entry_layout(self.kind)
         # The running entry is still in the memory: depth + 1 places.
         slots = 1 << self.depth.bit_length()
-        m.submodules.entries = entries = memory.Memory(shape=layout, depth=slots, init=[])
-        write, read = entries.write_port(), entries.read_port(domain="comb")
-        shadow = Signal(descriptor_layout(self.kind))
         count, write_at, read_at = Signal(range(self.depth + 1)), Signal(range(slots)), Signal(range(slots))
-        start, done = self.unit.start, self.unit.done & self.busy
-        waits = Signal()
-        """count != 0, in a register: starts are the dispatcher's longest path."""
-        with m.If(self.set_en), m.Switch(self.set_index):
-            for i, name in enumerate(FIELDS[self.kind]):
-                with m.Case(i):
-                    m.d.sync += shadow[name].eq(self.set_value)
+        waits, failed = Signal(), Signal()
+        """`waits`: count != 0, in a register: starts are the dispatcher's longest path."""
         m.d.comb += [
-            write.addr.eq(write_at),
-            write.en.eq(self.push),
-            write.data.desc.eq(shadow),
-            write.data.tag.eq(self.tag_in),
-            write.data.signal.eq(self.signal),
-            read.addr.eq(read_at),
-            self.unit.desc.eq(read.data.desc),
-            self.running_signal.eq(read.data.signal),
-            self.tag.eq(read.data.tag),
-            start.eq(self.run & ~self.busy & waits & self.ready),
+            self.done.eq(self.unit.done & self.busy & ~failed),
+            self.start.eq(self.run & ~self.busy & waits & self.ready),
             self.waiting.eq(self.run & ~self.busy & waits & ~self.ready),
             self.full.eq(count == self.depth),
             self.idle.eq(~self.busy & ~waits),
         ]
         m.d.sync += [
-            count.eq(count + self.push - start),
-            waits.eq(self.push | (count > 1) | (waits & ~start)),
+            failed.eq(failed | self.unit.error),
+            self.unit.start.eq(self.start),
+            count.eq(count + self.push - self.start),
+            waits.eq(self.push | (count > 1) | (waits & ~self.start)),
             write_at.eq(write_at + self.push),
-            read_at.eq(read_at + done),
+            read_at.eq(read_at + self.done),
         ]
-        with m.If(start):
+        with m.If(self.start):
             m.d.sync += self.busy.eq(1)
-        with m.Elif(done):
+        with m.Elif(self.done):
             m.d.sync += self.busy.eq(0)
-        self._head_wait(m, slots, write_at, read_at, done)
+        self._entries(m, slots, write_at, read_at)
+        self._head_wait(m, slots, write_at, read_at, self.done)
         return m
+
+    def _entries(self, m, slots, write_at, read_at):
+        """The memory of entries, in parts that are narrow enough for one register of the read address each; the
+        descriptor at its output is registered."""
+        fields = FIELDS[self.kind]
+        shadow = Signal(descriptor_layout(self.kind), reset_less=True)
+        with m.If(self.set_en), m.Switch(self.set_index):
+            for i, name in enumerate(fields):
+                with m.Case(i):
+                    m.d.sync += shadow[name].eq(self.set_value)
+        # A program may issue what it has not set: 0. The reset reaches each few fields through a register of their own.
+        for i, zero in enumerate(copies(m, ResetSignal(), -(-len(fields) // ZEROED_FIELDS), "zero")):
+            with m.If(zero):
+                m.d.sync += [shadow[name].eq(0) for name in fields[i * ZEROED_FIELDS : (i + 1) * ZEROED_FIELDS]]
+        desc = Signal(descriptor_layout(self.kind), reset_less=True)
+        pushed = Cat(self.signal, self.tag_in, shadow)
+        parts = [pushed[at : at + ENTRY_PART_BITS] for at in range(0, len(pushed), ENTRY_PART_BITS)]
+        head = []
+        for number, (part, at) in enumerate(
+            zip(
+                parts, copies(m, (read_at + self.done)[: len(read_at)], len(parts), "read_at", resets=True), strict=True
+            )
+        ):
+            entries = memory.Memory(shape=unsigned(len(part)), depth=slots, init=[])
+            m.submodules[f"entries_{number}"] = entries
+            write, read = entries.write_port(), entries.read_port(domain="comb")
+            m.d.comb += [write.addr.eq(write_at), write.en.eq(self.push), write.data.eq(part), read.addr.eq(at)]
+            head.append(read.data)
+        m.d.comb += [Cat(self.running_signal, self.tag).eq(Cat(head)[: N_UNITS + 32]), self.unit.desc.eq(desc)]
+        m.d.sync += Value.cast(desc).eq(Cat(head)[N_UNITS + 32 :])
 
     def _head_wait(self, m, slots, write_at, read_at, done):
         """The wait mask of the place that is read in the next cycle, a cycle ahead of the other fields."""
@@ -127,13 +145,15 @@ class Dispatcher(wiring.Component):
     Contract: a start decrements the semaphores [producer -> unit] of its wait mask, all of which are >= 1; a done
     increments [unit -> consumer] of its signal mask. Both at once leave it as it is. Beyond SEMAPHORE_MAX: error
     SEMAPHORE of the producer, in the cycle of the done.
-    Latency and throughput: an increment in e is seen by starts from e + 1 on; everything else as `UnitQueue`.
-    Back-pressure: `full` of each unit. Reset: all empty, semaphores 0.
+    Latency and throughput: an increment in e is seen by starts from e + 1 on; what SET writes in t is pushed from t + 2
+    on; errors are told a cycle late; everything else as `UnitQueue`.
+    Back-pressure: `full` of each unit. Reset: semaphores 0, and a cycle
+    later all queues empty.
 
     Parameters: config.
-    Members: ld, st, rd, mx, vu (unit ports); run; set_en, set_field (unit << 5 | index), set_value; push, push_unit,
-    wait, signal, tag; full, idle, busy, waiting, starts, dones (a bit a unit); tags; error (level or pulse),
-    error_code, error_unit, error_pc: of the lowest unit that fails in this cycle.
+    Members: ld, st, rd, mx, vu (unit ports); run; set_en, set_field (unit << 5 | index), set_value; push (a bit a
+    unit), wait, signal, tag; full, idle, busy, waiting, starts, dones (a bit a unit); tags; error (level or pulse),
+    error_code, error_unit, error_pc: of the lowest unit that failed in the cycle before.
     """
 
     def __init__(self, config: Config):
@@ -146,8 +166,7 @@ class Dispatcher(wiring.Component):
                 "set_en": In(1),
                 "set_field": In(8),
                 "set_value": In(32),
-                "push": In(1),
-                "push_unit": In(3),
+                "push": In(N_UNITS),
                 "wait": In(N_UNITS),
                 "signal": In(N_UNITS),
                 "tag": In(32),
@@ -164,15 +183,17 @@ class Dispatcher(wiring.Component):
         m = Module()
         queues = [UnitQueue(unit, self.config.queue_depth) for unit in Unit]
         overflow = [Signal(name=f"overflow_{unit.name.lower()}") for unit in Unit]
+        set_en, set_field, set_value = Signal(), Signal(8, reset_less=True), Signal(32, reset_less=True)
+        m.d.sync += [set_en.eq(self.set_en), set_field.eq(self.set_field), set_value.eq(self.set_value)]
         for unit, queue in zip(Unit, queues, strict=True):
             name = unit.name.lower()
-            m.submodules[name] = queue
+            m.submodules[name] = reset_through(m, f"queue_{name}", ResetSignal(), queue)
             wiring.connect(m, queue.unit, wiring.flipped(getattr(self, name)))
             m.d.comb += [
-                queue.set_en.eq(self.set_en & (self.set_field[5:] == unit)),
-                queue.set_index.eq(self.set_field[:5]),
-                queue.set_value.eq(self.set_value),
-                queue.push.eq(self.push & (self.push_unit == unit)),
+                queue.set_en.eq(set_en & (set_field[5:] == unit)),
+                queue.set_index.eq(set_field[:5]),
+                queue.set_value.eq(set_value),
+                queue.push.eq(self.push[unit]),
                 queue.wait.eq(self.wait),
                 queue.signal.eq(self.signal),
                 queue.tag_in.eq(self.tag),
@@ -182,8 +203,8 @@ class Dispatcher(wiring.Component):
                 self.busy[unit].eq(queue.busy),
                 self.waiting[unit].eq(queue.waiting),
                 self.tags[unit].eq(queue.tag),
-                self.starts[unit].eq(queue.unit.start),
-                self.dones[unit].eq(queue.unit.done & queue.busy),
+                self.starts[unit].eq(queue.start),
+                self.dones[unit].eq(queue.done),
             ]
         self._semaphores(m, queues, overflow)
         self._errors(m, queues, overflow)
@@ -216,15 +237,21 @@ class Dispatcher(wiring.Component):
 
     def _errors(self, m, queues, overflow):
         for unit in reversed(Unit):
-            queue = queues[unit]
+            queue, name = queues[unit], unit.name.lower()
             # RD's beats may fail after its end: the instruction is the last one started.
-            last = Signal(32, name=f"last_{unit.name.lower()}")
-            with m.If(queue.unit.start):
+            last, pc = (Signal(32, name=f"{what}_{name}", reset_less=True) for what in ("last", "pc"))
+            failed, code = Signal(name=f"failed_{name}"), Signal(ERROR_BITS, name=f"code_{name}", reset_less=True)
+            with m.If(queue.start):
                 m.d.sync += last.eq(queue.tag)
-            with m.If(queue.unit.error | overflow[unit]):
+            m.d.sync += [
+                failed.eq(queue.unit.error | overflow[unit]),
+                code.eq(Mux(queue.unit.error, queue.unit.error_code, Error.SEMAPHORE)),
+                pc.eq(last),
+            ]
+            with m.If(failed):
                 m.d.comb += [
                     self.error.eq(1),
                     self.error_unit.eq(unit),
-                    self.error_pc.eq(last),
-                    self.error_code.eq(Mux(queue.unit.error, queue.unit.error_code, Error.SEMAPHORE)),
+                    self.error_pc.eq(pc),
+                    self.error_code.eq(code),
                 ]

@@ -5,6 +5,7 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.interfaces import BUFFER_ADDRESS_BITS, ERROR_BITS, descriptor_layout
+from hw.pipeline import copies
 from hw.spec.config import Config
 from hw.spec.isa import CTL0, Dst, Error, Unit
 from hw.spec.legal import USES
@@ -16,6 +17,10 @@ ROW_OPERANDS = ("r0", "r1", "w")
 """Addresses and lengths are sums of fields modulo 2**32 (`hw.spec.legal`)."""
 
 
+WALK = data.StructLayout({"start": 1, "active": 1, "row_end": 1, "mid_end": 1})
+"""What the counters say of a cycle; operands follow in the next one."""
+
+
 class VectorAddress(wiring.Component):
     """Walks outer x mid x words, one word a cycle, and checks descriptor and addresses.
 
@@ -23,15 +28,13 @@ class VectorAddress(wiring.Component):
     blocks that are not at the start of a word are ILLEGAL_DESCRIPTOR. A buffer that the pass uses is BUFFER_RANGE when
     a word of it is beyond the end. w is checked with every word.
 
-    Latency: word j's addresses are out in cycle s + 1 + j, `ok` one cycle later: no error up to and including this
-    word.
-    Throughput: one word a cycle. `stop` is high with the last word of all; a pass that leaves a buffer with word k
-    stops at word k + 2 if it has one, an illegal one in s.
+    Latency: with `start` in t, word j's addresses are out in t + 2 + j, `ok` one cycle later: no error up to and
+    including this word. `error` is high from t + 1 on for an illegal descriptor, else two cycles behind the addresses.
+    Throughput: one word a cycle. `stop` is high a cycle before the last word's addresses, of an illegal pass in t.
 
     Back-pressure: none. Reset: idle, no error. `error` stays until the next start.
 
-    Parameters: config. Members: `active`: addresses are of a word; `first`, `last`: of the reduced row;
-    `n_lanes`: valid lanes, 0..lanes.
+    Parameters: config. Members: `first`, `last`: of the reduced row; `n_lanes`: valid lanes, 0..lanes.
     """
 
     def __init__(self, config: Config):
@@ -40,7 +43,6 @@ class VectorAddress(wiring.Component):
             {
                 "start": In(1),
                 "desc": In(descriptor_layout(Unit.VU)),
-                "active": Out(1),
                 "ok": Out(1),
                 "stop": Out(1),
                 "first": Out(1),
@@ -55,86 +57,92 @@ class VectorAddress(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         self.ctl = data.View(CONTROL, self.desc.ctl0[: CONTROL.size])
-        self._counters(m)
-        for name in OPERANDS:
-            self._operand(m, name)
-        self._lanes(m)
-        self._errors(m)
+        walk = self._counters(m)
+        walks = [data.View(WALK, copy) for copy in copies(m, walk, len(OPERANDS) + 2, "walk", resets=True)]
+        for name, own in zip(OPERANDS, walks, strict=False):
+            self._operand(m, name, own)
+        self._lanes(m, walks[-2])
+        self._errors(m, walks[-1].active)
         return m
 
     def _counters(self, m):
-        self.left = {name: Signal(32, name=f"{name}_left") for name in ("n_words", "n_mid", "n_outer")}
+        """The walk."""
+        self.left = {name: Signal(32, name=f"{name}_left", reset_less=True) for name in ("n_words", "n_mid", "n_outer")}
         word, mid, outer = self.left.values()
         self.illegal = self._illegal()
-        self.row_end, self.mid_end, end = Signal(), Signal(), Signal()
-        first_mid = Signal()
+        walk, first_mid = Signal(WALK), Signal()
         m.d.comb += [
-            self.row_end.eq(word == 1),
-            self.mid_end.eq(self.row_end & (mid == 1)),
-            end.eq(self.mid_end & (outer == 1)),
-            self.stop.eq(Mux(self.active, end | self.error, self.start & self.illegal)),
+            walk.start.eq(self.start),
+            walk.row_end.eq(word == 1),
+            walk.mid_end.eq(walk.row_end & (mid == 1)),
+            self.stop.eq(Mux(walk.active, walk.mid_end & (outer == 1), self.start & self.illegal)),
         ]
-        with m.If(self.active):
-            m.d.sync += word.eq(Mux(self.row_end, self.desc.n_words, word - 1))
-            with m.If(self.row_end):
-                m.d.sync += [mid.eq(Mux(self.mid_end, self.desc.n_mid, mid - 1)), first_mid.eq(self.mid_end)]
-            with m.If(self.mid_end):
+        active = Signal()
+        m.d.comb += walk.active.eq(active)
+        with m.If(active):
+            m.d.sync += word.eq(Mux(walk.row_end, self.desc.n_words, word - 1))
+            with m.If(walk.row_end):
+                m.d.sync += [mid.eq(Mux(walk.mid_end, self.desc.n_mid, mid - 1)), first_mid.eq(walk.mid_end)]
+            with m.If(walk.mid_end):
                 m.d.sync += outer.eq(outer - 1)
             with m.If(self.stop):
-                m.d.sync += self.active.eq(0)
+                m.d.sync += active.eq(0)
         with m.If(self.start):
             m.d.sync += [
                 *(left.eq(self.desc[name]) for name, left in self.left.items()),
-                self.active.eq(~self.illegal),
+                active.eq(~self.illegal),
                 first_mid.eq(1),
             ]
         row_start = Signal()
-        with m.If(self.start | self.active):
-            m.d.sync += row_start.eq(self.start | self.row_end)
-        m.d.comb += [
+        with m.If(self.start | active):
+            m.d.sync += row_start.eq(self.start | walk.row_end)
+        m.d.sync += [
             self.first.eq(row_start & (first_mid | ~self.ctl.level)),
-            self.last.eq(Mux(self.ctl.level, self.mid_end, self.row_end)),
+            self.last.eq(Mux(self.ctl.level, walk.mid_end, walk.row_end)),
         ]
+        return walk
 
-    def _operand(self, m, name):
+    def _operand(self, m, name, walk):
         """One adder: the base of what goes on plus its step."""
-        current = self[name]
-        mid, outer = Signal(BUFFER_ADDRESS_BITS, name=f"{name}_mid"), Signal(BUFFER_ADDRESS_BITS, name=f"{name}_out")
+        current, mid, outer = (
+            Signal(BUFFER_ADDRESS_BITS, name=f"{name}_{what}", reset_less=True) for what in ("now", "mid", "out")
+        )
+        m.d.comb += self[name].eq(current)
         step = C(1, 32)
         if name in ROW_OPERANDS:
             step = C(0, 32)
         elif name == "d":
             to_operand_buffer = self.ctl.dst >= Dst.OB
             step = Mux(to_operand_buffer, self.config.granules_per_word, 1)
-        base = Mux(self.mid_end, outer, Mux(self.row_end, mid, current))
+        base = Mux(walk.mid_end, outer, Mux(walk.row_end, mid, current))
         mid_step = self.desc[f"{name}_mid"]
         if name == "w":
             mid_step = Mux(self.ctl.level, 0, mid_step)
-        step = Mux(self.mid_end, self.desc[f"{name}_out"], Mux(self.row_end, mid_step, step))
+        step = Mux(walk.mid_end, self.desc[f"{name}_out"], Mux(walk.row_end, mid_step, step))
         following = (base + step)[:BUFFER_ADDRESS_BITS]
-        with m.If(self.active):
+        with m.If(walk.active):
             m.d.sync += current.eq(following)
-            with m.If(self.row_end):
+            with m.If(walk.row_end):
                 m.d.sync += mid.eq(following)
-            with m.If(self.mid_end):
+            with m.If(walk.mid_end):
                 m.d.sync += outer.eq(following)
-        with m.If(self.start):
+        with m.If(walk.start):
             m.d.sync += [signal.eq(self.desc[name]) for signal in (current, mid, outer)]
 
     def __getitem__(self, name):
         return getattr(self, f"{name}_addr")
 
-    def _lanes(self, m):
+    def _lanes(self, m, walk):
         lanes = self.config.lanes
-        limit, left = Signal(BUFFER_ADDRESS_BITS), Signal(BUFFER_ADDRESS_BITS)
+        limit, left = (Signal(BUFFER_ADDRESS_BITS, name=name, reset_less=True) for name in ("limit", "left"))
         following = (limit + self.desc.len_step)[:BUFFER_ADDRESS_BITS]
         many = left >= lanes
         m.d.comb += self.n_lanes.eq(Mux(many, lanes, left))
-        with m.If(self.active):
-            m.d.sync += left.eq(Mux(self.mid_end, following, Mux(self.row_end, limit, Mux(many, left - lanes, 0))))
-            with m.If(self.mid_end):
+        with m.If(walk.active):
+            m.d.sync += left.eq(Mux(walk.mid_end, following, Mux(walk.row_end, limit, Mux(many, left - lanes, 0))))
+            with m.If(walk.mid_end):
                 m.d.sync += limit.eq(following)
-        with m.If(self.start):
+        with m.If(walk.start):
             m.d.sync += [limit.eq(self.desc.len0), left.eq(self.desc.len0)]
 
     def _illegal(self):
@@ -146,7 +154,7 @@ class VectorAddress(wiring.Component):
         parts = Cat(self.desc[name][:part_bits] for name in ("d", "d_out", "d_mid"))
         return zero.any() | beyond.any() | (self.ctl.dst >= Dst.OB) & parts.any()
 
-    def _errors(self, m):
+    def _errors(self, m, active):
         """Comparisons in the word's cycle, their result with `ok`."""
         ctl, config = self.ctl, self.config
         depths = {"a": config.ab_granules, "p": config.pb_granules, "v": config.vb_granules}
@@ -161,7 +169,8 @@ class VectorAddress(wiring.Component):
             (ctl.dst >= Dst.OB) & (d >= config.ob_blocks),
         ]
         out_of_range = registered(m, Cat(beyond), "beyond").any()
-        checked = registered(m, self.active, "checked")
+        checked = Signal()  # reset: a pass that has failed may still walk when the next program starts
+        m.d.sync += checked.eq(active)
         m.d.comb += self.ok.eq(checked & ~out_of_range & ~self.error)
         with m.If(checked & out_of_range & ~self.error):
             m.d.sync += [self.error.eq(1), self.error_code.eq(Error.BUFFER_RANGE)]

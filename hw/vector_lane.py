@@ -33,8 +33,8 @@ class VectorLane(wiring.Component):
     reduction's identity. A multiplier that a pass does not use multiplies by one.
 
     Latency: OUT_LATENCY to `out`, REDUCE_LATENCY to `contribution`. Throughput: one element a cycle. Row operands come
-    when their stage needs them: `scale2` at MUL2 - 1, `r1` at ADD - 1, `scale3` at MUL3 - 1, `valid` and
-    `square_shift` at MASK; `a`, `p`, `v`, `r0` at 0. `control`, `adjust1` and `imm` are constant during a pass.
+    when their stage needs them: `scale2` at MUL2 - 1, `r1` at ADD - 1, `scale3` at MUL3 - 2, `valid` at MASK,
+    `square_shift` at MASK - 1; `a`, `p`, `v`, `r0` at 0. `control`, `adjust1` and `imm` are constant during a pass.
 
     Back-pressure: none. Reset: none; values without meaning pass through.
 
@@ -61,6 +61,7 @@ class VectorLane(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         self.ctl = data.View(CONTROL, registered(m, self.control, "ctl"))
+        self.adjust = registered(m, self.adjust1, "adjust")
         a, p, v, r0 = (registered(m, getattr(self, name), f"{name}_1") for name in ("a", "p", "v", "r0"))
         sources = {Src.A: a, Src.V: v, Src.P: p, Src.R0: r0}
         x = registered(m, _choose(m, self.ctl.src, sources, signed(32), "source"), "x_source")
@@ -79,10 +80,11 @@ class VectorLane(wiring.Component):
         """x at SWAP, p at 1."""
         mantissa, shift = (
             registered(m, value, name)
-            for value, name in zip(scale_operands(p, self.adjust1), ("p_mantissa", "p_shift"), strict=True)
+            for value, name in zip(scale_operands(p, self.adjust), ("p_mantissa", "p_shift"), strict=True)
         )
         p = registered(m, p, "p_2")
-        y, z, amount = Signal(signed(17)), Signal(signed(16)), Signal(7)
+        y, z = Signal(signed(17), reset_less=True), Signal(signed(16), reset_less=True)
+        amount = Signal(7, reset_less=True)
         with m.Switch(self.ctl.mul1):
             with m.Case(Mul1.P):
                 m.d.sync += [y.eq(mantissa), z.eq(0), amount.eq(shift)]
@@ -118,10 +120,12 @@ class VectorLane(wiring.Component):
         position = (clamped + nm.GATE_LIMIT)[:21]
         power = Mux(x < 0, x, 0)[:32].as_signed()
         down = nm.EXP2_FRAC - (power >> 16)
-        fraction, amount = Signal(nm.GATE_SEGMENT_LOG2), Signal(7)
+        fraction, amount = Signal(nm.GATE_SEGMENT_LOG2, reset_less=True), Signal(7, reset_less=True)
+        chosen, segment = Signal(2, reset_less=True), Signal(8, reset_less=True)
+        m.d.comb += [table.table.eq(chosen), table.segment.eq(segment)]
         m.d.sync += [
-            table.table.eq(self.ctl.func - 1),  # SIGMOID wraps to SILU's
-            table.segment.eq(Mux(exponential, power[8:16], position[nm.GATE_SEGMENT_LOG2 :])),
+            chosen.eq(self.ctl.func - 1),  # SIGMOID wraps to SILU's
+            segment.eq(Mux(exponential, power[8:16], position[nm.GATE_SEGMENT_LOG2 :])),
             fraction.eq(Mux(exponential, power[:8] << nm.GATE_SEGMENT_LOG2 - 8, position[: nm.GATE_SEGMENT_LOG2])),
             amount.eq(Mux(exponential, Mux(down > 31, 31, down), Mux(bare, 0, nm.FRAC))),
         ]
@@ -130,7 +134,7 @@ class VectorLane(wiring.Component):
         value = Signal(len(low) + 1)
         m.d.comb += value.eq(low + (step >> nm.GATE_SEGMENT_LOG2))
         x = delayed(m, x, GATE - FUNC - 1, "x_func")
-        operand, gate = Signal(signed(32)), Signal(signed(18))
+        operand, gate = Signal(signed(32), reset_less=True), Signal(signed(18), reset_less=True)
         m.d.sync += [
             operand.eq(Mux(alone, value, x)),
             gate.eq(Mux(alone | bare, 1, value)),
@@ -139,9 +143,10 @@ class VectorLane(wiring.Component):
         return round_shift(m, product, delayed(m, amount, GATE - FUNC - 1 + 2, "amount_func"), "func")
 
     def _mul3(self, m, x, v):
-        scale = data.View(SCALE, registered(m, self.scale3, "scale3_reg"))
+        early = data.View(SCALE, registered(m, self.scale3, "scale3_early"))
+        scale = data.View(SCALE, registered(m, early, "scale3_reg"))
         y = Signal(signed(32), name="y_mul3", reset_less=True)
-        m.d.sync += y.eq(Mux(self.ctl.mul3 == Mul3.V, v, self.scale3.mantissa))
+        m.d.sync += y.eq(Mux(self.ctl.mul3 == Mul3.V, v, early.mantissa))
         product = delayed(m, x * y, 3, "product3")
         return round_shift(m, product, delayed(m, scale.shift, 3, "amount3"), "mul3")
 
@@ -161,20 +166,22 @@ class VectorLane(wiring.Component):
             m.d.comb += result.eq(clipped[:8].as_signed())
         with m.Else():
             m.d.comb += result.eq(clipped)
-        m.d.sync += self.out.eq(Mux(valid, result, 0))
+        m.d.comb += self.out.eq(registered(m, Mux(valid, result, 0)[:32].as_signed(), "result_out"))
 
     def _reduce(self, m, x, func):
         """Both at MASK."""
         kind = self.ctl.reduce
         tapped = Signal(signed(32))
         m.d.comb += tapped.eq(Mux(self.ctl.tap == Tap.FUNC, func, x))
-        small = registered(m, saturate(tapped >> self.square_shift, 16), "small")
+        shift = registered(m, self.square_shift, "square_shift_reg")
+        small = registered(m, saturate(tapped >> shift, 16), "small")
         square = registered(m, small * small, "square")
         magnitude = Mux(tapped[-1], saturate(-tapped, 32), tapped)[:32].as_signed()
         linear = delayed(m, Mux(kind == Reduce.ABSMAX, magnitude, tapped)[:32].as_signed(), 2, "linear")
         valid = delayed(m, self.valid, 2, "valid_reduce")
         identity = Mux(kind == Reduce.MAX, nm.INT32_MIN, 0)
-        m.d.sync += self.contribution.eq(Mux(valid, Mux(kind == Reduce.SUMSQ, square, linear), identity))
+        contribution = Mux(valid, Mux(kind == Reduce.SUMSQ, square, linear), identity)[:32].as_signed()
+        m.d.comb += self.contribution.eq(registered(m, contribution, "contributed"))
 
 
 def _clip(x, low, high):

@@ -1,9 +1,12 @@
 """Reduction over lanes and words, and the finaliser that turns a total into a row-scalar entry."""
 
+from itertools import count
+
 from amaranth.hdl import *
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
+from hw.pipeline import copies
 from hw.row_scalars import ENTRY
 from hw.spec import numerics as nm
 from hw.spec.isa import Fin, Reduce
@@ -20,6 +23,8 @@ from hw.vector_arith import (
 
 TOTAL_BITS = 64
 FIN_BITS = 48
+NODES_A_CHOICE = 4
+"""Adders of the tree, of 32 bits, whose operation one register chooses."""
 DIGITS_A_CYCLE = 2
 ROOT_LATENCY = 16 // DIGITS_A_CYCLE
 DIVIDE_LATENCY = 16 // DIGITS_A_CYCLE
@@ -55,10 +60,13 @@ class VectorReduce(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        largest = Signal()
-        m.d.sync += largest.eq((self.kind == Reduce.MAX) | (self.kind == Reduce.ABSMAX))
+        by_size = (self.kind == Reduce.MAX) | (self.kind == Reduce.ABSMAX)
+        # Constant during a pass: each few nodes of the tree have a register of their own.
+        choices = copies(m, by_size, -(-self.lanes // NODES_A_CHOICE), "largest")
+        nodes = count()
 
         def combined(a, b):
+            largest = choices[next(nodes) // NODES_A_CHOICE]
             return Mux(largest, Mux(a > b, a, b), a + b).as_signed()
 
         level, values = 0, [self.values[i] for i in range(self.lanes)]
@@ -69,8 +77,10 @@ class VectorReduce(wiring.Component):
             ]
             level += 1
         first, valid = delayed(m, self.first, level, "first"), delayed(m, self.valid, level, "valid")
+        total = Signal(signed(TOTAL_BITS), reset_less=True)
+        m.d.comb += self.total.eq(total)
         with m.If(valid):
-            m.d.sync += self.total.eq(Mux(first, values[0], combined(self.total, values[0])))
+            m.d.sync += total.eq(Mux(first, values[0], combined(total, values[0])))
         return m
 
 
@@ -165,4 +175,7 @@ class Finaliser(wiring.Component):
             for fin, value in exponents.items():
                 with m.Case(fin):
                     m.d.comb += [exponent.eq(value), valid.eq(length != 0)]
-        m.d.sync += [self.entry.raw.eq(raw), self.entry.fin.eq(Mux(valid, Cat(quotient, exponent), 0))]
+        m.d.comb += [
+            self.entry.raw.eq(registered(m, raw, "entry_raw")),
+            self.entry.fin.eq(registered(m, Mux(valid, Cat(quotient, exponent), 0), "entry_fin")),
+        ]

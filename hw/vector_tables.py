@@ -8,6 +8,7 @@ from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from hw.spec import numerics as nm
+from hw.vector_arith import registered
 
 TABLES = (nm.SILU_TABLE, nm.GELU_TABLE, nm.QGELU_TABLE, nm.EXP2_TABLE)
 """In the order of `isa.Func`, from SILU (1) on. SIGMOID (5) has SILU's: its number, less one, wraps to 0."""
@@ -46,5 +47,5 @@ class SegmentTable(wiring.Component):
         )
         port = rom.read_port()
         m.d.comb += port.addr.eq(Cat(self.segment, self.table))
-        m.d.sync += Cat(self.low, self.slope).eq(port.data)
+        m.d.comb += Cat(self.low, self.slope).eq(registered(m, port.data, "out"))
         return m

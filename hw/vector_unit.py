@@ -4,7 +4,7 @@ from amaranth.hdl import *
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from hw.buffer_memory import BufferMemory
+from hw.buffer_memory import READ_LATENCY, BufferMemory
 from hw.interfaces import BufferRead, BufferWrite, UnitPort
 from hw.row_scalars import SCALAR_LATENCY, RowScalars
 from hw.spec.config import Config
@@ -21,13 +21,27 @@ from hw.verilog_writer import as_module
 CONTROL1 = data.StructLayout({name: signed(bits) if name.startswith("adj") else bits for name, bits, _ in CTL1})
 OPERANDS_AT = SCALAR_LATENCY
 """Stages: a value "at k" belongs to the word whose addresses came out k cycles ago. Lanes start here."""
+SHIFT_AT = OPERANDS_AT + MASK - 1
+"""Where lanes take the shift of squares."""
+READ_AT = OPERANDS_AT - READ_LATENCY
 WRITE_AT = OPERANDS_AT + OUT_LATENCY
 REDUCE_AT = OPERANDS_AT + REDUCE_LATENCY
 
 
+STOP_AT = 2
+"""From an instruction's start to the last word's `VectorAddress.stop`, less the words."""
+ADDRESS_AT = 3
+"""From an instruction's start to its first word's addresses."""
+
+
 def entry_write_at(lanes: int) -> int:
-    """The last thing a word does: its row's entry is written. VU_LATENCY must not be below."""
+    """The last thing a word does: its row's entry is written."""
     return REDUCE_AT + reduce_latency(lanes) + FINALISER_LATENCY
+
+
+def least_latency(lanes: int) -> int:
+    """What VU_LATENCY must not be below."""
+    return ADDRESS_AT - 1 + entry_write_at(lanes)
 
 
 class VectorUnit(wiring.Component):
@@ -36,11 +50,11 @@ class VectorUnit(wiring.Component):
     Numeric contract: `hw.spec.vector`, bit for bit. With level 1 a finaliser uses r0 of the outer row's last word.
     A pass must not read what one of its earlier words wrote.
 
-    Latency and throughput: one word a cycle from s + 1 on; `done` in s + words + VU_LATENCY, when every write has
-    happened. Back-pressure: none; it never stalls.
+    Latency and throughput: s is the cycle before `unit.start`, the instruction's start. One word a cycle from s + 3 on;
+    `done` in s + words + VU_LATENCY, when every write has happened. Back-pressure: none; it never stalls.
 
     Errors: ILLEGAL_DESCRIPTOR reads and writes nothing and is done in s + VU_LATENCY. BUFFER_RANGE at word k: words
-    from k on write nothing; done in min(s + words, s + k + 3) + VU_LATENCY. `error` stays until the next start.
+    from k on write nothing. `error` stays until the next start.
 
     Reset: idle; VB and row scalars keep their contents, 0 at power-up.
 
@@ -50,7 +64,7 @@ class VectorUnit(wiring.Component):
     """
 
     def __init__(self, config: Config, *, hierarchical=False):
-        if (least := entry_write_at(config.lanes)) > VU_LATENCY:
+        if (least := least_latency(config.lanes)) > VU_LATENCY:
             raise ValueError(f"VU_LATENCY = {VU_LATENCY} cycles, the pipeline of {config.lanes} lanes takes {least}")
         if config.lanes & (config.lanes - 1):
             raise ValueError(f"lanes = {config.lanes} is not a power of two")
@@ -88,7 +102,7 @@ class VectorUnit(wiring.Component):
         ]
         self.valid = Signal(entry_write_at(self.config.lanes))
         """Bit k: a word without error, at k + 1. Only this is reset."""
-        history = Signal(len(self.valid) - 1)
+        history = Signal(len(self.valid) - 1)  # shifts
         m.d.comb += self.valid.eq(Cat(address.ok, history))
         m.d.sync += history.eq(self.valid)
 
@@ -99,7 +113,7 @@ class VectorUnit(wiring.Component):
         left, running = Signal(range(VU_LATENCY)), Signal()
         m.d.comb += self.unit.done.eq(running & (left == 0))
         with m.If(self.address.stop):
-            m.d.sync += [left.eq(VU_LATENCY - 1), running.eq(1)]
+            m.d.sync += [left.eq(VU_LATENCY - STOP_AT), running.eq(1)]
         with m.Elif(running):
             m.d.sync += [left.eq(left - 1), running.eq(left != 0)]
 
@@ -118,9 +132,9 @@ class VectorUnit(wiring.Component):
         self.scale2 = self._scale(m, self.ctl.mul2 == Mul2.R0, *scale_operands(rows.r0, adjust), 0, "scale2")
         self.scale3 = self._scale(m, by_row, mantissa, shift, Mux(self.ctl.mul3 == Mul3.V, shift3, 0), "scale3")
         self.scale2 = delayed(m, self.scale2, MUL2 - 2, "scale2_line")
-        self.scale3 = delayed(m, self.scale3, MUL3 - 2, "scale3_line")
+        self.scale3 = delayed(m, self.scale3, MUL3 - 3, "scale3_line")
         self.r1 = delayed(m, rows.r1, ADD - 1, "r1_line")
-        self.square_shift = delayed(m, rows.square_shift, MASK, "square_shift_line")
+        self.square_shift = delayed(m, rows.square_shift, MASK - 1, "square_shift_line")
 
     def _scale(self, m, used, mantissa, shift, unused_shift, name):
         """A multiplier's row operand, one where it is not used; one cycle."""
@@ -131,7 +145,7 @@ class VectorUnit(wiring.Component):
     def _buffers(self, m):
         """Reads so that data arrives at OPERANDS_AT; writes VB. Returns the words' data."""
         depth, lanes = self.config.vb_granules // self.config.granules_per_word, self.config.lanes
-        m.submodules.vb = vb = BufferMemory(buffer(self.config, "VB"))
+        m.submodules.vb = vb = BufferMemory(buffer(self.config, "VB"), registered=True)
         vb_read, self.vb_write = BufferRead(depth, lanes).create(), BufferWrite(depth, lanes).create()
         m.d.comb += [
             vb.read_en.eq(vb_read.en),
@@ -142,13 +156,13 @@ class VectorUnit(wiring.Component):
             vb.write_data.eq(Value.cast(self.vb_write.data)),
         ]
         for port, name in ((self.ab, "a"), (self.pb, "p"), (vb_read, "v")):
-            address = delayed(m, self.address[name][: len(port.addr)], OPERANDS_AT - 1, f"{name}_addr")
-            m.d.comb += [port.addr.eq(address), port.en.eq(self._valid_at(OPERANDS_AT - 1))]
+            address = delayed(m, self.address[name][: len(port.addr)], READ_AT, f"{name}_addr")
+            m.d.comb += [port.addr.eq(address), port.en.eq(self._valid_at(READ_AT))]
         return self.ab.data, self.pb.data, vb_read.data
 
     def _lanes(self, m, a, p, v):
         count = delayed(m, self.address.n_lanes, OPERANDS_AT + MASK - 1, "n_lanes")
-        imm = Signal(SCALE)
+        imm = Signal(SCALE, reset_less=True)
         factor = scale_operands(self.unit.desc.imm0, self.ctl1.adj1)
         for register, value in zip((imm.mantissa, imm.shift), factor, strict=True):
             m.d.sync += register.eq(value)
@@ -196,7 +210,7 @@ class VectorUnit(wiring.Component):
             finaliser.fin.eq(self.ctl.fin),
             finaliser.imm1.eq(self.unit.desc.imm1),
             finaliser.total.eq(reduce.total),
-            finaliser.square_shift.eq(delayed(m, self.square_shift, total_at - OPERANDS_AT - MASK, "square_shift_fin")),
+            finaliser.square_shift.eq(delayed(m, self.square_shift, total_at - SHIFT_AT, "square_shift_fin")),
         ]
         last = delayed(m, self.address.last, entry_at, "last")
         address = delayed(m, self.address.w_addr[: len(self.rows.w_addr)], entry_at, "w_addr")

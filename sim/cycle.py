@@ -33,14 +33,20 @@ from hw.spec.legal import (
 from hw.spec.memory import MemoryModel
 from hw.spec.run import KEEP_PROGRAM, SEQUENCER, Event, Invocation, MachineError, Result
 from hw.spec.timing import (
+    ADDRESS_PIPE,
+    AUX_BEAT,
     BUS_IDLE,
+    BUS_WRITE_ERROR,
     DESCRIPTOR_ERROR,
+    END_LATENCY,
     LDS_RETURN,
     SEQ_AFTER_FETCH,
     SEQ_FIRST,
     SEQ_INTERVAL,
     SETTLE_CYCLES,
+    ST_END,
     ST_PIPE,
+    UNIT_START,
     VU_ERROR,
     VU_LATENCY,
 )
@@ -54,8 +60,10 @@ from sim.memory_image import MemoryImage, OutOfRange
 from sim.weight_stream import Plans
 
 FETCH_FIRST_AR = 1
-"""The program fetch presents its burst j at cycle FETCH_FIRST_AR + j, like an LD that starts at cycle 0."""
+"""The program fetch sends its burst j at cycle FETCH_FIRST_AR + j."""
 UNITS = tuple(Unit)
+STREAM_UNITS = (Unit.RD, Unit.MX)
+"""An error of one of them stops both at once."""
 _WORK = {
     Unit.LD: ("n_outer", "n_inner"),
     Unit.ST: ("n_tok", "n_head", "n_gran"),
@@ -86,6 +94,11 @@ class Fault:
     detail: int | None = field(default=None, compare=False)
     """None: the place."""
 
+    @property
+    def last(self) -> int:
+        """The last cycle of a run that ends with it."""
+        return self.cycle + END_LATENCY
+
 
 class AuxReads:
     """The auxiliary port's read channel."""
@@ -99,28 +112,29 @@ class AuxReads:
         """The latest read's first address, one a cycle from then on, and the lengths of its bursts."""
 
     def read(self, t: int, lengths: Iterable[int], counter: str, beat: int | None = None) -> tuple[int, int]:
-        """(cycle of the last beat, cycle of a beat) of bursts whose addresses are accepted from t on, one a cycle.
+        """(cycle of the last beat, cycle in which a beat is taken) of bursts whose addresses are sent from t on, one a
+        cycle.
 
-        Behind that beat, which fails, no address is told that is not on the bus before it comes.
+        That beat fails: no address is told that is not sent before the run ends.
         """
         self._first, self._lengths, self._counter = t, [], counter
         fails, done = NEVER, 0
         for n in lengths:
-            accepted = t + len(self._lengths)
-            if accepted > fails:
+            sent = t + len(self._lengths)
+            if sent > fails + END_LATENCY:
                 break
-            first = max(accepted + self.model.latency(self.port, self.requests), self.last + 1)
+            first = max(sent + ADDRESS_PIPE + self.model.latency(self.port, self.requests), self.last + 1)
             self.requests += 1
             self._lengths.append(n)
             self.last = first + n - 1
             if beat is not None and done <= beat < done + n:
-                fails = first + beat - done
+                fails = first + beat - done + AUX_BEAT
             done += n
         self.beats[counter] += done
         return self.last, fails
 
     def take_back(self, cycle: int) -> None:
-        """Addresses behind this cycle never went out."""
+        """Addresses behind this cycle were never sent."""
         self.beats[self._counter] -= sum(self._lengths[max(0, cycle + 1 - self._first) :])
 
 
@@ -195,10 +209,10 @@ class CycleMachine:
                 heapq.heappop(self.wakes)
             self._cycle(t)
         self._follow_streams()
-        return self._fault_until(self.halted)
+        return self._fault_until(self.halted + END_LATENCY)
 
     def _fault_before(self, t: int) -> Fault | None:
-        """The run's first error, if it comes before cycle t, in which something may happen next."""
+        """The run's first error, if the run ends with it before cycle t, in which something may happen next."""
         patience = self._patience()
         if t == NEVER and patience == NEVER and not self.faults and not self.unfollowed:
             patience = self.retired + 1  # nobody watches, but nothing will ever happen
@@ -207,24 +221,23 @@ class CycleMachine:
         fault = self._fault_until(t - 1)
         if self.unfollowed:
             until, entry = min(self.unfollowed, key=itemgetter(0))
-            if until < (fault.cycle if fault else t):
+            if until < (fault.last if fault else t):
                 raise beyond_simulators(self.config, entry)
         return fault
 
     def _fault_until(self, cycle: int) -> Fault | None:
-        """The first error up to this cycle."""
-        last = min([cycle, *(fault.cycle for fault in self.faults)])
-        while self.ends and self.ends[0][0] <= last:
+        """The first error, if the run ends with it by this cycle."""
+        while self.ends and self.ends[0][0] <= min([cycle, *(fault.last for fault in self.faults)]):
             e, unit = heapq.heappop(self.ends)
             self._end(unit, e)
         found = min(self.faults, default=None)
-        return found if found and found.cycle <= last else None
+        return found if found and found.last <= cycle else None
 
     def late_fault(self) -> Fault | None:
         """After a good end: the error of a beat that RD asked for and nobody waited for."""
         assert self.halted is not None
         last = max(self.halted, self.streams.last_arrival() + BUS_IDLE) + SETTLE_CYCLES + 1
-        return self._fault_until(last)
+        return self._fault_until(last + END_LATENCY)
 
     def _fail(self, cycle: int, status: Error, detail: int = SEQUENCER) -> None:
         """The sequencer's instruction fails in this cycle."""
@@ -330,7 +343,7 @@ class CycleMachine:
         try:
             self.lds = arrival + LDS_RETURN, self._scalar(b, imm)
         except OutOfRange:
-            self.faults.append(Fault(arrival, SEQUENCER, Error.BUS_READ, self.sequencer.pc))
+            self.faults.append(Fault(arrival + AUX_BEAT, SEQUENCER, Error.BUS_READ, self.sequencer.pc))
             self.lds = NEVER, 0
         else:
             heapq.heappush(self.wakes, arrival + LDS_RETURN)
@@ -410,7 +423,10 @@ class CycleMachine:
     def _end(self, unit: int, e: int) -> None:
         running = self.running[unit]
         assert running is not None
-        entry, _ = running
+        entry, s = running
+        if unit == Unit.RD and any(f.cycle <= e for f in self.faults if f.place == Unit.RD):
+            self._goes_on(unit, s, e)
+            return
         if self.executor and unit != Unit.RD and not self.executor.finish(entry):
             raise InternalError(f"{UNITS[unit].name} at pc {entry.pc} has ended in time and lacks data")
         self.running[unit] = None
@@ -420,35 +436,43 @@ class CycleMachine:
             if self.semaphores[consumer][unit] > SEMAPHORE_MAX:
                 self._unit_fails(e, entry, Error.SEMAPHORE)
 
+    def _goes_on(self, unit: int, s: int, e: int) -> None:
+        """An end that was told does not come: an error has stopped the unit."""
+        self.trace = [event for event in self.trace if (event.unit, event.start) != (unit, s)]
+        self.counters[_BUSY[unit]] -= e - s
+        self.open[unit] = s
+
     def _load(self, t: int, entry: Issued) -> None:
         f, fault = entry.fields, load_fault(self.config, entry.fields)
         whole = followed(self.config, Unit.LD, f)
         lengths = bursts(f if whole else shortened(f, COUNTS[Unit.LD], MAX_WORK))
-        last, fails = self.aux.read(t + 1, lengths, LD_BEATS[LdKind(f["kind"])], fault and fault[0])
+        last, fails = self.aux.read(t + UNIT_START, lengths, LD_BEATS[LdKind(f["kind"])], fault and fault[0])
         if fault and fails != NEVER:
             self._unit_fails(fails, entry, fault[1])
         elif whole:
-            self._ends_at(Unit.LD, last + 1)
+            self._ends_at(Unit.LD, last + AUX_BEAT + 1)
 
     def _store(self, t: int, entry: Issued) -> None:
         f = entry.fields
         beats = work(Unit.ST, f) * beats_an_item(f)
         self._count_bytes(f, beats)
         if self.model.hbm and f["mode"] in (StMode.K, StMode.V):
-            self.streams.write(t + 1 + ST_PIPE, *cache_writes(self.config, shortened(f, COUNTS[Unit.ST], MAX_WORK)))
+            writes = cache_writes(self.config, shortened(f, COUNTS[Unit.ST], MAX_WORK))
+            self.streams.write(t + UNIT_START + ST_PIPE, *writes)
         if fault := store_fault(self.config, f):
             beat, status = fault
-            answered = ST_PIPE + self.model.write_latency if status == Error.BUS_WRITE else 0
-            self._unit_fails(t + 1 + beat + answered, entry, status)
+            answered = ST_PIPE + self.model.write_latency + BUS_WRITE_ERROR if status == Error.BUS_WRITE else 0
+            self._unit_fails(t + UNIT_START + beat + answered, entry, status)
             self._late_source(t, entry, beat + answered)
-        last = t + 1 + (beats - 1) + ST_PIPE
-        self._ends_at(Unit.ST, last + self.model.write_latency + 1)
+        if not fault:
+            last = t + UNIT_START + (beats - 1) + ST_PIPE
+            self._ends_at(Unit.ST, last + self.model.write_latency + ST_END)
 
     def _late_source(self, t: int, entry: Issued, until: int) -> None:
         """A source beyond SB behind a beat that cannot be written may be met before that beat's response comes."""
         outside = store_beyond(self.config, entry.fields)
         if outside is not None and outside * beats_an_item(entry.fields) < until:
-            self._unit_fails(t + 1 + outside * beats_an_item(entry.fields), entry, Error.BUFFER_RANGE)
+            self._unit_fails(t + UNIT_START + outside * beats_an_item(entry.fields), entry, Error.BUFFER_RANGE)
 
     def _count_bytes(self, f: dict[str, int], beats: int) -> None:
         """Adds the bytes of so many beats of an ST."""
@@ -466,7 +490,7 @@ class CycleMachine:
         self._streams_moved(Unit.RD)
 
     def _multiply(self, t: int, entry: Issued) -> None:
-        self.streams.start_multiply(t, entry.fields)
+        self.streams.start_multiply(t + UNIT_START - 1, entry.fields)
         self._streams_moved(Unit.MX)
 
     def _vector(self, t: int, entry: Issued) -> None:
@@ -516,7 +540,7 @@ class CycleMachine:
             return
         entry, s = running
         total = work(Unit.ST, entry.fields) * beats_an_item(entry.fields)
-        written = min(max(0, last + 1 - (s + ST_PIPE)), total)
+        written = min(max(0, last + 2 - (s + UNIT_START + ST_PIPE)), total)
         self._count_bytes(entry.fields, written - total)
         if self.executor:
             store(self.executor.state, entry, written)
@@ -562,10 +586,10 @@ class CycleBackend:
         fault = machine.run()
         if fault is None:
             assert machine.halted is not None
-            last, streams = machine.halted, machine.streams
+            last, streams = machine.halted + END_LATENCY, machine.streams
             fault = machine.late_fault()
         else:
-            last = fault.cycle
+            last = fault.last
             streams = self._streams_until(machine, fault)
             machine.stop(last)
         raw, stream = streams.beats()
@@ -589,9 +613,9 @@ class CycleBackend:
         return Result(fault.status, detail, machine.pc_of(fault), last + 1, counters, trace)
 
     def _streams_until(self, machine: CycleMachine, fault: Fault) -> Streams:
-        """The streams of the same run, with nothing counted behind the fault's cycle."""
-        stops = any(f.cycle == fault.cycle and f.place in (Unit.RD, Unit.MX) for f in machine.faults)
-        machine.seen.limits = Limits(fault.cycle, fault.cycle - stops)
+        """The streams of the same run, with nothing counted behind its last cycle."""
+        own = [f.cycle - 1 for f in machine.faults if f.place in STREAM_UNITS]
+        machine.seen.limits = Limits(fault.last, min([fault.last, *own]))
         again = self.machine(machine.config, machine.memory, machine.call, machine.model, False, machine.seen)
         again.faults = [f for f in machine.faults if f.cycle == 0]
         again.run()

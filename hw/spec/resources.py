@@ -20,6 +20,24 @@ STORE_DSPS = 3
 MAX_DSPS, MAX_CHAIN_DSPS = 6500, 6144
 """FlightLLM's U280 has 6,345: more would compare what is not alike. A card with fewer is the limit before."""
 
+MAX_LUT_LEVELS = 8
+"""LUTs on a path, carry cells apart. At 225 MHz a LUT and the net behind it may take 0.5 ns each time."""
+MAX_FANOUT = 256
+"""Loads of a net but the clock: more of them do not lie beside each other."""
+MAX_PACKED_SHARE = 0.62
+"""Of the platform's LUTs (`hw.packing`): a design rule, not the vendor's. Fuller dies rarely meet 225 MHz."""
+NETLIST_BOUNDS: dict[str, float] = {
+    "lut_levels_whole": MAX_LUT_LEVELS,
+    "largest_fanout": MAX_FANOUT,
+    "unregistered_crossings": 0,
+    "payload_resets": 0,
+    "packed_share": MAX_PACKED_SHARE,
+    "wires_share": 1.0,
+}
+"""Figures of a mapped netlist that say whether it can be placed (`hw.netlist_check`), and what they must not exceed."""
+PAYLOAD_BITS = 16
+"""From this width on a register with a reset counts as payload: control state is narrower."""
+
 
 class Store(Enum):
     """A kind of memory; the value is what synthesis tools call it (`ram_style`)."""

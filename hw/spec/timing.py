@@ -7,15 +7,24 @@ SEQ_INTERVAL = 2
 """Cycles from one sequencer instruction's execution to the next one's (branches included)."""
 SEQ_FIRST = 3
 """First execution without fetch. With fetch: SEQ_AFTER_FETCH after the last program beat."""
-SEQ_AFTER_FETCH = 3
-LDS_RETURN = 1
-"""LDS completes this many cycles after its beat arrives; its address goes out in its first free cycle."""
+SEQ_AFTER_FETCH = 4
+LDS_RETURN = 2
+"""LDS completes this many cycles after its beat arrives; its address is sent in its first free cycle."""
+ADDRESS_PIPE = 2
+"""From the cycle in which a unit sends a read address to the one in which it is on the port."""
+AUX_BEAT = 1
+"""From a beat's arrival at the auxiliary port to the cycle in which its unit takes it."""
+UNIT_START = 2
+"""From an instruction's start to the unit's first address, item, word or take, at the earliest: the descriptor is
+registered on its way."""
 BURST_BEATS = 16
 PAGE_BEATS = 64
 """4 KiB, which no burst crosses (AXI4)."""
-ST_PIPE = 3
+ST_PIPE = 6
 """Cycles from an item's issue to its AW/W handshake."""
-VU_LATENCY = 67
+ST_END = 2
+"""From the last response of ST to its end."""
+VU_LATENCY = 70
 """A pass ends words + VU_LATENCY cycles after it starts (the depth covers the finaliser)."""
 MAX_PLACES = 32
 """Most output steps that a matrix unit's accumulators hold at once (`accumulator_places`)."""
@@ -39,9 +48,11 @@ RD_BEAT = 3
 """From a beat's arrival on the bus to the cycle in which it can be popped."""
 MX_DRAIN_LATENCY = 8
 """From the last drain read to the end of the instruction."""
-DESCRIPTOR_ERROR = 1
+DESCRIPTOR_ERROR = 2
 """From a start to ILLEGAL_DESCRIPTOR."""
-VU_ERROR = 3
+BUS_WRITE_ERROR = 1
+"""From a response to BUS_WRITE."""
+VU_ERROR = 5
 """A pass whose word k leaves a buffer fails in s + k + VU_ERROR."""
 BUS_ERROR = 5
 """From a beat's arrival on the bus to BUS_READ of RD."""
@@ -57,6 +68,10 @@ ACT_ERROR = 1
 """From the cycle that reads a row whose act block is beyond OB to BUFFER_RANGE."""
 BUS_IDLE = 2
 """From the arrival of the last beat that RD asked for to the last cycle in which the core still waits for it."""
+END_LATENCY = 2
+"""From HALT or the first error to the last cycle of the run: both are collected in registers."""
+RESET_CYCLES = 4
+"""From a START that is accepted to cycle 0: the core's reset passes a tree of registers first."""
 SETTLE_CYCLES = 4
 """Cycles between the last of the program's end and of bus transactions, and done: registered errors and counters catch
 up."""

@@ -7,8 +7,8 @@ import pytest
 from rich.console import Console
 
 from alula.cli import main
-from alula.info import against, describe, resources
-from alula.info_tables import budget_table, remarks, resource_table, unit_table
+from alula.info import against, describe, placement, resources
+from alula.info_tables import budget_table, placement_table, remarks, resource_table, unit_table
 from alula.output import percent
 from hw.spec import cards
 from hw.spec.config import CONFIGS
@@ -74,6 +74,38 @@ def test_tables_fit_80_columns(card: str) -> None:
         assert "105.7 % !" in text and "xilinx_u280_gen3x16_xdma_1_202211_1 leaves to the user: LUT" in told
     else:
         assert "unknown" in text and "137.7 % !" in text and "is not known" in told and "more than u50 has: LUT" in told
+
+
+def test_what_is_hard_to_place_is_marked() -> None:
+    """A register drives 300 others, of which a unit on another die has 20; 20 of them, outside of it, are reset."""
+
+    def register(i: int, o: int, **pins: list[int]) -> dict:
+        connections = {"C": [1], "D": [i], "Q": [o], **pins}
+        return {
+            "type": "FDRE",
+            "connections": connections,
+            "port_directions": {pin: "output" if pin == "Q" else "input" for pin in connections},
+            "net": "held[0]",
+        }
+
+    def ports(**bits: list[int]) -> dict:
+        return {name: {"direction": "input", "bits": of} for name, of in bits.items()}
+
+    unit = {"cells": {f"c{i}": register(2, 10 + i) for i in range(20)}, "ports": ports(i=[2])}
+    cells = {"start": register(4, 3), "unit": {"type": "matrix_unit", "connections": {"i": [3]}}}
+    cells |= {f"c{i}": register(3, 10 + i, **({"R": [5]} if i < 20 else {})) for i in range(280)}
+    top = {"cells": cells, "ports": ports(i=[4], rst=[5])}
+    board = cards.get("u280")
+    netlist = Netlist("alula", {"matrix_unit": unit, "alula": top}, {"matrix_unit": 1, "alula": 1})
+    found = placement(netlist, board, board.budget(CONFIGS["u280"]))
+    assert [found[name] for name in ("largest_fanout", "payload_resets", "unregistered_crossings")] == [300, 20, 0]
+    assert found["lut_levels_whole"] == 0 and found["packed_share"] == 0
+    assert {"largest_fanout", "payload_resets"} <= set(found["above_bounds"]) <= set(found["netlist_bounds"])
+    console = Console(width=80, file=io.StringIO())
+    console.print(placement_table(found))
+    text = console.file.getvalue()
+    assert "…" not in text and max(map(len, text.splitlines())) <= 80
+    assert "300 !" in text and "20 !" in text and "0 !" not in text.replace("300 !", "").replace("20 !", "")
 
 
 def test_a_model_is_described_whatever_its_weights(tmp_path, capsys) -> None:

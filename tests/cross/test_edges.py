@@ -14,6 +14,7 @@ from hw.spec.config import BEAT_BYTES
 from hw.spec.isa import CTL0, CTL1, FIELDS, SEMAPHORE_MAX, Dst, Error, Mul3, Op, Reduce, Src, Unit, pack_bits
 from hw.spec.memory import MemoryModel
 from hw.spec.run import SEQUENCER, Invocation
+from hw.spec.timing import VU_LATENCY
 from sim.memory_image import MemoryImage
 from tests.cross.lockstep import (
     TINY,
@@ -306,7 +307,7 @@ def nobody_takes_what_is_read() -> Case:
 
 
 def filling(watchdog: int) -> Case:
-    """FENCE retires in the cycle behind the end of a pass of 100 words, 67 + 100 + some cycles behind its ISSUE."""
+    """FENCE retires in the cycle behind the end of a pass of 100 words."""
     text = Text()
     text.vector(n_words=100)
     text.fence()
@@ -319,7 +320,7 @@ def filling(watchdog: int) -> Case:
     )
 
 
-QUIET = 168
+QUIET = 1 + 100 + VU_LATENCY
 """Cycles between the retirement of ISSUE and that of FENCE in `filling`, without both."""
 
 

@@ -6,6 +6,7 @@ from hw.spec.config import BEAT_BYTES
 from hw.spec.isa import Error
 from hw.spec.memory import MemoryModel
 from hw.spec.run import SEQUENCER, Invocation
+from hw.spec.timing import END_LATENCY
 from sim.memory_image import MemoryImage
 from tests.cross.lockstep import TINY
 from tests.cross.many_starts import results_of, simulate, start
@@ -36,7 +37,7 @@ def test_a_start_is_refused_until_reset_while_an_answer_may_still_come() -> None
     of_two = (len(reads) - READS) * 2 // 3
     results = results_of(reads[:of_two] + reads[of_two + READS :])
     assert [(r.status, r.detail, r.cycles) for r in results] == [
-        (Error.WATCHDOG, SEQUENCER, WATCHDOG + 1),
+        (Error.WATCHDOG, SEQUENCER, WATCHDOG + END_LATENCY + 1),
         (Error.POISONED, 0, 0),
         (Error.POISONED, 0, 0),
     ]

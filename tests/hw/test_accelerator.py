@@ -8,13 +8,18 @@ from hw.spec import config as configurations
 from hw.spec import csr
 from hw.spec.isa import CTL0, FIELDS, Dst, Error, LdKind, Op, Src, StKind, StMode, StreamFormat, Unit, pack_bits
 from hw.spec.timing import (
+    ADDRESS_PIPE,
+    AUX_BEAT,
+    END_LATENCY,
     LDS_RETURN,
     MX_ACC_LATENCY,
     MX_DRAIN_LATENCY,
     SEQ_AFTER_FETCH,
     SEQ_FIRST,
     SEQ_INTERVAL,
+    ST_END,
     ST_PIPE,
+    UNIT_START,
     VU_LATENCY,
 )
 from sim.rtl import accelerator
@@ -45,7 +50,7 @@ def test_halt_at_once():
     fetch = got.raw.axi[0]
     latency = CONFIG.read_latency
     assert (got.status, got.status_detail, got.instructions) == (Error.NONE, 0, 1)
-    assert got.cycles == 1 + latency + SEQ_AFTER_FETCH + 1 and fetch.n_beats == 1
+    assert got.cycles == 1 + ADDRESS_PIPE + latency + SEQ_AFTER_FETCH + END_LATENCY + 1 and fetch.n_beats == 1
 
 
 def test_interval_and_second_start_without_fetch():
@@ -54,7 +59,8 @@ def test_interval_and_second_start_without_fetch():
         program.add(Op.ADDI, 1, 1, imm=1)
     program.halt()
     first = execute(program)
-    assert first.cycles == 1 + CONFIG.read_latency + 5 + SEQ_AFTER_FETCH + SEQ_INTERVAL * 40 + 1
+    fetched = 1 + ADDRESS_PIPE + CONFIG.read_latency + 5
+    assert first.cycles == fetched + SEQ_AFTER_FETCH + SEQ_INTERVAL * 40 + END_LATENCY + 1
     # A first run without interrupt, register writes while it runs (START again is ignored), a second without fetch.
     busy = [(csr.CTRL, csr.CTRL_START)] + [(csr.REGISTERS["arg3"], i) for i in range(60)]
     before = [
@@ -65,7 +71,7 @@ def test_interval_and_second_start_without_fetch():
     ]
     second = execute(program, before=before, flags=1)
     assert (second.status, second.instructions) == (0, 41)
-    assert second.cycles == SEQ_FIRST + SEQ_INTERVAL * 40 + 1
+    assert second.cycles == SEQ_FIRST + SEQ_INTERVAL * 40 + END_LATENCY + 1
     assert second.read_beats_aux == 0
 
 
@@ -93,11 +99,13 @@ def test_load_pass_store(jitter):
     assert passed.done_cycle - passed.start_cycle == beats + VU_LATENCY
     assert passed.start_cycle == max(load.done_cycle + 1, load.start_cycle)
     assert store.start_cycle == passed.done_cycle + 1
-    assert store.done_cycle - store.start_cycle == 1 + (beats - 1) + ST_PIPE + CONFIG.write_latency + 1
+    presented = UNIT_START + (beats - 1) + ST_PIPE
+    assert store.done_cycle - store.start_cycle == presented + CONFIG.write_latency + ST_END
     if not jitter:
-        assert load.done_cycle - load.start_cycle == 1 + CONFIG.read_latency + beats
+        arrives = UNIT_START + ADDRESS_PIPE + CONFIG.read_latency + (beats - 1)
+        assert load.done_cycle - load.start_cycle == arrives + AUX_BEAT + 1
     assert got.read_beats_aux == beats + -(-len(program.words) // 8) and got.write_bytes_aux == 64 * beats
-    assert got.busy_ld == load.done_cycle - load.start_cycle and got.cycles == store.done_cycle + 2
+    assert got.busy_ld == load.done_cycle - load.start_cycle and got.cycles == store.done_cycle + 1 + END_LATENCY + 1
 
 
 def store_cases():
@@ -200,7 +208,7 @@ def test_matmul():
     np.testing.assert_array_equal(values, acts.astype(int) @ weights.astype(int).T)
     event = got.event(mx)
     cost, drain = n_rows * CONFIG.passes, n_rows * CONFIG.drain_cycles_a_row
-    takes = event.start_cycle + 2 + (kb - 1) * max(cost, 4)  # the first order is made in the cycle behind the start
+    takes = event.start_cycle + UNIT_START + 1 + (kb - 1) * max(cost, 4)  # behind the cycle of the first order
     assert event.done_cycle == takes + cost + MX_ACC_LATENCY + drain - 1 + MX_DRAIN_LATENCY
     assert got.read_beats_channels == 4 * kb * units
 
@@ -266,7 +274,7 @@ def test_loops_registers_and_lds():
     written = np.frombuffer(got.raw.dumps[0], np.uint8).reshape(50, 64)
     np.testing.assert_array_equal(written[0:48:2], np.tile(data[0], (24, 1)))
     assert not written[1::2].any() and not written[48:].any()
-    stalled = CONFIG.read_latency + LDS_RETURN
+    stalled = ADDRESS_PIPE + CONFIG.read_latency + LDS_RETURN
     assert got.stall_lds >= stalled and got.stall_queue > 0
 
 

@@ -27,13 +27,14 @@ def access(operations):
                 for name, value in zip(("awaddr", "wdata", "wstrb"), (offset, *rest), strict=True):
                     ctx.set(getattr(port, name), value)
                 ctx.set(port.awvalid, 1), ctx.set(port.wvalid, 1), ctx.set(port.bready, 1)
-                await ctx.tick()
+                await ctx.tick().until(port.awready)
                 ctx.set(port.awvalid, 0), ctx.set(port.wvalid, 0)
             else:
                 ctx.set(port.araddr, offset), ctx.set(port.arvalid, 1), ctx.set(port.rready, 1)
-                await ctx.tick()
+                await ctx.tick().until(port.arready)
                 ctx.set(port.arvalid, 0)
-                read.append(ctx.get(port.rdata))
+                (value,) = await ctx.tick().sample(port.rdata).until(port.rvalid)
+                read.append(value)
             await ctx.tick()
         read.append([ctx.get(dut.bases[port]) for port in range(CONFIG.units + 1)])
 

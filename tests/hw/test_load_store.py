@@ -6,10 +6,11 @@ from dataclasses import replace
 import pytest
 from amaranth.sim import Simulator
 
+from hw.buffer_memory import READ_LATENCY
 from hw.load_unit import LoadUnit
 from hw.spec import config as configurations
 from hw.spec.isa import Error, LdKind, StKind, StMode
-from hw.spec.timing import ST_PIPE, burst_length
+from hw.spec.timing import ST_END, ST_PIPE, burst_length
 from hw.store_unit import StoreUnit
 
 CONFIG = configurations.get("tiny")
@@ -92,7 +93,7 @@ def test_load(seed, config):
             for i in range(desc["n_inner"]):
                 word, part = divmod(desc["dst"] + row * desc["dst_stride"] + i, config.granules_per_word)
                 ctx.set(dut.buffer.addr, word)
-                await ctx.tick()
+                await ctx.tick().repeat(READ_LATENCY)
                 assert ctx.get(dut.buffer.data[16 * part]) == desc["addr"] + row * desc["stride"] + i, (row, i)
 
     simulate(dut, (drive, False), (memory, True))
@@ -213,7 +214,7 @@ def test_store(mode, stalls, config):
     simulate(dut, (drive, False), *((bench(i, bus), True) for i, bus in enumerate(dut.buses)))
     assert [(p, a) for p, a, _ in heads] == [(p, a) for p, a, _ in expected]
     assert beats == [data for *_, data in expected]
-    assert times["done"] == times["last"] + 1
+    assert times["done"] == times["last"] + ST_END
     if not stalls:
         assert [c for *_, c in heads] == [times["start"] + 1 + k + ST_PIPE for k in range(len(expected))]
 

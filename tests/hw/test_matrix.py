@@ -10,6 +10,7 @@ import pytest
 from amaranth.sim import Simulator
 
 import hw.matrix
+from hw.buffer_memory import READ_LATENCY
 from hw.matrix import Matrix
 from hw.spec import config as cfg
 from hw.spec.config import BEAT_BYTES, BLOCK
@@ -101,7 +102,7 @@ class Bench:
         ctx.set(port.en, 1)
         for word in range(granules // self.config.granules_per_word):
             ctx.set(port.addr, word)
-            await ctx.tick()
+            await ctx.tick().repeat(READ_LATENCY)
             rows.append([ctx.get(port.data[lane]) for lane in range(self.config.lanes)])
         self.result = np.array(rows, np.int64).reshape(-1, 16)
 

@@ -137,10 +137,9 @@ def simulate(words, arguments, limit=0):
                 return
             if ctx.get(dut.set_en):
                 events.append(("set", ctx.get(dut.set_field), ctx.get(dut.set_value)))
-            if ctx.get(dut.push):
-                events.append(
-                    ("issue", ctx.get(dut.push_unit), ctx.get(dut.wait), ctx.get(dut.signal), ctx.get(dut.tag))
-                )
+            if push := ctx.get(dut.push):
+                unit = push.bit_length() - 1
+                events.append(("issue", unit, ctx.get(dut.wait), ctx.get(dut.signal), ctx.get(dut.tag)))
             if ctx.get(dut.retire):
                 retired.append(cycle)
             if ctx.get(dut.halted):
@@ -148,7 +147,7 @@ def simulate(words, arguments, limit=0):
                 return
             await ctx.tick()
             ctx.set(dut.go, 0)
-            ctx.set(dut.word, words[pc] if pc < len(words) else 0)
+            ctx.set(dut.words, [words[pc] if pc < len(words) else 0] * 2)
         raise AssertionError("no end")
 
     simulator = Simulator(dut)
@@ -184,7 +183,7 @@ def test_a_scalar_load_keeps_its_address_until_it_is_taken(stall):
                 seen.append(ctx.get(dut.bus.araddr))
             ctx.set(dut.bus.arready, len(seen) > stall)
             await ctx.tick()
-            ctx.set(dut.word, words[pc] if pc < len(words) else 0)
+            ctx.set(dut.words, [words[pc] if pc < len(words) else 0] * 2)
 
     simulator = Simulator(dut)
     simulator.add_clock(1e-6)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hw.buffer_memory import READ_LATENCY
 from hw.spec.config import get
 from hw.spec.timing import VU_LATENCY
 from hw.vector_unit import VectorUnit
@@ -46,7 +47,7 @@ def binary(text: str) -> Path:
             "-Wno-style",
             "-Wno-fatal",
             "-CFLAGS",
-            "-O1",
+            f"-O1 -DREAD_LATENCY={READ_LATENCY}",
             "-MAKEFLAGS",
             "OPT_FAST=-O1 OPT_SLOW=-O0 OPT_GLOBAL=-O1",
             "vector_unit.v",

@@ -12,7 +12,7 @@ from hw.spec.csr import KV_BYTES, LD_BEATS, RD_BEATS, ST_BYTES, TRAFFIC
 from hw.spec.isa import FIELDS, Error, LdKind, StKind, Unit
 from hw.spec.memory import MemoryModel
 from hw.spec.run import Event, Invocation
-from hw.spec.timing import accumulator_places
+from hw.spec.timing import ADDRESS_PIPE, END_LATENCY, LDS_RETURN, SEQ_AFTER_FETCH, accumulator_places
 from sim.cycle import CycleBackend
 from sim.functional import FunctionalBackend
 from sim.memory_image import MemoryImage
@@ -225,7 +225,7 @@ def test_fetch_comes_before_the_first_instruction():
     memory = MemoryImage(TINY)
     memory.write(TINY.aux_port, 0, assemble("HALT 0"))
     result = CycleBackend(MemoryModel(20, 10)).run(TINY, memory, Invocation(0, 1))
-    assert result.cycles == 1 + 20 + 3 + 1
+    assert result.cycles == 1 + ADDRESS_PIPE + 20 + SEQ_AFTER_FETCH + END_LATENCY + 1
     assert result.counters["read_beats_aux"] == 1
 
 
@@ -233,7 +233,7 @@ def test_lds_waits_for_its_beat():
     memory = MemoryImage(TINY)
     memory.write(TINY.aux_port, 0, assemble("LDS r1, r0 + 1024\nISSUE vu, wait=none, signal=none\nHALT 0"))
     result = CycleBackend(MemoryModel(20, 10)).run(TINY, memory, Invocation(0, 3, flags=1))
-    assert result.counters["stall_lds"] == 21
+    assert result.counters["stall_lds"] == ADDRESS_PIPE + 20 + LDS_RETURN
     assert result.status == Error.ILLEGAL_DESCRIPTOR and result.detail == Unit.VU
 
 

@@ -7,14 +7,19 @@ from hw.spec.config import Config
 from hw.spec.isa import StMode, Unit
 from hw.spec.memory import MemoryModel
 from hw.spec.timing import (
+    ADDRESS_PIPE,
+    AUX_BEAT,
+    END_LATENCY,
     RD_ADDRESS,
     RD_BEAT,
     RD_DONE,
     ROUND_ARRIVAL,
     ROUND_FREE,
     SEQ_FIRST,
+    ST_END,
     ST_PIPE,
     UNIT_REPORT,
+    UNIT_START,
     VU_LATENCY,
     WEIGHT_BUFFER_ROUNDS,
     burst_length,
@@ -24,13 +29,14 @@ from tests.sim.streams import beat_kinds
 
 
 class Port:
-    """Reads of one memory port; a beat a cycle."""
+    """Reads of one memory port; a beat a cycle, taken `late` cycles behind its arrival."""
 
-    def __init__(self, number, model):
+    def __init__(self, number, model, late=0):
         self.number, self.model, self.requests, self.waiting = number, model, 0, []
+        self.late = ADDRESS_PIPE + late
 
     def accept(self, t, beats):
-        self.waiting.append([t + self.model.latency(self.number, self.requests), beats])
+        self.waiting.append([t + self.late + self.model.latency(self.number, self.requests), beats])
         self.requests += 1
 
     def beat(self, t):
@@ -115,7 +121,7 @@ class Ticker:
         self.channels = [Channel(u, model, config.fifo_beats) for u in range(config.units)]
         self.complete = [[] for _ in self.channels]
         """Each unit's rounds that another one has not completed yet."""
-        self.aux = Port(config.units, model)
+        self.aux = Port(config.units, model, AUX_BEAT)
         self.queues = {u: [] for u in Unit}
         self.active = dict.fromkeys(Unit)
         self.semaphores = {(p, c): 0 for p in Unit for c in Unit}
@@ -139,9 +145,11 @@ class Ticker:
                 done, pushed = self.sequencer(t)
                 if done:
                     if self.program[0][0] == "halt":
-                        self.tick_channels(t)
-                        self.unpack_stall = sum(at <= t - UNIT_REPORT for at in self.channels[0].held_back)
-                        return t + 1
+                        for last in range(END_LATENCY + 1):
+                            self.tick_channels(t + last)
+                        end = t + END_LATENCY
+                        self.unpack_stall = sum(at <= end - UNIT_REPORT for at in self.channels[0].held_back)
+                        return end + 1
                     self.program.pop(0)
                     next_at = t + 2
             self.starts(t)
@@ -206,7 +214,7 @@ class Ticker:
                 rows = [f["addr"] + o * f["stride"] for o in range(f["n_outer"] if f["fmt"] else 0)]
                 c.start(a["s"], f, b"".join(self.memory.read(u, x * 64, f["n_inner"] * 64).tobytes() for x in rows))
         elif u == Unit.MX:
-            self.mx.start(a["s"], a["f"])
+            self.mx.start(a["s"] + UNIT_START - 1, a["f"])
 
     def end(self, u, t):
         a = self.active[u]
@@ -217,15 +225,15 @@ class Ticker:
         self.active[u] = None
 
     def load(self, t, a):
-        if t > a["s"] and a["bursts"]:
+        if t >= a["s"] + UNIT_START and a["bursts"]:
             self.aux.accept(t, a["bursts"].pop(0))
         return a["left"] == 0 and t == a["last"] + 1
 
     def store(self, t, a):
         f = a["f"]
         beats = f["n_tok"] * f["n_head"] * f["n_gran"] * (4 if f["mode"] == StMode.V else 1)
-        responses = [a["s"] + 1 + k + ST_PIPE + self.model.write_latency for k in range(beats)]
-        return t == responses[-1] + 1
+        responses = [a["s"] + UNIT_START + k + ST_PIPE + self.model.write_latency for k in range(beats)]
+        return t == responses[-1] + ST_END
 
     def read(self, t, a):
         sent = t > a["s"] and not any(c.bursts for c in self.channels)

@@ -76,14 +76,9 @@ def buffers() -> str:
 
 
 def latencies() -> str:
-    """The constants of hw/spec/timing.py that this document names."""
-    names = (
-        "SEQ_INTERVAL", "SEQ_FIRST", "SEQ_AFTER_FETCH", "LDS_RETURN", "BURST_BEATS", "ST_PIPE", "VU_LATENCY",
-        "RD_ADDRESS", "RD_DONE", "RD_BEAT", "WEIGHT_BUFFER_ROUNDS", "ROUND_ARRIVAL", "ROUND_FREE", "LOAD_INTERVAL",
-        "TABLE_LATENCY", "MAX_PLACES", "MX_ACC_LATENCY", "MX_DRAIN_LATENCY", "SETTLE_CYCLES", "BUS_ERROR",
-        "STREAM_ERROR", "MX_ERROR", "ACT_ERROR", "STOP_DELAY", "UNIT_REPORT",
-    )  # fmt: skip
-    return table(["constant", "value"], [[f"`{name}`", str(getattr(timing, name))] for name in names])
+    """The constants of hw/spec/timing.py."""
+    constants = {name: value for name, value in vars(timing).items() if name.isupper()}
+    return table(["constant", "value"], [[f"`{name}`", str(value)] for name, value in constants.items()])
 
 
 def cards() -> str:

@@ -1,7 +1,10 @@
 // Runs passes back to back on a verilated vector unit of 16 lanes; AB and PB are here, writes to SB and OB are listed.
+// READ_LATENCY: cycles from a read of AB or PB to its data. Cycles count from the instruction's start, a cycle before the
+// unit sees it.
 // in: u32 n_ab, n_pb (words), n_passes; the words; the descriptors (30 u32). out: text.
 #include <cstdint>
 #include <cstdio>
+#include <deque>
 #include <vector>
 #include "Vvector_unit.h"
 
@@ -14,13 +17,19 @@ int main() {
     for (int b = 0; b < 2; b++) for (uint32_t i = 0; i < sizes[b] * lanes; i++) memory[b].push_back(get());
     Vvector_unit dut;
     dut.clk = 0; dut.rst = 1; dut.unit___05Fstart = 0;
+    struct Read { bool en; uint32_t at; };
+    std::deque<Read> reads[2] = {std::deque<Read>(READ_LATENCY - 1), std::deque<Read>(READ_LATENCY - 1)};
     auto tick = [&]() {
-        bool en[2] = {(bool)dut.ab___05Fen, (bool)dut.pb___05Fen};
-        uint32_t at[2] = {dut.ab___05Faddr, dut.pb___05Faddr};
+        reads[0].push_back({(bool)dut.ab___05Fen, dut.ab___05Faddr});
+        reads[1].push_back({(bool)dut.pb___05Fen, dut.pb___05Faddr});
         dut.clk = 1; dut.eval();
-        for (int b = 0; b < 2; b++) if (en[b])
-            for (int i = 0; i < lanes; i++)
-                (b ? dut.pb___05Fdata[i] : dut.ab___05Fdata[i]) = at[b] < sizes[b] ? memory[b][at[b] * lanes + i] : 0;
+        for (int b = 0; b < 2; b++) {
+            Read read = reads[b].front();
+            reads[b].pop_front();
+            if (read.en) for (int i = 0; i < lanes; i++)
+                (b ? dut.pb___05Fdata[i] : dut.ab___05Fdata[i]) =
+                    read.at < sizes[b] ? memory[b][read.at * lanes + i] : 0;
+        }
         dut.clk = 0; dut.eval();
     };
     for (int i = 0; i < 4; i++) tick();
@@ -30,7 +39,7 @@ int main() {
         for (int i = 0; i < fields; i++) dut.unit___05Fdesc[i] = get();
         dut.unit___05Fstart = 1;
         dut.eval();
-        int cycle = 0;
+        int cycle = 1;
         for (;; cycle++) {
             if (dut.sb___05Fen) {
                 printf("S %u", (unsigned)dut.sb___05Faddr);
