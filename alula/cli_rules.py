@@ -14,6 +14,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
+from alula.alveo.recipes import TARGETS
 from hw.spec.config import MEMORY_KINDS
 from hw.spec.errors import UserError
 from ref_model.selection import STRATEGIES
@@ -43,7 +44,7 @@ CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
     "demo": {"backend": SIMULATORS},
     "compile": {"lengths": ("runtime", "bucketed", "unrolled")},
     "info": {"synth": ("yosys",)},
-    "build": {"target": ("hw", "hw_emu", "xo", "sim", "ip")},
+    "build": {"target": TARGETS},
 }
 """Command -> option -> what it can be."""
 CHOICES_EVERYWHERE = {"memory": MEMORY_KINDS, "strategy": STRATEGIES}

@@ -33,8 +33,7 @@ def build(
     """The manifest, also written to `out`, with `missing` naming the tools that were not found.
 
     card_name: by default the one that the configuration is meant for. target: by default the first of the card's flow
-    (`alula.alveo.flow.Flow`). verilog: gives the kernel's text (by default
-    the configuration's, from the cache).
+    (`alula.alveo.flow.Flow`). verilog: gives the kernel's text (by default the configuration's, from the cache).
     """
     machine = config.get(chosen)
     name = machine.name

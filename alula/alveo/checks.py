@@ -6,10 +6,11 @@ import re
 from alula.alveo import recipes, tcl
 from alula.alveo.flow import HOST, PACKAGE, VERILOG
 from alula.alveo.kernel_ports import ports
-from alula.alveo.registers import ADDRESS_SPACE_BYTES, arguments, control, host_arguments, port_name
+from alula.alveo.registers import ADDRESS_SPACE_BYTES, arguments, control, host_arguments
 from hw.spec.cards import Card
 from hw.spec.config import Config
 from hw.spec.errors import InternalError
+from hw.spec.packaging import port_name
 
 KERNEL_PROPERTIES = (("sdx_kernel", "true"), ("sdx_kernel_type", "rtl"), ("vitis_drc", "ctrl_protocol ap_ctrl_hs"))
 """What makes a kernel of Vitis out of a core."""

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from hw.spec.cards import Card
 from hw.spec.config import Config
 
-COMPUTE_UNIT = "alula_1"
-"""The kernel's only instance."""
 UNIT_CELL = "/inst/accelerator/core/matrix/unit_"
 """A matrix unit's cell below the kernel's; its number follows."""
 VERILOG, PACKAGE, LINK, HOST = "alula_kernel.v", "package.tcl", "link.cfg", "host_args.json"

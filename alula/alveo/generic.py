@@ -3,10 +3,10 @@
 from alula.alveo import tcl
 from alula.alveo.flow import PACKAGING, UNIT_CELL, VERILOG, Command, Flow, header
 from alula.alveo.kernel_ports import module_ports
-from hw.kernel import KERNEL
 from hw.spec.cards import Card
 from hw.spec.config import Config
 from hw.spec.errors import InternalError
+from hw.spec.packaging import KERNEL
 
 CONSTRAINTS = "constraints.xdc"
 CLOCK_PORT = "ap_clk"

@@ -2,9 +2,8 @@
 
 import re
 
-from alula.alveo.registers import port_name
-from hw.kernel import KERNEL
 from hw.spec.config import BEAT_BYTES, Config
+from hw.spec.packaging import KERNEL, port_name
 
 _BITS = 8 * BEAT_BYTES
 MASTER = {

@@ -4,11 +4,11 @@ import json
 from hashlib import sha256
 
 from alula.alveo import generic, slash, vitis
-from alula.alveo.flow import COMPUTE_UNIT, HOST, IP_FOLDER, PACKAGE, VERILOG, Flow, header
-from alula.alveo.registers import ADDRESS_SPACE_BYTES, arguments, control, host_arguments, port_name
-from hw.kernel import KERNEL
+from alula.alveo.flow import HOST, IP_FOLDER, PACKAGE, VERILOG, Flow, header
+from alula.alveo.registers import ADDRESS_SPACE_BYTES, arguments, control, host_arguments
 from hw.spec.cards import NO_SHELL, SLASH, VITIS, Card
 from hw.spec.config import Config
+from hw.spec.packaging import COMPUTE_UNIT, KERNEL, port_name
 
 FLOWS = {VITIS: vitis.FLOW, SLASH: slash.FLOW, NO_SHELL: generic.FLOW}
 TARGETS = tuple(dict.fromkeys(target for flow in FLOWS.values() for target in flow.targets))

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 
 from hw.spec import csr
 from hw.spec.config import Config
+from hw.spec.packaging import port_name
 
 ADDRESS_SPACE_BYTES = 4096
 _CONTROL = {"CTRL": csr.CTRL, "GIER": csr.GIER, "IP_IER": csr.IER, "IP_ISR": csr.ISR}
@@ -19,10 +20,6 @@ class Argument:
     offset: int
     bits: int
     port: str | None = None
-
-
-def port_name(port: int) -> str:
-    return f"m{port:02d}_axi"
 
 
 def control() -> dict[str, int]:

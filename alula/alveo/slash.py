@@ -8,12 +8,11 @@ config_parser.py (link file), linker/slashkit/core/command_config.py (command li
 import re
 from collections import Counter
 
-from alula.alveo.flow import COMPUTE_UNIT, IP_FOLDER, LINK, PACKAGING, VERILOG, Command, Flow, header
+from alula.alveo.flow import IP_FOLDER, LINK, PACKAGING, VERILOG, Command, Flow, header
 from alula.alveo.kernel_ports import module_ports
-from alula.alveo.registers import port_name
-from hw.kernel import KERNEL
 from hw.spec.cards import Card
 from hw.spec.config import Config
+from hw.spec.packaging import COMPUTE_UNIT, KERNEL, port_name
 
 MAX_CLOCK_HZ = 333_333_333
 """The highest user clock that SLASH's runtime sets (vrt/include/vrt/device.hpp)."""

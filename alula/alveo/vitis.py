@@ -4,13 +4,12 @@ import re
 from collections import Counter
 
 from alula.alveo import tcl
-from alula.alveo.flow import COMPUTE_UNIT, LINK, PACKAGING, UNIT_CELL, VERILOG, Command, Flow, header
+from alula.alveo.flow import LINK, PACKAGING, UNIT_CELL, VERILOG, Command, Flow, header
 from alula.alveo.kernel_ports import module_ports
-from alula.alveo.registers import port_name
-from hw.kernel import KERNEL
 from hw.spec.cards import Card
 from hw.spec.config import Config
 from hw.spec.errors import InternalError
+from hw.spec.packaging import COMPUTE_UNIT, KERNEL, port_name
 from hw.spec.resources import dsp_total
 
 FLOORPLAN, REPORTS = "floorplan.tcl", "reports.tcl"

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -202,6 +202,26 @@ class Config:
 _MIB = 1 << 20
 _HBM_AND_DDR = Memory("hbm", 300_000_000, 64, 32)
 """Channels of HBM2, an auxiliary port to DDR4-2400: 19.2 GB/s are 300 million beats a second; 213 ns to the first."""
+_U280 = Config(
+    name="u280",
+    units=32,
+    chains=8,
+    lanes=64,
+    ob_blocks=131072,
+    ab_granules=180224,
+    pb_granules=28672,
+    vb_granules=163840,
+    sb_granules=32768,
+    rs_entries=16384,
+    acc_rows=256,
+    fifo_beats=1024,
+    imem_instructions=8192,
+    clock_hz=225_000_000,
+    channel_bytes=256 * _MIB,
+    aux_bytes=16384 * _MIB,
+    memory=_HBM_AND_DDR,
+)
+"""The card that the others are described by: each says where it differs."""
 
 CONFIGS = {
     c.name: c
@@ -244,82 +264,20 @@ CONFIGS = {
             aux_bytes=256 * _MIB,
             memory=Memory("fixed", 450_000_000, 64, 32),
         ),
-        Config(
-            name="u280",
-            units=32,
-            chains=8,
-            lanes=64,
-            ob_blocks=131072,
-            ab_granules=180224,
-            pb_granules=28672,
-            vb_granules=163840,
-            sb_granules=32768,
-            rs_entries=16384,
-            acc_rows=256,
-            fifo_beats=1024,
-            imem_instructions=8192,
-            clock_hz=225_000_000,
-            channel_bytes=256 * _MIB,
-            aux_bytes=16384 * _MIB,
-            memory=_HBM_AND_DDR,
-        ),
-        Config(
-            name="u55c",
-            units=16,
-            chains=8,
-            lanes=64,
-            ob_blocks=131072,
-            ab_granules=180224,
-            pb_granules=28672,
-            vb_granules=163840,
-            sb_granules=32768,
-            rs_entries=16384,
-            acc_rows=256,
-            fifo_beats=1024,
-            imem_instructions=8192,
-            clock_hz=225_000_000,
-            channel_bytes=512 * _MIB,
-            aux_bytes=8192 * _MIB,
-            memory=_HBM_AND_DDR,
-        ),
-        Config(
+        _U280,
+        replace(_U280, name="u55c", units=16, channel_bytes=512 * _MIB, aux_bytes=8192 * _MIB),
+        replace(
+            _U280,
             name="u50",
             units=16,
-            chains=8,
-            lanes=64,
             ob_blocks=65536,
             ab_granules=131072,
             pb_granules=16384,
             vb_granules=98304,
             sb_granules=16384,
-            rs_entries=16384,
-            acc_rows=256,
-            fifo_beats=1024,
-            imem_instructions=8192,
-            clock_hz=225_000_000,
-            channel_bytes=256 * _MIB,
             aux_bytes=4096 * _MIB,
-            memory=_HBM_AND_DDR,
         ),
-        Config(
-            name="v80",
-            units=64,
-            chains=4,
-            lanes=64,
-            ob_blocks=131072,
-            ab_granules=180224,
-            pb_granules=28672,
-            vb_granules=163840,
-            sb_granules=32768,
-            rs_entries=16384,
-            acc_rows=256,
-            fifo_beats=1024,
-            imem_instructions=8192,
-            clock_hz=200_000_000,
-            channel_bytes=512 * _MIB,
-            aux_bytes=16384 * _MIB,
-            memory=_HBM_AND_DDR,
-        ),
+        replace(_U280, name="v80", units=64, chains=4, clock_hz=200_000_000, channel_bytes=512 * _MIB),
     )
 }
 

@@ -5,6 +5,8 @@
 | `testbench` | Verilator | C++ behind DPI (`native/`): fast, HBM timing, random stalls, AXI4 checked in every cycle |
 | `plain_testbench` | any | Verilog-2005 (`plain/`): memories of a fixed latency, bursts checked |
 
+Both have the same control port and the same end of a run (`plain/control.v`).
+
 Nothing that moves in every cycle is Python. The AXI4-Lite master is a small state machine that cocotb asks for one
 access at a time; Python wakes when an access is complete and when the run stops.
 """
@@ -83,7 +85,6 @@ def testbench(top: str, n_ports: int, kernel: bool = False) -> str:
         _text("native", "tb.sv"),
         n_ports,
         MEMORY_SIGNALS="\n".join(_declare(name, bits, " [N_PORTS]") for name, (bits, _) in AXI_SIGNALS.items()),
-        CONTROL_SIGNALS="\n".join(_declare(f"control_{name}", bits) for name, (bits, _) in CSR_SIGNALS.items()),
         DUT_HANDSHAKES="\n".join(_declare(f"dut_{name}", 1, " [N_PORTS]") for name in HANDSHAKES),
         GUARD_CONNECTIONS=", ".join(
             [f".{name}({name}[g]), .dut_{name}(dut_{name}[g])" for name in HANDSHAKES]
@@ -122,7 +123,6 @@ def plain_testbench(top: str, beats: Sequence[int], kernel: bool = False) -> str
         _text("plain", "testbench.v"),
         len(beats),
         MEMORIES="\n".join(memories),
-        CONTROL_SIGNALS="\n".join(_declare(f"control_{n}", bits, kind="wire") for n, (bits, _) in CSR_SIGNALS.items()),
         TOP=_instance(top, len(beats), kernel, wire, trace),
     )
 
@@ -173,8 +173,10 @@ def _text(*place: str) -> str:
 
 def _filled(template: str, n_ports: int, **texts: str) -> str:
     """A template with a text in the place of every `@NAME@`."""
+    control = [_declare(f"control_{name}", bits, kind="wire") for name, (bits, _) in CSR_SIGNALS.items()]
+    shared = {"CONTROL": _text("plain", "control.v").rstrip(), "CONTROL_SIGNALS": "\n".join(control)}
     sizes = {"N_PORTS": n_ports, "N_UNITS": len(UNITS), "RESET_CYCLES": RESET_CYCLES}
-    for name, text in (texts | sizes | {"CSR_ADDRESS_BITS": CSR_ADDRESS_BITS}).items():
+    for name, text in (texts | shared | sizes | {"CSR_ADDRESS_BITS": CSR_ADDRESS_BITS}).items():
         template = template.replace(f"@{name}@", str(text))
     return template
 

@@ -16,9 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from hw.spec.errors import InternalError, UserError
+from hw.spec.packaging import COMPUTE_UNIT, FIRST_POINTER, KERNEL, port_name
 from sim.cache import entry
-from sim.xrt.pyxrt_runtime import FIRST_POINTER
-from sim.xrt.runtime import INSTANCE, KERNEL, port_name
 
 BRIDGE = "bridge.so"
 _FLAGS = ("-std=c++20", "-O2", "-shared", "-fPIC", "-Wall", "-Wno-deprecated-declarations")
@@ -147,7 +146,7 @@ class NativeRuntime:
         self._bridge, self._handle = Bridge(library), ctypes.c_void_p()
         try:
             self._bridge.call(
-                "open", device.encode(), str(image).encode(), KERNEL.encode(), INSTANCE.encode(),
+                "open", device.encode(), str(image).encode(), KERNEL.encode(), COMPUTE_UNIT.encode(),
                 ctypes.c_uint32(FIRST_POINTER), ctypes.c_uint32(n_ports), ctypes.byref(self._handle),
             )  # fmt: skip
         except InternalError as error:

@@ -5,12 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from hw.spec.csr import REGISTERS
-from sim.xrt.runtime import INSTANCE, KERNEL
+from hw.spec.packaging import COMPUTE_UNIT, FIRST_POINTER, KERNEL
 
-COMPUTE_UNIT = f"{KERNEL}:{{{INSTANCE}}}"
-FIRST_POINTER = sum(offset < REGISTERS["status"] for offset in REGISTERS.values())
-"""Kernel argument number of port 0's pointer; the other ports' follow (alula/alveo/registers.py)."""
+_KERNEL_OF_UNIT = f"{KERNEL}:{{{COMPUTE_UNIT}}}"
+"""XRT's way to name a kernel by its compute unit: `alula_kernel:{alula_1}`."""
 
 
 def reads_registers(pyxrt: Any) -> bool:
@@ -53,7 +51,7 @@ class PyxrtRuntime:
         self._pyxrt = pyxrt
         self._device = pyxrt.device(index)
         uuid = self._device.load_xclbin(str(xclbin))
-        self._kernel = pyxrt.kernel(self._device, uuid, COMPUTE_UNIT, pyxrt.kernel.exclusive)
+        self._kernel = pyxrt.kernel(self._device, uuid, _KERNEL_OF_UNIT, pyxrt.kernel.exclusive)
 
     def read_register(self, offset: int) -> int:
         return self._kernel.read_register(offset)

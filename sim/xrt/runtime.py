@@ -4,9 +4,6 @@ from typing import Protocol
 
 import numpy as np
 
-KERNEL, INSTANCE = "alula_kernel", "alula_1"
-"""Names in the container that `alula build` makes."""
-
 
 class Buffer(Protocol):
     """Device memory of one port: bytes by offset."""
@@ -34,8 +31,3 @@ class Runtime(Protocol):
 
     def allocate(self, port: int, size_bytes: int) -> Buffer:
         """Memory in the bank that the port is connected to."""
-
-
-def port_name(port: int) -> str:
-    """A memory port as the kernel calls it."""
-    return f"m{port:02d}_axi"

@@ -11,6 +11,7 @@ import numpy as np
 from hw.spec import csr
 from hw.spec.config import Config
 from hw.spec.memory import MemoryModel
+from hw.spec.packaging import FIRST_POINTER
 from sim.memory_image import PAGE_BYTES, Port
 from sim.registers import result_offsets
 from sim.rtl import run as rtl
@@ -61,8 +62,6 @@ class StandIn:
 
             def group_id(self, argument: int) -> int:
                 """The port: each has a bank of its own."""
-                from sim.xrt.pyxrt_runtime import FIRST_POINTER
-
                 return argument - FIRST_POINTER
 
             def read_register(self, offset: int) -> int:

@@ -151,6 +151,17 @@ def attach(memory: MemoryImage, streams) -> None:
             memory.attach(unit, (f["addr"] + o * f["stride"]) * 64, row)
 
 
+def random_run(rng: random.Random, n: int) -> tuple[MemoryImage, Invocation]:
+    """A run of `n` random steps on `TINY`: its weights and its program in memory, and the invocation that starts it."""
+    steps, streams = random_steps(rng, n, TINY.units)
+    program, _ = program_of(steps)
+    memory = MemoryImage(TINY)
+    attach(memory, streams)
+    base = TINY.aux_bytes // 2
+    memory.write(TINY.aux_port, base, program)
+    return memory, Invocation(base // 64, len(program) // 8)
+
+
 def attach_headers(memory: MemoryImage, streams) -> None:
     """What timing needs: of the streams only the header beats."""
     for unit in range(memory.config.units):

@@ -8,7 +8,6 @@ from hw.spec.config import CONFIGS
 from hw.spec.errors import UserError
 from hw.spec.isa import Error
 from hw.spec.memory import MemoryModel
-from hw.spec.run import Invocation
 from sim.cycle import CycleBackend
 from sim.memory_image import MemoryImage
 from sim.rtl import toolchain
@@ -18,7 +17,7 @@ from sim.rtl.icarus import one_process
 from sim.rtl.run import run
 from sim.trace import differences
 from tests.conftest import needs_icarus
-from tests.sim.test_cycle import attach, program_of, random_steps
+from tests.sim.test_cycle import random_run
 
 TINY = CONFIGS["tiny"]
 FIXED = MemoryModel.of(TINY)
@@ -26,13 +25,7 @@ FIXED = MemoryModel.of(TINY)
 
 @needs_icarus
 def test_one_program_in_both_simulators(monkeypatch):
-    steps, streams = random_steps(random.Random(3), 4, TINY.units)
-    program, _ = program_of(steps)
-    memory = MemoryImage(TINY)
-    attach(memory, streams)
-    base = TINY.aux_bytes // 2
-    memory.write(TINY.aux_port, base, program)
-    call = Invocation(base // 64, len(program) // 8)
+    memory, call = random_run(random.Random(3), 4)
     expected = CycleBackend(FIXED).run(TINY, memory.fork(), call)
     runs = {}
     for simulator in ("verilator", "icarus"):

@@ -10,10 +10,10 @@ from hw.spec import config as configurations
 from hw.spec import csr
 from hw.spec.errors import InternalError, UserError
 from hw.spec.isa import ISA_VERSION, Error
+from hw.spec.packaging import FIRST_POINTER
 from hw.spec.run import Invocation
 from sim.memory_image import MemoryImage
 from sim.xrt.backend import XrtBackend
-from sim.xrt.pyxrt_runtime import FIRST_POINTER
 
 CONFIG = configurations.get("tiny")
 AUX = CONFIG.aux_port

@@ -7,9 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from alula.alveo.registers import port_name as packaged_name
 from hw.spec import config as configurations
-from hw.spec import csr
+from hw.spec import csr, packaging
 from hw.spec.errors import InternalError, UserError
 from hw.spec.isa import Error
 from hw.spec.run import Invocation
@@ -17,7 +16,6 @@ from sim.memory_image import MemoryImage
 from sim.xrt import native_runtime
 from sim.xrt.backend import XrtBackend
 from sim.xrt.native_runtime import SLASH, XRT
-from sim.xrt.runtime import port_name
 from tests.xrt.native_stand_ins import Machine, installed
 
 CONFIG = configurations.get("tiny")
@@ -71,7 +69,7 @@ def test_each_port_s_memory_is_in_the_bank_behind_it(library, tmp_path):
     if library is SLASH:
         assert found == [0x40_0000_0000, 0x40_2000_0000, 0x600_0000_0000]
     else:
-        first = native_runtime.FIRST_POINTER
+        first = packaging.FIRST_POINTER
         assert found == [0x12_3450_0000 + (40 + first + port << 32) for port in range(3)]
 
 
@@ -145,13 +143,14 @@ def test_headers_of_another_form_are_one_line(tmp_path, monkeypatch):
     assert "\n" not in str(error.value)
 
 
-def test_names_are_the_packaging_s():
-    from alula.alveo.flow import COMPUTE_UNIT
-    from hw.kernel import KERNEL
-    from sim.xrt import runtime
+def test_the_kernel_is_called_as_its_packaging_says():
+    from hw import kernel
 
-    assert (runtime.KERNEL, runtime.INSTANCE) == (KERNEL, COMPUTE_UNIT)
-    assert [port_name(port) for port in (0, 64)] == [packaged_name(port) for port in (0, 64)]
+    assert kernel.KERNEL == packaging.KERNEL
+    for config in configurations.CONFIGS.values():
+        members = kernel.Kernel(config).signature.members
+        interfaces = {name.rsplit("_", 1)[0] for name in members if name.startswith("m")}
+        assert interfaces == {packaging.port_name(port) for port in range(config.units + 1)}
 
 
 @pytest.mark.parametrize(

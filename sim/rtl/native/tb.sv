@@ -93,56 +93,6 @@ module testbench;
         alula_trace(32'(trace_start), 32'(trace_done), cycle, trace_cycle, tags);
     end
 
-    // Control port: cocotb sets the access up and toggles csr_request; csr_acknowledge follows when it is complete.
-@CONTROL_SIGNALS@
-    logic csr_request = 0;
-    logic csr_acknowledge = 0;
-    logic csr_write = 0;
-    logic [@CSR_ADDRESS_BITS@-1:0] csr_address = 0;
-    logic [31:0] csr_wdata = 0;
-    logic [31:0] csr_rdata = 0;
-    logic [1:0] csr_response = 0;
-    logic csr_active = 0;
-
-    initial begin
-        control_awvalid = 0; control_wvalid = 0; control_arvalid = 0;
-    end
-    assign control_awaddr = csr_address;
-    assign control_araddr = csr_address;
-    assign control_wdata = csr_wdata;
-    assign control_wstrb = 4'b1111;
-    assign control_bready = csr_active;
-    assign control_rready = csr_active;
-
-    always_ff @(posedge clk) if (!rst) begin
-        if (!csr_active && csr_request != csr_acknowledge) begin
-            csr_active <= 1;
-            control_awvalid <= csr_write;
-            control_wvalid <= csr_write;
-            control_arvalid <= !csr_write;
-        end
-        if (csr_active && control_awready) control_awvalid <= 0;
-        if (csr_active && control_wready) control_wvalid <= 0;
-        if (csr_active && control_arready) control_arvalid <= 0;
-        if (csr_active && (control_bvalid || control_rvalid)) begin
-            csr_active <= 0;
-            csr_acknowledge <= csr_request;
-            csr_rdata <= control_rdata;
-            csr_response <= csr_write ? control_bresp : control_rresp;
-        end
-    end
-
-    // End of a run
-    logic irq;
-    logic timeout = 0;
-    logic failed = 0;
-    logic stop = 0;
-
-    always_ff @(posedge clk) if (!rst) begin
-        if (cycle >= max_cycles) timeout <= 1;
-        if (|port_failed) failed <= 1;
-        stop <= irq || cycle >= max_cycles || |port_failed || timeout || failed;
-    end
-
+@CONTROL@
     @TOP@;
 endmodule
