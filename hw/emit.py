@@ -1,8 +1,6 @@
-"""`python -m hw.emit --config tiny --out DIR`: the Verilog of one configuration, and a manifest beside it."""
+"""The Verilog of one configuration, and a manifest beside it."""
 
-import argparse
 import json
-import sys
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -11,7 +9,6 @@ from hw.accelerator import TOP, Accelerator
 from hw.kernel import KERNEL, Kernel
 from hw.spec import config as configurations
 from hw.spec.config import Config
-from hw.spec.machine import resolve
 from hw.verilog_writer import convert, module_names
 
 DSP_MODEL = files("hw").joinpath("verilog", "dsp48e2.v")
@@ -62,29 +59,3 @@ def emit(machine: str | Config, folder: Path) -> list[Path]:
             path.unlink(missing_ok=True)
         raise
     return paths
-
-
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m hw.emit", description=__doc__)
-    parser.add_argument("--config", default="tiny", help=f"one of {', '.join(configurations.CONFIGS)}, or a .toml file")
-    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change a field of it")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
-    options = parser.parse_args(arguments)
-    try:
-        paths = emit(resolve(options.config, options.set), options.out)
-    except configurations.ConfigError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(
-            f"cannot write into {options.out}: {error.strerror}: make room there or choose another --out",
-            file=sys.stderr,
-        )
-        return 1
-    for path in paths:
-        print(f"{path}: {path.stat().st_size} bytes")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -7,7 +7,6 @@ from amaranth.lib.wiring import In, Out
 from hw.accelerator import TOP, ports
 from hw.spec.config import Config
 
-KERNEL = "alula_kernel"
 CACHE_MODIFIABLE_BUFFERABLE = 0b0011
 """What AMD recommends for memory ports: interconnects may merge and buffer."""
 PROTECTION = 0

@@ -12,7 +12,6 @@ SOURCES = {
     "parties, after AMD's selection guide XMP103; flip-flops are 16 a CLB (UG574).",
     "hbm": "UG1393 (2023.1), HBM Configuration and Use: 32 pseudo-channels of 256 MB on U280 and U50, 512 MB on U55C; "
     "14.375 GB/s a pseudo-channel, 460 GB/s in all.",
-    "u50_peak": "not confirmed in AMD's text here: 316 GB/s is what third parties quote from DS965.",
     "u50_masters": "v++'s own words for a U50: `HBM[0] has 1 interface that can support 30 possible masters` (error "
     "CFGEN 83-2231, in issue 75 of Xilinx/Vitis_Accel_Examples).",
     "sll": "not confirmed in AMD's text here: 23,040 wires a boundary is what several public projects with reports of "
