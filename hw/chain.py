@@ -6,6 +6,7 @@ from amaranth.lib.wiring import In, Out
 
 from hw.dsp_group import (
     ENTRY,
+    GROUP,
     GROUP_LATENCY,
     LANE_BITS,
     MULTIPLIERS_PER_GROUP,
@@ -53,6 +54,12 @@ CHAIN_LATENCY = chain_latency()
 CHAIN_SUMS_LATENCY = CHAIN_LATENCY + 1
 
 
+def skew(group, cascade_groups):
+    """Cycles by which a group's inputs come later than those of the first group of its cascade, whose sum it adds to:
+    every multiplier takes one."""
+    return MULTIPLIERS_PER_GROUP * (group % cascade_groups)
+
+
 def unpack_lanes(p):
     """Overflow adjust: ``p == hi * 2**18 + lo`` with ``lo`` signed; a negative ``lo`` has borrowed one from ``hi``."""
     lo = p[:LANE_BITS].as_signed()
@@ -60,31 +67,30 @@ def unpack_lanes(p):
     return {"lo": lo, "hi": hi}
 
 
-class SparseChain(wiring.Component):
-    """Eight running sums over sixteen packed multipliers, cut where ``breaks`` says.
+class SkewedChain(wiring.Component):
+    """Eight running sums over sixteen packed multipliers, cut where ``breaks`` says; every group's inputs come when the
+    cascade needs them: those of a step that is fed to group 0 in t are fed to group g in t + ``skew(g)``.
+
+    Chains side by side that are fed from one memory of weights share what skews their inputs: the memory is read in
+    eight parts, each later than the one before.
 
     Tap ``g`` is the sum over groups ``b .. g``, where ``b`` is the nearest group at or before ``g`` whose break bit is
-    set; bit 0 counts as set. Group ``g`` holds positions ``2g`` and ``2g + 1``, and has tables of its own. Dense, lane
-    ``lo`` is ``weights[0] . acts``, lane ``hi`` ``weights[1] . acts``; sparse, with ``a[t]`` the groups' tables of
-    token t, ``lo`` is ``weights[row] . a[0][indices]``, ``hi`` ``weights[row] . a[1][indices]``.
-    A row of N non-zeros that emits a sum of its own fills N / 2 groups and is read at the last of them. Rows that fill
-    the chain, dense or sparse, break at groups 0 and 4 (``DENSE_BREAKS``) and are read as ``sum0`` and ``sum1``.
+    set; bit 0 counts as set, and so does bit 4 with ``cascade_groups`` = 4. Group ``g`` holds positions ``2g`` and
+    ``2g + 1``, and has tables of its own (:class:`hw.dsp_group.DSPGroup`).
 
     Numeric contract: activations int8[-128, 127], weights int8[-127, 127]; at most 8 products (4 groups) without a
     break. Taps and sums are then exact. The caller keeps the contract; nothing is checked or saturated here.
 
-    Latency: ``latency`` cycles (``CHAIN_LATENCY`` = 18) from ``i`` to ``o``, all taps of a step together;
-    ``sums_latency`` (one more) to ``o_sums``, where ``sum = taps[3] + taps[7]``. Throughput: one step a cycle.
+    Latency: ``chain_latency(cascade_groups)`` cycles from the inputs of group 0 to ``taps``, all taps of a step
+    together; one more to ``sums``, where ``sum = taps[3] + taps[7]``. Throughput: one step a cycle.
 
-    Back-pressure: none; both ends are always ready (``flow``). A cycle without ``valid`` is a bubble and passes as one.
-
-    Reset: valid bits only. Payload without ``valid`` is arbitrary.
+    Back-pressure: none. Reset: none.
 
     Parameters: ``cascade_groups``: groups in one unbroken cascade. 8 lets sums cross every boundary. With 4, group 4
-    always breaks; the skew, the deskew and ``latency`` (10) halve. ``primitive``: see :class:`hw.dsp48e2.DSP48E2`.
+    always breaks, and skew and latency halve. ``primitive``: see :class:`hw.dsp48e2.DSP48E2`.
 
-    Members: ``i``: steps (``STEP``); ``tables``: entries to write; ``o``: taps (``TAPS``); ``o_sums``: sums over the
-    whole row (``SUMS``).
+    Members: ``groups``: GROUP of each; ``breaks``: bit g comes with the inputs of group g; ``taps``: TAPS; ``sums``:
+    SUMS.
     """
 
     def __init__(self, *, cascade_groups=N_GROUPS, primitive=False):
@@ -92,6 +98,66 @@ class SparseChain(wiring.Component):
             raise ValueError(f"cascade_groups={cascade_groups}: a chain of {N_GROUPS} groups cascades 4 or 8 of them")
         self.cascade_groups = cascade_groups
         self.primitive = primitive
+        super().__init__(
+            {
+                "groups": In(data.ArrayLayout(GROUP, N_GROUPS)),
+                "breaks": In(N_GROUPS),
+                "taps": Out(TAPS),
+                "sums": Out(SUMS),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        previous, latency = None, chain_latency(self.cascade_groups)
+        for number in range(N_GROUPS):
+            late = skew(number, self.cascade_groups)
+            m.submodules[f"group_{number}"] = group = DSPGroup(primitive=self.primitive)
+            for name, _ in GROUP:
+                m.d.comb += Value.cast(getattr(group, name)).eq(Value.cast(self.groups[number][name]))
+            if late == 0:
+                m.d.comb += group.break_.eq(1)
+            else:
+                m.d.comb += [group.break_.eq(self.breaks[number]), group.pcin.eq(previous.pcout)]
+            previous = group
+
+            # Deskewed still packed: one bit fewer a tap than unpacked, and the adders see settled registers.
+            tap = delay(m, group.p[: 2 * LANE_BITS + 1], latency - GROUP_LATENCY - late, f"tap_{number}")
+            for lane, value in unpack_lanes(tap).items():
+                m.d.comb += self.taps[number][lane].eq(value)
+
+        for row, lane in (("sum0", "lo"), ("sum1", "hi")):
+            total = Signal.like(self.sums[row], name=row, reset_less=True)
+            m.d.sync += total.eq(self.taps[N_GROUPS // 2 - 1][lane] + self.taps[N_GROUPS - 1][lane])
+            m.d.comb += self.sums[row].eq(total)
+        return m
+
+
+class SparseChain(wiring.Component):
+    """A chain by itself: :class:`SkewedChain` with the registers that skew a step's inputs.
+
+    Dense, lane ``lo`` is ``weights[0] . acts``, lane ``hi`` ``weights[1] . acts``; sparse, with ``a[t]`` the groups'
+    tables of token t, ``lo`` is ``weights[row] . a[0][indices]``, ``hi`` ``weights[row] . a[1][indices]``.
+    A row of N non-zeros that emits a sum of its own fills N / 2 groups and is read at the last of them. Rows that fill
+    the chain, dense or sparse, break at groups 0 and 4 (``DENSE_BREAKS``) and are read as ``sum0`` and ``sum1``.
+
+    Numeric contract: as :class:`SkewedChain`.
+
+    Latency: ``latency`` cycles (``CHAIN_LATENCY`` = 18) from ``i`` to ``o``, all taps of a step together;
+    ``sums_latency`` (one more) to ``o_sums``. Throughput: one step a cycle.
+
+    Back-pressure: none; both ends are always ready (``flow``). A cycle without ``valid`` is a bubble and passes as one.
+
+    Reset: valid bits only. Payload without ``valid`` is arbitrary.
+
+    Parameters: as :class:`SkewedChain`.
+
+    Members: ``i``: steps (``STEP``); ``tables``: entries to write; ``o``: taps (``TAPS``); ``o_sums``: sums over the
+    whole row (``SUMS``).
+    """
+
+    def __init__(self, *, cascade_groups=N_GROUPS, primitive=False):
+        self.chain = SkewedChain(cascade_groups=cascade_groups, primitive=primitive)
         super().__init__(
             {
                 "i": In(flow(STEP)),
@@ -103,7 +169,7 @@ class SparseChain(wiring.Component):
 
     @property
     def latency(self):
-        return chain_latency(self.cascade_groups)
+        return chain_latency(self.chain.cascade_groups)
 
     @property
     def sums_latency(self):
@@ -111,49 +177,39 @@ class SparseChain(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        previous = None
+        m.submodules.chain = chain = self.chain
         for number in range(N_GROUPS):
-            skew_cycles = MULTIPLIERS_PER_GROUP * (number % self.cascade_groups)
-            group = DSPGroup(skew_cycles=skew_cycles, primitive=self.primitive)
-            m.submodules[f"group_{number}"] = group
-            self._feed(m, group, number)
-            if skew_cycles == 0:
-                m.d.comb += group.break_.eq(1)
-            else:
-                m.d.comb += [group.break_.eq(self.i.payload.breaks[number]), group.pcin.eq(previous.pcout)]
-            previous = group
-
-            # Deskewed still packed: one bit fewer a tap than unpacked, and the adders see settled registers.
-            tap = delay(m, group.p[: 2 * LANE_BITS + 1], self.latency - GROUP_LATENCY - skew_cycles, f"tap_{number}")
-            for lane, value in unpack_lanes(tap).items():
-                m.d.comb += self.o.payload[number][lane].eq(value)
-
-        sums, taps = self.o_sums.payload, self.o.payload
-        for row, lane in (("sum0", "lo"), ("sum1", "hi")):
-            total = Signal.like(sums[row], name=row, reset_less=True)
-            m.d.sync += total.eq(taps[N_GROUPS // 2 - 1][lane] + taps[N_GROUPS - 1][lane])
-            m.d.comb += sums[row].eq(total)
-
+            late = skew(number, chain.cascade_groups)
+            m.d.comb += [
+                chain.groups[number].eq(delay(m, self._part(m, number), late, f"group_{number}")),
+                chain.breaks[number].eq(delay(m, self.i.payload.breaks[number], late, f"break_{number}")),
+            ]
         valid = Signal(self.sums_latency)
         m.d.sync += valid.eq(Cat(self.i.valid, valid))
-        m.d.comb += [self.o.valid.eq(valid[-2]), self.o_sums.valid.eq(valid[-1])]
+        m.d.comb += [
+            self.o.payload.eq(chain.taps),
+            self.o.valid.eq(valid[-2]),
+            self.o_sums.payload.eq(chain.sums),
+            self.o_sums.valid.eq(valid[-1]),
+        ]
         return m
 
-    def _feed(self, m, group, number):
+    def _part(self, m, number):
         """A group's own slice of the step, and of the entries."""
-        step = self.i.payload
+        step, part = self.i.payload, Signal(GROUP, name=f"part_{number}")
         m.d.comb += [
-            group.entry.eq(self.tables.entries[number]),
-            group.write.eq(self.tables.write),
-            group.sparse.eq(step.sparse),
-            group.half.eq(step.half),
-            group.row.eq(step.row),
+            part.entry.eq(self.tables.entries[number]),
+            part.write.eq(self.tables.write),
+            part.sparse.eq(step.sparse),
+            part.half.eq(step.half),
+            part.row.eq(step.row),
         ]
         for multiplier in range(MULTIPLIERS_PER_GROUP):
             position = MULTIPLIERS_PER_GROUP * number + multiplier
             m.d.comb += [
-                group.acts[multiplier].eq(step.acts[position]),
-                group.indices[multiplier].eq(step.indices[position]),
+                part.acts[multiplier].eq(step.acts[position]),
+                part.indices[multiplier].eq(step.indices[position]),
             ]
-            for row, weights in enumerate(group.weights):
+            for row, weights in enumerate(part.weights):
                 m.d.comb += weights[multiplier].eq(step.weights[row][position])
+        return part.as_value()

@@ -13,8 +13,8 @@ LANE_BITS = 18  # distance of the two lanes in P
 
 HALVES = 2
 """Tables of a multiplier: one is read while the other is written."""
-# Cycles from a group's input to ``p`` with ``skew_cycles=0``: the second slice's four registers.
 GROUP_LATENCY = 4
+"""Cycles from a group's input to ``p``: the second slice's four registers."""
 
 ENTRY = data.ArrayLayout(signed(8), N_LANES)  # an input's activations of two tokens
 WRITE = data.StructLayout({"en": 1, "half": 1, "at": range(BLOCK)})
@@ -27,6 +27,21 @@ def weights_layout(n_multipliers):
 
 def indices_layout(n_multipliers):
     return data.ArrayLayout(range(BLOCK), n_multipliers)
+
+
+GROUP = data.StructLayout(
+    {
+        "acts": data.ArrayLayout(signed(8), MULTIPLIERS_PER_GROUP),  # of a dense step
+        "weights": weights_layout(MULTIPLIERS_PER_GROUP),
+        "indices": indices_layout(MULTIPLIERS_PER_GROUP),
+        "sparse": 1,
+        "half": 1,
+        "row": 1,
+        "entry": ENTRY,
+        "write": WRITE,
+    }
+)
+"""What a group is fed with in a cycle: its part of a step, and of an entry."""
 
 
 def delay(m, value, n_cycles, name):
@@ -55,15 +70,13 @@ class DSPGroup(wiring.Component):
     Numeric contract: activations are int8[-128, 127], weights int8[-127, 127], ``p`` is exact. The two lanes of ``p``
     can be told apart after up to 8 products, never after 9.
 
-    Latency: ``skew_cycles + 4`` from every input but ``pcin`` to ``p``; an entry written in t is read from t + 1 on.
-    ``pcin`` is added ``GROUP_LATENCY - 2`` cycles before ``p``, so a group with two more skew cycles continues its
-    predecessor's sum. Throughput: one step and one entry a cycle.
+    Latency: GROUP_LATENCY = 4 cycles from every input but ``pcin`` to ``p``; an entry written in t is read from t + 1
+    on. ``pcin`` is added ``GROUP_LATENCY - 2`` cycles before ``p``, so a group whose inputs come two cycles later
+    continues its predecessor's sum. Throughput: one step and one entry a cycle.
 
-    Back-pressure: none. Reset: none; every register empties by itself in ``skew_cycles + 4`` cycles, tables keep what
-    they hold.
+    Back-pressure: none. Reset: none; every register empties by itself in four cycles, tables keep what they hold.
 
-    Parameters: ``skew_cycles``: delay of the selected operands ahead of the slices. ``primitive``: see
-    :class:`hw.dsp48e2.DSP48E2`.
+    Parameters: ``primitive``: see :class:`hw.dsp48e2.DSP48E2`.
 
     Members: ``acts``: int8[2 multipliers]; ``entry``, ``write``: of both multipliers' tables; ``weights``: int8[2 rows,
     2 multipliers]; ``indices``: uint4[2 multipliers]; ``sparse``: mode; ``half``: the table to read; ``row``: the one
@@ -71,19 +84,11 @@ class DSPGroup(wiring.Component):
     reduction node.
     """
 
-    def __init__(self, *, skew_cycles=0, primitive=False):
-        self.skew_cycles = skew_cycles
+    def __init__(self, *, primitive=False):
         self.primitive = primitive
         super().__init__(
             {
-                "acts": In(data.ArrayLayout(signed(8), MULTIPLIERS_PER_GROUP)),
-                "entry": In(ENTRY),
-                "write": In(WRITE),
-                "weights": In(weights_layout(MULTIPLIERS_PER_GROUP)),
-                "indices": In(indices_layout(MULTIPLIERS_PER_GROUP)),
-                "sparse": In(1),
-                "half": In(1),
-                "row": In(1),
+                **{name: In(field.shape) for name, field in GROUP},
                 "break_": In(1),
                 "pcin": In(signed(48)),
                 "pcout": Out(signed(48)),
@@ -100,7 +105,7 @@ class DSPGroup(wiring.Component):
         for number, slice_ in enumerate((first, second)):
             x1, x0, y = self._select(m, number)
             m.d.comb += [slice_.a.eq(x1 << LANE_BITS), slice_.d.eq(x0), slice_.b.eq(y)]
-        cascade = delay(m, ~self.break_, self.skew_cycles + first.cascade_delay, "cascade")
+        cascade = delay(m, ~self.break_, first.cascade_delay, "cascade")
         m.d.comb += [
             first.pcin.eq(self.pcin),
             first.cascade.eq(cascade),
@@ -112,7 +117,7 @@ class DSPGroup(wiring.Component):
         return m
 
     def _select(self, m, number):
-        """One multiplier's operands, skewed."""
+        """One multiplier's operands."""
         row0, row1 = (self.weights[row][number] for row in range(N_LANES))
         x1, x0, y = (Signal(signed(8), name=f"{name}_{number}") for name in ("x1", "x0", "y"))
         found = self._looked_up(m, number)
@@ -121,7 +126,7 @@ class DSPGroup(wiring.Component):
             x0.eq(Mux(self.sparse, found[0], row0)),
             y.eq(Mux(self.sparse, Mux(self.row, row1, row0), self.acts[number])),
         ]
-        return (delay(m, operand, self.skew_cycles, operand.name) for operand in (x1, x0, y))
+        return x1, x0, y
 
     def _looked_up(self, m, number):
         """What a multiplier's table holds at its index."""

@@ -8,7 +8,7 @@ from amaranth.hdl import ResetInserter, Signal
 from amaranth.sim import Simulator
 
 from hw.chain import CHAIN_LATENCY, DENSE_BREAKS, N_GROUPS, STEP, SUMS, TABLES, TAPS, SparseChain, chain_latency
-from hw.dsp_group import HALVES, DSPGroup
+from hw.dsp_group import HALVES
 from hw.spec.config import BLOCK
 
 
@@ -196,20 +196,20 @@ def test_broken_chains_are_caught(monkeypatch):
     """The comparison above notices a lane that forgets its borrow, and a skew of the wrong length."""
     import hw.chain as chain
 
-    right_unpack, right_group = chain.unpack_lanes, DSPGroup.__init__
+    right_unpack, right_skew = chain.unpack_lanes, chain.skew
     rng = random.Random(3)
     schedule = [draw(rng, rng.choice((0, 4, 16))) for _ in range(30)]
 
     def no_borrow(p):
         return right_unpack(p) | {"hi": p[18:37].as_signed()}
 
-    def short_skew(self, *, skew_cycles, **others):
-        right_group(self, skew_cycles=max(skew_cycles - 1, 0), **others)
+    def short_skew(group, cascade_groups):
+        return max(right_skew(group, cascade_groups) - 1, 0)
 
     compare(SparseChain(), schedule)
-    for owner, name, broken in ((chain, "unpack_lanes", no_borrow), (DSPGroup, "__init__", short_skew)):
+    for name, broken in (("unpack_lanes", no_borrow), ("skew", short_skew)):
         with monkeypatch.context() as patch:
-            patch.setattr(owner, name, broken)
+            patch.setattr(chain, name, broken)
             with pytest.raises(AssertionError, match=r"got .* expected"):
                 compare(SparseChain(), schedule)
 
