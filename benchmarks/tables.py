@@ -6,8 +6,8 @@ from amaranth.hdl import Module
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from hw.chain import DENSE_BREAKS, STEP, SUMS, TABLES, SparseChain, flow
-from hw.matrix_unit import CASCADE_GROUPS, MatrixUnit
+from hw.chain import CASCADE_GROUPS, DENSE_BREAKS, STEP, SUMS, TABLES, SparseChain, flow
+from hw.matrix_unit import MatrixUnit
 from hw.spec.config import get
 from hw.synth import luts, synthesise, tally
 from hw.verilog_writer import convert

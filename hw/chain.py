@@ -21,6 +21,8 @@ from hw.spec.config import MULTIPLIERS_PER_CHAIN
 N_GROUPS = MULTIPLIERS_PER_CHAIN // MULTIPLIERS_PER_GROUP
 MAX_PRODUCTS_PER_LANE = 8  # proven in tests/hw/test_chain_formal.py; 9 has a counterexample
 DENSE_BREAKS = 0b0001_0001  # groups 0 and 4
+CASCADE_GROUPS = 4
+"""Groups in a cascade of a matrix unit: all rows break at group 4 anyhow."""
 
 STEP = data.StructLayout(
     {

@@ -5,14 +5,26 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.accumulator import ROW, Accumulators, accumulator_rows, delay_valid, step_layout
-from hw.chain import DENSE_BREAKS, N_GROUPS, SUMS, TABLES, SparseChain, chain_latency
-from hw.dsp_group import ENTRY, N_LANES, delay
+from hw.chain import (
+    CASCADE_GROUPS,
+    DENSE_BREAKS,
+    N_GROUPS,
+    SUMS,
+    TABLES,
+    SkewedChain,
+    chain_latency,
+    skew,
+)
+from hw.dsp_group import ENTRY, MULTIPLIERS_PER_GROUP, N_LANES, delay
 from hw.interfaces import AXI4Read, descriptor_layout
 from hw.operand_buffer import BLOCK_BITS, WINDOW_LAYOUT, OperandBuffer
+from hw.pipeline import copies, reset_through
 from hw.round import PLACE, ROUND_KIND
-from hw.spec.config import Config
+from hw.spec.config import BLOCK, Config
 from hw.spec.isa import Unit
+from hw.spec.resources import MAX_FANOUT
 from hw.spec.weights import TABLE_ENTRIES, WINDOW
+from hw.weight_buffer import READ_LATENCY
 from hw.weight_front import WeightFront
 from hw.weight_reader import CAME, WeightReader
 
@@ -25,8 +37,11 @@ SELECT_LATENCY = 1
 """From there to the chains: a dense step's block of the window, a pass's rows."""
 TURN_LATENCY = 1
 """From the chains' sums to the accumulators': those of a pair's two steps put together by row."""
-CASCADE_GROUPS = 4
-"""All rows break at group 4 anyhow."""
+READ_LATE = 4
+"""Cycles from the command that frees a round to the one in which its place may be popped into: its last part is still
+being read."""
+CONTROL_LOADS = 24 * MULTIPLIERS_PER_GROUP
+"""LUTs of one chain that the mode of a group's step selects in: three operands of eight bits a multiplier."""
 
 COMMAND = data.StructLayout(
     {
@@ -109,59 +124,68 @@ class MatrixUnit(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
+        m.submodules.inside = reset_through(m, "inside", ResetSignal(), self._inside())
+        return m
+
+    def _inside(self):
+        """Everything, with a reset that comes out of a register of the unit."""
+        m = Module()
         m.submodules.reader = reader = WeightReader(self.config)
         m.submodules.front = front = WeightFront()
         m.submodules.accumulators = accumulators = Accumulators(self.config, primitive=self.primitive)
         wiring.connect(m, wiring.flipped(self.axi), reader.axi)
-        command = self._command(m)
+        command, desc = self._command(m), Signal.like(self.rd_desc, name="desc", reset_less=True)
+        kind = Signal(ROUND_KIND, name="kind_out", reset_less=True)
+        m.d.comb += [reader.desc.eq(desc), self.kind.eq(kind)]
         m.d.sync += [
             reader.start.eq(self.rd_start),
-            reader.desc.eq(self.rd_desc),
+            desc.eq(self.rd_desc),
             reader.stop.eq(self.stop),
             self.active.eq(reader.active),
             self.bus_idle.eq(reader.bus_idle),
             self.bus_error.eq(reader.error),
             self.came.eq(reader.came),
             self.done.eq(front.done),
-            self.kind.eq(front.kind),
+            kind.eq(front.kind),
             self.header_error.eq(front.error),
             self.unpack_stall.eq(front.stall),
             accumulators.drain.eq(self.drain),
             accumulators.drain_valid.eq(self.drain_valid),
         ]
-        early = ACTS_LATENCY - CROSSING - 1
+        early = ACTS_LATENCY - CROSSING - READ_LATENCY
         m.d.comb += [
             front.i.eq(reader.o),
             front.i_valid.eq(reader.o_valid),
             reader.pop.eq(front.pop),
-            front.free.eq(command.free),
-            # Current from the cycle in which the round's first step has its window.
+            front.free.eq(delay_valid(m, command.free, READ_LATE, "free")),
+            # Its first parts are there from the cycle on in which the round's first step has its window.
             front.read.eq(delay_valid(m, command.read, early, "read")),
             front.at.eq(delay(m, command.at, early, "at")),
             front.load.eq(command.load),
             front.load_at.eq(command.load_at),
             self.row.eq(accumulators.o),
         ]
-        # Steps as they are when their window arrives, when the chains get them, and when their sums are put together.
+        # Steps as they are when their window arrives, and a cycle before their sums are put together.
         layout, valid = step_layout(self.config), delay_valid(m, self.step_valid, 1, "step_valid_in")
-        step = [data.View(layout, delay(m, self.step.as_value(), ACTS_LATENCY - CROSSING + 1, "step"))]
-        for cycles in (SELECT_LATENCY, self.sums_at - 1 - ACTS_LATENCY - SELECT_LATENCY, 1):
-            number = len(step)
-            step.append(data.View(layout, delay(m, step[-1].as_value(), cycles, f"step_{number}")))
+        # The first register stays one: a shift register in LUTs could not lie at the end of the net.
+        (crossed,) = copies(m, self.step, 1, "step_in")
+        step = [data.View(layout, delay(m, crossed, ACTS_LATENCY - CROSSING, "step"))]
+        step.append(data.View(layout, delay(m, step[0].as_value(), self.sums_at - 1 - ACTS_LATENCY, "step_of_sums")))
         window = data.View(WINDOW_LAYOUT, delay(m, self.window.as_value(), 1, "window"))
         tables = self._tables(m, window, command, front.blocks)
         acts = delay(m, window.as_value().word_select(front.o.blocks[0], BLOCK_BITS), SELECT_LATENCY, "own")
-        sums = self._chains(m, acts, tables, front.o, step[0], step[1])
+        acts = [acts.word_select(slot, 8) for slot in range(BLOCK)]
+        sums = self._chains(m, acts, tables, front.o, step[0])
         scales = delay(
             m,
             front.o.scales.as_value().word_select(step[0].pass_, len(accumulators.scales.as_value())),
             self.sums_at - ACTS_LATENCY,
             "scales",
         )
-        self._turn(m, sums, step[3], accumulators.sums)
+        self._turn(m, sums, step[1], accumulators.sums)
         m.d.comb += [
             # The accumulators read one cycle ahead of the sums.
-            accumulators.i.eq(step[2]),
+            accumulators.i.eq(step[1]),
             accumulators.scales.eq(scales),
             accumulators.i_valid.eq(delay_valid(m, valid, self.sums_at - 1 - CROSSING, "step_valid")),
         ]
@@ -187,50 +211,68 @@ class MatrixUnit(wiring.Component):
             m.d.sync += tables.entries[group].eq(entries[blocks[group]])
         return tables
 
-    def _chains(self, m, acts, tables, weights, step, step_in):
-        """The chains, with the rows that they need in ``step`` and get in ``step_in``; their sums."""
-        sums = []
-        for number in range(self.config.chains):
-            chain = SparseChain(cascade_groups=CASCADE_GROUPS, primitive=self.primitive)
+    def _chains(self, m, acts, tables, weights, step):
+        """The chains' sums. acts: a dense step's, as chains get them; step: as its window arrives, a cycle earlier."""
+        chains = [
+            SkewedChain(cascade_groups=CASCADE_GROUPS, primitive=self.primitive) for _ in range(self.config.chains)
+        ]
+        for number, chain in enumerate(chains):
             m.submodules[f"chain_{number}"] = chain
-            rows, indices = self._rows(number, weights, step)
-            i = chain.i.payload
-            m.d.comb += [
-                chain.i.valid.eq(1),
-                chain.tables.eq(tables),
-                i.acts.eq(acts),
-                i.sparse.eq(step_in.sparse),
-                i.half.eq(step_in.half),
-                i.row.eq(step_in.token),
-                i.breaks.eq(DENSE_BREAKS),
-                i.weights.eq(delay(m, rows, SELECT_LATENCY, f"weights_{number}")),
-                i.indices.eq(delay(m, indices, SELECT_LATENCY, f"indices_{number}")),
-            ]
-            sums.append(chain.o_sums.payload)
-        return sums
+            m.d.comb += chain.breaks.eq(DENSE_BREAKS)
+        for group in range(N_GROUPS):
+            self._feed(m, chains, group, acts, tables, weights, step)
+        return [chain.sums for chain in chains]
 
-    def _rows(self, number, weights, step):
-        """Chain ``number``'s two rows of a pass; the indices of the one that a sparse step multiplies."""
-        rows, indices = ([each.as_value() for each in weights[name]] for name in ("weights", "indices"))
+    def _feed(self, m, chains, group, acts, tables, weights, step):
+        """Feeds a group of every chain, as late as its cascade needs: what all chains share is delayed once."""
+        late, first = skew(group, CASCADE_GROUPS), group * MULTIPLIERS_PER_GROUP
+        mine = range(first, first + MULTIPLIERS_PER_GROUP)
+        choice = delay(m, Cat(step.token, step.pass_), late, f"choice_{group}")
+        shared = delay(m, Cat(acts[slot] for slot in mine), late, f"acts_{group}")
+        entry = delay(m, Cat(tables.write, tables.entries[group]), late, f"entry_{group}")
+        mode = delay(m, Cat(step.sparse, step.half, step.token), late, f"mode_{group}")
+        # A register of the mode, which selects among many operands, for as many chains as it can drive.
+        each = max(1, MAX_FANOUT // CONTROL_LOADS)
+        modes = copies(m, mode, -(-len(chains) // each), f"mode_of_{group}")
+        for number, chain in enumerate(chains):
+            part = chain.groups[group]
+            rows, indices = self._rows(number, weights, mine, choice)
+            m.d.comb += [
+                Cat(part.sparse, part.half, part.row).eq(modes[number // each]),
+                part.acts.eq(shared),
+                Cat(part.write, part.entry).eq(entry),
+                part.weights.eq(delay(m, rows, SELECT_LATENCY, f"weights_{number}_{group}")),
+                part.indices.eq(delay(m, indices, SELECT_LATENCY, f"indices_{number}_{group}")),
+            ]
+
+    def _rows(self, number, weights, slots, choice):
+        """Of chain ``number``, in these slots: its two rows of a pass; the indices of the one that a sparse step
+        multiplies. choice: token, and pass."""
+        rows, indices = (
+            [Cat(each[slot] for slot in slots) for each in weights[name]] for name in ("weights", "indices")
+        )
         mine = [
             N_LANES * (pass_ * self.config.chains + number) + i
             for pass_ in range(self.config.passes)
             for i in range(N_LANES)
         ]
         return (
-            Cat(rows[i] for i in mine).word_select(step.pass_, N_LANES * len(rows[0])),
-            Cat(indices[i] for i in mine).word_select(Cat(step.token, step.pass_), len(indices[0])),
+            Cat(rows[i] for i in mine).word_select(choice[1:], N_LANES * len(rows[0])),
+            Cat(indices[i] for i in mine).word_select(choice, len(indices[0])),
         )
 
     def _turn(self, m, sums, step, words):
         """The sums of a (row, pass). Dense: both of every chain. Sparse: one token's, of both steps of its pair.
 
-        Token 0's are those of ``step`` and of the next, token 1's those of the step before and of ``step``.
+        Token 0's are those of ``step`` and of the next, token 1's those of the step before and of ``step``. ``step`` is
+        told a cycle before its sums.
         """
+        first, second = Signal(name="first_of_pair", reset_less=True), Signal(name="second_of_pair", reset_less=True)
+        m.d.sync += [first.eq(step.sparse & ~step.token), second.eq(step.sparse & step.token)]
         for number, following in enumerate(sums):
             this = data.View(SUMS, delay(m, following.as_value(), TURN_LATENCY, f"this_{number}"))
             before = data.View(SUMS, delay(m, this.as_value(), 1, f"before_{number}"))
             m.d.comb += [
-                words[N_LANES * number].eq(Mux(step.sparse & step.token, before.sum1, this.sum0)),
-                words[N_LANES * number + 1].eq(Mux(step.sparse & ~step.token, following.sum0, this.sum1)),
+                words[N_LANES * number].eq(Mux(second, before.sum1, this.sum0)),
+                words[N_LANES * number + 1].eq(Mux(first, following.sum0, this.sum1)),
             ]

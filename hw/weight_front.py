@@ -10,16 +10,21 @@ from hw.unpacker import Unpacker
 from hw.weight_buffer import WeightBuffer
 from hw.weight_reader import BEAT
 
+FREE_LATE = 2
+"""From the last read of a round to the cycle in which it may be freed."""
+
 
 class WeightFront(wiring.Component):
     """Unpacks and holds up to WEIGHT_BUFFER_ROUNDS rounds (docs/machine.md, "Matrix unit front").
 
     Numeric contract: see :class:`hw.extender.Extender`.
 
-    Latency: a round whose last beat is popped in c is ``done`` in c and can be read from c + 5 on; ``read`` in r puts
-    it on ``o`` in r + 1. Throughput: a beat a cycle in every format; a round read a cycle.
+    Latency: a round whose last beat is popped in c is ``done`` in c and can be read from c + 4 on; ``read`` in r puts
+    it on ``o`` part by part, see :class:`hw.weight_buffer.WeightBuffer`. Throughput: a beat a cycle in every format; a
+    round read a cycle.
 
-    Back-pressure: a beat is popped in every cycle that begins with room for another round. Reset: empty, awaiting a
+    Back-pressure: a beat is popped in every cycle that begins with room for another round. ``free`` is given FREE_LATE
+    cycles behind the round's last read, at the earliest: its parts are read until then. Reset: empty, awaiting a
     header or a RAW block.
 
     Members: ``i``, ``i_valid``, ``pop``: beats; ``done``, ``kind``: a round is complete; ``free``, ``read``, ``at``,

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from amaranth.sim import Simulator
 
+from hw.chain import CASCADE_GROUPS, N_GROUPS, skew
 from hw.round import ROUND, ROUND_KIND
 from hw.spec.config import BEAT_BYTES, get
 from hw.spec.isa import StreamFormat
 from hw.spec.timing import WEIGHT_BUFFER_ROUNDS
 from hw.spec.weights import BITS, BLOCK, MAX_BUNDLE, NONZEROS, RUN_BYTES, RUN_FIELDS, Run, round_blocks
-from hw.weight_front import WeightFront
+from hw.weight_buffer import READ_LATENCY
+from hw.weight_front import FREE_LATE, WeightFront
 from hw.weight_reader import WeightReader
 from tests.hw.stream_model import (
     decode_raw,
@@ -27,9 +29,29 @@ from tests.hw.stream_model import (
     random_run,
 )
 
-READABLE = 5
+READABLE = 4
 """Cycles from the pop of a round's last beat to the first read of the round."""
 KIND = [name for name, _ in ROUND_KIND]
+
+
+def _bits(part, width, slots):
+    """The bits of `o` that hold these slots of every row of a part."""
+    at = ROUND[part].offset
+    return sum(((1 << width) - 1) << at + width * (BLOCK * row + slot) for row in range(BLOCK) for slot in slots)
+
+
+def _mask(part):
+    return ((1 << ROUND[part].width) - 1) << ROUND[part].offset
+
+
+PARTS = {part: (READ_LATENCY, _mask(part)) for part in ("blocks", "scales")} | {
+    f"group {group}": (
+        READ_LATENCY + skew(group, CASCADE_GROUPS),
+        _bits("weights", 8, (2 * group, 2 * group + 1)) | _bits("indices", 4, (2 * group, 2 * group + 1)),
+    )
+    for group in range(N_GROUPS)
+}
+"""Parts of `o`: cycles from a read to the part, and its bits."""
 
 
 class Beats:
@@ -89,9 +111,11 @@ class Bench:
         self.beats, self.gaps, self.lazy, self.hurry = beats, gaps, lazy, hurry
         self.rng = random.Random(seed)
         self.offered, self.pops, self.stalls, self.frees, self.dones = [], [], [], [], []
-        self.kinds, self.seen, self.seen_blocks = [], [], []
+        self.kinds, self.seen, self.seen_blocks = [], {}, []
         self.n_read = 0
-        self.reading = self.loading = self.current = None
+        self.reading = self.loading = None
+        self.reads, self.last_read, self.parts = {}, {}, {}
+        """Cycle -> round of every read; round -> cycle of its latest; what each part of `o` shows."""
         self.error_at = None
 
     def run(self, n_rounds, extra=0):
@@ -121,7 +145,7 @@ class Bench:
         if valid:
             ctx.set(dut.i, self.beats[len(self.pops)])
             self.offered.append(cycle)
-        self._compare(ctx)
+        self._compare(ctx, cycle)
         self._use(ctx, cycle)
         if ctx.get(dut.stall):
             self.stalls.append(cycle)
@@ -146,25 +170,28 @@ class Bench:
         if there and rng.random() < 0.9:
             self.reading = self.n_read if self.n_read in there and rng.random() < self.hurry else rng.choice(there)
             self.n_read += self.reading == self.n_read
+            self.reads[cycle] = self.reading
+            self.last_read[self.reading] = cycle
             ctx.set(dut.at, self.reading % WEIGHT_BUFFER_ROUNDS)
         if there and rng.random() < 0.5:
             self.loading = rng.choice(there)
             ctx.set(dut.load_at, self.loading % WEIGHT_BUFFER_ROUNDS)
-        free = self.n_read > len(self.frees) and rng.random() >= self.lazy
+        oldest = len(self.frees)
+        free = self.n_read > oldest and cycle - self.last_read[oldest] >= FREE_LATE and rng.random() >= self.lazy
         if free:
             self.frees.append(cycle)
         ctx.set(dut.read, self.reading is not None)
         ctx.set(dut.load, self.loading is not None)
         ctx.set(dut.free, free)
 
-    def _compare(self, ctx):
-        """``o`` keeps what was read last: looked at in every cycle."""
+    def _compare(self, ctx, cycle):
+        """Every part of ``o`` keeps what was read last, as late as its group: looked at in every cycle."""
         o = ctx.get(self.dut.o.as_value())
-        if self.reading is not None:
-            self.seen.append((self.reading, o))
-            self.current = o
-        elif self.current is not None:
-            assert o == self.current, "o changed without a read"
+        for part, (late, mask) in PARTS.items():
+            if (number := self.reads.get(cycle - late)) is not None:
+                self.parts[part] = o & mask
+                assert o & mask == self.seen.setdefault((number, part), o & mask), f"round {number}: {part} differs"
+            assert o & mask == self.parts.get(part, o & mask), f"{part} changed without a read"
         if self.loading is not None:
             self.seen_blocks.append((self.loading, [ctx.get(self.dut.blocks[group]) for group in range(8)]))
 
@@ -188,10 +215,9 @@ def check_blocks(got, expected, number):
 
 def check_contents(bench, rounds):
     assert bench.kinds == [each.kind for each in rounds]
-    assert {number for number, _ in bench.seen} == set(range(len(rounds)))
-    for number, value in set(bench.seen):
-        weights, indices, blocks, scales = fields(value)
-        expected = rounds[number]
+    assert set(bench.seen) == {(number, part) for number in range(len(rounds)) for part in PARTS}
+    for number, expected in enumerate(rounds):
+        weights, indices, blocks, scales = fields(sum(bench.seen[number, part] for part in PARTS))
         np.testing.assert_array_equal(weights, expected.weights, err_msg=f"round {number}")
         assert scales == tuple(expected.scales), f"round {number}"
         check_blocks(blocks, expected, number)
@@ -222,7 +248,7 @@ def check_timing(bench, rounds):
 
 def check(beats, seed, **options):
     print("seed", seed, options)
-    bench = Bench(beats.beats, seed, **options).run(len(beats.rounds), extra=3)
+    bench = Bench(beats.beats, seed, **options).run(len(beats.rounds), extra=12)
     check_contents(bench, beats.rounds)
     check_timing(bench, beats.rounds)
     assert bench.error_at is None
