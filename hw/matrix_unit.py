@@ -37,7 +37,7 @@ SELECT_LATENCY = 1
 """From there to the chains: a dense step's block of the window, a pass's rows."""
 TURN_LATENCY = 1
 """From the chains' sums to the accumulators': those of a pair's two steps put together by row."""
-READ_LATE = 4
+READ_LATE = 5
 """Cycles from the command that frees a round to the one in which its place may be popped into: its last part is still
 being read."""
 CONTROL_LOADS = 24 * MULTIPLIERS_PER_GROUP

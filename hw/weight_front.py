@@ -10,7 +10,7 @@ from hw.unpacker import Unpacker
 from hw.weight_buffer import WeightBuffer
 from hw.weight_reader import BEAT
 
-FREE_LATE = 2
+FREE_LATE = 3
 """From the last read of a round to the cycle in which it may be freed."""
 
 

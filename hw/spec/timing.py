@@ -34,7 +34,7 @@ WEIGHT_BUFFER_ROUNDS = 32
 """Rounds that a matrix unit holds for its chains."""
 ROUND_ARRIVAL = 6
 """From the pop of a round's last beat in the last unit to the cycle in which the core can begin with it."""
-ROUND_FREE = 8
+ROUND_FREE = 9
 """From the take with which a round is read for the last time to the cycle in which its place may be popped into."""
 TABLE_LATENCY = 16
 """From the cycle that reads a batch's rows of activations to the first take of its rounds."""

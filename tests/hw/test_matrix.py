@@ -16,7 +16,7 @@ from hw.spec import config as cfg
 from hw.spec.config import BEAT_BYTES, BLOCK
 from hw.spec.isa import FIELDS, Error, Unit
 from hw.spec.memory import MemoryModel
-from hw.spec.timing import RD_DONE, WEIGHT_BUFFER_ROUNDS
+from hw.spec.timing import RD_DONE, UNIT_START, WEIGHT_BUFFER_ROUNDS
 from hw.spec.weights import BITS, NONZEROS
 from sim.cycle_streams import NEVER, Streams
 from sim.functional_matrix import plans_of
@@ -179,7 +179,7 @@ class Bench:
                 self.reads[cycle] = act if dense else load_act
             for name, (start, done, error, code) in (("rd", units[:4]), ("mx", units[4:])):
                 if start:
-                    self.starts[name].append(cycle)
+                    self.starts[name].append(cycle - UNIT_START + 1)
                 if done:
                     self.dones[name].append(cycle)
                 if error:
@@ -264,7 +264,9 @@ GROUPS = [
 
 
 def model_of(config, bench, load) -> MatrixModel:
-    model = MatrixModel(config, bench.starts["mx"], load.mx, load.kinds, bench.arrived, load.completes)
+    model = MatrixModel(
+        config, [s + UNIT_START - 1 for s in bench.starts["mx"]], load.mx, load.kinds, bench.arrived, load.completes
+    )
     model.run()
     return model
 
@@ -321,7 +323,7 @@ def check_simulator(config, bench, load):
         if name == "rd":
             streams.start_read(start, fields, plans_of(memory, fields), None, NEVER)
         else:
-            streams.start_multiply(start, fields)
+            streams.start_multiply(start + UNIT_START - 1, fields)
     ends["rd"].append(streams.read_end())
     ends["mx"].append(streams.multiply_end())
     assert ends == bench.dones

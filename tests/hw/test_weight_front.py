@@ -105,10 +105,10 @@ class Bench:
     """Offers beats with gaps; reads rounds that are there in any order, again and again, each at least once, and frees
     the oldest. Records every pop, stall and free, and what was read when."""
 
-    def __init__(self, beats, seed=0, gaps=0.0, lazy=0.0, hurry=0.5):
+    def __init__(self, beats, seed=0, gaps=0.0, lazy=0.0, hurry=0.5, eager=0.9):
         """gaps: chance that no beat is offered; lazy: that nothing is freed; hurry: that the read is that of the oldest
-        round not read yet."""
-        self.beats, self.gaps, self.lazy, self.hurry = beats, gaps, lazy, hurry
+        round not read yet; eager: that any is read."""
+        self.beats, self.gaps, self.lazy, self.hurry, self.eager = beats, gaps, lazy, hurry, eager
         self.rng = random.Random(seed)
         self.offered, self.pops, self.stalls, self.frees, self.dones = [], [], [], [], []
         self.kinds, self.seen, self.seen_blocks = [], {}, []
@@ -167,7 +167,7 @@ class Bench:
         dut, rng = self.dut, self.rng
         there = range(len(self.frees), sum(done + READABLE <= cycle for done in self.dones))
         self.reading = self.loading = None
-        if there and rng.random() < 0.9:
+        if there and rng.random() < self.eager:
             self.reading = self.n_read if self.n_read in there and rng.random() < self.hurry else rng.choice(there)
             self.n_read += self.reading == self.n_read
             self.reads[cycle] = self.reading
@@ -329,6 +329,15 @@ def test_buffer_fills():
     runs = [random_run(rng, 2, 16, window=i, last=i % 2 == 1) for i in range(12)]
     bench = check(Beats().stream(*runs), 5, lazy=0.85)
     assert len(bench.stalls) > 200
+
+
+def test_a_place_is_written_when_its_round_has_just_been_read():
+    """The buffer is full and rounds are read slowly: each is freed as soon as it may be, and a beat waits."""
+    rng = random.Random(8)
+    runs = [random_run(rng, 2, 16, window=i, last=i % 2 == 1) for i in range(12)]
+    bench = check(Beats().stream(*runs), 8, hurry=1.0, eager=0.3)
+    late = [free - max(at for at, number in bench.reads.items() if number == i) for i, free in enumerate(bench.frees)]
+    assert late.count(FREE_LATE) > 50 and len(bench.stalls) > 50
 
 
 def test_single_rounds_of_one_beat():
