@@ -86,7 +86,7 @@ def design(machine: str | Config, *, waves: bool = False) -> Design:
 def kernel_design(machine: str | Config) -> Design:
     """The same, packaged as XRT takes it (`hw.kernel`): no trace."""
     from hw.emit import kernel_verilog
-    from hw.kernel import KERNEL
+    from hw.spec.packaging import KERNEL
 
     config = configurations.get(machine)
     text, parts = kernel_verilog(config, verilog(config)), compiled_apart(config)
