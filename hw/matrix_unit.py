@@ -7,7 +7,7 @@ from amaranth.lib.wiring import In, Out
 from hw.accumulator import ROW, Accumulators, accumulator_rows, delay_valid, step_layout
 from hw.chain import DENSE_BREAKS, N_GROUPS, SUMS, TABLES, SparseChain, chain_latency
 from hw.dsp_group import ENTRY, N_LANES, delay
-from hw.interfaces import AXI4Read, descriptor_layout
+from hw.interfaces import BASE_BITS, AXI4Read, descriptor_layout
 from hw.operand_buffer import BLOCK_BITS, WINDOW_LAYOUT, OperandBuffer
 from hw.round import PLACE, ROUND_KIND
 from hw.spec.config import Config
@@ -64,7 +64,7 @@ class MatrixUnit(wiring.Component):
 
     Parameters: ``config``; ``primitive``: see :class:`hw.dsp48e2.DSP48E2`.
 
-    Members: ``rd_start``, ``rd_desc``, ``stop``, ``active``, ``bus_idle``, ``axi``, ``came``: see
+    Members: ``rd_start``, ``rd_desc``, ``stop``, ``base``, ``active``, ``bus_idle``, ``axi``, ``came``: see
     :class:`hw.weight_reader.WeightReader`; ``done``, ``kind``: a round is complete; ``command``; ``step``,
     ``step_valid`` (not for a row that is not written), ``window``: work; ``drain``, ``drain_valid``, ``row``: results;
     ``bus_error``, ``header_error``: sticky; ``unpack_stall``: a beat waits for room among the rounds.
@@ -78,6 +78,7 @@ class MatrixUnit(wiring.Component):
                 "rd_start": In(1),
                 "rd_desc": In(descriptor_layout(Unit.RD)),
                 "stop": In(1),
+                "base": In(BASE_BITS),
                 "active": Out(1),
                 "bus_idle": Out(1),
                 "bus_error": Out(1),
@@ -114,6 +115,7 @@ class MatrixUnit(wiring.Component):
         m.submodules.accumulators = accumulators = Accumulators(self.config, primitive=self.primitive)
         wiring.connect(m, wiring.flipped(self.axi), reader.axi)
         command = self._command(m)
+        m.d.comb += reader.base.eq(delay(m, self.base, 1, "base"))
         m.d.sync += [
             reader.start.eq(self.rd_start),
             reader.desc.eq(self.rd_desc),
