@@ -168,9 +168,9 @@ class WeightReader(wiring.Component):
 
     def _addresses(self, m, address, asked, length, tag):
         """The walk over the runs into ``address``; ``length`` and ``tag`` are those of the burst at ``beat``."""
-        beat, run = Signal(BEAT_ADDRESS_BITS), Signal(BEAT_ADDRESS_BITS)
-        left, runs_left, n_inner, stride = (
-            Signal(32, name=name) for name in ("left", "runs_left", "n_inner", "stride")
+        beat, run, left, runs_left, n_inner, stride = (
+            Signal(BEAT_ADDRESS_BITS, name=name, reset_less=True)
+            for name in ("beat", "run", "left", "runs_left", "n_inner", "stride")
         )
         m.d.comb += [
             length.eq(next_burst(beat, left)),
