@@ -6,11 +6,10 @@ from amaranth.lib.wiring import Out
 
 from hw.control import AXI4Lite, Control
 from hw.core import Core
-from hw.interfaces import MEMORY_ADDRESS_BITS, AXI4Read, AXI4Write
+from hw.interfaces import MEMORY_ADDRESS_BITS, AXI4Read, AXI4Write, based
 from hw.pipeline import Slice, reset_through
 from hw.spec.cards import card_of
 from hw.spec.config import BEAT_BYTES, Config
-from hw.spec.csr import BASE_ALIGNMENT_LOG2
 from hw.spec.isa import Unit
 
 TOP = "alula"
@@ -22,11 +21,6 @@ CONSTANTS = {"arsize": (3, SIZE_LOG2), "arburst": (2, BURST_INCR), "awsize": (3,
 
 READ_ADDRESS = ("araddr", "arlen", "arvalid", "arready")
 READ_REQUEST = data.StructLayout({"address": MEMORY_ADDRESS_BITS, "length": 8})
-
-
-def _based(address, base):
-    """A byte address with the port's base added."""
-    return Cat(address[:BASE_ALIGNMENT_LOG2], address[BASE_ALIGNMENT_LOG2:] + base)
 
 
 def _flat(prefix, signature):
@@ -52,7 +46,8 @@ class Accelerator(wiring.Component):
 
     Ports: clk, rst, `s_axi_control_*` (AXI4-Lite), `m00_axi_*` .. (AXI4 masters: the channels, then aux), irq, trace_*.
     Contract: docs/machine.md; registers: `hw.spec.csr`. Every burst is INCR of whole beats without IDs; addresses are
-    bytes: the program's, and the port's base register added (a read address has a register slice before and behind it).
+    bytes: the program's, and the port's base register added. In a channel's read addresses that is done by its matrix
+    unit (`hw.weight_reader`), in the auxiliary port's here, between two register slices.
     Latency and throughput: `hw.spec.timing`, counted by `trace_cycle`.
     Back-pressure: all handshakes are honoured; R and B are always ready.
     Reset: `rst`, synchronous; the core is also reset by each START. Both resets go through a register, from which the
@@ -86,27 +81,14 @@ class Accelerator(wiring.Component):
         self._join(m, "s_axi_control_", control.axi)
         for port in range(self.config.units + 1):
             prefix = f"m{port:02d}_axi_"
-            read, write, base = core.reads[port], core.writes[port], control.bases[port]
+            write, aux = core.writes[port], port == self.config.aux_port
             self._join(m, prefix, write, but=("awaddr",))
-            self._join(m, prefix, read, but=READ_ADDRESS)
-            m.d.comb += getattr(self, prefix + "awaddr").eq(_based(write.awaddr, base))
-            m.submodules[f"request_{port}"] = request = Slice(READ_REQUEST)
-            m.submodules[f"address_{port}"] = address = Slice(READ_REQUEST)
-            m.d.comb += [
-                request.i.payload.address.eq(read.araddr),
-                request.i.payload.length.eq(read.arlen),
-                request.i.valid.eq(read.arvalid),
-                read.arready.eq(request.i.ready),
-                address.i.payload.address.eq(_based(request.o.payload.address, base)),
-                address.i.payload.length.eq(request.o.payload.length),
-                address.i.valid.eq(request.o.valid),
-                request.o.ready.eq(address.i.ready),
-                getattr(self, prefix + "araddr").eq(address.o.payload.address),
-                getattr(self, prefix + "arlen").eq(address.o.payload.length),
-                getattr(self, prefix + "arvalid").eq(address.o.valid),
-                address.o.ready.eq(getattr(self, prefix + "arready")),
-            ]
+            self._join(m, prefix, core.reads[port], but=READ_ADDRESS if aux else ())
+            m.d.comb += getattr(self, prefix + "awaddr").eq(based(write.awaddr, control.bases[port]))
             m.d.comb += [getattr(self, prefix + name).eq(value) for name, (_, value) in CONSTANTS.items()]
+        for channel in range(self.config.units):
+            m.d.comb += core.channel_bases[channel].eq(control.bases[channel])
+        self._aux_addresses(m, core.reads[self.config.aux_port], control.bases[self.config.aux_port])
         for unit in Unit:
             prefix = f"trace_{unit.name.lower()}_"
             m.d.comb += [
@@ -115,6 +97,26 @@ class Accelerator(wiring.Component):
                 getattr(self, prefix + "tag").eq(core.tags[unit]),
             ]
         return m
+
+    def _aux_addresses(self, m, read, base):
+        """The auxiliary port's read addresses: slice, base, slice, port."""
+        prefix = f"m{self.config.aux_port:02d}_axi_"
+        m.submodules.request = request = Slice(READ_REQUEST)
+        m.submodules.address = address = Slice(READ_REQUEST)
+        m.d.comb += [
+            request.i.payload.address.eq(read.araddr),
+            request.i.payload.length.eq(read.arlen),
+            request.i.valid.eq(read.arvalid),
+            read.arready.eq(request.i.ready),
+            address.i.payload.address.eq(based(request.o.payload.address, base)),
+            address.i.payload.length.eq(request.o.payload.length),
+            address.i.valid.eq(request.o.valid),
+            request.o.ready.eq(address.i.ready),
+            getattr(self, prefix + "araddr").eq(address.o.payload.address),
+            getattr(self, prefix + "arlen").eq(address.o.payload.length),
+            getattr(self, prefix + "arvalid").eq(address.o.valid),
+            address.o.ready.eq(getattr(self, prefix + "arready")),
+        ]
 
     def _join(self, m, prefix, interface, but=()):
         """Connects an inner interface to the flat ports of its prefix, all but some."""

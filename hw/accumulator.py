@@ -10,6 +10,7 @@ from hw.buffer_memory import BufferMemory
 from hw.chain import SUMS
 from hw.dsp48e2 import MultiplyAccumulate
 from hw.dsp_group import delay
+from hw.pipeline import copies
 from hw.spec.config import BLOCK, Config
 from hw.spec.resources import accumulators
 from hw.spec.weights import SCALE_BITS
@@ -18,6 +19,8 @@ ACC_BITS = 32
 ROW = data.ArrayLayout(signed(ACC_BITS), BLOCK)
 FORWARDS = 3
 """Totals that are not in the memory when a step's operands are read; the newest of all is still to come, see LAST."""
+WORDS_A_COPY = 4
+"""Words whose old totals one register of the choice serves."""
 
 
 def step_layout(config: Config):
@@ -88,14 +91,16 @@ class Accumulators(wiring.Component):
         m = Module()
         part = self.words * ACC_BITS
         # Steps as their old totals are read and chosen, and those before them: steps[1]'s total is under way.
-        steps = [data.View(step_layout(self.config), delay(m, self.i.as_value(), 2, "step"))]
+        ahead = data.View(step_layout(self.config), delay(m, self.i.as_value(), 1, "step_ahead"))
+        steps = [data.View(step_layout(self.config), delay(m, ahead.as_value(), 1, "step"))]
         valids = [delay_valid(m, self.i_valid, 2, "valid")]
-        for number in range(1 + FORWARDS):
+        for number in range(FORWARDS):
             steps.append(data.View(step_layout(self.config), delay(m, steps[-1].as_value(), 1, f"step_{number}")))
             valids.append(delay_valid(m, valids[-1], 1, f"valid_{number}"))
+        # A cycle ahead of steps[0], whose choice has many loads: steps[0] is then the one behind.
         same = [
-            valid & (Cat(step.row, step.pass_) == Cat(steps[0].row, steps[0].pass_))
-            for step, valid in zip(steps[1:], valids[1:], strict=True)
+            valid & (Cat(step.row, step.pass_) == Cat(ahead.row, ahead.pass_))
+            for step, valid in zip(steps, valids, strict=True)
         ]
         totals = [Signal(part, name=f"total_{number}", reset_less=True) for number in range(FORWARDS)]
         m.d.sync += [after.eq(before) for before, after in pairwise(totals)]
@@ -105,9 +110,11 @@ class Accumulators(wiring.Component):
         place = Const(0)
         for number in range(FORWARDS, 0, -1):
             place = Mux(same[number], number, place)
-        old = Array([rows.word_select(steps[0].pass_, part), *totals])[place]
-        addend = Mux(
-            steps[0].first, MultiplyAccumulate.ZERO, Mux(same[0], MultiplyAccumulate.LAST, MultiplyAccumulate.C)
+        places = copies(m, place, -(-self.words // WORDS_A_COPY), "place")
+        read = rows.word_select(steps[0].pass_, part)
+        addend = Signal(2, reset_less=True)
+        m.d.sync += addend.eq(
+            Mux(ahead.first, MultiplyAccumulate.ZERO, Mux(same[0], MultiplyAccumulate.LAST, MultiplyAccumulate.C))
         )
         for number in range(self.words):
             m.submodules[f"mac_{number}"] = mac = MultiplyAccumulate(primitive=self.primitive)
@@ -115,7 +122,7 @@ class Accumulators(wiring.Component):
             m.d.comb += [
                 mac.a.eq(self.sums[number]),
                 mac.b.eq(self.scales[number]),
-                mac.c.eq(old[here].as_signed()),
+                mac.c.eq(Array(old[here] for old in (read, *totals))[places[number // WORDS_A_COPY]].as_signed()),
                 mac.addend.eq(addend),
                 totals[0][here].eq(mac.p),
             ]

@@ -4,7 +4,7 @@ from amaranth.hdl import *
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from hw.interfaces import ERROR_BITS
+from hw.interfaces import BASE_BITS, ERROR_BITS
 from hw.pipeline import copies
 from hw.spec.config import Config
 from hw.spec.csr import (
@@ -37,8 +37,6 @@ READ_PARTS = 8
 DRAIN_LIMIT_CYCLES = 1 << 16
 """Longest wait for open bus transactions after the end."""
 INCREMENT_BITS = 16
-BASE_BITS = 64 - BASE_ALIGNMENT_LOG2
-"""Bits of a base address that are kept: the others are 0."""
 
 
 def AXI4Lite():

@@ -6,10 +6,10 @@ from amaranth.lib.wiring import In, Out
 
 from hw.control import ARGUMENTS, INCREMENT_BITS
 from hw.fetch import Fetch
-from hw.interfaces import BEAT_BITS, ERROR_BITS, AXI4Read, AXI4Write
+from hw.interfaces import BASE_BITS, BEAT_BITS, ERROR_BITS, AXI4Read, AXI4Write
 from hw.load_unit import LoadUnit
 from hw.matrix import Matrix
-from hw.pipeline import reset_through
+from hw.pipeline import copies, reset_through
 from hw.sequencer import Sequencer
 from hw.spec.config import Config
 from hw.spec.csr import COUNTERS, KV_BYTES, LD_BEATS, RD_BEATS, ST_BYTES
@@ -82,7 +82,9 @@ class Core(wiring.Component):
     Back-pressure: only the memories'. With `run` low nothing starts, and open bus transactions finish.
 
     Parameters: config; primitive, shared: see `hw.matrix.Matrix`.
-    Members: run, load, and the argument registers by name; reads, writes: memory ports, the channels' first, then aux;
+    Members: run, load, and the argument registers by name; channel_bases: the channels' base registers, which stay as
+    they are while a program runs; reads (addresses of channels with their bases), writes: memory ports, the channels'
+    first, then aux;
     halted; error, error_code, error_detail, error_pc; quiet; counts (see `hw.control.Control`);
     starts, dones, tags (trace).
     """
@@ -95,6 +97,7 @@ class Core(wiring.Component):
                 "run": In(1),
                 "load": In(1),
                 **{name: In(32) for name in ARGUMENTS},
+                "channel_bases": In(data.ArrayLayout(BASE_BITS, config.units)),
                 "reads": Out(AXI4Read()).array(ports),
                 "writes": Out(AXI4Write()).array(ports),
                 "halted": Out(1),
@@ -142,6 +145,8 @@ class Core(wiring.Component):
         wiring.connect(m, aux.bus, wiring.flipped(self.reads[config.aux_port]))
         for channel in range(config.units):
             wiring.connect(m, matrix.axi[channel], wiring.flipped(self.reads[channel]))
+            # A register near the control registers: the matrix units are on all dies.
+            m.d.comb += matrix.bases[channel].eq(*copies(m, self.channel_bases[channel], 1, f"base_{channel}"))
         for port in range(config.units + 1):
             wiring.connect(m, store.buses[port], wiring.flipped(self.writes[port]))
         m.d.comb += [

@@ -4,10 +4,14 @@ from amaranth.hdl import *
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
+from hw.pipeline import copies
 from hw.round import ROUND, SCALES, WEIGHTS
 from hw.spec.config import BLOCK
 from hw.spec.weights import ROWS_A_QUARTER
 from hw.unpacker import LEVELS, NIBBLE
+
+WIDE_COPIES = 8
+"""Registers of `wide`, each with loads in so many rows less."""
 
 
 class Extender(wiring.Component):
@@ -37,9 +41,9 @@ class Extender(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        wide, scales = Signal(reset_less=True), Signal(SCALES, reset_less=True)
+        scales, wide = Signal(SCALES, reset_less=True), copies(m, self.wide, WIDE_COPIES, "wide")
         weights, factors = Signal(WEIGHTS, reset_less=True), Signal(SCALES, reset_less=True)
-        m.d.sync += [wide.eq(self.wide), self.o_valid.eq(self.i_valid), factors.eq(scales)]
+        m.d.sync += [self.o_valid.eq(self.i_valid), factors.eq(scales)]
         m.d.comb += [
             self.o.indices.eq(self.i.indices),
             self.o.blocks.eq(self.i.blocks),
@@ -51,7 +55,7 @@ class Extender(wiring.Component):
             for slot in range(BLOCK):
                 cell, weight = self.i.cells[BLOCK * row + slot], weights[row][slot]
                 sign = cell[NIBBLE - 1].replicate(NIBBLE)
-                m.d.sync += weight.eq(Cat(cell[:NIBBLE], Mux(wide, cell[NIBBLE:], sign)))
+                m.d.sync += weight.eq(Cat(cell[:NIBBLE], Mux(wide[row % WIDE_COPIES], cell[NIBBLE:], sign)))
                 with m.If(~self.i.used[row // ROWS_A_QUARTER % 2][slot]):
                     m.d.sync += weight.eq(0)
         return m

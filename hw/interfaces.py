@@ -9,12 +9,20 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.spec.config import BEAT_BYTES
+from hw.spec.csr import BASE_ALIGNMENT_LOG2
 from hw.spec.isa import FIELDS, Unit
 
 MEMORY_ADDRESS_BITS = 64
+BASE_BITS = MEMORY_ADDRESS_BITS - BASE_ALIGNMENT_LOG2
+"""Bits of a port's base address that are kept: the others are 0."""
 BUFFER_ADDRESS_BITS = 32
 BEAT_BITS = 8 * BEAT_BYTES
 ERROR_BITS = 4
+
+
+def based(address, base):
+    """A byte address with the kept bits of a base added."""
+    return Cat(address[:BASE_ALIGNMENT_LOG2], address[BASE_ALIGNMENT_LOG2:] + base)
 
 
 def AXI4Read(address_bits=MEMORY_ADDRESS_BITS):

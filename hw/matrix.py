@@ -7,7 +7,7 @@ from amaranth.lib.wiring import In, Out
 from hw.accumulator import ACC_BITS, delay_valid
 from hw.accumulator_buffer import AccumulatorBuffer
 from hw.dsp_group import delay
-from hw.interfaces import AXI4Read, BufferRead, BufferWrite, UnitPort
+from hw.interfaces import BASE_BITS, AXI4Read, BufferRead, BufferWrite, UnitPort
 from hw.matrix_control import DrainControl, OrderControl, StepControl
 from hw.matrix_unit import COMMAND, MatrixUnit
 from hw.operand_buffer import BLOCK_BITS, OperandBuffer
@@ -96,8 +96,8 @@ class Matrix(wiring.Component):
     (`hw.verilog_writer.as_module`; not for the Amaranth simulator).
 
     Members: ``rd``, ``mx``: dispatch; ``stop``: send no new address and take no round (after an error anywhere);
-    ``bus_idle``; ``axi``: the units' channels; ``operands``: OB's write port, words of ``lanes`` int8; ``results``:
-    AB's read port; ``weight_stall``, ``drain_stall``: MX waits for weights, for a bank, in this cycle;
+    ``bus_idle``; ``bases``, ``axi``: the units' channels; ``operands``: OB's write port, words of ``lanes`` int8;
+    ``results``: AB's read port; ``weight_stall``, ``drain_stall``: MX waits for weights, for a bank, in this cycle;
     ``unpack_stall``: unit 0 holds a beat back because its weight buffer is full, told UNIT_REPORT cycles late;
     ``came``: of every unit, a beat of RAW, of STREAM has come, told as late.
     """
@@ -113,6 +113,7 @@ class Matrix(wiring.Component):
                 "mx": In(UnitPort(Unit.MX)),
                 "stop": In(1),
                 "bus_idle": Out(1),
+                "bases": In(data.ArrayLayout(BASE_BITS, config.units)),
                 "axi": Out(AXI4Read()).array(config.units),
                 "operands": In(BufferWrite(config.ob_blocks // words, config.lanes, 8)),
                 "results": In(BufferRead(config.ab_granules // words, config.lanes)),
@@ -137,6 +138,7 @@ class Matrix(wiring.Component):
         for number, each in enumerate(units):
             m.submodules[f"unit_{number}"] = each
             wiring.connect(m, wiring.flipped(self.axi[number]), each.axi)
+            m.d.comb += each.base.eq(self.bases[number])
         stop = Signal()
         m.d.comb += [
             stop.eq(self.stop | self.rd.error | self.mx.error),

@@ -16,7 +16,7 @@ from hw.chain import (
     skew,
 )
 from hw.dsp_group import ENTRY, MULTIPLIERS_PER_GROUP, N_LANES, delay
-from hw.interfaces import AXI4Read, descriptor_layout
+from hw.interfaces import BASE_BITS, AXI4Read, descriptor_layout
 from hw.operand_buffer import BLOCK_BITS, WINDOW_LAYOUT, OperandBuffer
 from hw.pipeline import copies, reset_through
 from hw.round import PLACE, ROUND_KIND
@@ -79,7 +79,7 @@ class MatrixUnit(wiring.Component):
 
     Parameters: ``config``; ``primitive``: see :class:`hw.dsp48e2.DSP48E2`.
 
-    Members: ``rd_start``, ``rd_desc``, ``stop``, ``active``, ``bus_idle``, ``axi``, ``came``: see
+    Members: ``rd_start``, ``rd_desc``, ``stop``, ``base``, ``active``, ``bus_idle``, ``axi``, ``came``: see
     :class:`hw.weight_reader.WeightReader`; ``done``, ``kind``: a round is complete; ``command``; ``step``,
     ``step_valid`` (not for a row that is not written), ``window``: work; ``drain``, ``drain_valid``, ``row``: results;
     ``bus_error``, ``header_error``: sticky; ``unpack_stall``: a beat waits for room among the rounds.
@@ -93,6 +93,7 @@ class MatrixUnit(wiring.Component):
                 "rd_start": In(1),
                 "rd_desc": In(descriptor_layout(Unit.RD)),
                 "stop": In(1),
+                "base": In(BASE_BITS),
                 "active": Out(1),
                 "bus_idle": Out(1),
                 "bus_error": Out(1),
@@ -136,7 +137,7 @@ class MatrixUnit(wiring.Component):
         wiring.connect(m, wiring.flipped(self.axi), reader.axi)
         command, desc = self._command(m), Signal.like(self.rd_desc, name="desc", reset_less=True)
         kind = Signal(ROUND_KIND, name="kind_out", reset_less=True)
-        m.d.comb += [reader.desc.eq(desc), self.kind.eq(kind)]
+        m.d.comb += [reader.desc.eq(desc), reader.base.eq(delay(m, self.base, 1, "base")), self.kind.eq(kind)]
         m.d.sync += [
             reader.start.eq(self.rd_start),
             desc.eq(self.rd_desc),

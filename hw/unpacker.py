@@ -5,6 +5,7 @@ from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.interfaces import BEAT_BITS
+from hw.pipeline import copies
 from hw.round import BLOCKS, INDICES, N_GROUPS, ROUND_KIND, SCALES
 from hw.spec.config import BLOCK
 from hw.spec.weights import (
@@ -38,6 +39,8 @@ SINGLE = NONZEROS.index(1)
 MASKED = NONZEROS.index(8)
 HALF = BLOCK // 2
 NIBBLE = 4
+COPIES = 4
+"""Registers in place of one that serves all rows of a round, each for BLOCK / COPIES rows."""
 WIDE = BITS.index(8)
 assert WIDE == 0 and NONZEROS[0] == BLOCK, "no run: a descriptor of zeros reads as 8 bits and dense, like RAW"
 
@@ -160,10 +163,11 @@ def _place(nibble, rank):
 class Header(wiring.Component):
     """The slots of a header, in LUT memory: four banks, a slot of each beat in each.
 
-    Latency: a beat written in t is read from t + 1 on; ``o`` follows ``at`` at once. Throughput: a beat in and a slot
-    out a cycle. Back-pressure, reset: none.
+    Latency: a beat written in t is read from t + 1 on; ``o`` follows what is read at once. Throughput: a beat in and a
+    slot out a cycle. Back-pressure, reset: none.
 
-    Members: ``i``, ``row``, ``write``: a beat and its number in the header; ``at``, ``o``: a slot.
+    Members: ``i``, ``row``, ``write``: a beat and its number in the header; ``bank``, ``o``: a slot, of the beat that
+    ``row_0`` says if it is the beat's first, ``rows`` if not: one address has too many loads.
     """
 
     def __init__(self):
@@ -172,7 +176,9 @@ class Header(wiring.Component):
                 "i": In(BEAT_BITS),
                 "row": In(range(HEADER_BEATS)),
                 "write": In(1),
-                "at": In(range(MAX_BUNDLE)),
+                "bank": In(range(HEADER_RUNS)),
+                "row_0": In(range(HEADER_BEATS)),
+                "rows": In(range(HEADER_BEATS)),
                 "o": Out(SLOT),
             }
         )
@@ -180,7 +186,6 @@ class Header(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         slots = []
-        banks = HEADER_RUNS.bit_length() - 1
         for bank in range(HEADER_RUNS):
             m.submodules[f"bank_{bank}"] = store = memory.Memory(shape=unsigned(SLOT_BITS), depth=HEADER_BEATS, init=[])
             write, read = store.write_port(), store.read_port(domain="comb")
@@ -188,10 +193,10 @@ class Header(wiring.Component):
                 write.en.eq(self.write),
                 write.addr.eq(self.row),
                 write.data.eq(self.i.word_select(bank, SLOT_BITS)),
-                read.addr.eq(self.at[banks:]),
+                read.addr.eq(self.rows if bank else self.row_0),
             ]
             slots.append(read.data)
-        m.d.comb += self.o.as_value().eq(Array(slots)[self.at[:banks]])
+        m.d.comb += self.o.as_value().eq(Array(slots)[self.bank])
         return m
 
 
@@ -202,13 +207,14 @@ class RunSequencer(wiring.Component):
     behind it: the bundle's next, its first for another batch, or the next bundle's first. It is looked up in the
     cycles of a run, which has two at least if its bundle has several runs.
 
-    Latency: ``done`` and ``kind`` with ``pop``; ``command``, ``part`` and ``part_valid`` one cycle later. Throughput: a
-    beat a cycle. Back-pressure: none. Reset: awaits a header or a RAW block.
+    Latency: ``done``, ``kind`` and ``ahead`` with ``pop``; ``command``, ``part`` and ``part_valid`` one cycle later.
+    Throughput: a beat a cycle. Back-pressure: none. Reset: awaits a header or a RAW block.
 
-    Members: ``i``, ``pop``: a beat, taken in this cycle; ``command``: what to do with it; ``done``, ``kind``: it
-    completes a round, and which; ``part``, ``part_valid``: the round's blocks, scales and form; ``error``: sticky, a
-    slot that is no run or not of its bundle, a header of too many slots, a STREAM instruction's first beat or a RAW
-    beat inside a header or a run, a STREAM beat inside a RAW block. After an error, rounds mean nothing.
+    Members: ``i``, ``pop``: a beat, taken in this cycle; ``command``: what to do with it; ``ahead``: the same, a cycle
+    earlier; ``done``, ``kind``: it completes a round, and which; ``part``, ``part_valid``: the round's blocks, scales
+    and form; ``error``: sticky, a slot that is no run or not of its bundle, a header of too many slots, a STREAM
+    instruction's first beat or a RAW beat inside a header or a run, a STREAM beat inside a RAW block. After an error,
+    rounds mean nothing.
     """
 
     def __init__(self):
@@ -217,6 +223,7 @@ class RunSequencer(wiring.Component):
                 "i": In(BEAT),
                 "pop": In(1),
                 "command": Out(COMMAND),
+                "ahead": Out(COMMAND),
                 "done": Out(1),
                 "kind": Out(ROUND_KIND),
                 "part": Out(PART),
@@ -227,12 +234,15 @@ class RunSequencer(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        run, following = Signal(SLOT), Signal(SLOT)
+        run, following = (Signal(SLOT, name=name, reset_less=True) for name in ("run", "following"))
         left, count, odd = Signal(WINDOW), Signal(3), Signal()
         row = Signal(range(HEADER_BEATS), name="header_row")
-        collecting, in_run, payload, bundle_ends = (
-            Signal(name=name) for name in ("collecting", "in_run", "payload", "bundle_ends")
-        )
+        in_run, payload, bundle_ends = (Signal(name=name) for name in ("in_run", "payload", "bundle_ends"))
+        # No beat comes in the first cycle behind the reset, in which `run` is set to zeros.
+        fresh, goes_on = Signal(init=1), named(m, "goes_on", self._goes_on())
+        m.d.sync += fresh.eq(0)
+        with m.If(fresh):
+            m.d.sync += run.eq(0)
         last_beat = named(m, "last_beat", lookup(Cat(run.nonzeros, run.bits, odd), 3, self._last_beat))
         later = self._later(m, run, left)
         m.d.comb += [
@@ -247,7 +257,8 @@ class RunSequencer(wiring.Component):
             self.kind.more.eq(run.more),
             self.kind.last.eq(run.last & (later == 0)),
         ]
-        self._walk(m, run, following, left, later, bundle_ends, payload, in_run, collecting, row)
+        collecting = self._collecting(m, payload, goes_on)
+        self._walk(m, run, following, left, later, bundle_ends, payload, in_run, collecting, row, goes_on)
         with m.If(self.pop & payload):
             m.d.sync += count.eq(lookup(count, 3, lambda i: (i + 1) % 8))
         with m.If(self.done):
@@ -259,19 +270,22 @@ class RunSequencer(wiring.Component):
             "wrong",
             Mux(
                 payload,
-                self.i.first | (in_run == self.i.raw) | collecting,
-                self._bad_header(m, collecting, row),
+                self.i.first | (in_run == self.i.raw) | collecting[0],
+                self._bad_header(m, collecting[0], row, goes_on),
             ),
         )
         with m.If(self.pop & wrong):
             m.d.sync += self.error.eq(1)
         self._command(m, run, self.pop & payload, count)
+        part, command = Signal(PART, reset_less=True), Signal(COMMAND, reset_less=True)
+        m.d.comb += [self.part.eq(part), self.command.eq(command)]
         m.d.sync += [
+            command.eq(self.ahead),
             self.part_valid.eq(self.done),
-            self.part.nonzeros.eq(run.nonzeros),
-            self.part.wide.eq(run.bits == WIDE),
-            self.part.left.eq(left | ~in_run),
-            self.part.scales.eq(run.scales),
+            part.nonzeros.eq(run.nonzeros),
+            part.wide.eq(run.bits == WIDE),
+            part.left.eq(left | ~in_run),
+            part.scales.eq(run.scales),
         ]
         return m
 
@@ -290,59 +304,77 @@ class RunSequencer(wiring.Component):
             later.append(bit & Array(beyond.get(round_blocks(n), 0) for n in NONZEROS)[run.nonzeros])
         return named(m, "later", Cat(later))
 
-    def _walk(self, m, run, following, left, later, bundle_ends, payload, in_run, collecting, row):
+    def _collecting(self, m, payload, goes_on):
+        """Whether a header has begun that goes on: registers for the control, for `run`, and for `following`."""
+        collecting = Signal()
+        found = copies(m, Mux(self.pop & ~payload, goes_on, collecting), 3, "collecting", resets=True)
+        m.d.comb += collecting.eq(found[0])
+        return found
+
+    def _walk(self, m, run, following, left, later, bundle_ends, payload, in_run, collecting, row, goes_on):
         """From slot to slot: the header's beats, then bundle by bundle."""
         m.submodules.header = header = Header()
         first, second = (data.View(SLOT, self.i.data.word_select(i, SLOT_BITS)) for i in range(2))
         at, bundle, next_at, end = (
             Signal(range(MAX_BUNDLE), name=name) for name in ("at", "bundle_at", "following_at", "last_slot")
         )
-        look, over, again, lone = (Signal(name=name) for name in ("look", "over", "again", "lone"))
+        look, over, again, lone, advance = (Signal(name=name) for name in ("look", "over", "again", "lone", "advance"))
+        back, banks = Signal(), HEADER_RUNS.bit_length() - 1
+        behind = named(m, "behind", Mux(look, Mux(back, bundle, at + 1), next_at + 1))
         m.d.comb += [
             header.i.eq(self.i.data),
             header.row.eq(row),
             header.write.eq(self.pop & ~payload),
             over.eq(bundle_ends & (at == end)),
             lone.eq(~run.more & (at == bundle)),
-            # Of several runs, the one behind is looked up in the first cycle; that of one may end at once.
-            header.at.eq(Mux(look, Mux(~run.more & again, bundle, at + 1), next_at + 1)),
+            back.eq(~run.more & again),
+            # Of several runs, the one behind is looked up in the first cycle; that of one may end at once. The first
+            # slot of a beat is behind one of the beat before, others are behind one of theirs.
+            header.bank.eq(behind),
+            header.row_0.eq(Mux(look, Mux(back, bundle[banks:], at[banks:] + 1), next_at[banks:] + 1)),
+            header.rows.eq(Mux(look, Mux(back, bundle, at), next_at)[banks:]),
+            advance.eq(self.done & in_run & (bundle_ends | ((run.nonzeros != 0) & ~lone))),
         ]
         # Known in time for the last run of several: the blocks that are left change with the first one of a batch.
         m.d.sync += again.eq(later != 0)
         with m.If(look):
-            m.d.sync += [look.eq(0), next_at.eq(Mux(~run.more & again, bundle, at + 1)), following.eq(header.o)]
-        with m.If(self.done & in_run & (bundle_ends | ((run.nonzeros != 0) & ~lone))):
+            m.d.sync += [look.eq(0), next_at.eq(Mux(back, bundle, at + 1))]
+        with m.If(advance):
             m.d.sync += [
-                run.eq(Mux(over, 0, following.as_value())),
                 look.eq(~over & (following.nonzeros != 0) & (following.more | ~bundle_ends)),
                 at.eq(next_at),
                 next_at.eq(next_at + 1),
-                following.eq(header.o),
             ]
         with m.If(self.done & ~run.more):
             m.d.sync += left.eq(Mux(bundle_ends, following.blocks, later))
         with m.If(self.done & bundle_ends):
             m.d.sync += bundle.eq(next_at)
         with m.If(self.pop & ~payload):
-            goes_on = self._goes_on()
             m.d.sync += [
-                collecting.eq(goes_on),
                 row.eq(Mux(goes_on, row + 1, 0)),
                 end.eq(Cat(Const(HEADER_RUNS - 1, HEADER_RUNS.bit_length() - 1), row)),
                 at.eq(0),
                 bundle.eq(0),
             ]
-            with m.If(goes_on & ~collecting):
-                m.d.sync += [following.eq(first), next_at.eq(0)]
+            with m.If(goes_on & ~collecting[0]):
+                m.d.sync += next_at.eq(0)
             with m.If(~goes_on):
-                slot = Mux(collecting, following.as_value(), first.as_value())
-                m.d.sync += [
-                    run.eq(slot),
-                    left.eq(data.View(SLOT, slot).blocks),
-                    look.eq(data.View(SLOT, slot).more),
-                    following.eq(Mux(collecting, header.o.as_value(), second.as_value())),
-                    next_at.eq(1),
-                ]
+                slot = data.View(SLOT, Mux(collecting[1], following.as_value(), first.as_value()))
+                m.d.sync += [left.eq(slot.blocks), look.eq(slot.more), next_at.eq(1)]
+        # What is written is chosen by a signal of each register's own: one for both has too many loads. A run is left
+        # and looked up behind only while there is one.
+        header_ends = self.pop & ~payload & ~goes_on
+        with m.If(advance | header_ends):
+            m.d.sync += run.eq(
+                Mux(
+                    in_run,
+                    Mux(over, 0, following.as_value()),
+                    Mux(collecting[1], following.as_value(), first.as_value()),
+                )
+            )
+        with m.If(look | advance | header_ends | (self.pop & ~payload & ~collecting[0])):
+            beat = Mux(goes_on, first.as_value(), second.as_value())
+            m.d.sync += following.eq(Mux(payload | collecting[2], header.o.as_value(), beat))
 
     def _slots(self):
         """The beat's slots."""
@@ -353,9 +385,9 @@ class RunSequencer(wiring.Component):
         slots = self._slots()
         return Cat(slot.as_value().any() for slot in slots).all() & slots[-1].more
 
-    def _bad_header(self, m, collecting, row):
+    def _bad_header(self, m, collecting, row, goes_on):
         """Whether a slot before the end of the header in ``i`` is no run, or none of the bundle that it is in."""
-        before, slots = Signal(SLOT), self._slots()
+        before, slots = Signal(SLOT, reset_less=True), self._slots()
         alive, inside, bad = Const(1), collecting, self.i.first & collecting
         for slot, previous in zip(slots, [before, *slots[:-1]], strict=True):
             held = slot.as_value().any()
@@ -371,11 +403,11 @@ class RunSequencer(wiring.Component):
             alive, inside = alive & held, slot.more
         with m.If(self.pop):
             m.d.sync += before.eq(slots[-1])
-        return bad | (self._goes_on() & (row == HEADER_BEATS - 1))
+        return bad | (goes_on & (row == HEADER_BEATS - 1))
 
     def _command(self, m, run, active, count):
         """The command for the beat, a beat of indices or of codes."""
-        command = Signal(COMMAND)
+        command = self.ahead
         single, masked = run.nonzeros == SINGLE, run.nonzeros == MASKED
         key = Cat(count, run.nonzeros)
         is_codes = named(m, "is_codes", active & lookup(key, 1, lambda i: i & 7 >= self._n_indices(i >> 3)))
@@ -400,7 +432,6 @@ class RunSequencer(wiring.Component):
                 m.d.comb += command.choice[quarter][bit].eq(
                     Array(distinct(sources).index(source) for source in sources)[form]
                 )
-        m.d.sync += self.command.eq(command)
 
     @staticmethod
     def _n_indices(nonzeros):
@@ -455,7 +486,7 @@ class Unpacker(wiring.Component):
         ]
         for quarter in range(QUARTERS):
             self._cells(m, beat, sequencer.command, quarter, out)
-        self._indices(m, beat, sequencer.command, out)
+        self._indices(m, beat, sequencer, out)
         self._slots(m, out)
         return m
 
@@ -479,26 +510,29 @@ class Unpacker(wiring.Component):
             with m.If(command.high[quarter]):
                 m.d.sync += cell[NIBBLE:].eq(byte[NIBBLE:])
 
-    def _indices(self, m, beat, command, out):
+    def _indices(self, m, beat, sequencer, out):
         """A half's 16 rows of 8 slots at a time, from nibbles or masks, of which those that are absent are 0.
 
         Masks take two cycles, a block each: no beat of masks follows another at once.
         """
-        late, second = Signal(), Signal(BEAT_BITS // 2, reset_less=True)
-        halves, nibbles = Signal(2), Signal(BEAT_BITS, reset_less=True)
-        m.d.sync += [
-            late.eq(command.masks),
-            second.eq(beat[BEAT_BITS // 2 :]),
-            halves.eq(command.halves | Cat(command.masks, late)),
-            nibbles.eq(Mux(command.halves.any(), beat, 0)),
-        ]
-        masks = named(m, "masks", Mux(late, second, beat[: BEAT_BITS // 2]))
+        command, ahead = sequencer.command, sequencer.ahead
+        second, nibbles = Signal(BEAT_BITS // 2, reset_less=True), Signal(BEAT_BITS, reset_less=True)
+        late = copies(m, command.masks, COPIES, "late")
+        halves = copies(m, command.halves | Cat(command.masks, late[0]), COPIES, "halves")
+        any_half = copies(m, ahead.halves.any(), COPIES, "any_half")
+        any_mask = copies(m, ahead.masks | command.masks, COPIES, "any_mask")
+        m.d.sync += second.eq(beat[BEAT_BITS // 2 :])
         for row in range(BLOCK):
-            places = self._places(m, f"row_{row}", masks.word_select(row, BLOCK), command.masks | late)
+            copy = row % COPIES
+            m.d.sync += nibbles.word_select(row, HALF * NIBBLE).eq(
+                Mux(any_half[copy], beat.word_select(row, HALF * NIBBLE), 0)
+            )
+            mask = Mux(late[copy], second.word_select(row, BLOCK), beat.word_select(row, BLOCK))
+            places = self._places(m, f"row_{row}", named(m, f"mask_{row}", mask), any_mask[copy])
             for n, place in enumerate(places):
                 index = named(m, f"index_{row}_{n}", nibbles.word_select(HALF * row + n, NIBBLE) | place)
                 for half in range(2):
-                    with m.If(halves[half]):
+                    with m.If(halves[copy][half]):
                         m.d.sync += out.indices[row][HALF * half + n].eq(index)
 
     def _places(self, m, name, mask, valid):

@@ -5,7 +5,7 @@ from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.burst import next_burst
-from hw.interfaces import BEAT_BITS, MEMORY_ADDRESS_BITS, AXI4Read, descriptor_layout
+from hw.interfaces import BASE_BITS, BEAT_BITS, MEMORY_ADDRESS_BITS, AXI4Read, based, descriptor_layout
 from hw.skid import Skid
 from hw.spec.config import Config
 from hw.spec.isa import StreamFormat, Unit
@@ -22,7 +22,7 @@ TAG = data.StructLayout({"first": 1, "raw": 1})
 CAME = data.StructLayout({"raw": 1, "stream": 1})
 """A beat has come, of a RAW or of a STREAM instruction."""
 ADDRESS = data.StructLayout({"addr": MEMORY_ADDRESS_BITS, "len": 8})
-RESPONSE = data.StructLayout({"data": BEAT_BITS, "failed": 1, "last": 1})
+RESPONSE = data.StructLayout({"data": BEAT_BITS, "resp": 2, "last": 1})
 
 
 def wrapped_increment(pointer, depth):
@@ -91,7 +91,8 @@ class WeightReader(wiring.Component):
     Parameters: ``config``.
 
     Members: ``start``, ``desc``: an RD instruction (``desc`` is sampled in s); ``active``: addresses are left to send;
-    ``stop``: send no new address (those already offered stay); ``bus_idle``: no address offered, no beat awaited;
+    ``stop``: send no new address (those already offered stay); ``base``: of the channel's memory, in pages, added to
+    every address (it stays as it is while the reader is active); ``bus_idle``: no address offered, no beat awaited;
     ``error``: sticky, a beat came with an error response; ``came``: a beat came, of RAW, of STREAM; ``o``, ``o_valid``,
     ``pop``: beats; ``axi``: the channel, whose signals are registers on the reader's side.
     """
@@ -103,6 +104,7 @@ class WeightReader(wiring.Component):
                 "start": In(1),
                 "desc": In(descriptor_layout(Unit.RD)),
                 "stop": In(1),
+                "base": In(BASE_BITS),
                 "active": Out(1),
                 "bus_idle": Out(1),
                 "error": Out(1),
@@ -147,13 +149,13 @@ class WeightReader(wiring.Component):
         # Both outcomes beside the handshake that chooses one.
         m.d.sync += [
             came.data.eq(self.axi.rdata),
-            came.failed.eq(self.axi.rresp != 0),
+            came.resp.eq(self.axi.rresp),
             came.last.eq(self.axi.rlast),
             taken.eq(self.axi.rvalid),
             free.eq(Mux(asked, (free - length) + popped, free + popped)),
             awaited.eq(Mux(asked, (awaited + length) - taken, awaited - taken)),
         ]
-        with m.If(taken & came.failed):
+        with m.If(taken & came.resp.any()):
             m.d.sync += self.error.eq(1)
         arrived, burst_start = self._tag(m, asked, tag, taken, came.last)
         m.d.comb += [
@@ -166,13 +168,13 @@ class WeightReader(wiring.Component):
 
     def _addresses(self, m, address, asked, length, tag):
         """The walk over the runs into ``address``; ``length`` and ``tag`` are those of the burst at ``beat``."""
-        beat, run = Signal(BEAT_ADDRESS_BITS), Signal(BEAT_ADDRESS_BITS)
-        left, runs_left, n_inner, stride = (
-            Signal(32, name=name) for name in ("left", "runs_left", "n_inner", "stride")
+        beat, run, left, runs_left, n_inner, stride = (
+            Signal(BEAT_ADDRESS_BITS, name=name, reset_less=True)
+            for name in ("beat", "run", "left", "runs_left", "n_inner", "stride")
         )
         m.d.comb += [
             length.eq(next_burst(beat, left)),
-            address.i.addr.eq(Cat(Const(0, 6), beat)),
+            address.i.addr.eq(based(Cat(Const(0, 6), beat), self.base)),
             address.i.len.eq(length - 1),
         ]
         with m.If(asked):

@@ -21,7 +21,6 @@ from hw.spec.legal import result_beyond
 from hw.spec.memory import MemoryModel
 from hw.spec.timing import (
     ACT_ERROR,
-    ADDRESS_PIPE,
     BURST_BEATS,
     BUS_ERROR,
     LOAD_INTERVAL,
@@ -137,9 +136,9 @@ def _ask(g, channels, c, arrivals, kinds, pops, ends, info, requests):
     if g[HBM]:
         for i in range(n):
             at = asked + i & wrap
-            requests[c, 0, at], requests[c, 1, at], requests[c, 2, at] = address + i, t + ADDRESS_PIPE, extra
+            requests[c, 0, at], requests[c, 1, at], requests[c, 2, at] = address + i, t, extra
     else:
-        arrived = max(t + ADDRESS_PIPE + g[LATENCY] + extra, channels[c, ARRIVED_LAST] + 1)
+        arrived = max(t + g[LATENCY] + extra, channels[c, ARRIVED_LAST] + 1)
         for i in range(n):
             arrivals[c, asked + i & wrap] = arrived + i
         channels[c, ARRIVED_LAST] = arrived + n - 1

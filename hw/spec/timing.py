@@ -11,7 +11,8 @@ SEQ_AFTER_FETCH = 4
 LDS_RETURN = 2
 """LDS completes this many cycles after its beat arrives; its address is sent in its first free cycle."""
 ADDRESS_PIPE = 2
-"""From the cycle in which a unit sends a read address to the one in which it is on the port."""
+"""From the cycle in which LD, LDS or the program fetch sends a read address to the one in which it is on the auxiliary
+port. A reader's address is on its channel's port in the cycle in which it is sent."""
 AUX_BEAT = 1
 """From a beat's arrival at the auxiliary port to the cycle in which its unit takes it."""
 UNIT_START = 2

@@ -7,6 +7,7 @@ from amaranth.sim import Simulator
 from hw.control import Control
 from hw.spec import config as configurations
 from hw.spec import csr
+from hw.spec.isa import Error, StreamFormat, Unit
 from hw.spec.memory import MemoryModel
 from sim.rtl.accelerator import kernel_design
 from sim.rtl.run import DumpRange, MemoryImage, run
@@ -90,3 +91,34 @@ def test_a_program_runs_anywhere(stall_percent):
         assert result.csr[0] == 0 and result.dumps[0] == data.tobytes()
         cycles.append(result.csr[1])
     assert stall_percent or cycles[0] == cycles[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("missing", [0, 1])
+def test_channels_are_read_behind_their_bases(missing):
+    """The last beat that RD asks for is the last one of every channel's memory, or one behind the first channel's."""
+    source, beats = 300, 40
+    program = Program()
+    program.issue(Unit.RD, addr=source, n_outer=1, n_inner=beats, fmt=StreamFormat.RAW)
+    program.halt()
+    bases = [0x3_4000_5000 + (channel << 33) for channel in range(CONFIG.units)]
+    ends = [base + 64 * (source + beats - missing * (not channel)) for channel, base in enumerate(bases)]
+    values = {"program_addr": PROGRAM_BEAT, "program_length": len(program.words)}
+    result = run(
+        kernel_design("tiny"),
+        sizes_bytes=[*ends, CONFIG.aux_bytes],
+        memory=MemoryModel(CONFIG.read_latency, CONFIG.write_latency, seed=2),
+        image=[MemoryImage(CONFIG.aux_port, 64 * PROGRAM_BEAT, program.image())],
+        csr_writes=[
+            *((csr.REGISTERS[name], value) for name, value in values.items()),
+            *(
+                (csr.base_offset(channel) + 4 * i, base >> 32 * i & 0xFFFFFFFF)
+                for channel, base in enumerate(bases)
+                for i in (0, 1)
+            ),
+            *START,
+        ],
+        csr_reads=offsets(["status"]),
+        max_cycles=100_000,
+    )
+    assert result.csr == [Error.BUS_READ if missing else Error.NONE]

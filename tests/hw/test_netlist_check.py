@@ -76,6 +76,20 @@ def test_ends_around_a_block_count_too():
     }
 
 
+def test_a_handshake_may_be_loaded_by_logic_but_not_driven_by_it():
+    """Of a block's input, a LUT is found in front of it, and the one behind it only where it is no handshake."""
+
+    def found(driver, *held):
+        block = module([lut("10", [2], 3), register(3, 4, "held")], i_ready=[2], o=[4])
+        instance = {"type": "block", "connections": {"i_ready": [3], "o": [4]}}
+        whole = netlist(module([driver, instance, register(4, 10, "o")], i=[2], o=[10]), block=block)
+        return {(crossing.port, crossing.end) for crossing in unregistered_crossings(Nets(whole), ["block"], held)}
+
+    assert found(register(2, 3, "first")) == {("block.i_ready", "loads")}
+    assert not found(register(2, 3, "first"), "block.i_ready")
+    assert found(lut("10", [2], 3), "block.i_ready") == {("block.i_ready", "driver")}
+
+
 def test_loads_add_up_over_modules_that_pass_a_net_on():
     """Two readers of 40 flip-flops, the second behind the first; clocks do not count."""
     reader = module([register(2, 10 + i, "o", CE=[3]) for i in range(40)], i=[2], enable=[3], o_passed=[3])

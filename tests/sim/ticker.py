@@ -29,11 +29,12 @@ from tests.sim.streams import beat_kinds
 
 
 class Port:
-    """Reads of one memory port; a beat a cycle, taken `late` cycles behind its arrival."""
+    """Reads of one memory port; a beat a cycle, taken `late` cycles behind that in which it would arrive if its address
+    were on the port when it is sent."""
 
     def __init__(self, number, model, late=0):
         self.number, self.model, self.requests, self.waiting = number, model, 0, []
-        self.late = ADDRESS_PIPE + late
+        self.late = late
 
     def accept(self, t, beats):
         self.waiting.append([t + self.late + self.model.latency(self.number, self.requests), beats])
@@ -121,7 +122,7 @@ class Ticker:
         self.channels = [Channel(u, model, config.fifo_beats) for u in range(config.units)]
         self.complete = [[] for _ in self.channels]
         """Each unit's rounds that another one has not completed yet."""
-        self.aux = Port(config.units, model, AUX_BEAT)
+        self.aux = Port(config.units, model, ADDRESS_PIPE + AUX_BEAT)
         self.queues = {u: [] for u in Unit}
         self.active = dict.fromkeys(Unit)
         self.semaphores = {(p, c): 0 for p in Unit for c in Unit}
