@@ -6,9 +6,10 @@ from importlib.resources import files
 from pathlib import Path
 
 from hw.accelerator import TOP, Accelerator
-from hw.kernel import KERNEL, Kernel
+from hw.kernel import Kernel
 from hw.spec import config as configurations
 from hw.spec.config import Config
+from hw.spec.packaging import KERNEL
 from hw.verilog_writer import convert, module_names
 
 DSP_MODEL = files("hw").joinpath("verilog", "dsp48e2.v")
