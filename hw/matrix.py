@@ -11,6 +11,7 @@ from hw.interfaces import BASE_BITS, AXI4Read, BufferRead, BufferWrite, UnitPort
 from hw.matrix_control import DrainControl, OrderControl, StepControl
 from hw.matrix_unit import COMMAND, MatrixUnit
 from hw.operand_buffer import BLOCK_BITS, OperandBuffer
+from hw.pipeline import copies
 from hw.round_queue import RoundQueue
 from hw.spec.config import BLOCK, Config
 from hw.spec.isa import Error, MxMode, StreamFormat, Unit
@@ -24,11 +25,13 @@ ROW_READ_LATENCY = 4
 TREE_STAGES = MX_DRAIN_LATENCY - ROW_READ_LATENCY - 1
 TREE_LEVELS_A_STAGE = 2
 """Registers of the adder tree over units, and the adders between two of them."""
+LOADS_A_COPY = 256
+"""Bits of rows and of results that one register chooses."""
 
 
-def registered(m, name, value):
+def registered(m, name, value, *, resets=True):
     """The value a cycle later: one end of a net between core and units."""
-    register = Signal(len(value), name=f"{name}_register")
+    register = Signal(len(value), name=f"{name}_register", reset_less=not resets)
     m.d.sync += register.eq(value)
     return register
 
@@ -36,17 +39,29 @@ def registered(m, name, value):
 class RowMerger(wiring.Component):
     """The units' rows -> words: the chosen group of units side by side (SPLIT_N), or their sum everywhere (SPLIT_K).
 
-    Numeric contract: int32, wrapping. Latency: ``TREE_STAGES`` cycles. Throughput: a word a cycle. Back-pressure,
+    Rows that are not chosen come as 0, so that the sum of all groups is the one that is: a word of it is on the way to
+    the sum of all units, and no multiplexer chooses among groups.
+
+    Numeric contract: int32, wrapping. Latency: ``TREE_STAGES + 1`` cycles. Throughput: a word a cycle. Back-pressure,
     reset: none.
 
-    Parameters: ``config``. Members: ``rows``: int32[units, 16]; ``group``, ``sum``: choice; ``o``: int32[lanes].
+    Parameters: ``config``. Members: ``rows``: int32[units, 16]; ``group``: of the rows in CHOICE cycles; ``sum``: all
+    rows, which is not to change while rows are under way; ``o``: int32[lanes].
     """
+
+    CHOICE = 2
+    """Cycles from a group's number to its rows: which units are chosen is in registers, with copies of its own."""
 
     def __init__(self, config: Config):
         self.config = config
-        most = 1 << TREE_STAGES * TREE_LEVELS_A_STAGE
-        if config.units > most:
-            raise ValueError(f"units = {config.units}: the adder tree over units adds up to {most}")
+        self.levels = [(n - 1).bit_length() for n in (config.drain_cycles_a_row, config.granules_per_word)]
+        """Adders up to a word of sums over groups, and from there up to the sum of all."""
+        most = (TREE_STAGES - 1) * TREE_LEVELS_A_STAGE, TREE_LEVELS_A_STAGE
+        if self.levels[0] > most[0] or self.levels[1] > most[1]:
+            raise ValueError(
+                f"{config.units} units, {config.granules_per_word} a word: the tree adds up to "
+                f"{1 << most[0]} groups of up to {1 << most[1]}"
+            )
         super().__init__(
             {
                 "rows": In(data.ArrayLayout(BLOCK * ACC_BITS, config.units)),
@@ -58,25 +73,45 @@ class RowMerger(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        config = self.config
-        rows = Cat(self.rows[unit] for unit in range(config.units))
-        word = delay(m, rows.word_select(self.group, ACC_BITS * config.lanes), TREE_STAGES, "word")
-        chosen = delay(m, self.sum, TREE_STAGES, "sum")
-        sums = [[self.rows[unit].word_select(lane, ACC_BITS) for lane in range(BLOCK)] for unit in range(config.units)]
-        for stage in range(TREE_STAGES):
-            for _ in range(TREE_LEVELS_A_STAGE):
-                if len(sums) > 1:
-                    half = len(sums) // 2
-                    sums = [
-                        [(a + b)[:ACC_BITS] for a, b in zip(x, y, strict=True)]
-                        for x, y in zip(sums[:half], sums[half:], strict=True)
-                    ]
-            sums = [
-                [delay(m, value, 1, f"sum_{stage}_{i}_{lane}") for lane, value in enumerate(row)]
-                for i, row in enumerate(sums)
-            ]
-        m.d.comb += self.o.eq(Mux(chosen, Cat(*sums[0]).replicate(config.granules_per_word), word))
+        sums = [self._row(m, unit) for unit in range(self.config.units)]
+        left, for_total = self.levels
+        for stage in range(TREE_STAGES - 1):
+            levels = min(left, TREE_LEVELS_A_STAGE)
+            left -= levels
+            sums = self._added(m, sums, levels, f"sum_{stage}")
+        word = delay(m, Cat(*(lane for row in sums for lane in row)), 1, "word")
+        (total,) = self._added(m, sums, for_total, "total")
+        total = Cat(*total).replicate(self.config.granules_per_word)
+        parts = [slice(at, at + LOADS_A_COPY) for at in range(0, len(word), LOADS_A_COPY)]
+        chosen = copies(m, self.sum, len(parts), "sum")
+        m.d.comb += self.o.eq(
+            Cat(Mux(choice, total[part], word[part]) for choice, part in zip(chosen, parts, strict=True))
+        )
         return m
+
+    def _row(self, m, unit):
+        """A unit's lanes, a cycle later, or 0 where its group is not chosen."""
+        row = self.rows[unit]
+        wanted = Signal(name=f"wanted_{unit}", reset_less=True)
+        m.d.sync += wanted.eq(self.sum | (self.group == unit // self.config.granules_per_word))
+        held = Signal(len(row), name=f"row_{unit}", reset_less=True)
+        parts = range(0, len(row), LOADS_A_COPY)
+        for at, choice in zip(parts, copies(m, wanted, len(parts), f"wanted_{unit}"), strict=True):
+            part = slice(at, at + LOADS_A_COPY)
+            m.d.sync += held[part].eq(Mux(choice, row[part], 0))
+        return [held.word_select(lane, ACC_BITS) for lane in range(BLOCK)]
+
+    def _added(self, m, rows, levels, name):
+        """Halves of the rows added so many times, in registers."""
+        for _ in range(levels):
+            half = len(rows) // 2
+            rows = [
+                [(a + b)[:ACC_BITS] for a, b in zip(x, y, strict=True)]
+                for x, y in zip(rows[:half], rows[half:], strict=True)
+            ]
+        return [
+            [delay(m, value, 1, f"{name}_{i}_{lane}") for lane, value in enumerate(row)] for i, row in enumerate(rows)
+        ]
 
 
 class Matrix(wiring.Component):
@@ -142,10 +177,10 @@ class Matrix(wiring.Component):
         stop = Signal()
         m.d.comb += [
             stop.eq(self.stop | self.rd.error | self.mx.error),
-            self.bus_idle.eq(registered(m, "bus_idle", Cat(each.bus_idle for each in units)).all()),
+            self.bus_idle.eq(registered(m, "bus_idle", Cat(each.bus_idle for each in units), resets=False).all()),
         ]
-        for number, each in enumerate(units):
-            m.d.sync += self.came[number].eq(each.came)
+        came = registered(m, "came", Cat(each.came for each in units), resets=False)
+        m.d.comb += self.came.as_value().eq(came)
         m.d.sync += self.unpack_stall.eq(units[0].unpack_stall)
         self._rd(m, units, stop)
         self._mx(m, units, stop)
@@ -153,7 +188,7 @@ class Matrix(wiring.Component):
 
     def _rd(self, m, units, stop):
         busy, illegal, desc = Signal(), Signal(), self.rd.desc
-        active = registered(m, "active", Cat(unit.active for unit in units))
+        active = registered(m, "active", Cat(unit.active for unit in units), resets=False)
         header, bus = (
             registered(m, name, registered(m, f"unit_{name}", Cat(getattr(unit, name) for unit in units)).any())
             for name in ("header_error", "bus_error")
@@ -264,13 +299,13 @@ class Matrix(wiring.Component):
         m.submodules.results = results = AccumulatorBuffer(self.config)
         words, total = self.config.granules_per_word, ROW_READ_LATENCY + TREE_STAGES
         split_k = Signal()
+        m.d.sync += split_k.eq(self.mx.desc.mode == MxMode.SPLIT_K)
         m.d.comb += [
-            split_k.eq(self.mx.desc.mode == MxMode.SPLIT_K),
-            merger.group.eq(delay(m, drain.group, ROW_READ_LATENCY, "group")),
+            merger.group.eq(delay(m, drain.group, ROW_READ_LATENCY - 1 - merger.CHOICE, "group")),
             merger.sum.eq(split_k),
         ]
         for number, unit in enumerate(units):
-            m.d.comb += merger.rows[number].eq(delay(m, unit.row.as_value(), 1, f"row_{number}"))
+            m.d.comb += merger.rows[number].eq(unit.row.as_value())
         dst = delay(m, drain.dst, total, "dst")
         part = words.bit_length() - 1
         enables = Mux(split_k, 1 << dst[:part], (1 << words) - 1)

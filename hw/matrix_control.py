@@ -49,19 +49,52 @@ ORDER = data.StructLayout(
 )
 
 
-def rows_of_turns(m, desc):
-    """(rows, rows of the last turn) of an MX, as registers, both less one; of rows 1 .. a power of two."""
-    most, least = Signal(ROW_BITS, name="last_row"), Signal(ROW_BITS, name="last_row_of_last_turn")
-    m.d.sync += [most.eq(desc.n_rows - 1), least.eq(Mux(desc.n_last == 0, desc.n_rows, desc.n_last) - 1)]
-    return most, least
+class Rows:
+    """Rows of a turn less one, and which of them is the last, as registers. Those of descriptors that are no errors
+    are at most ``acc_rows``; others start nothing.
+
+    ``number``: in the last turn, in all others, from the cycle after the descriptor on; ``single``: none but the first,
+    a cycle later; ``ends``: the present row is the last.
+    """
+
+    def __init__(self, m, config: Config, desc, name: str):
+        bits = max(1, (config.acc_rows - 1).bit_length())
+        self.number = [Signal(bits, name=f"{name}_last_row_{turn}", reset_less=True) for turn in range(2)]
+        self.single = [Signal(name=f"{name}_single_{turn}", reset_less=True) for turn in range(2)]
+        self.left, self.ends = (
+            Signal(bits, name=f"{name}_rows_left", reset_less=True),
+            Signal(name=f"{name}_row_ends", reset_less=True),
+        )
+        for number, single, rows in zip(
+            self.number, self.single, (desc.n_rows, Mux(desc.n_last == 0, desc.n_rows, desc.n_last)), strict=True
+        ):
+            m.d.sync += [number.eq(rows - 1), single.eq(number == 0)]
+
+    def last(self, last_turn):
+        """The last row of a turn."""
+        return Mux(last_turn, self.number[1], self.number[0])
+
+    def alone(self, last_turn):
+        """Whether a turn's first row is its last."""
+        return Mux(last_turn, self.single[1], self.single[0])
+
+    def begin(self, last_turn):
+        """The first row of a turn is next."""
+        return [self.left.eq(self.last(last_turn)), self.ends.eq(self.alone(last_turn))]
+
+    def advance(self):
+        """The row behind the present one is next."""
+        return [self.left.eq(self.left - 1), self.ends.eq(self.left == 1)]
 
 
 def group_size(m, desc, left, name):
-    """(steps of the group that begins with so many steps left in its turn, whether groups are of one step)."""
-    size, wanted, single = Signal(GROUP_SIZE, name=f"{name}_size"), Signal(GROUP_SIZE), Signal(name=f"{name}_single")
+    """(steps of the group that begins with so many steps left in its turn, whether those are the turn's last, whether
+    groups are of one step)."""
+    size, wanted = Signal(GROUP_SIZE, name=f"{name}_size"), Signal(GROUP_SIZE, name=f"{name}_wanted", reset_less=True)
+    single, ends = Signal(name=f"{name}_single", reset_less=True), Signal(name=f"{name}_ends")
     m.d.sync += [wanted.eq(Mux(desc.group == 0, 1, desc.group)), single.eq(desc.group <= 1)]
-    m.d.comb += size.eq(Mux(left < wanted, left, wanted))
-    return size, single
+    m.d.comb += [ends.eq(left <= wanted), size.eq(Mux(ends, left, wanted))]
+    return size, ends, single
 
 
 class Places:
@@ -71,7 +104,8 @@ class Places:
     def __init__(self, m, config: Config, desc, name: str):
         bits = (config.acc_rows - 1).bit_length()
         self.rows = accumulator_rows(config)
-        self.shift, self.number = Signal(range(bits + 1), name=f"{name}_shift"), Signal(range(MAX_PLACES + 1))
+        self.shift = Signal(range(bits + 1), name=f"{name}_shift", reset_less=True)
+        self.number = Signal(range(MAX_PLACES + 1), name=f"{name}_places", reset_less=True)
         last = (desc.n_rows - 1)[:bits]
         with m.Switch(last):
             for length in reversed(range(bits + 1)):
@@ -144,7 +178,6 @@ class OrderControl(wiring.Component):
         order = Signal(ORDER)
         walk = self._walk(m, order, made, active, scanning)
         m.d.comb += [
-            self.split.eq(desc.mode == MxMode.SPLIT_K),
             there.eq(at != self.arrived),
             self.place.eq(at),
             # The pair after the next may be written when the last step of the one in use is under way.
@@ -161,6 +194,7 @@ class OrderControl(wiring.Component):
         ]
         loads = made & kind.sparse
         m.d.sync += [
+            self.split.eq(desc.mode == MxMode.SPLIT_K),
             pause.eq(Mux(loads, LOAD_INTERVAL - 1, Mux(pause == 0, 0, pause - 1))),
             half.eq(half ^ loads),
             ahead.eq(ahead + loads - self.sparse_done),
@@ -177,28 +211,32 @@ class OrderControl(wiring.Component):
     def _walk(self, m, order, made, active, scanning):
         """Where the round to come is in its instruction; the address of the pair's first row."""
         desc, kind = self.desc, self.round.kind
-        most, least = rows_of_turns(m, desc)
-        steps_left, turns_left, k, pair = (
-            Signal(size, name=name)
-            for name, size in (("steps_left", 32), ("turns_left", 32), ("k", 32), ("pair", ROW_BITS - 1))
+        numbers = Rows(m, self.config, desc, "order")
+        steps_left, turns_left, k_left, pair = (
+            Signal(size, name=name, reset_less=True)
+            for name, size in (
+                ("steps_left", 32),
+                ("turns_left", 32),
+                ("k_left", 32),
+                ("pair", range(self.config.acc_rows)),
+            )
         )
         act, following, raw_base, window, pair_act = (
-            Signal(BUFFER_ADDRESS_BITS, name=name)
+            Signal(BUFFER_ADDRESS_BITS, name=name, reset_less=True)
             for name in ("act_base", "next_act", "raw_base", "window_base", "pair_act")
         )
-        fresh, raw_group, last, last_turn, turn_ends, first_pair = (
-            Signal(name=name) for name in ("fresh", "raw_group", "last", "last_turn", "turn_ends", "first_pair")
+        fresh, raw_group, last, last_turn, turn_ends, first_pair, k_ends = (
+            Signal(name=name)
+            for name in ("fresh", "raw_group", "last", "last_turn", "turn_ends", "first_pair", "k_ends")
         )
-        size, single = group_size(m, desc, steps_left, "group")
+        size, size_ends, single = group_size(m, desc, steps_left, "group")
         first = kind.window * WINDOW
-        rows = Mux(last_turn, least, most)
+        rows = numbers.last(last_turn)
         m.d.comb += [
-            last.eq(Mux(kind.raw, k == desc.kb - 1, kind.last)),
-            last_turn.eq(turns_left == 1),
-            turn_ends.eq(last & (steps_left == size)),
+            last.eq(Mux(kind.raw, k_ends, kind.last)),
+            turn_ends.eq(last & size_ends),
             following.eq(act + desc.act_out),
             window.eq(act + first),
-            first_pair.eq(pair == 0),
             order.pair.eq(pair),
             order.first_pair.eq(first_pair),
             order.last_pair.eq(~kind.sparse | (pair == rows[1:])),
@@ -215,27 +253,33 @@ class OrderControl(wiring.Component):
             ),
         ]
         with m.If(made):
-            m.d.sync += [pair.eq(pair + 1), pair_act.eq(Mux(first_pair, window, pair_act) + (desc.act_stride << 1))]
+            m.d.sync += [pair.eq(pair + 1), first_pair.eq(0)]
+            m.d.sync += [pair_act.eq(Mux(first_pair, window, pair_act) + (desc.act_stride << 1))]
         with m.If(made & order.last_pair):
-            m.d.sync += [pair.eq(0), k.eq(k + 1), fresh.eq(last)]
+            m.d.sync += [pair.eq(0), first_pair.eq(1), fresh.eq(last)]
+            m.d.sync += [k_left.eq(k_left - 1), k_ends.eq(k_left == 1)]
             m.d.sync += [raw_group.eq(kind.raw), raw_base.eq(raw_base + Mux(self.split, self.config.units, 1))]
             with m.If(last):
-                m.d.sync += [k.eq(0), raw_base.eq(act), steps_left.eq(steps_left - size)]
+                m.d.sync += [k_left.eq(desc.kb - 1), k_ends.eq(desc.kb == 1)]
+                m.d.sync += [raw_base.eq(act), steps_left.eq(steps_left - size)]
             with m.If(turn_ends):
                 m.d.sync += [act.eq(following), raw_base.eq(following), steps_left.eq(desc.ob)]
-                m.d.sync += [turns_left.eq(turns_left - 1), active.eq(~last_turn)]
+                m.d.sync += [turns_left.eq(turns_left - 1), last_turn.eq(turns_left == 2), active.eq(~last_turn)]
         with m.If(self.start):
-            m.d.sync += [active.eq(1), fresh.eq(1), k.eq(0), pair.eq(0), raw_base.eq(desc.act), act.eq(desc.act)]
-            m.d.sync += [steps_left.eq(desc.ob), turns_left.eq(desc.n_outer)]
+            m.d.sync += [active.eq(1), fresh.eq(1), pair.eq(0), first_pair.eq(1)]
+            m.d.sync += [raw_base.eq(desc.act), act.eq(desc.act), steps_left.eq(desc.ob)]
+            m.d.sync += [k_left.eq(desc.kb - 1), k_ends.eq(desc.kb == 1)]
+            m.d.sync += [turns_left.eq(desc.n_outer), last_turn.eq(desc.n_outer == 1)]
         return Mux(first_pair, window, pair_act), rows
 
     def _tables(self, m, order, loads, walk):
         """Reads both rows of a pair and tells the units about the entries that come of them."""
         address, rows = walk
-        other, second = Signal(BUFFER_ADDRESS_BITS), Signal()
+        other, second = Signal(BUFFER_ADDRESS_BITS, reset_less=True), Signal()
         m.d.sync += [
             other.eq(address + self.desc.act_stride),
-            second.eq(loads & order.fits & (Cat(Const(1, 1), order.pair) <= rows)),
+            # The second row of the last pair is one if the last row's number is odd.
+            second.eq(loads & order.fits & (~order.last_pair | rows[0])),
         ]
         load = Signal(COMMAND)
         m.d.comb += [
@@ -316,7 +360,7 @@ class StepControl(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        kind, order, now = self.round.kind, Signal(ORDER), Signal(ORDER)
+        kind, order, now = self.round.kind, Signal(ORDER, reset_less=True), Signal(ORDER)
         # inside: the round to take is the batch's next, which may be long in coming; else it is an order's first.
         busy, inside, round_last, take, fits = (
             Signal(name=name) for name in ("busy_step", "inside", "round_last", "take", "fits")
@@ -381,19 +425,24 @@ class StepControl(wiring.Component):
         base, following = Signal(range(MAX_PLACES), name="group_place"), Signal(range(MAX_PLACES))
         # Steps that have rounds, a bit each: ahead of the present batch, and with what is taken of that.
         ahead, batch, before, behind = (
-            Signal(MAX_BUNDLE, name=name) for name in ("steps_ahead", "steps_of_batch", "before", "behind")
+            Signal(MAX_BUNDLE, name=name, reset_less=True)
+            for name in ("steps_ahead", "steps_of_batch", "before", "behind")
         )
+        wanted, held = Signal(MAX_BUNDLE, name="wanted"), Signal(MAX_BUNDLE, name="held", reset_less=True)
         fresh, whole, place = Signal(), Signal(), Signal(range(MAX_PLACES), name="step_place")
         m.d.comb += [
             fresh.eq(~inside & now.fresh),
             before.eq(Mux(fresh, 0, ahead)),
             behind.eq(before | Mux(inside, batch, 0) | (1 << kind.step)),
-            whole.eq(behind == ((1 << now.size) - 1)[:MAX_BUNDLE]),
+            wanted.eq(Mux(inside, held, Cat(step < self.order.size for step in range(MAX_BUNDLE)))),
+            # Steps that fit are of the group: none but this one may be wanted still.
+            whole.eq((wanted & ~(before | Mux(inside, batch, 0)) & ~(1 << kind.step)) == 0),
             first.eq(~(before >> kind.step)[0]),
             fits.eq(now.fits & self.round.agree & (kind.step < now.size) & (whole | ~now.last | kind.more)),
         ]
         with m.If(take):
             m.d.sync += [
+                held.eq(wanted),
                 batch.eq(behind),
                 ahead.eq(Mux(now.last_pair & ~kind.more, behind, before)),
                 self.step.first.eq(first),
@@ -407,34 +456,43 @@ class StepControl(wiring.Component):
 
     def _rows(self, m, now, order, take, busy, round_last, places, place):
         """Rows and passes of a round, and the operand address of a dense one."""
-        step, row, last_row = self.step, Signal(ROW_BITS), Signal(ROW_BITS)
-        last_pass, row_last = Signal(), Signal()
-        most, least = rows_of_turns(m, self.desc)
+        step, row = self.step, Signal(accumulator_rows(self.config), reset_less=True)
+        act = Signal(BUFFER_ADDRESS_BITS, reset_less=True)
+        last_pass, passes = Signal(), self.config.passes
+        rows = Rows(m, self.config, self.desc, "step")
         m.d.comb += [
-            last_row.eq(Mux(order.last_turn, least, most)),
-            last_pass.eq(step.pass_ == self.config.passes - 1),
-            row_last.eq(Mux(order.sparse, step.token, row == last_row)),
-            round_last.eq(last_pass & row_last),
+            last_pass.eq(step.pass_ == passes - 1),
             step.row.eq(places.row(place, row)),
             step.sparse.eq(order.sparse),
             step.half.eq(order.half),
             step.token.eq(order.sparse & row[0]),
-            self.step_valid.eq(busy & (~step.token | (row <= last_row))),
+            # The second row of the last pair is one if the last row's number is odd.
+            self.step_valid.eq(busy & (~step.token | ~order.last_pair | rows.last(order.last_turn)[0])),
+            self.act.eq(act),
             self.act_valid.eq(busy & ~order.sparse),
             self.range_error.eq(self.act_valid & (self.act >= self.config.ob_blocks)),
         ]
         with m.If(busy):
+            # Whether the next cycle's step is the round's last.
+            with m.If(order.sparse):
+                m.d.sync += round_last.eq(last_pass & ~step.token)
+            with m.Elif(last_pass):
+                m.d.sync += round_last.eq((rows.left == 1) & (passes == 1))
+            with m.Else():
+                m.d.sync += round_last.eq((step.pass_ == passes - 2) & rows.ends)
             with m.If(~order.sparse | step.token):
                 m.d.sync += step.pass_.eq(Mux(last_pass, 0, step.pass_ + 1))
             with m.If(order.sparse):
                 m.d.sync += row[0].eq(~row[0])
             with m.Elif(last_pass):
-                m.d.sync += [row.eq(row + 1), self.act.eq(self.act + self.desc.act_stride)]
+                m.d.sync += [row.eq(row + 1), act.eq(act + self.desc.act_stride), *rows.advance()]
         with m.If(take):
             m.d.sync += [
                 step.pass_.eq(0),
                 row.eq(Mux(now.sparse, Cat(Const(0, 1), now.pair), 0)),
-                self.act.eq(now.act),
+                act.eq(now.act),
+                *rows.begin(now.last_turn),
+                round_last.eq(~now.sparse & rows.alone(now.last_turn) & (passes == 1)),
             ]
 
 
@@ -475,27 +533,32 @@ class DrainControl(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         config, desc = self.config, self.desc
-        split_k = desc.mode == MxMode.SPLIT_K
-        line, ready = Signal(MX_ACC_LATENCY - 1), Signal(range(MAX_PLACES + 1))
+        split_k = Signal()
+        line, ready = Signal(MX_ACC_LATENCY - 1, name="done_line"), Signal(range(MAX_PLACES + 1))
         size = self._group_size(m, line[-1])
         m.d.sync += [
+            split_k.eq(desc.mode == MxMode.SPLIT_K),
             line.eq(Cat(self.group_done, line)),
             ready.eq(ready + Mux(line[-1], size, 0) - self.step_drained),
         ]
 
-        row, group, steps_left, outer_left = Signal(32), Signal.like(self.group), Signal(32), Signal(32)
+        steps_left, outer_left = (Signal(32, name=f"{name}_left", reset_less=True) for name in ("steps", "outer"))
+        row, group = Signal(accumulator_rows(config), reset_less=True), Signal.like(self.group, reset_less=True)
         address, row_base, step_base, dst, next_step = (
-            Signal(BUFFER_ADDRESS_BITS, name=name)
+            Signal(BUFFER_ADDRESS_BITS, name=name, reset_less=True)
             for name in ("address", "row_base", "step_base", "dst_base", "next_step")
         )
         active, row_last, outer_last, step = Signal(), Signal(), Signal(), Signal(range(MAX_PLACES))
-        places, (most, least) = Places(m, config, desc, "drain"), rows_of_turns(m, desc)
+        # Counters run down to 1, and whether they are there is known beforehand.
+        last_turn, last_step, one_step = (Signal(name=name) for name in ("last_turn", "last_step", "one_step"))
+        places, rows = Places(m, config, desc, "drain"), Rows(m, config, desc, "drain")
+        m.d.sync += one_step.eq(desc.ob == 1)
         m.d.comb += [
             active.eq(ready != 0),
             row_last.eq(split_k | (group == config.drain_cycles_a_row - 1)),
-            self.step_drained.eq(active & row_last & (row == Mux(outer_left == 1, least, most))),
-            outer_last.eq(self.step_drained & (steps_left == 1)),
-            self.all_drained.eq(outer_last & (outer_left == 1)),
+            self.step_drained.eq(active & row_last & rows.ends),
+            outer_last.eq(self.step_drained & last_step),
+            self.all_drained.eq(outer_last & last_turn),
             next_step.eq(Mux(outer_last, dst + desc.dst_out, step_base + Mux(split_k, 1, config.units))),
         ]
         with m.If(active):
@@ -506,18 +569,25 @@ class DrainControl(wiring.Component):
                     row.eq(row + 1),
                     address.eq(row_base + desc.dst_stride),
                     row_base.eq(row_base + desc.dst_stride),
+                    *rows.advance(),
                 ]
         with m.If(self.step_drained):
             m.d.sync += [
                 row.eq(0),
                 step.eq(step + 1),
                 steps_left.eq(steps_left - 1),
+                last_step.eq(steps_left == 2),
+                *rows.begin(Mux(last_step, outer_left == 2, last_turn)),
                 address.eq(next_step),
                 row_base.eq(next_step),
                 step_base.eq(next_step),
             ]
         with m.If(outer_last):
-            m.d.sync += [steps_left.eq(desc.ob), outer_left.eq(outer_left - 1), dst.eq(next_step)]
+            m.d.sync += [steps_left.eq(desc.ob), last_step.eq(one_step), dst.eq(next_step)]
+            m.d.sync += [outer_left.eq(outer_left - 1), last_turn.eq(outer_left == 2)]
+        # The first row is drained long after the rows of the turns are known.
+        with m.If(delay(m, self.start, 2, "begins")):
+            m.d.sync += rows.begin(last_turn)
         with m.If(self.start):
             m.d.sync += [
                 row.eq(0),
@@ -525,26 +595,30 @@ class DrainControl(wiring.Component):
                 group.eq(0),
                 steps_left.eq(desc.ob),
                 outer_left.eq(desc.n_outer),
+                last_step.eq(desc.ob == 1),
+                last_turn.eq(desc.n_outer == 1),
                 dst.eq(desc.dst),
                 address.eq(desc.dst),
                 row_base.eq(desc.dst),
                 step_base.eq(desc.dst),
             ]
+        late_address = Signal.like(self.dst, reset_less=True)
+        m.d.comb += self.dst.eq(late_address)
         m.d.sync += [
             self.drain_valid.eq(active),
             self.drain.eq(places.row(step, row)),
             self.group.eq(group),
-            self.dst.eq(address),
+            late_address.eq(address),
             self.range_error.eq(active & (address >= config.ab_granules)),
         ]
         return m
 
     def _group_size(self, m, done):
         """Steps of the group that is done: groups end in the order of their steps."""
-        left = Signal(32, name="group_steps_left")
-        size, _ = group_size(m, self.desc, left, "done")
+        left = Signal(32, name="group_steps_left", reset_less=True)
+        size, ends, _ = group_size(m, self.desc, left, "done")
         with m.If(done):
-            m.d.sync += left.eq(Mux(left == size, self.desc.ob, left - size))
+            m.d.sync += left.eq(Mux(ends, self.desc.ob, left - size))
         with m.If(self.start):
             m.d.sync += left.eq(self.desc.ob)
         return size

@@ -29,6 +29,9 @@ FAR_BLOCKS = ("matrix_unit",)
 WIDE_STATE = {
     "alula.control:*": "the host reads these registers back, and the counters start at 0",
     "alula.core.aux:awaited": "how many beats are open decides when the machine is done",
+    "alula.core.matrix.drain:done_line": "a chain of valid bits",
+    "alula.core.matrix.rounds:there": "a bit a unit: it has a round that is not counted",
+    "alula.core.matrix:unit_*_error_register": "an error that a unit has told is one of this program",
     "alula.core.store:outstanding": "how many responses are open decides when the machine is done",
     "alula.core.store:valids": "valid bits of the ports",
     "alula.core.vector:history": "a chain of valid bits",

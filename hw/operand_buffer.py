@@ -7,6 +7,7 @@ from amaranth.lib.wiring import In, Out
 from hw.buffer_memory import BufferMemory
 from hw.dsp_group import ENTRY, delay
 from hw.interfaces import BufferWrite
+from hw.pipeline import fanned
 from hw.spec.config import BLOCK, Config
 from hw.spec.resources import buffer
 from hw.spec.weights import WINDOW
@@ -15,6 +16,8 @@ BLOCK_BITS = 8 * BLOCK
 WINDOW_LAYOUT = data.ArrayLayout(BLOCK_BITS, WINDOW)
 READ_LATENCY = 3
 """Cycles from a read to its rotated window."""
+BYTE = 8
+"""Bits of the blocks that are rotated by an address of their own."""
 
 
 class OperandBuffer(wiring.Component):
@@ -61,39 +64,56 @@ class OperandBuffer(wiring.Component):
         for bank in range(banks):
             m.d.sync += blocks[bank].eq(self._bank(m, bank))
 
-        rotated = Signal(WINDOW_LAYOUT, reset_less=True)
-        low = self.addr[: (banks - 1).bit_length()]
-        for place in range(WINDOW):
-            bank = delay(m, (low + place)[: len(low)], 2, f"bank_of_{place}")
-            m.d.sync += rotated[place].eq(blocks.as_value().word_select(bank, BLOCK_BITS))
-
+        rotated = self._rotated(m, blocks)
         window = self._window(m, rotated)
         for block in range(WINDOW):
             m.d.comb += self.window[block].eq(delay(m, window[block], 1, f"window_{block}"))
         # As many banks as units: a split read starts at bank 0. More: its blocks all lie in the window.
-        split = delay(m, self.split, READ_LATENCY + 1, "split")
-        for unit in range(units):
+        splits = fanned(m, self.split, READ_LATENCY + 1, units, "split")
+        for unit, split in enumerate(splits):
             own = delay(m, blocks[unit], 1, f"own_{unit}") if units == banks else rotated[unit]
             own = Mux(split, delay(m, own, 1, f"split_{unit}"), window[0])
             m.d.comb += self.own[unit].eq(delay(m, own, 1, f"own_out_{unit}"))
         return m
 
+    def _rotated(self, m, blocks):
+        """The window's blocks in order, a cycle after the banks' blocks. Two choices, each of few: the group of WINDOW
+        banks that each block may come of, then the place of the first in it."""
+        banks = self.config.ob_banks
+        first = self.addr[: (banks - 1).bit_length()]
+        inner = (WINDOW - 1).bit_length()
+        window = [[] for _ in range(WINDOW)]
+        for byte, bank in enumerate(fanned(m, first, 2, BLOCK_BITS // BYTE, "first_bank")):
+            here = [blocks[number].word_select(byte, BYTE) for number in range(banks)]
+            near = [
+                Cat(here[(number + start) % banks] for start in range(0, banks, WINDOW)).word_select(bank[inner:], BYTE)
+                for number in range(2 * WINDOW - 1)
+            ]
+            for place, parts in enumerate(window):
+                parts.append(Cat(near[place : place + WINDOW]).word_select(bank[:inner], BYTE))
+        rotated = Signal(WINDOW_LAYOUT, reset_less=True)
+        m.d.sync += [rotated[place].eq(Cat(parts)) for place, parts in enumerate(window)]
+        return rotated
+
     def _window(self, m, rotated):
         """A window as it is, or the entries of two: their blocks shift by an input a cycle."""
-        plain = self.en & ~self.first & ~self.second
-        first, second, plain = (
-            delay(m, en, READ_LATENCY, name)
-            for en, name in ((self.first, "first"), (self.second, "second"), (plain, "plain"))
+        en, first, second = (
+            delay(m, value, 1, name)
+            for value, name in ((self.en, "en"), (self.first, "first"), (self.second, "second"))
         )
+        plain = en & ~first & ~second
+        firsts = fanned(m, first, READ_LATENCY - 1, WINDOW, "late_first")
+        others = fanned(m, second | plain, READ_LATENCY - 1, WINDOW, "late_other")
+        plain = delay(m, plain, READ_LATENCY - 1, "plain")
         of_entries = Signal(reset_less=True)
-        m.d.sync += of_entries.eq(first | (of_entries & ~plain))
+        m.d.sync += of_entries.eq(firsts[0] | (of_entries & ~plain))
         window = []
         for block in range(WINDOW):
             one, other = (Signal(BLOCK_BITS, name=f"{name}_{block}", reset_less=True) for name in ("one", "other"))
             late = delay(m, one[:8], 1, f"late_{block}")
             m.d.sync += [
-                one.eq(Mux(first, rotated[block], one >> 8)),
-                other.eq(Mux(second | plain, rotated[block], other >> 8)),
+                one.eq(Mux(firsts[block], rotated[block], one >> 8)),
+                other.eq(Mux(others[block], rotated[block], other >> 8)),
             ]
             low = Mux(of_entries, Cat(late, other[:8]), other[: ENTRY.size])
             window.append(Cat(low, other[ENTRY.size :]))

@@ -39,6 +39,15 @@ def copies(m, value, n: int, name: str, *, resets: bool = False) -> list[Value]:
     return found
 
 
+def fanned(m, value, cycles: int, n: int, name: str) -> list[Value]:
+    """The value as it was so many cycles ago (at least 1), n times: copies stand for the last of the registers."""
+    for cycle in range(1, cycles):
+        stage = Signal(len(Value.cast(value)), name=f"{name}_{cycle}", reset_less=True)
+        m.d.sync += stage.eq(value)
+        value = stage
+    return copies(m, value, n, name)
+
+
 class Slice(wiring.Component):
     """A register slice: valid, payload and ready all leave registers, so neither direction has a path through it.
 
