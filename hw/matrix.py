@@ -11,7 +11,7 @@ from hw.interfaces import BASE_BITS, AXI4Read, BufferRead, BufferWrite, UnitPort
 from hw.matrix_control import DrainControl, OrderControl, StepControl
 from hw.matrix_unit import COMMAND, MatrixUnit
 from hw.operand_buffer import BLOCK_BITS, OperandBuffer
-from hw.pipeline import copies
+from hw.pipeline import copies, reset_domain, reset_through
 from hw.round_queue import RoundQueue
 from hw.spec.config import BLOCK, Config
 from hw.spec.isa import Error, MxMode, StreamFormat, Unit
@@ -189,9 +189,13 @@ class Matrix(wiring.Component):
     def _rd(self, m, units, stop):
         busy, illegal, desc = Signal(), Signal(), self.rd.desc
         active = registered(m, "active", Cat(unit.active for unit in units), resets=False)
+        # Units are reset a cycle behind what is here: then an old error of theirs must not come in.
+        (units_reset,) = copies(m, ResetSignal(), 1, "units_reset", resets=False)
         header, bus = (
-            registered(m, name, registered(m, f"unit_{name}", Cat(getattr(unit, name) for unit in units)).any())
-            for name in ("header_error", "bus_error")
+            registered(m, name, registered(m, f"unit_{name}", Mux(units_reset, 0, errors)).any())
+            for name, errors in (
+                (name, Cat(getattr(unit, name) for unit in units)) for name in ("header_error", "bus_error")
+            )
         )
         started = Signal(RD_ADDRESS - UNIT_START + 1, name="rd_started")
         m.d.sync += started.eq(Cat(self.rd.start, started))
@@ -219,10 +223,12 @@ class Matrix(wiring.Component):
         ]
 
     def _mx(self, m, units, stop):
-        m.submodules.rounds = rounds = RoundQueue(self.config)
-        m.submodules.orders = orders = OrderControl(self.config)
-        m.submodules.steps = steps = StepControl(self.config)
-        m.submodules.drain = drain = DrainControl(self.config)
+        # Reset with the units: a round that one of them still tells of in the cycle before counts no more.
+        rounds, orders, steps = RoundQueue(self.config), OrderControl(self.config), StepControl(self.config)
+        drain, with_units = DrainControl(self.config), reset_domain(m, "control", ResetSignal())
+        m.submodules.rounds = reset_through(m, "rounds", ResetSignal(), rounds)
+        for name, control in (("orders", orders), ("steps", steps), ("drain", drain)):
+            m.submodules[name] = with_units(control)
         m.submodules.operands = operands = OperandBuffer(self.config)
         for control in (orders, steps, drain):
             m.d.comb += [control.start.eq(self.mx.start), control.desc.eq(self.mx.desc)]

@@ -18,7 +18,7 @@ from hw.chain import (
 from hw.dsp_group import ENTRY, MULTIPLIERS_PER_GROUP, N_LANES, delay
 from hw.interfaces import BASE_BITS, AXI4Read, descriptor_layout
 from hw.operand_buffer import BLOCK_BITS, WINDOW_LAYOUT, OperandBuffer
-from hw.pipeline import copies, reset_through
+from hw.pipeline import copies, reset_domain
 from hw.round import PLACE, ROUND_KIND
 from hw.spec.config import BLOCK, Config
 from hw.spec.isa import Unit
@@ -125,15 +125,18 @@ class MatrixUnit(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.inside = reset_through(m, "inside", ResetSignal(), self._inside())
+        # One register could not reset it all.
+        domains = {name: reset_domain(m, name, ResetSignal()) for name in ("inside", "reader", "front", "accumulators")}
+        m.submodules.inside = domains["inside"](self._inside(domains))
         return m
 
-    def _inside(self):
-        """Everything, with a reset that comes out of a register of the unit."""
+    def _inside(self, domains):
+        """Everything; blocks of some size in their own ones of the domains, whose resets are registers of the unit."""
         m = Module()
-        m.submodules.reader = reader = WeightReader(self.config)
-        m.submodules.front = front = WeightFront()
-        m.submodules.accumulators = accumulators = Accumulators(self.config, primitive=self.primitive)
+        reader, front = WeightReader(self.config), WeightFront()
+        accumulators = Accumulators(self.config, primitive=self.primitive)
+        for name, block in (("reader", reader), ("front", front), ("accumulators", accumulators)):
+            m.submodules[name] = domains[name](block)
         wiring.connect(m, wiring.flipped(self.axi), reader.axi)
         command, desc = self._command(m), Signal.like(self.rd_desc, name="desc", reset_less=True)
         kind = Signal(ROUND_KIND, name="kind_out", reset_less=True)

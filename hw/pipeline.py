@@ -77,11 +77,16 @@ class Slice(wiring.Component):
         return m
 
 
-def reset_through(m, name: str, reset, component):
-    """The component in a clock domain of its own: the same clock, and the reset a cycle later, in a register that
-    nothing else loads."""
+def reset_domain(m, name: str, reset) -> DomainRenamer:
+    """A clock domain of this name in a module and those below it: the same clock, and the reset a cycle later, in a
+    register that nothing else loads. What puts a component into it."""
     domain = ClockDomain(name, local=True)
     m.domains += domain
     (held,) = copies(m, reset, 1, f"{name}_reset")
     m.d.comb += [domain.clk.eq(ClockSignal()), domain.rst.eq(held)]
-    return DomainRenamer(name)(component)
+    return DomainRenamer(name)
+
+
+def reset_through(m, name: str, reset, component):
+    """The component in a `reset_domain` of its own."""
+    return reset_domain(m, name, reset)(component)

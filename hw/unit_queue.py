@@ -5,7 +5,7 @@ from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.interfaces import ERROR_BITS, UnitPort, descriptor_layout
-from hw.pipeline import copies, reset_through
+from hw.pipeline import copies, reset_domain, reset_through
 from hw.spec.config import Config
 from hw.spec.isa import FIELDS, SEMAPHORE_MAX, Error, Unit
 
@@ -147,8 +147,8 @@ class Dispatcher(wiring.Component):
     SEMAPHORE of the producer, in the cycle of the done.
     Latency and throughput: an increment in e is seen by starts from e + 1 on; what SET writes in t is pushed from t + 2
     on; errors are told a cycle late; everything else as `UnitQueue`.
-    Back-pressure: `full` of each unit. Reset: semaphores 0, and a cycle
-    later all queues empty.
+    Back-pressure: `full` of each unit. Reset: a cycle later semaphores are 0 and all
+    queues empty.
 
     Parameters: config.
     Members: ld, st, rd, mx, vu (unit ports); run; set_en, set_field (unit << 5 | index), set_value; push (a bit a
@@ -212,6 +212,7 @@ class Dispatcher(wiring.Component):
 
     def _semaphores(self, m, queues, overflow):
         free = {}
+        reset_domain(m, "semaphores", ResetSignal())
         for producer in Unit:
             full = []
             for consumer in Unit:
@@ -226,9 +227,9 @@ class Dispatcher(wiring.Component):
                 some, most = Signal(name=f"some_{name}"), Signal(name=f"most_{name}")
                 full.append(up & ~down & most)
                 with m.If(up & ~down):
-                    m.d.sync += [count.eq(count + 1), some.eq(~most), most.eq(count == SEMAPHORE_MAX - 1)]
+                    m.d.semaphores += [count.eq(count + 1), some.eq(~most), most.eq(count == SEMAPHORE_MAX - 1)]
                 with m.Elif(down & ~up):
-                    m.d.sync += [count.eq(count - 1), some.eq(count != 1), most.eq(0)]
+                    m.d.semaphores += [count.eq(count - 1), some.eq(count != 1), most.eq(0)]
                 free[producer, consumer] = some
             m.d.comb += overflow[producer].eq(Cat(full).any())
         for consumer in Unit:
