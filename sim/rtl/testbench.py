@@ -5,7 +5,7 @@
 | `testbench` | Verilator | C++ behind DPI (`native/`): fast, HBM timing, random stalls, AXI4 checked in every cycle |
 | `plain_testbench` | any | Verilog-2005 (`plain/`): memories of a fixed latency, bursts checked |
 
-Both have the same control port and the same end of a run (`control.v`).
+Both have the same control port and the same end of a run (`plain/control.v`).
 
 Nothing that moves in every cycle is Python. The AXI4-Lite master is a small state machine that cocotb asks for one
 access at a time; Python wakes when an access is complete and when the run stops.
@@ -174,7 +174,7 @@ def _text(*place: str) -> str:
 def _filled(template: str, n_ports: int, **texts: str) -> str:
     """A template with a text in the place of every `@NAME@`."""
     control = [_declare(f"control_{name}", bits, kind="wire") for name, (bits, _) in CSR_SIGNALS.items()]
-    shared = {"CONTROL": _text("control.v").rstrip(), "CONTROL_SIGNALS": "\n".join(control)}
+    shared = {"CONTROL": _text("plain", "control.v").rstrip(), "CONTROL_SIGNALS": "\n".join(control)}
     sizes = {"N_PORTS": n_ports, "N_UNITS": len(UNITS), "RESET_CYCLES": RESET_CYCLES}
     for name, text in (texts | shared | sizes | {"CSR_ADDRESS_BITS": CSR_ADDRESS_BITS}).items():
         template = template.replace(f"@{name}@", str(text))
