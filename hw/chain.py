@@ -111,7 +111,7 @@ class SkewedChain(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        previous, latency = None, chain_latency(self.cascade_groups)
+        previous, latency, taps = None, chain_latency(self.cascade_groups), []
         for number in range(N_GROUPS):
             late = skew(number, self.cascade_groups)
             m.submodules[f"group_{number}"] = group = DSPGroup(primitive=self.primitive)
@@ -125,12 +125,12 @@ class SkewedChain(wiring.Component):
 
             # Deskewed still packed: one bit fewer a tap than unpacked, and the adders see settled registers.
             tap = delay(m, group.p[: 2 * LANE_BITS + 1], latency - GROUP_LATENCY - late, f"tap_{number}")
-            for lane, value in unpack_lanes(tap).items():
-                m.d.comb += self.taps[number][lane].eq(value)
+            taps.append(unpack_lanes(tap))
+            m.d.comb += [self.taps[number][lane].eq(value) for lane, value in taps[number].items()]
 
         for row, lane in (("sum0", "lo"), ("sum1", "hi")):
             total = Signal.like(self.sums[row], name=row, reset_less=True)
-            m.d.sync += total.eq(self.taps[N_GROUPS // 2 - 1][lane] + self.taps[N_GROUPS - 1][lane])
+            m.d.sync += total.eq(taps[N_GROUPS // 2 - 1][lane] + taps[N_GROUPS - 1][lane])
             m.d.comb += self.sums[row].eq(total)
         return m
 
