@@ -21,14 +21,15 @@ class RoundQueue(wiring.Component):
 
     Back-pressure: none; units have no more than WEIGHT_BUFFER_ROUNDS rounds that are not freed. Reset: empty.
 
-    Parameters: ``config``. Members: ``done``, ``kinds``: a unit's round is complete, in registers of the unit;
+    Parameters: ``config``; ``domains``: clock domains of the same clock, among which the units' queues are divided, for
+    one register cannot reset them all. Members: ``done``, ``kinds``: a unit's round is complete, in registers of the unit;
     ``arrived``: how many rounds have come; ``at``, ``o``: two rounds looked up.
     """
 
     latency = 5
 
-    def __init__(self, config: Config):
-        self.config = config
+    def __init__(self, config: Config, domains: tuple[str, ...] = ("sync",)):
+        self.config, self.domains = config, domains
         super().__init__(
             {
                 "done": In(config.units),
@@ -53,12 +54,13 @@ class RoundQueue(wiring.Component):
             done, kind = Signal(name=f"done_{unit}"), Signal(ROUND_KIND, name=f"kind_{unit}", reset_less=True)
             following = Signal(COUNT, name=f"level_of_{unit}")
             m.d.comb += following.eq(level + done - all_there)
-            m.d.sync += [
+            domain = self.domains[unit * len(self.domains) // units]
+            m.d[domain] += [
                 done.eq(self.done[unit]),
                 kind.eq(self.kinds[unit]),
                 level.eq(following),
                 there[unit].eq(following != 0),
-                heads[unit].eq(self._fifo(m, f"kinds_{unit}", kind, done, all_there)),
+                heads[unit].eq(self._fifo(m, f"kinds_{unit}", kind, done, all_there, domain)),
             ]
         m.d.sync += [
             compared.eq(all_there),
@@ -81,11 +83,11 @@ class RoundQueue(wiring.Component):
             ]
         return m
 
-    def _fifo(self, m, name, value, write_en, advance):
+    def _fifo(self, m, name, value, write_en, advance, domain):
         """A queue in LUT memory; its oldest entry, which ``advance`` removes."""
         write_at, read_at = Signal(PLACE, name=f"{name}_write_at"), Signal(PLACE, name=f"{name}_read_at")
-        m.d.sync += [write_at.eq(write_at + write_en), read_at.eq(read_at + advance)]
+        m.d[domain] += [write_at.eq(write_at + write_en), read_at.eq(read_at + advance)]
         m.submodules[name] = ring = memory.Memory(shape=unsigned(ROUND_KIND.size), depth=WEIGHT_BUFFER_ROUNDS, init=[])
-        write, read = ring.write_port(), ring.read_port(domain="comb")
+        write, read = ring.write_port(domain=domain), ring.read_port(domain="comb")
         m.d.comb += [write.en.eq(write_en), write.addr.eq(write_at), write.data.eq(value), read.addr.eq(read_at)]
         return read.data
