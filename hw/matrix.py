@@ -11,7 +11,7 @@ from hw.interfaces import BASE_BITS, AXI4Read, BufferRead, BufferWrite, UnitPort
 from hw.matrix_control import DrainControl, OrderControl, StepControl
 from hw.matrix_unit import COMMAND, MatrixUnit
 from hw.operand_buffer import BLOCK_BITS, OperandBuffer
-from hw.pipeline import copies, reset_domain, reset_through
+from hw.pipeline import copies, reset_domain
 from hw.round_queue import RoundQueue
 from hw.spec.config import BLOCK, Config
 from hw.spec.isa import Error, MxMode, StreamFormat, Unit
@@ -22,6 +22,8 @@ from hw.weight_reader import CAME
 
 ROW_READ_LATENCY = 4
 """Cycles from a drain to its row: a register at both ends of both nets between core and unit."""
+ROUND_DOMAINS = 4
+"""Registers that reset the queue of rounds."""
 TREE_STAGES = MX_DRAIN_LATENCY - ROW_READ_LATENCY - 1
 TREE_LEVELS_A_STAGE = 2
 """Registers of the adder tree over units, and the adders between two of them."""
@@ -224,10 +226,13 @@ class Matrix(wiring.Component):
 
     def _mx(self, m, units, stop):
         # Reset with the units: a round that one of them still tells of in the cycle before counts no more.
-        rounds, orders, steps = RoundQueue(self.config), OrderControl(self.config), StepControl(self.config)
-        drain, with_units = DrainControl(self.config), reset_domain(m, "control", ResetSignal())
-        m.submodules.rounds = reset_through(m, "rounds", ResetSignal(), rounds)
-        for name, control in (("orders", orders), ("steps", steps), ("drain", drain)):
+        domains = tuple(f"rounds_{number}" for number in range(ROUND_DOMAINS))
+        for name in domains:
+            reset_domain(m, name, ResetSignal())
+        with_units = reset_domain(m, "control", ResetSignal())
+        rounds, orders = RoundQueue(self.config, domains), OrderControl(self.config)
+        steps, drain = StepControl(self.config), DrainControl(self.config)
+        for name, control in (("rounds", rounds), ("orders", orders), ("steps", steps), ("drain", drain)):
             m.submodules[name] = with_units(control)
         m.submodules.operands = operands = OperandBuffer(self.config)
         for control in (orders, steps, drain):

@@ -97,6 +97,11 @@ def group_size(m, desc, left, name):
     return size, ends, single
 
 
+def beyond(act, config: Config):
+    """Whether a block's address is beyond the operand buffer, whose size is a power of two."""
+    return act[config.ob_blocks.bit_length() - 1 :].any()
+
+
 class Places:
     """Accumulator rows of output steps: place p has the rows from p << ``shift`` on, step j is in place j modulo
     ``number`` (`hw.spec.timing.accumulator_places`)."""
@@ -286,7 +291,7 @@ class OrderControl(wiring.Component):
             self.read.eq(loads & order.fits),
             self.second.eq(second),
             self.act.eq(Mux(second, other, address)),
-            self.range_error.eq((self.read | second) & (self.act >= self.config.ob_blocks)),
+            self.range_error.eq((self.read | second) & beyond(self.act, self.config)),
             load.load.eq(self.read),
             load.load_at.eq(order.number),
             load.load_half.eq(order.half),
@@ -470,7 +475,7 @@ class StepControl(wiring.Component):
             self.step_valid.eq(busy & (~step.token | ~order.last_pair | rows.last(order.last_turn)[0])),
             self.act.eq(act),
             self.act_valid.eq(busy & ~order.sparse),
-            self.range_error.eq(self.act_valid & (self.act >= self.config.ob_blocks)),
+            self.range_error.eq(self.act_valid & beyond(self.act, self.config)),
         ]
         with m.If(busy):
             # Whether the next cycle's step is the round's last.

@@ -195,6 +195,8 @@ class Nets:
         self._read(netlist, netlist.top)
         self.outside: dict[str, dict[Bit, Pins]] = {}
         """Module -> its nets with ports -> their ends outside of it."""
+        self.most: dict[str, dict[Bit, int]] = {}
+        """Module -> its nets with ports -> the most loads outside of it that an instance's net has."""
         self.total: dict[str, dict[Bit, Pins]] = {}
         self._climb(netlist.top)
 
@@ -221,10 +223,15 @@ class Nets:
                 net: pins + outside[net] if net in outside else pins for net, pins in module.pins.items()
             }
             for kind in dict.fromkeys(kind for kind, _ in module.inner):
-                found = self.outside.setdefault(kind, {})
+                found, most = self.outside.setdefault(kind, {}), self.most.setdefault(kind, {})
                 for instance in module.outside(total, kind, self.modules[kind]):
                     for net, pins in instance.items():
                         found[net] = found[net] | pins if net in found else pins
+                        most[net] = max(most.get(net, 0), pins.loads.total())
+
+    def loads(self, name: str, net: Bit) -> int:
+        """Loads of a net that a primitive of this module drives, in the instance that has the most."""
+        return self.modules[name].pins[net].loads.total() + self.most.get(name, {}).get(net, 0)
 
 
 def unregistered_crossings(
@@ -266,7 +273,7 @@ def fanouts(nets: Nets, bound: int = MAX_FANOUT) -> list[Fanout]:
     found = []
     for name, module in nets.modules.items():
         for net, (place, kind) in module.places.items():
-            if (loads := nets.total[name][net].loads.total()) > bound:
+            if (loads := nets.loads(name, net)) > bound:
                 found.append(Fanout(plain(f"{name}:{place}"), kind, loads))
     top = next(reversed(nets.modules))
     for net, ports in nets.modules[top].ports.items():

@@ -22,8 +22,10 @@ class RoundQueue(wiring.Component):
     Back-pressure: none; units have no more than WEIGHT_BUFFER_ROUNDS rounds that are not freed. Reset: empty.
 
     Parameters: ``config``; ``domains``: clock domains of the same clock, among which the units' queues are divided, for
-    one register cannot reset them all. Members: ``done``, ``kinds``: a unit's round is complete, in registers of the unit;
-    ``arrived``: how many rounds have come; ``at``, ``o``: two rounds looked up.
+    one register cannot reset them all.
+
+    Members: ``done``, ``kinds``: a unit's round is complete, in registers of the unit; ``arrived``: how many rounds
+    have come; ``at``, ``o``: two rounds looked up.
     """
 
     latency = 5
