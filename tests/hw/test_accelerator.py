@@ -182,35 +182,48 @@ def test_store_modes(mode, pos, n_head, n_gran):
     assert (got.write_bytes_aux == n_bytes) == (mode in (StMode.LIN, StMode.SC))
 
 
-def test_matmul():
-    """act int8[n_rows, k] times weights int8[32, k]: RD, MX, AB, VU, SB, ST."""
-    n_rows, k, units = 3, 64, CONFIG.units
-    kb = k // 16
-    acts = RNG.integers(-127, 128, (n_rows, k)).astype(np.int8)
-    weights = RNG.integers(-127, 128, (16 * units, k)).astype(np.int8)
+N_ROWS, K = 3, 64
+"""Of `product`: rows of activations, inputs."""
+
+
+def product():
+    """(program, image, address of the results, the results int[N_ROWS, 16 * units], tag of MX): activations times
+    weights by RD, MX, AB, VU, SB and ST."""
+    units, kb = CONFIG.units, K // 16
+    acts = RNG.integers(-127, 128, (N_ROWS, K)).astype(np.int8)
+    weights = RNG.integers(-127, 128, (16 * units, K)).astype(np.int8)
     image = [MemoryImage(AUX, 0, acts.reshape(-1, 16).astype("<i4").view(np.uint8))]
     for unit in range(units):
         rows = weights[16 * unit : 16 * unit + 16].reshape(16, kb, 16).transpose(1, 0, 2)
         image.append(MemoryImage(unit, 64 * 10, np.ascontiguousarray(rows).view(np.uint8)))
-    program, blocks, granules = Program(), n_rows * kb, n_rows * units
+    program, blocks, granules = Program(), N_ROWS * kb, N_ROWS * units
     program.issue(LD, signal=[VU], addr=0, n_outer=1, n_inner=blocks, dst=0)
     program.issue(RD, addr=10, n_outer=1, n_inner=4 * kb, fmt=0)
     program.issue(VU, wait=[LD], signal=[MX], **vu_copy(Src.P, Dst.OB, blocks))
     mx = program.issue(
-        MX, wait=[VU], signal=[VU], act=0, act_stride=kb, n_rows=n_rows, kb=kb, ob=1, n_outer=1, dst=0, dst_stride=units
+        MX, wait=[VU], signal=[VU], act=0, act_stride=kb, n_rows=N_ROWS, kb=kb, ob=1, n_outer=1, dst=0, dst_stride=units
     )
     program.issue(VU, wait=[MX], signal=[ST], **vu_copy(Src.A, Dst.SB, granules))
     program.issue(ST, wait=[VU], mode=StMode.LIN, addr=9000, src=0, n_tok=1, n_head=1, n_gran=granules)
     program.halt()
-    got = execute(program, image=image, dumps=[(AUX, 9000 * 64, 64 * granules)])
+    return program, image, 9000 * 64, acts.astype(int) @ weights.astype(int).T, mx
+
+
+def run_product(**options):
+    program, image, target, expected, mx = product()
+    got = execute(program, image=image + options.pop("image", []), dumps=[(AUX, target, 4 * expected.size)], **options)
     assert got.status == 0
-    values = np.frombuffer(got.raw.dumps[0], "<i4").reshape(n_rows, 16 * units)
-    np.testing.assert_array_equal(values, acts.astype(int) @ weights.astype(int).T)
-    event = got.event(mx)
-    cost, drain = n_rows * CONFIG.passes, n_rows * CONFIG.drain_cycles_a_row
+    np.testing.assert_array_equal(np.frombuffer(got.raw.dumps[0], "<i4").reshape(expected.shape), expected)
+    return got, mx
+
+
+def test_matmul():
+    got, mx = run_product()
+    event, kb = got.event(mx), K // 16
+    cost, drain = N_ROWS * CONFIG.passes, N_ROWS * CONFIG.drain_cycles_a_row
     takes = event.start_cycle + UNIT_START + 1 + (kb - 1) * max(cost, 4)  # behind the cycle of the first order
     assert event.done_cycle == takes + cost + MX_ACC_LATENCY + drain - 1 + MX_DRAIN_LATENCY
-    assert got.read_beats_channels == 4 * kb * units
+    assert got.read_beats_channels == 4 * kb * CONFIG.units
 
 
 def test_traffic_by_purpose():
@@ -358,6 +371,19 @@ def test_rerun_after_error_starts_clean():
     before = [(0x10, 8000), (0x18, len(bad.words)), (csr.CTRL, 1)] + [(0x40, 0)] * 400
     got = execute(good, before=before, image=[MemoryImage(AUX, 8000 * 64, bad.image())])
     assert (got.status, got.status_detail, got.instructions) == (0, 0, 2)
+
+
+@pytest.mark.parametrize("fmt", [0, 1], ids=["rounds wait in the units", "a header that is none"])
+def test_matrix_units_start_clean_after_an_error(fmt):
+    """The first run ends with rounds that nobody took, or with an error that every unit holds."""
+    bad = Program()
+    bad.issue(RD, addr=4096, n_outer=1, n_inner=256, fmt=fmt)
+    for _ in range(400):
+        bad.add(Op.ADDI, 4, 4, imm=1)
+    bad.add(Op.ENDL)
+    wrong = [MemoryImage(unit, 4096 * 64, np.full(256 * 64, 0xFF, np.uint8)) for unit in range(CONFIG.units)]
+    before = [(0x10, 8000), (0x18, len(bad.words)), (csr.CTRL, 1)] + [(0x40, 0)] * 800
+    run_product(before=before, image=[MemoryImage(AUX, 8000 * 64, bad.image()), *wrong])
 
 
 def test_lint():
