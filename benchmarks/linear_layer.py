@@ -7,13 +7,14 @@ import numpy as np
 from compiler import stream
 from compiler.geometry import Geometry
 from compiler.kernels.builder import At, Builder, Rows, Value
+from compiler.kernels.context import GROUPED_ROWS, Turns, grouped_rows
 from compiler.kernels.regions import Allocator, Region
 from compiler.pack import row_words
 from hw.spec import numerics as nm
 from hw.spec.config import BLOCK, Config
 from hw.spec.isa import CTL1, Fin, LdKind, Mul1, Mul2, Reduce, Row, Src, StMode, pack_bits
 from hw.spec.run import Invocation
-from hw.spec.weights import MAX_SCALE, ceil_div
+from hw.spec.weights import MAX_SCALE, ceil_div, group_steps
 from ref_model.compress.format import BlockFormat
 from ref_model.quantise import QuantLinear, encode_scales
 from sim.memory_image import MemoryImage
@@ -112,7 +113,7 @@ class LinearLayer:
 
     def _program(self) -> list[int]:
         """Chunks of rows, unrolled; buffers double, so that loading, multiplying and scaling overlap."""
-        b, c, shape = Builder(self.config), self.config, self.shape
+        b, c, shape = Builder(self.config, groups=self.group > 0), self.config, self.shape
         space = {name: Allocator(c, name) for name in ("AB", "PB", "VB", "SB", "OB", "RS")}
         words = space["PB"].take("words", self.out_granules)
         b.load(self.words_at, words, self.out_granules, kind=LdKind.PARAMETERS)
@@ -129,27 +130,51 @@ class LinearLayer:
         chunks = [(at, min(shape.rows, shape.tokens - at)) for at in range(0, shape.tokens, shape.rows)]
         self._quantise(b, sides[0], *chunks[0])
         for number, (at, n) in enumerate(chunks):
-            side = sides[number % 2]
+            side, turns = sides[number % 2], self._turns(n)
             if self.late:
                 b.fence()
             else:
-                b.read(0, self.stream_beats)
-            b.matmul(
-                side["Q"],
-                side["ACC"],
-                rows=n,
-                kb=self.geo.kb(shape.n_in),
-                ob=self.geo.steps(shape.n_out),
-                act_stride=self.geo.granules(shape.n_in),
-                out_stride=self.out_granules,
-            )
+                b.read(0, self.stream_beats, rows=turns.n)
+            self._multiply(b, side, n, turns)
             if self.late:
-                b.read(0, self.stream_beats)
+                b.read(0, self.stream_beats, rows=turns.n)
             if number + 1 < len(chunks):
                 self._quantise(b, sides[(number + 1) % 2], *chunks[number + 1])
             self._scale(b, side, words, at, n)
         b.halt()
         return b.words()
+
+    @property
+    def group(self) -> int:
+        """Output steps of a group of the stream; 0: blocks are dense, and there are none."""
+        sparse = (self.layer.format.nonzeros < BLOCK).any() if self.layer.format else False
+        return group_steps(self.geo.steps(self.shape.n_out)) if sparse else 0
+
+    def _turns(self, rows: int) -> Turns:
+        """How a chunk's rows are multiplied: of a sparse matrix some at a time."""
+        if not self.group:
+            return Turns(rows)
+        most = min(rows, grouped_rows(self.config, self.group, GROUPED_ROWS))
+        times = ceil_div(rows, most)
+        return Turns(most, times, rows - (times - 1) * most if times > 1 else 0)
+
+    def _multiply(self, b: Builder, side: dict[str, Region], rows: int, turns: Turns) -> None:
+        blocks, several = self.geo.granules(self.shape.n_in), turns.n != 1
+        b.matmul(
+            side["Q"],
+            side["ACC"],
+            rows=turns.rows,
+            kb=self.geo.kb(self.shape.n_in),
+            ob=self.geo.steps(self.shape.n_out),
+            act_stride=blocks,
+            out_stride=self.out_granules,
+            times=turns.n,
+            act_out=turns.rows * blocks if several else 0,
+            out_out=turns.rows * self.out_granules if several else 0,
+            last_rows=turns.last,
+            group=self.group,
+            total=rows if several else None,
+        )
 
     def _quantise(self, b: Builder, side: dict[str, Region], at: int, n: int) -> None:
         step, width = self.geo.words(self.shape.n_in), self.shape.n_in

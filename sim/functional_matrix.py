@@ -179,9 +179,10 @@ class Stream:
                 self._rounds.popleft()
 
     def _take_stream(self, run: Run, plans: weight_stream.Plans, job: "Job") -> tuple[int, int]:
-        sizes = job.groups()
         before = int(np.searchsorted(plans.group_ends, run.at))
-        groups = min(len(sizes), len(plans.group_ends) - before)
+        held = len(plans.group_ends) - before
+        sizes = job.groups(held + 1)
+        groups = min(len(sizes), held)
         whole = groups == len(sizes)
         n = int(plans.group_ends[before + groups - 1]) + 1 - run.at if whole else run.n_rounds - run.at
         there = min(run.rounds_of(u) for u in range(self.config.units)) - run.at
@@ -240,13 +241,15 @@ class Job:
         if mixed or (kind == StreamFormat.STREAM and self.entry.fields["mode"] == MxMode.SPLIT_K):
             raise self.refused()
 
-    def groups(self) -> list[int]:
-        """Steps of the groups to go."""
+    def groups(self, most: int) -> list[int]:
+        """Steps of the groups to go, of so many at most: a descriptor may ask for 2**64 steps."""
         f = self.entry.fields
-        size, done = max(1, f["group"]), f["n_outer"] * f["ob"] - self.left
-        turn = [min(size, f["ob"] - first) for first in range(0, f["ob"], size)]
-        turns, at = divmod(done, f["ob"])
-        return (turn * (f["n_outer"] - turns))[at // size :]
+        total, size = f["n_outer"] * f["ob"], max(1, f["group"])
+        done, found = total - self.left, list[int]()
+        while done < total and len(found) < most:
+            found.append(min(size, f["ob"] - done % f["ob"]))
+            done += found[-1]
+        return found
 
     def meet_groups(self, info: np.ndarray, sizes: list[int]) -> tuple[int, np.ndarray]:
         """(how many of these rounds fit the groups to go, which of them end a group): all of its steps have rounds."""

@@ -193,8 +193,8 @@ class Card:
 
 CORE_UNITS = 9
 """By so many matrix units fewer is the core's die filled than the others. On `u280` the core takes as many LUTs as 15
-units (246,000 over 16,100, Yosys), and its die holds 5 of them: on another die each would cross to the core in 656 wires
-and, on SLR2, to its memory in 591."""
+units (246,000 over 16,100, Yosys), and its die holds 5 of them: on another die each would cross to the core in 656
+wires and, on SLR2, to its memory in 591."""
 _MIB = 1 << 20
 CARDS = {
     card.name: card
