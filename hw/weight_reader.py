@@ -194,7 +194,8 @@ class WeightReader(wiring.Component):
                 runs_left.eq(desc.n_outer),
                 tag.first.eq(desc.fmt == StreamFormat.STREAM),
                 tag.raw.eq(desc.fmt == StreamFormat.RAW),
-                self.active.eq((desc.n_inner != 0) & (desc.n_outer != 0)),
+                # An illegal descriptor asks for nothing: the error that it is comes too late to stop it.
+                self.active.eq((desc.n_inner != 0) & (desc.n_outer != 0) & (desc.fmt <= max(StreamFormat))),
             ]
 
     def _tag(self, m, asked, tag, taken, last):

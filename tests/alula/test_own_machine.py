@@ -64,7 +64,7 @@ def test_a_machine_of_ones_own_is_exact_in_rtl(machine, tmp_path):
     assert found["bit_exact"] and found["cycle_exact"] and found["cycles_rtl"] > 0 and found["config"] == "mine"
 
 
-@pytest.mark.parametrize("changes", [("chains=8", "acc_rows=24"), ("units=8", "fifo_beats=32", "memory.kind=hbm")])
+@pytest.mark.parametrize("changes", [("chains=8", "acc_rows=32"), ("units=8", "fifo_beats=32", "memory.kind=hbm")])
 def test_changed_machines_equal_the_golden_model(changes, tmp_path):
     words = [word for change in changes for word in ("--set", change)]
     found = result(tmp_path, "verify", *words, "--backend", "cycle", "--lengths", "17", "--steps", "0")

@@ -9,9 +9,10 @@ import pytest
 
 from alula import cli
 from alula.alveo import build, vitis
-from hw.kernel import KERNEL, Kernel
+from hw.kernel import Kernel
 from hw.spec import cards, config
 from hw.spec.config import ConfigError
+from hw.spec.packaging import KERNEL
 from hw.verilog_writer import convert
 
 PAIRS = [

@@ -8,8 +8,9 @@ import pytest
 from alula.alveo import checks, generic, recipes, slash, tcl, vitis
 from alula.alveo.flow import HOST, LINK, PACKAGE, VERILOG
 from hw.accelerator import TOP, ports
-from hw.kernel import KERNEL, Kernel
+from hw.kernel import Kernel
 from hw.spec import cards, config
+from hw.spec.packaging import KERNEL
 from hw.verilog_writer import convert
 from sim.rtl.lint import lint
 from tests.alveo.test_build import PAIRS, wrapper
