@@ -73,6 +73,14 @@ _WORK = {
 }
 """Fields whose product is `Event.work`."""
 _WORK_OF = [itemgetter(*_WORK[unit]) for unit in UNITS]
+
+
+def _work(unit: int, f: dict[str, int]) -> int:
+    """`Event.work`. The last turn of an MX may have fewer rows than the others."""
+    missing = (f["n_rows"] - f["n_last"]) * f["kb"] * f["ob"] if unit == Unit.MX and f["n_last"] else 0
+    return math.prod(_WORK_OF[unit](f)) - missing
+
+
 _BUSY, _WAIT = ([f"{what}_{unit.name.lower()}" for unit in UNITS] for what in ("busy", "wait"))
 _MEMBERS = [tuple(u for u in range(len(UNITS)) if mask >> u & 1) for mask in range(1 << len(UNITS))]
 """Numbers of the units in a mask."""
@@ -414,7 +422,7 @@ class CycleMachine:
         running = self.running[unit]
         assert running is not None
         entry, s = running
-        self.trace.append(Event(s, UNITS[unit], entry.pc, e, math.prod(_WORK_OF[unit](entry.fields))))
+        self.trace.append(Event(s, UNITS[unit], entry.pc, e, _work(unit, entry.fields)))
         self.counters[_BUSY[unit]] += e - s
         del self.open[unit]
         heapq.heappush(self.ends, (e, unit))
