@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 from hw.spec.cards import Card
 from hw.spec.config import Config
+from hw.spec.packaging import KERNEL
 
 UNIT_CELL = "/inst/accelerator/core/matrix/unit_"
 """A matrix unit's cell below the kernel's; its number follows."""
-VERILOG, PACKAGE, LINK, HOST = "alula_kernel.v", "package.tcl", "link.cfg", "host_args.json"
+VERILOG, PACKAGE, LINK, HOST = f"{KERNEL}.v", "package.tcl", "link.cfg", "host_args.json"
 """The kernel, the script that packages it, what the linker connects (where there is one), the host's register map."""
 IP_FOLDER = "ip"
 """Where Vivado's packager puts the IP-XACT core, beside the other files."""

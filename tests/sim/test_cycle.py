@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hw.spec.assembly import assemble
-from hw.spec.config import CONFIGS
+from hw.spec.config import CONFIGS, Config
 from hw.spec.csr import KV_BYTES, LD_BEATS, RD_BEATS, ST_BYTES, TRAFFIC
 from hw.spec.isa import FIELDS, Error, LdKind, StKind, Unit
 from hw.spec.memory import MemoryModel
@@ -153,12 +153,16 @@ def attach(memory: MemoryImage, streams) -> None:
 
 def random_run(rng: random.Random, n: int) -> tuple[MemoryImage, Invocation]:
     """A run of `n` random steps on `TINY`: its weights and its program in memory, and the invocation that starts it."""
-    steps, streams = random_steps(rng, n, TINY.units)
+    return run_of(TINY, *random_steps(rng, n, TINY.units))
+
+
+def run_of(config: Config, steps, streams) -> tuple[MemoryImage, Invocation]:
+    """Steps and the streams that they read, in memory, and the invocation that starts them."""
     program, _ = program_of(steps)
-    memory = MemoryImage(TINY)
+    memory = MemoryImage(config)
     attach(memory, streams)
-    base = TINY.aux_bytes // 2
-    memory.write(TINY.aux_port, base, program)
+    base = config.aux_bytes // 2
+    memory.write(config.aux_port, base, program)
     return memory, Invocation(base // 64, len(program) // 8)
 
 

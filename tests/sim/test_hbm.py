@@ -15,14 +15,12 @@ from hw.spec import hbm
 from hw.spec.config import CONFIGS, ConfigError
 from hw.spec.isa import Error
 from hw.spec.memory import MemoryModel
-from hw.spec.run import Invocation
 from sim import cycle_streams
 from sim.cycle import CycleBackend
 from sim.hbm import alike, commit, new_channel, place, serve
-from sim.memory_image import MemoryImage
 from sim.rtl.backend import RtlBackend
 from sim.trace import differences
-from tests.sim.test_cycle import attach, program_of, random_steps
+from tests.sim.test_cycle import random_steps, run_of
 
 TINY = CONFIGS["tiny"]
 CLOCKS_MHZ = (225, 300, 450, 100, 187.5, 50)
@@ -254,12 +252,7 @@ def random_run(seed, config, n=40, mixed=True):
                 "stride_head": 256,
                 "stride_slot": 32,
             }
-    program, _ = program_of(steps)
-    memory = MemoryImage(config)
-    attach(memory, streams)
-    base = config.aux_bytes // 2
-    memory.write(config.aux_port, base, program)
-    return memory, Invocation(base // 64, len(program) // 8)
+    return run_of(config, steps, streams)
 
 
 @pytest.mark.parametrize("seed", range(8))
