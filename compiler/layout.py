@@ -316,7 +316,8 @@ class Layout:
         self.streams[prefix] = Streams.of(self.sizes, self.geo, MODULES[prefix], ops, count)
 
     def _place_streams(self) -> None:
-        """Behind everything whose address is in the program, which is the same for every compression."""
+        """Behind everything whose address is in the program: addresses of streams are in the tables, for their lengths
+        differ with the compression."""
         for prefix, streams in self.streams.items():
             self.channel.place(f"{prefix}.weights", streams.beats)
         self.channel.place("head", sum(self.head.streams))

@@ -1,4 +1,4 @@
-"""Compressed models: one program for every compression, bit for bit the golden model's results, exact sizes."""
+"""Compressed models: bit for bit the golden model's results, exact sizes, and what a program knows of compression."""
 
 from dataclasses import replace
 
@@ -30,11 +30,17 @@ def mixed():
     return compiled, quantise(checkpoint, compression=compressor)
 
 
-def test_the_program_does_not_depend_on_compression(tiny, mixed):
-    assert mixed[0].program == tiny[0].program
+def test_the_program_knows_which_layers_are_sparse_and_nothing_more():
+    """Precisions and lengths of streams are data; groups of output blocks (of sparse layers only) are instructions."""
     model, machine = named_config("llava-1.5-7b"), config.get("u280")
-    dense = compile_model(model, machine, n_layers=2)
-    assert compile_model(model, machine, n_layers=2, plan=MixedPlan()).program == dense.program
+    program = {
+        plan: compile_model(model, machine, n_layers=2, plan=plan).program
+        for plan in (None, UniformPlan(4), UniformPlan(8, 8), UniformPlan(3, 2), MixedPlan(1), MixedPlan(2))
+    }
+    assert program[None] == program[UniformPlan(4)]
+    assert program[UniformPlan(8, 8)] == program[UniformPlan(3, 2)]  # the language model's
+    assert program[MixedPlan(1)] == program[MixedPlan(2)]  # the tower's too
+    assert program[None] != program[UniformPlan(8, 8)] != program[MixedPlan(1)]
 
 
 @pytest.mark.parametrize(
@@ -105,13 +111,16 @@ def test_sparse_macs_are_those_with_weights_in_the_streams():
     assert vision_macs(layout, sparse=True) == vision_macs(layout)  # the tower stays dense
 
 
-def test_slices_have_the_beats_of_their_rows():
-    op, plan, units, steps = ir.Linear("lm_head", 256, 500), MixedPlan(), 2, 5
-    beats = Sizes(units, plan).slices([("lm_head", op)], steps, 4)
+@pytest.mark.parametrize("grouped", [False, True])
+def test_sections_have_the_beats_of_their_rows(grouped):
+    op, plan, units, steps = ir.Linear("lm_head", 256, 500), MixedPlan(), 2, 4 * (5,)
     bits, nonzeros = plan.blocks("lm_head", 500, 256)
     rows = [slice(10 * i, 10 * i + 10) for i in range(4)]
     sizes = [160, 160, 160, 20]
-    assert beats == [
-        stream.beats((n, 256), bits[r], nonzeros[r], units, steps) for r, n in zip(rows, sizes, strict=True)
+    assert Sizes(units, plan).sections([("lm_head", op)], steps, grouped) == [
+        stream.lengths((n, 256), (bits[r], nonzeros[r]), units, 5, grouped)[0] for r, n in zip(rows, sizes, strict=True)
     ]
-    assert Sizes(units).slices([("lm_head", op)], steps, 4) == [stream.dense_beats((160, 256), units)] * 4
+    dense = [stream.lengths((n, 256), None, units, 5, grouped)[0] for n in sizes]
+    assert Sizes(units).sections([("lm_head", op)], steps, grouped) == dense
+    if not grouped:
+        assert dense == [stream.dense_beats((160, 256), units)] * 4

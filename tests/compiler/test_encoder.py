@@ -32,9 +32,9 @@ def noise(seed: int) -> np.ndarray:
 
 CONFIGS = {
     "one tile": {},
-    "two tiles": {"acc_rows": 18},
+    "two tiles": {"acc_rows": 32},
     "five tiles": {"acc_rows": 8},
-    "keys behind the last": {"units": 8, "acc_rows": 12, "lanes": 16},
+    "keys behind the last": {"units": 8, "acc_rows": 16, "lanes": 16},
 }
 
 

@@ -59,7 +59,7 @@ CONFIGS = {
     "small tiles": {"acc_rows": 8},
     "small tiles, layers tile by tile": {"acc_rows": 8, "imem_instructions": 5504},
     "four units": {"units": 4, "chains": 4},
-    "eight units": {"units": 8, "acc_rows": 12},
+    "eight units": {"units": 8, "acc_rows": 16},
 }
 
 

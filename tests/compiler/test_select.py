@@ -157,7 +157,7 @@ def test_survivors_go_into_the_prompt(tiny):
 def test_one_program_serves_every_choice(tiny):
     """With and without: the same features where the same tokens are kept; smaller tiles of tokens too."""
     quant = tiny[1]
-    compiled = compile_model(quant.config, replace(config.get("tiny"), name="tiles", acc_rows=10))
+    compiled = compile_model(quant.config, replace(config.get("tiny"), name="tiles", acc_rows=16))
     machine = Session(compiled, model_image(compiled, quant), backend("functional"))
     every = machine.encode_image(fixed(noise(2)))
     for keep, strategy in ((5, "rank"), (12, "row"), (16, "rank")):
