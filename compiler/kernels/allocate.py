@@ -82,14 +82,13 @@ def layer_regions(
     )
     place.parameters(record)
     place.take("PB", **{"P:k_scale": shared * row, "P:v_scale": shared * row})
-    place.take("VB", Y=tile * max(geo.granules(width), geo.granules(q)))
-    place.regions["O"] = place.regions["Y"]
-    place.phases(
+    place.phases(  # the vector unit works in order: once it has quantised Y, it no longer needs it
         "VB",
+        {"Y": tile * max(geo.granules(width), geo.granules(q)), "T": wide * hd, "V_ROW": shared * row},
         {"Wk": tile * geo.granules(kv), "Wv": tile * geo.granules(kv), "WQ": tile * geo.granules(q)},
-        {"T": wide * hd, "V_ROW": shared * row},
         {"H": tile * geo.granules(hidden)},
     )
+    place.regions["O"] = place.regions["Y"]
     place.take("OB", XQ=tile * max(geo.granules(width), geo.granules(q)))
     queries = heads * tile * hd
     place.phases(

@@ -51,19 +51,46 @@ KIND = {Store.ULTRA: "URAM", Store.BLOCK: "BRAM36"}
 UNIT = {Store.ULTRA: "UltraRAMs", Store.BLOCK: "block RAMs of 36 Kb"}
 COLUMN_BITS = 72
 """Data width of a RAMB36E2 and of a URAM288 with one port to write and one to read."""
+BYTE_BITS = 9
+"""What a URAM288 can write singly."""
 ULTRA_WORDS = 4096
 HALF_BLOCK_SHAPES = ((36, 512), (18, 1024), (9, 2048), (4, 4096), (2, 8192), (1, 16384))
 """(bits, words) of a RAMB18E2."""
 
 
-def column_bits(bits: int, parts: int, store: Store) -> list[int]:
-    """Widths of the columns of a memory, each within a part: full ones and a rest in block RAM, where a rest takes
-    less; else equal ones (synthesis tools differ in how they pack a narrow rest)."""
+@dataclass(frozen=True)
+class Column:
+    """The bits of a memory's words that lie in one primitive's width: `parts`: (part, bits), from the lowest bit on."""
+
+    parts: tuple[tuple[int, int], ...]
+
+    @property
+    def bits(self) -> int:
+        return sum(bits for _, bits in self.parts)
+
+
+def columns(bits: int, parts: int, store: Store) -> list[Column]:
+    """How the words of a memory are cut into columns.
+
+    Block RAM: each within a part, full ones and a rest, which takes less. UltraRAM of one part: equal ones (synthesis
+    tools differ in how they pack a narrow rest). UltraRAM of several parts: a part is whole bytes of nine bits, which
+    a URAM288 can write singly, so that a column may hold the end of one part and the beginning of the next:
+
+        2,048 bits in 4 parts of 512: 57 bytes a part (the last byte one bit short), 228 bytes, 29 columns of 8 bytes
+    """
     part = bits // parts
     if store is Store.BLOCK:
-        return [min(COLUMN_BITS, part - at) for at in range(0, part, COLUMN_BITS)] * parts
-    columns = -(-part // COLUMN_BITS)
-    return [part // columns + (number < part % columns) for number in range(columns)] * parts
+        return [
+            Column(((number, min(COLUMN_BITS, part - at)),))
+            for number in range(parts)
+            for at in range(0, part, COLUMN_BITS)
+        ]
+    if parts == 1:
+        count = -(-part // COLUMN_BITS)
+        return [Column(((0, part // count + (number < part % count)),)) for number in range(count)]
+    every = [(number, min(BYTE_BITS, part - at)) for number in range(parts) for at in range(0, part, BYTE_BITS)]
+    each = COLUMN_BITS // BYTE_BITS
+    return [Column(tuple(every[at : at + each])) for at in range(0, len(every), each)]
 
 
 @dataclass(frozen=True)
@@ -80,7 +107,7 @@ class Memory:
     @property
     def primitives(self) -> float:
         """UltraRAMs or block RAMs of 36 Kb."""
-        return self.count * sum(self._column(bits) for bits in column_bits(self.bits, self.parts, self.store))
+        return self.count * sum(self._column(each.bits) for each in columns(self.bits, self.parts, self.store))
 
     def _column(self, bits: int) -> float:
         if self.store is Store.ULTRA:
@@ -88,9 +115,9 @@ class Memory:
         return min(-(-bits // width) * -(-self.words // depth) for width, depth in HALF_BLOCK_SHAPES) / 2
 
 
-def store_of(buffer: str, words: int) -> Store:
-    """UltraRAM for what fills at least half of one; PB stays in block RAM, of which there is enough."""
-    return Store.ULTRA if buffer != "PB" and 2 * words >= ULTRA_WORDS else Store.BLOCK
+def store_of(words: int) -> Store:
+    """UltraRAM for what fills at least half of one."""
+    return Store.ULTRA if 2 * words >= ULTRA_WORDS else Store.BLOCK
 
 
 BEAT_TAG_BITS = 2
@@ -104,10 +131,10 @@ def buffer(config: Config, name: str) -> Memory:
     """The memory behind AB, PB, VB, SB or OB (there: one of its banks)."""
     if name == "OB":
         words = config.ob_blocks // config.ob_banks
-        return Memory(name, 8 * BLOCK, words, store_of(name, words), count=config.ob_banks)
+        return Memory(name, 8 * BLOCK, words, store_of(words), count=config.ob_banks)
     words = getattr(config, f"{name.lower()}_granules") // config.granules_per_word
     parts = config.granules_per_word if name in ("AB", "PB") else 1
-    return Memory(name, 32 * config.lanes, words, store_of(name, words), parts)
+    return Memory(name, 32 * config.lanes, words, store_of(words), parts)
 
 
 def memories(config: Config) -> list[Memory]:
@@ -129,7 +156,7 @@ def fifo(config: Config) -> Memory:
         "weight FIFOs",
         8 * BEAT_BYTES + BEAT_TAG_BITS,
         config.fifo_beats,
-        Store.ULTRA if 2 * config.fifo_beats >= ULTRA_WORDS else Store.BLOCK,
+        store_of(config.fifo_beats),
         count=config.units,
     )
 
