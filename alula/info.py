@@ -14,7 +14,7 @@ from hw.spec.config import Config
 from hw.spec.errors import UserError
 from hw.spec.isa import ISA_VERSION
 from hw.spec.memory import MemoryModel
-from hw.spec.resources import CROSSING, KIND, NETLIST_BOUNDS, Row, Store, dsp_total, memories
+from hw.spec.resources import CROSSING, KIND, NETLIST_BOUNDS, Store, dsp_total, memories
 
 if TYPE_CHECKING:
     from hw.synth_units import Netlist
@@ -58,7 +58,7 @@ def resources(name: str | Config, card: str | None = None, note: Callable[[str],
     note("nets and paths")
     return (
         against(name, board, netlist)
-        | placement(netlist, board, board.budget(configurations.get(name)))
+        | placement(netlist, board, configurations.get(name))
         | {
             "synthesis_commit_digest": digest(verilog),
             "synthesis_wall_seconds": time.monotonic() - began,
@@ -66,11 +66,12 @@ def resources(name: str | Config, card: str | None = None, note: Callable[[str],
     )
 
 
-def placement(netlist: "Netlist", board: cards.Card, budget: list[Row]) -> dict:
+def placement(netlist: "Netlist", board: cards.Card, config: Config) -> dict:
     """The figures of `hw.spec.resources.NETLIST_BOUNDS`, and which of them are above their bounds.
 
     Shares are of what the platform leaves, of the card's totals where that is not known. `wires_share` is that of the
-    boundary of two dies that is the fullest, None on a card of one die.
+    boundary of two dies that is the fullest, None on a card of one die. `slr_shares`: packed LUTs of each die, with the
+    matrix units where the floorplan has them and all else on the core's die, of what is left there.
     """
     from hw.levels import levels
     from hw.netlist_check import check
@@ -78,14 +79,21 @@ def placement(netlist: "Netlist", board: cards.Card, budget: list[Row]) -> dict:
 
     longest = levels(netlist, netlist.top)
     limits = board.region.resources if board.region else board.resources
-    wires = next((row for row in budget if row.kind == CROSSING), None)
+    wires = next((row for row in board.budget(config) if row.kind == CROSSING), None)
+    packed, in_units = packed_luts(netlist), packed_luts(netlist, "matrix_unit")
+    shares = [
+        (in_units * len(units) / config.units + (packed - in_units) * (die == board.core_slr)) / left
+        for (die, units), left in zip(board.floorplan(config).items(), board.luts_left(), strict=True)
+    ]
     figures: dict[str, float | None] = {
         **check(netlist).figures,
         "lut_levels_whole": longest.luts,
-        "packed_share": packed_luts(netlist) / limits["LUT"],
+        "packed_share": packed / limits["LUT"],
+        "slr_share": max(shares),
         "wires_share": None if wires is None else wires.platform_share or wires.used / wires.limit,
     }
     return figures | {
+        "slr_shares": shares,
         "longest_path": asdict(longest),
         "netlist_bounds": NETLIST_BOUNDS,
         "above_bounds": [name for name, bound in NETLIST_BOUNDS.items() if (figures[name] or 0) > bound],

@@ -29,9 +29,10 @@ PLACEMENT = {
     "unregistered_crossings": "nets between dies without a register at both ends",
     "payload_resets": "bits of wide registers that are reset",
     "packed_share": "LUTs packed into slices, of the platform's",
+    "slr_share": "packed LUTs of the fullest die, of the platform's",
     "wires_share": "wires between two dies, of the platform's",
 }
-SHARES = ("packed_share", "wires_share")
+SHARES = ("packed_share", "slr_share", "wires_share")
 
 
 def share(of: float | None) -> str:

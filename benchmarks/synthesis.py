@@ -34,6 +34,7 @@ SUMMARY = (
     "over_platform",
     "formula_equal",
     *NETLIST_BOUNDS,
+    "slr_shares",
     "above_bounds",
     "longest_path",
     "synthesis_commit_digest",

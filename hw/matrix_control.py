@@ -143,7 +143,7 @@ class OrderControl(wiring.Component):
     rounds that have come, and one of them; ``order``, ``order_valid``, ``loaded``, ``take``: the oldest order that is
     not taken; ``dense_done``, ``sparse_done``: the last cycle of a dense round's, of a pair's steps; ``read``,
     ``second``, ``act``: a pair's first, second row is read, its first block; ``load``, ``load_at``, ``load_half``: see
-    `hw.matrix_unit.COMMAND`; ``split``: SPLIT_K; ``range_error``: ``act`` is beyond the buffer in this cycle.
+    `hw.matrix_unit.COMMAND`; ``split``: SPLIT_K; ``range_error``: ``act`` was beyond the buffer one cycle ago.
     """
 
     def __init__(self, config: Config):
@@ -281,7 +281,10 @@ class OrderControl(wiring.Component):
         """Reads both rows of a pair and tells the units about the entries that come of them."""
         address, rows = walk
         other, second = Signal(BUFFER_ADDRESS_BITS, reset_less=True), Signal()
+        read, outside = Signal(name="was_read"), Signal(name="was_outside")
         m.d.sync += [
+            read.eq(self.read | second),
+            outside.eq(beyond(self.act, self.config)),
             other.eq(address + self.desc.act_stride),
             # The second row of the last pair is one if the last row's number is odd.
             second.eq(loads & order.fits & (~order.last_pair | rows[0])),
@@ -291,7 +294,7 @@ class OrderControl(wiring.Component):
             self.read.eq(loads & order.fits),
             self.second.eq(second),
             self.act.eq(Mux(second, other, address)),
-            self.range_error.eq((self.read | second) & beyond(self.act, self.config)),
+            self.range_error.eq(read & outside),
             load.load.eq(self.read),
             load.load_at.eq(order.number),
             load.load_half.eq(order.half),
@@ -324,7 +327,7 @@ class StepControl(wiring.Component):
     ``step_valid``, ``act``, ``act_valid``: work, and the first operand block that a dense step reads; ``read``,
     ``read_at``, ``free``: see `hw.matrix_unit.COMMAND`, with a round's first step; ``dense_done``, ``sparse_done``,
     ``group_done``: the last cycle of a dense round, of an order of a batch, of a group; ``step_drained``: a step's
-    place is free; ``stop``: take nothing more; ``range_error``: ``act`` is beyond the buffer in this cycle;
+    place is free; ``stop``: take nothing more; ``range_error``: ``act`` was beyond the buffer one cycle ago;
     ``header_error``: the round taken one cycle ago does not fit: it is not the same in all units, not of the
     instruction's or the group's format, beyond its inputs or its group, or it ends a group of which a step has no
     round. Nothing more is taken then; ``weight_stall``, ``drain_stall``: the unit waits in this cycle for an order or a
@@ -462,6 +465,7 @@ class StepControl(wiring.Component):
     def _rows(self, m, now, order, take, busy, round_last, places, place):
         """Rows and passes of a round, and the operand address of a dense one."""
         step, row = self.step, Signal(accumulator_rows(self.config), reset_less=True)
+        read, outside = Signal(name="was_read"), Signal(name="was_outside")
         act = Signal(BUFFER_ADDRESS_BITS, reset_less=True)
         last_pass, passes = Signal(), self.config.passes
         rows = Rows(m, self.config, self.desc, "step")
@@ -475,8 +479,9 @@ class StepControl(wiring.Component):
             self.step_valid.eq(busy & (~step.token | ~order.last_pair | rows.last(order.last_turn)[0])),
             self.act.eq(act),
             self.act_valid.eq(busy & ~order.sparse),
-            self.range_error.eq(self.act_valid & beyond(self.act, self.config)),
+            self.range_error.eq(read & outside),
         ]
+        m.d.sync += [read.eq(self.act_valid), outside.eq(beyond(act, self.config))]
         with m.If(busy):
             # Whether the next cycle's step is the round's last.
             with m.If(order.sparse):

@@ -17,7 +17,7 @@ from functools import cache
 from itertools import permutations
 
 from hw.synth import LUT_KINDS
-from hw.synth_units import Netlist
+from hw.synth_units import Netlist, unit_of
 
 FRACTURED_INPUTS = 5
 """Inputs of the two functions of one LUT, together."""
@@ -25,10 +25,14 @@ NEIGHBOURS = 64
 """How many LUTs at one input are looked at as partners; more change the count by less than a hundredth."""
 
 
-def packed_luts(netlist: Netlist) -> float:
-    """LUTs of logic, memories and shift registers of a whole netlist, packed."""
-    saved = sum(netlist.instances[name] * _saved(module) for name, module in netlist.modules.items())
-    table = netlist.table()
+def packed_luts(netlist: Netlist, unit: str | None = None) -> float:
+    """LUTs of logic, memories and shift registers, packed: of a unit in all its instances, of everything for None."""
+    saved = sum(
+        netlist.instances[name] * _saved(module)
+        for name, module in netlist.modules.items()
+        if unit in (None, unit_of(name))
+    )
+    table = netlist.table(unit)
     return sum(table[kind] for kind in LUT_KINDS) - saved
 
 

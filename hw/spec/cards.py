@@ -141,6 +141,11 @@ class Card:
         DDR with a port of its own."""
         return config.units + (self.noc or not self.ddr_banks)
 
+    def luts_left(self) -> list[int]:
+        """LUTs of each SLR that a kernel can hope for: SLR0's without what the HBM takes beside it."""
+        dies = self.region.dies if self.region else self.dies
+        return [die["LUT"] - (HBM_LUTS if number == 0 else 0) for number, die in enumerate(dies)]
+
     def floorplan(self, config: Config) -> dict[int, list[int]]:
         """SLR -> matrix units, so that with the core on `core_slr` all SLRs are as full. SLR0, with the shell and the
         HBM, is the last to get one more."""
@@ -191,6 +196,8 @@ class Card:
         refuse_excess(where, self.budget(config))
 
 
+HBM_LUTS = 100_000
+"""Set aside on SLR0 for what connects the kernel's ports to the HBM: a reserve, not a count."""
 CORE_UNITS = 9
 """By so many matrix units fewer is the core's die filled than the others. On `u280` the core takes as many LUTs as 15
 units (246,000 over 16,100, Yosys), and its die holds 5 of them: on another die each would cross to the core in 656

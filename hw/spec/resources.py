@@ -24,14 +24,16 @@ MAX_LUT_LEVELS = 8
 """LUTs on a path, carry cells apart. At 225 MHz a LUT and the net behind it may take 0.5 ns each time."""
 MAX_FANOUT = 256
 """Loads of a net but the clock: more of them do not lie beside each other."""
-MAX_PACKED_SHARE = 0.62
-"""Of the platform's LUTs (`hw.packing`): a design rule, not the vendor's. Fuller dies rarely meet 225 MHz."""
+MAX_PACKED_SHARE, MAX_SLR_SHARE = 0.62, 0.75
+"""Of the platform's LUTs and of those of its fullest die (`hw.packing`): a design rule, not the vendor's. Fuller dies
+rarely meet 225 MHz."""
 NETLIST_BOUNDS: dict[str, float] = {
     "lut_levels_whole": MAX_LUT_LEVELS,
     "largest_fanout": MAX_FANOUT,
     "unregistered_crossings": 0,
     "payload_resets": 0,
     "packed_share": MAX_PACKED_SHARE,
+    "slr_share": MAX_SLR_SHARE,
     "wires_share": 1.0,
 }
 """Figures of a mapped netlist that say whether it can be placed (`hw.netlist_check`), and what they must not exceed."""

@@ -65,7 +65,7 @@ STOP_DELAY = 3
 """From an error to the last cycle in which a unit may still send an address: the stop has to reach it."""
 UNIT_REPORT = 2
 """What a unit tells of its stalls is counted so many cycles later."""
-ACT_ERROR = 1
+ACT_ERROR = 2
 """From the cycle that reads a row whose act block is beyond OB to BUFFER_RANGE."""
 BUS_IDLE = 2
 """From the arrival of the last beat that RD asked for to the last cycle in which the core still waits for it."""

@@ -97,15 +97,29 @@ def test_what_is_hard_to_place_is_marked() -> None:
     top = {"cells": cells, "ports": ports(i=[4], rst=[5])}
     board = cards.get("u280")
     netlist = Netlist("alula", {"matrix_unit": unit, "alula": top}, {"matrix_unit": 1, "alula": 1})
-    found = placement(netlist, board, board.budget(CONFIGS["u280"]))
+    found = placement(netlist, board, CONFIGS["u280"])
     assert [found[name] for name in ("largest_fanout", "payload_resets", "unregistered_crossings")] == [300, 20, 0]
-    assert found["lut_levels_whole"] == 0 and found["packed_share"] == 0
+    assert found["lut_levels_whole"] == 0 and found["packed_share"] == found["slr_share"] == 0
     assert {"largest_fanout", "payload_resets"} <= set(found["above_bounds"]) <= set(found["netlist_bounds"])
     console = Console(width=80, file=io.StringIO())
     console.print(placement_table(found))
     text = console.file.getvalue()
     assert "…" not in text and max(map(len, text.splitlines())) <= 80
     assert "300 !" in text and "20 !" in text and "0 !" not in text.replace("300 !", "").replace("20 !", "")
+
+
+def test_dies_hold_their_matrix_units_and_one_all_else() -> None:
+    lut = {"type": "$lut", "parameters": {"LUT": "10"}, "connections": {"A": [2], "Y": [3]}}
+    module = {"cells": {"lut": lut}, "ports": {}}
+    counts = {"matrix_unit": 32 * 10_000, "alula": 200_000}
+    top = module | {"cells": {"lut": lut, "unit": {"type": "matrix_unit", "connections": {}}}}
+    netlist = Netlist("alula", {"matrix_unit": module, "alula": top}, counts)
+    found = placement(netlist, cards.get("u280"), CONFIGS["u280"])
+    units = [len(units) for units in cards.get("u280").floorplan(CONFIGS["u280"]).values()]
+    left = [388_800 - 100_000, 364_800, 382_080]
+    used = [10_000 * n + extra for n, extra in zip(units, (0, 200_000, 0), strict=True)]
+    assert found["slr_shares"] == pytest.approx([n / of for n, of in zip(used, left, strict=True)])
+    assert found["slr_share"] == max(found["slr_shares"])
 
 
 def test_a_model_is_described_whatever_its_weights(tmp_path, capsys) -> None:
