@@ -167,8 +167,12 @@ class Bench:
         dut, rng = self.dut, self.rng
         there = range(len(self.frees), sum(done + READABLE <= cycle for done in self.dones))
         self.reading = self.loading = None
-        if there and rng.random() < self.eager:
-            self.reading = self.n_read if self.n_read in there and rng.random() < self.hurry else rng.choice(there)
+        # The oldest is read again now and then only: it is not freed before it has rested.
+        again = there if rng.random() < 0.2 else [number for number in there if number > len(self.frees)]
+        if self.n_read in there and (rng.random() < self.hurry or not again):
+            again = [self.n_read]
+        if again and rng.random() < self.eager:
+            self.reading = rng.choice(again)
             self.n_read += self.reading == self.n_read
             self.reads[cycle] = self.reading
             self.last_read[self.reading] = cycle
