@@ -67,7 +67,7 @@ FIELDS = {
         64,
         _BUFFER,
         "Parameter buffer PB: scales, norms' weights, embedding rows and RoPE tables that LD brings.",
-        "64 bytes of block RAM each.",
+        "64 bytes of UltraRAM each.",
         "a multiple of lanes / 16",
     ),
     "vb_granules": Field(
