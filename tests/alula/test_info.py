@@ -109,7 +109,12 @@ def test_what_is_hard_to_place_is_marked() -> None:
 
 
 def test_dies_hold_their_matrix_units_and_one_all_else() -> None:
-    lut = {"type": "$lut", "parameters": {"LUT": "10"}, "connections": {"A": [2], "Y": [3]}}
+    lut = {
+        "type": "$lut",
+        "parameters": {"LUT": "10"},
+        "connections": {"A": [2], "Y": [3]},
+        "port_directions": {"A": "input", "Y": "output"},
+    }
     module = {"cells": {"lut": lut}, "ports": {}}
     counts = {"matrix_unit": 32 * 10_000, "alula": 200_000}
     top = module | {"cells": {"lut": lut, "unit": {"type": "matrix_unit", "connections": {}}}}
