@@ -31,7 +31,7 @@ ENOUGH = {
     "first token": ["5 visual and 16 text tokens", "1 of 2 layers: no rate", "language model"],
     "compile": ["256 tokens", "runtime", "bucketed"],
     "verify": ["9 cases (1 vision, 3 prefill, 5 decode)", "bit-exact ("],
-    "info": ["32 units of 8 chains", "460.8 GB/s", "960 UltraRAMs (79.6 %)"],
+    "info": ["32 units of 8 chains", "460.8 GB/s", "960 UltraRAMs (76.1 %)"],
     "too large": ["10,121 of 6,500 DSPs (155.7 % TOO MANY)"],
     "large": ["llava-1.5-13b, 1 of 40 layers"],
 }

@@ -25,6 +25,10 @@ LATE = "with older sources and not again since"
 """What is said of a result that is older than its sources."""
 OLDER: dict[str, Older] = {
     "simulator": Older("2026-11-25", _UNSTAMPED),
+    "rtl": Older(
+        "2026-11-27",
+        "the hardware's redesign goes on (wires between dies): the whole `u280` is measured when it is whole",
+    ),
     "commands": Older(
         "2026-11-27", "pyproject.toml names more data files and the Makefile has one target more, which no command runs"
     ),
