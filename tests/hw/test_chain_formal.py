@@ -124,9 +124,17 @@ class Reduction(wiring.Component):
         return data.View(chain.ENTRY, (held.as_value() ^ place)[: chain.ENTRY.size])
 
     def looked_up(self):
-        """What replaces `DSPGroup._looked_up`, called for one position after the other."""
-        held = iter(self.held)
-        return lambda group, m, number: self._changed(next(held), group.indices[number], group.half)
+        """What replaces `DSPGroup._looked_up`, called for one position after the other: a group reads as late as it is
+        skewed."""
+        positions = iter(range(MULTIPLIERS_PER_CHAIN))
+
+        def look_up(group, m, number):
+            position = next(positions)
+            late = chain.skew(position // chain.MULTIPLIERS_PER_GROUP, self.groups)
+            held = delay(m, self.held[position].as_value(), late, f"held_{position}")
+            return self._changed(data.View(chain.ENTRY, held), group.indices[number], group.half)
+
+        return look_up
 
     def _operand(self, m, then, position, found):
         packed = Signal(signed(27), name=f"packed_{position}")
