@@ -6,16 +6,19 @@ Each case says what it ends with, so that executors cannot agree on something el
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 import pytest
 
+from compiler.stream import encode
 from hw.spec.config import BEAT_BYTES
 from hw.spec.isa import CTL0, CTL1, FIELDS, SEMAPHORE_MAX, Dst, Error, Mul3, Op, Reduce, Src, Unit, pack_bits
 from hw.spec.memory import MemoryModel
 from hw.spec.run import SEQUENCER, Invocation
 from hw.spec.timing import VU_LATENCY
 from sim.memory_image import MemoryImage
+from tests.compiler.test_stream import random_matrix, uniform
 from tests.cross.lockstep import (
     TINY,
     Runs,
@@ -32,8 +35,8 @@ LD, ST, RD, MX, VU = Unit
 MODEL = MemoryModel(TINY.read_latency, TINY.write_latency)
 VALUES, EXTREMES, RESULTS = 64, 3000, 9000
 """Aux beats: counting numbers, INT32_MIN and 5, where programs store."""
-NO_STREAM, CUT = 256, 300
-"""Channel beats: what is no header, a stream of two rounds."""
+NO_STREAM, CUT, SPARSE = 256, 300, 320
+"""Channel beats: what is no header, a stream of two rounds, one of a window of sparse rounds."""
 PROGRAMS, APART = 140_000, 64
 """Aux beats of the programs."""
 M32 = 0xFFFFFFFF
@@ -464,6 +467,31 @@ def act_blocks_beyond() -> Case:
     return multiplied(Error.BUFFER_RANGE, act=OB - 5, dst_stride=4)
 
 
+def multiplied_sparsely(error: Error, detail: int = MX, **fields) -> Case:
+    """Sparse rounds read both rows of a pair for their tables, one behind the other."""
+    text = loaded()
+    text.read(addr=SPARSE, n_inner=sparse_stream().shape[1] // BEAT_BYTES, fmt=1)
+    text.multiply(**{"kb": 8, "ob": 1, "group": 1, "act_stride": 2, "dst_stride": 4} | fields)
+    case = gathered(text)
+    case.error, case.detail = error, detail
+    return case
+
+
+@case
+def sparse_act_blocks_wrap_behind_the_first() -> Case:
+    return multiplied_sparsely(Error.NONE, 0, n_rows=3, act=OB - 5)
+
+
+@case
+def sparse_act_blocks_of_a_pair_beyond() -> Case:
+    return multiplied_sparsely(Error.BUFFER_RANGE, n_rows=3, act=OB - 4)
+
+
+@case
+def sparse_act_blocks_of_a_pairs_second_row_beyond() -> Case:
+    return multiplied_sparsely(Error.BUFFER_RANGE, n_rows=2, act=OB - 2)
+
+
 @case
 def results_at_the_end() -> Case:
     return multiplied(Error.NONE, 0, dst=AB - 12, dst_stride=4)
@@ -630,6 +658,14 @@ def stream_of_two_blocks() -> np.ndarray:
     return np.frombuffer(beats * 2, np.uint8)
 
 
+@cache
+def sparse_stream() -> np.ndarray:
+    """uint8[units, bytes]: eight input blocks with four non-zeros of 16 each, for an output block a unit."""
+    shape = (16 * TINY.units, 128)
+    weight, form = random_matrix(shape, *uniform(shape, 8, 4))
+    return encode(weight, form, TINY.units)
+
+
 def prepared() -> MemoryImage:
     memory, generator = MemoryImage(TINY), np.random.default_rng(3)
     memory.write(TINY.aux_port, VALUES * BEAT_BYTES, np.arange(64 * 16, dtype="<i4"))
@@ -638,6 +674,7 @@ def prepared() -> MemoryImage:
         memory.write(unit, 0, generator.integers(0, 256, 8192, dtype=np.uint8))
         memory.write(unit, NO_STREAM * BEAT_BYTES, np.full(64, 255, np.uint8))
         memory.write(unit, CUT * BEAT_BYTES, stream_of_two_blocks())
+        memory.write(unit, SPARSE * BEAT_BYTES, sparse_stream()[unit])
     put_cleaner(memory)
     return memory
 

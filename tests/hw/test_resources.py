@@ -82,12 +82,13 @@ def test_columns_hold_every_bit_of_a_word_once_and_in_order(bits, parts, store):
 @pytest.mark.parametrize("seed", range(3))
 def test_parts_of_a_word_are_written_singly(seed):
     """A memory whose columns are shared between parts against a list of words."""
-    rng, memory = random.Random(seed), Memory("by parts", 256, 16, Store.ULTRA, parts=4)
+    rng, memory = random.Random(seed), Memory("by parts", 512, 16, Store.ULTRA, parts=4)
+    assert any(len(dict(column.parts)) > 1 for column in columns(512, 4, Store.ULTRA))
     dut, words = Buffer(memory), [0] * 16
 
     async def bench(ctx):
         for _ in range(300):
-            at, data, enables = rng.randrange(16), rng.getrandbits(256), rng.getrandbits(4)
+            at, data, enables = rng.randrange(16), rng.getrandbits(512), rng.getrandbits(4)
             read = rng.randrange(16)
             want = words[read]
             for name, value in (
@@ -100,7 +101,7 @@ def test_parts_of_a_word_are_written_singly(seed):
                 ctx.set(getattr(dut, name), value)
             for part in range(4):
                 if enables >> part & 1:
-                    mask = (1 << 64) - 1 << 64 * part
+                    mask = (1 << 128) - 1 << 128 * part
                     words[at] = words[at] & ~mask | data & mask
             await ctx.tick()
             assert ctx.get(dut.read_data) == want
